@@ -1,0 +1,143 @@
+"""Plays one ticket: reset, then prompt, response, action, transition, until the episode ends.
+
+Invariants
+- The step's anchor is the key of the state in which the action was chosen, not of the state that it led to.
+- All randomness of a step comes from the ticket's seed and the step's number: the same policy replays the same episode.
+- A lost session restarts the episode from reset; no step of the lost attempt is kept.
+- The session is closed however the episode ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.engine import Sampler
+from actors.parsing import parse_action
+from actors.prompts import PromptBuilder
+from env_servers.client import EnvironmentClient, SessionLost
+from env_servers.protocol import ResetRequest, StepResult
+from services.config.tree import Config
+from services.schemas import Step, Ticket, Trajectory
+
+logger = logging.getLogger(__name__)
+
+RESTARTS = 5
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 5.0
+
+
+class EpisodeFailed(Exception):
+    """The ticket cannot be played: its environment keeps losing the session, or ends before the first action."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Sampling seed of a step, in [0, 2^63): stable across processes, unrelated for neighbouring seeds and steps."""
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+async def play(
+    ticket: Ticket,
+    client: EnvironmentClient,
+    engine: Sampler,
+    prompts: PromptBuilder,
+    config: Config,
+    *,
+    actor: str = "",
+) -> Trajectory:
+    """Play the ticket to its end.
+
+    Raises:
+        EpisodeFailed: see there.
+        EnvironmentUnavailableError, RequestRejected: from the client.
+        EngineFailed: from the engine.
+    """
+    attempt = _Attempt(ticket, client, engine, prompts, config)
+    started = time.time()
+    delay = FIRST_DELAY_S
+    for _ in range(RESTARTS + 1):
+        try:
+            steps, facts = await attempt.play()
+            break
+        except SessionLost as error:
+            logger.warning("ticket %s: session lost (%s), restarting in %.1f s", ticket.id, error, delay)
+            lost = error
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, LONGEST_DELAY_S)
+    else:
+        raise EpisodeFailed(f"the environment lost the session {RESTARTS + 1} times: {lost}")
+    return Trajectory(ticket, steps, facts, actor, started, time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    ticket: Ticket
+    client: EnvironmentClient
+    engine: Sampler
+    prompts: PromptBuilder
+    config: Config
+
+    async def play(self) -> tuple[tuple[Step, ...], dict[str, object]]:
+        """The steps of one session and the episode's facts, later ones over earlier ones."""
+        state = await self.client.reset(
+            ResetRequest(
+                split=self.ticket.task.split,
+                index=self.ticket.task.index,
+                anchor=self.config.env.anchor,
+                max_steps=self.config.env.max_steps,
+            )
+        )
+        try:
+            if state.done:
+                raise EpisodeFailed("the environment ended before the first action")
+            facts: dict[str, object] = dict(state.facts)
+            goal = str(facts["goal"]) if facts.get("goal") else None
+            history: list[tuple[str, str]] = []
+            steps: list[Step] = []
+            while not state.done:
+                step, after = await self._step(state, goal, history)
+                steps.append(step)
+                history.append((state.observation, step.action))
+                facts.update(after.facts)
+                state = after
+            return tuple(steps), facts
+        finally:
+            await self.client.close_session(state.session)
+
+    async def _step(
+        self, state: StepResult, goal: str | None, history: Sequence[tuple[str, str]]
+    ) -> tuple[Step, StepResult]:
+        config = self.config
+        number = state.step + 1
+        prompt = self.prompts.build(goal, history, state)
+        sample = await self.engine.generate(
+            prompt.ids,
+            temperature=self.ticket.temperature,
+            max_tokens=config.model.max_response_tokens,
+            seed=step_seed(self.ticket.seed, number),
+        )
+        parsed = parse_action(config.prompt.template, sample.text, state.admissible, config.prompt.validity)
+        after = await self.client.step(state.session, number, parsed.action)
+        step = Step(
+            prompt_ids=np.asarray(prompt.ids, dtype=np.int32),
+            response_ids=np.asarray(sample.token_ids, dtype=np.int32),
+            logprobs=np.asarray(sample.logprobs, dtype=np.float32),
+            versions=sample.versions,
+            anchor=state.anchor,
+            observation=state.observation,
+            prompt=prompt.text,
+            response=sample.text,
+            action=parsed.action,
+            reward=after.reward * config.env.success_reward,
+            valid=parsed.valid,
+            terminated=after.terminated,
+            truncated=after.truncated,
+        )
+        return step, after

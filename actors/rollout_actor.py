@@ -1,0 +1,228 @@
+"""Leases tickets and plays them, many episodes at once, until it is drained or something it needs is gone.
+
+Invariants
+- A leased ticket is stored, failed, released or abandoned (its lease was lost), and exactly one of them; when the actor
+  ends, whatever the reason, the tickets it still holds are released.
+- An ended episode makes room for the next ticket at once.
+- An episode's own trouble fails its ticket; trouble of the engine, the weights or Redis ends the actor with that error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+
+from actors.engine import InferenceEngine
+from actors.episode import EpisodeFailed, play
+from actors.prompts import PromptBuilder
+from actors.weights import GatedSampler, WeightFollower
+from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, RequestRejected
+from services.buffer import Buffer, Stored
+from services.config.tree import Config
+from services.errors import AnchorageError
+from services.schemas import Ticket
+from services.weights import WeightChannel
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+HEARTBEAT_S = 1.0
+HEARTBEAT_TTL_S = 10.0
+FAILURE_DELAY_S = 0.5
+CLOSING_S = 5.0
+
+
+class Rollout:
+    """One rollout actor. `run` once; `drain` may be called at any time from the same event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        *,
+        engine: InferenceEngine,
+        client: EnvironmentClient,
+        prompts: PromptBuilder,
+        buffer: Buffer,
+        channel: WeightChannel,
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._engine = engine
+        self._client = client
+        self._prompts = prompts
+        self._buffer = buffer
+        self._weights = WeightFollower(channel, engine, config.weights.update)
+        self._sampler = GatedSampler(engine, self._weights.responses)
+        self._episodes: dict[str, asyncio.Task[None]] = {}
+        self._ready = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._error: AnchorageError | None = None
+        self._stopping = False
+        self._state = "starting"
+        self._outcomes = {"stored": 0, "failed": 0, "abandoned": 0}
+        self._tokens_per_s = 0.0
+
+    async def run(self) -> None:
+        """Play until drained.
+
+        Raises:
+            ModelUnavailable, EngineFailed: the engine cannot start, stopped, or cannot load a policy version.
+            RedisUnavailable: the buffer stayed away.
+        """
+        endless = (self._follow_weights(), self._lease(), self._renew(), self._heartbeat(), self._measure())
+        loops = [asyncio.create_task(loop) for loop in endless]
+        ended = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait([ended, *loops], return_when=asyncio.FIRST_COMPLETED)
+            for loop in loops:
+                if loop.done():
+                    loop.result()
+            if self._error is not None:
+                raise self._error
+        finally:
+            await self._end([ended, *loops])
+
+    async def drain(self) -> None:
+        """Give every ticket back at once and let `run` end."""
+        self._state = "draining"
+        self._ended.set()
+        await self._release_all()
+
+    def status(self) -> dict[str, object]:
+        """JSON-able facts for heartbeats."""
+        stats = self._engine.stats()
+        return {
+            "state": "stopping" if self._stopping else self._state,
+            "version": self._engine.version,
+            "episodes": len(self._episodes),
+            "tokens_per_s": round(self._tokens_per_s, 1),
+            "response_tokens": stats.response_tokens,
+            "updates": stats.updates,
+            "update_seconds": round(stats.update_seconds, 3),
+            **self._outcomes,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+
+    async def _end(self, tasks: list[asyncio.Task[object]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self._release_all()
+        except AnchorageError as error:
+            logger.warning("the tickets cannot be given back, their leases will run out: %s", error)
+        await self._engine.stop()
+        await self._client.close()
+
+    async def _release_all(self) -> None:
+        held, self._episodes = self._episodes, {}
+        for task in held.values():
+            task.cancel()
+        if held:
+            await asyncio.to_thread(self._buffer.release, self.name, list(held))
+            await asyncio.wait(held.values(), timeout=CLOSING_S)
+
+    async def _follow_weights(self) -> None:
+        await self._engine.start()
+        self._state = "waiting for weights"
+        await self._weights.first()
+        self._state = "playing"
+        self._ready.set()
+        await self._weights.follow()
+
+    async def _lease(self) -> None:
+        await self._ready.wait()
+        while True:
+            self._room.clear()
+            room = self._config.rollout.episodes_in_flight - len(self._episodes)
+            may_begin = not self._stopping and not self._ended.is_set() and self._weights.episodes.open
+            tickets = await self._lease_tickets(room) if room > 0 and may_begin else []
+            for ticket in tickets:
+                self._episodes[ticket.id] = asyncio.create_task(self._play(ticket))
+            if not tickets:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._room.wait(), POLL_S)
+
+    async def _lease_tickets(self, room: int) -> list[Ticket]:
+        lease_s = self._config.rollout.lease_s
+        call = asyncio.create_task(asyncio.to_thread(self._buffer.lease, self.name, room, lease_s))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(self._buffer.release, self.name, [ticket.id for ticket in await call])
+            raise
+
+    async def _renew(self) -> None:
+        lease_s = self._config.rollout.lease_s
+        while True:
+            await asyncio.sleep(lease_s / 3)
+            held = list(self._episodes)
+            for ticket in await asyncio.to_thread(self._buffer.renew, self.name, held, lease_s):
+                task = self._episodes.pop(ticket, None)
+                if task is not None:
+                    logger.warning("the lease of ticket %s was lost, its episode is abandoned", ticket)
+                    self._outcomes["abandoned"] += 1
+                    task.cancel()
+                    self._room.set()
+            await asyncio.to_thread(self._buffer.expire)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.to_thread(self._buffer.heartbeat, self.name, self.status(), HEARTBEAT_TTL_S)
+            self._stopping = await asyncio.to_thread(self._buffer.state) == "stopping"
+            if self._stopping and self._episodes:
+                logger.info("the run is stopping, %d tickets are given back", len(self._episodes))
+                await self._release_all()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _measure(self) -> None:
+        while True:
+            began, before = time.monotonic(), self._engine.stats().response_tokens
+            await asyncio.sleep(5 * HEARTBEAT_S)
+            self._tokens_per_s = (self._engine.stats().response_tokens - before) / (time.monotonic() - began)
+
+    async def _play(self, ticket: Ticket) -> None:
+        """Play and settle one ticket. Who cancels this task settles the ticket himself."""
+        try:
+            outcome = await self._settle(ticket)
+        except AnchorageError as error:
+            self._error = self._error or error
+            self._ended.set()
+            return
+        self._outcomes[outcome] += 1
+        del self._episodes[ticket.id]
+        self._room.set()
+
+    async def _settle(self, ticket: Ticket) -> str:
+        limit = self._config.rollout.episode_timeout_s
+        try:
+            async with self._weights.episodes.entered(), asyncio.timeout(limit):
+                trajectory = await play(
+                    ticket, self._client, self._sampler, self._prompts, self._config, actor=self.name
+                )
+            stored = await asyncio.to_thread(self._buffer.store, trajectory)
+        except AnchorageError:
+            raise
+        except TimeoutError:
+            reason = f"the episode took longer than {limit:g} s"
+        except (EpisodeFailed, EnvironmentUnavailableError, RequestRejected) as error:
+            reason = str(error)
+        except Exception as error:
+            logger.exception("ticket %s cannot be played", ticket.id)
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if stored in (Stored.DUPLICATE, Stored.UNKNOWN):
+                logger.info("the trajectory of ticket %s was not needed: %s", ticket.id, stored.value)
+            return "stored"
+        logger.warning("ticket %s failed: %s", ticket.id, reason)
+        if await asyncio.to_thread(self._buffer.fail, self.name, ticket.id, reason):
+            logger.warning("group %s/%d is cancelled", ticket.stream, ticket.group)
+        await asyncio.sleep(FAILURE_DELAY_S)
+        return "failed"

@@ -1,0 +1,144 @@
+"""Keeps an engine on the newest announced policy version, at the moments `weights.update` allows.
+
+Invariants
+- Nothing is sampled before the first announced version has been loaded.
+- A version that cannot be had is an error, unless a newer one has taken its place: then that one is loaded.
+- `in_flight` interrupts nobody; `at_step` waits until no response is being sampled, `at_episode` until no episode is
+  being played, and holds new ones back meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Literal
+
+from actors.engine import EngineFailed, InferenceEngine, Sample
+from services.weights import WeightChannel, WeightsError, WeightVersion
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+FETCH_ATTEMPTS = 3
+
+
+class Gate:
+    """Many may be inside at once; closing it keeps newcomers out and waits until it is empty."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def open(self) -> bool:
+        return self._open.is_set()
+
+    @asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        while not self._open.is_set():
+            await self._open.wait()
+        self._inside += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    @asynccontextmanager
+    async def closed(self) -> AsyncIterator[None]:
+        self._open.clear()
+        try:
+            await self._empty.wait()
+            yield
+        finally:
+            self._open.set()
+
+
+class GatedSampler:
+    """The engine as the episodes see it: every response passes the gate."""
+
+    def __init__(self, engine: InferenceEngine, gate: Gate) -> None:
+        self._engine = engine
+        self._gate = gate
+
+    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+        async with self._gate.entered():
+            return await self._engine.generate(prompt_ids, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+
+class WeightFollower:
+    """Loads announced versions into one engine.
+
+    Attributes:
+        responses: gate around each response. episodes: gate around each episode.
+    """
+
+    def __init__(
+        self,
+        channel: WeightChannel,
+        engine: InferenceEngine,
+        update: Literal["in_flight", "at_step", "at_episode"],
+    ) -> None:
+        self._channel = channel
+        self._engine = engine
+        self._update = update
+        self._loaded: WeightVersion | None = None
+        self.responses = Gate()
+        self.episodes = Gate()
+
+    async def first(self) -> None:
+        """Wait for an announced version and load the newest.
+
+        Raises:
+            EngineFailed: it cannot be had or does not fit.
+        """
+        while self._loaded is None:
+            await self._load_newest()
+            if self._loaded is None:
+                await asyncio.sleep(POLL_S)
+
+    async def follow(self) -> None:
+        """Load each newer version soon after it is announced; ends only by an error, as for `first`."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self._load_newest()
+
+    async def _load_newest(self) -> None:
+        found = await self._fetch_newest()
+        if found is None:
+            return
+        wanted, tensors = found
+        if self._update == "at_step":
+            async with self.responses.closed():
+                await self._engine.load_weights(wanted.version, tensors)
+        elif self._update == "at_episode":
+            async with self.episodes.closed():
+                await self._engine.load_weights(wanted.version, tensors)
+        else:
+            await self._engine.load_weights(wanted.version, tensors)
+        self._loaded = wanted
+        logger.info("loaded policy version %d (%.1f MB)", wanted.version, wanted.nbytes / 1e6)
+
+    async def _fetch_newest(self) -> tuple[WeightVersion, dict[str, torch.Tensor]] | None:
+        """The newest version and its tensors; None where it is the loaded one, or none is announced."""
+        for attempt in range(1, FETCH_ATTEMPTS + 1):
+            try:
+                wanted = await asyncio.to_thread(self._channel.latest)
+                if wanted is None or wanted == self._loaded:
+                    return None
+                return wanted, await asyncio.to_thread(self._channel.fetch, wanted)
+            except WeightsError as error:
+                logger.warning("the newest policy version cannot be had, attempt %d: %s", attempt, error)
+                failure = EngineFailed(f"the newest policy version cannot be had: {error}")
+            await asyncio.sleep(POLL_S)
+        raise failure

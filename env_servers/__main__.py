@@ -1,0 +1,68 @@
+"""`python -m env_servers NAME`: serve one environment. Errors are one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from env_servers.errors import ServerError
+from env_servers.registry import load_environment
+from env_servers.server import serve
+from env_servers.settings import TOKEN_VARIABLE, ServerSettings, token_from
+from env_servers.validation import summary
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        serve(load_environment(options.environment), _settings(options))
+    except ServerError as error:
+        sys.stderr.write(f"env_servers: {error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    fields = ServerSettings.model_fields
+    parser = argparse.ArgumentParser("env_servers", description="Serve an environment over HTTP.")
+    parser.add_argument("environment", metavar="NAME|MODULE:CLASS", help="registered name, or an Environment class")
+    parser.add_argument("--token-env", metavar="VARIABLE", help=f"variable that holds the token ({TOKEN_VARIABLE})")
+    for name, kind in _OPTIONS.items():
+        field = fields[name]
+        default = "" if field.default is None else f" ({field.default})"
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=f"{field.description}{default}")
+    return parser
+
+
+_OPTIONS = {
+    "host": str,
+    "port": int,
+    "ready_file": Path,
+    "max_sessions": int,
+    "idle_seconds": float,
+    "max_body_bytes": int,
+    "workers": int,
+}
+
+
+def _settings(options: argparse.Namespace) -> ServerSettings:
+    given = {name: value for name, value in vars(options).items() if name in _OPTIONS}
+    if options.token_env is not None:
+        given["token"] = token_from(options.token_env)
+        if given["token"] is None:
+            raise ServerError(f"--token-env names {options.token_env}, which is not set")
+    try:
+        return ServerSettings(**given)
+    except ValidationError as error:
+        raise ServerError(f"invalid option: {summary(error)}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Generates ALFWorld games: seeded, of all six task types, in the published file format, every one proven solvable.
+
+Invariants
+- `(split, index)` alone decides a game: the same in every process and on every machine.
+- Task types take turns, so every slice of a split holds all six.
+- Rooms of `valid_unseen` occur in no other split; `valid_seen` has the rooms of `train` and other games in them.
+- A game is given out only after its walkthrough was played to a win; its start never fulfils the goal.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from env_servers.alfworld.expert import Planner
+from env_servers.alfworld.native import NativeGame
+from env_servers.alfworld.package import alfworld_module, alfworld_text
+from env_servers.alfworld.problem import TASK_TYPES, parse_game
+from env_servers.alfworld.rooms import LAMP_PLACES, LAMPS, OPENABLE, ROOMS, RoomKind
+
+SPLITS: Mapping[str, int] = {"train": 4096, "valid_seen": 256, "valid_unseen": 256}
+
+_SCENES = {"train": range(7, 31), "valid_seen": range(7, 31), "valid_unseen": range(1, 7)}
+_BASINS = {"SinkBasin": "Sink", "BathtubBasin": "Bathtub"}
+_WALKTHROUGH_LIMIT = 30
+
+
+class _Unlucky(Exception):
+    """The draw allows no such task; another draw is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """An entity of a scene: its PDDL id, its type, and for receptacles the location's id."""
+
+    id: str
+    type: str
+    location: str
+
+
+def generate(split: str, index: int) -> dict[str, object]:
+    """The game document of task `index` of `split`; raises KeyError for an unknown split."""
+    scenes = _SCENES[split]
+    task_type = TASK_TYPES[index % len(TASK_TYPES)]
+    for attempt in range(1000):
+        rng = random.Random(f"alfworld game {split} {index} {attempt}")
+        rooms = [name for name, room in ROOMS.items() if task_type in room.tasks]
+        name = rng.choice(rooms)
+        try:
+            return _game(rng, name, rng.choice(scenes), task_type, f"{split}_{index}")
+        except _Unlucky:
+            continue
+    raise AssertionError(f"no solvable game found for {split} {index}")
+
+
+@functools.lru_cache(maxsize=256)
+def _scene(name: str, number: int) -> tuple[_Placed, ...]:
+    """The receptacles of a scene; drawers and cabinets sometimes share a place to stand."""
+    rng = random.Random(f"alfworld scene {name} {number}")
+    placed: list[_Placed] = []
+    for kind, (least, most) in ROOMS[name].receptacles.items():
+        for _ in range(rng.randint(least, most)):
+            shared = bool(placed) and placed[-1].type == kind and kind in OPENABLE and rng.random() < 0.15
+            location = placed[-1].location if shared else _location(rng)
+            placed.append(_Placed(_identity(rng, kind), kind, location))
+    return tuple(placed)
+
+
+def _game(rng: random.Random, name: str, number: int, task_type: str, title: str) -> dict[str, object]:
+    room, receptacles = ROOMS[name], _scene(name, number)
+    objects = [
+        _Placed(_identity(rng, kind), kind, "") for kind in sorted(room.objects) for _ in _count(rng, room, kind)
+    ]
+    fits = _constants().VAL_RECEPTACLE_OBJECTS
+    home: dict[str, _Placed] = {}
+    for thing in objects:
+        kinds = sorted({r.type for r in receptacles if thing.type in fits[r.type]})
+        if kinds:
+            kind = rng.choice(kinds)
+            home[thing.id] = rng.choice([r for r in receptacles if r.type == kind])
+    objects = [thing for thing in objects if thing.id in home]
+    lamp = _place_lamp(rng, room, receptacles, home)
+    if lamp is not None:
+        objects.append(lamp)
+    target_object, target = _choose_goal(rng, task_type, receptacles, objects, home, lamp)
+    document = {
+        "pddl_domain": alfworld_text("alfred.pddl"),
+        "grammar": alfworld_text("alfred.twl2").replace(
+            "UNKNOWN GOAL", _goal_text(rng, task_type, target_object, target)
+        ),
+        "pddl_problem": _problem(rng, room, receptacles, objects, home, lamp, task_type, target_object, target, title),
+        "solvable": True,
+        "walkthrough": [],
+    }
+    document["walkthrough"] = _solve(document)
+    return document
+
+
+def _solve(document: Mapping[str, object]) -> list[str]:
+    play = NativeGame(parse_game(document))
+    if play.won:
+        raise _Unlucky
+    planner = Planner(play)
+    commands: list[str] = []
+    while not play.won:
+        command = planner.next_command()
+        if command is None or len(commands) >= _WALKTHROUGH_LIMIT:
+            raise _Unlucky
+        play.step(command)
+        commands.append(command)
+    return commands
+
+
+def _choose_goal(
+    rng: random.Random,
+    task_type: str,
+    receptacles: Sequence[_Placed],
+    objects: Sequence[_Placed],
+    home: Mapping[str, _Placed],
+    lamp: _Placed | None,
+) -> tuple[str, str]:
+    """Object type, and receptacle type or lamp type."""
+    constants = _constants()
+    kinds = sorted({thing.type for thing in objects if thing is not lamp})
+    if task_type == "look_at_obj_in_light":
+        if lamp is None:
+            raise _Unlucky
+        return rng.choice(kinds), lamp.type
+    able = {
+        "pick_clean_then_place_in_recep": "Cleanable",
+        "pick_heat_then_place_in_recep": "Heatable",
+        "pick_cool_then_place_in_recep": "Coolable",
+    }.get(task_type)
+    needed = 2 if task_type == "pick_two_obj_and_place" else 1
+    choices = []
+    for kind in kinds:
+        homes = [home[thing.id].type for thing in objects if thing.type == kind]
+        if len(homes) < needed or (able and kind not in constants.VAL_ACTION_OBJECTS[able]):
+            continue
+        for place in sorted({r.type for r in receptacles}):
+            if kind in constants.VAL_RECEPTACLE_OBJECTS[place] and place not in homes:
+                choices.append((kind, place))
+    if not choices:
+        raise _Unlucky
+    return rng.choice(choices)
+
+
+def _place_lamp(
+    rng: random.Random, room: RoomKind, receptacles: Sequence[_Placed], home: dict[str, _Placed]
+) -> _Placed | None:
+    places = [r for r in receptacles if r.type in LAMP_PLACES]
+    if "look_at_obj_in_light" not in room.tasks or not places:
+        return None
+    kind = LAMPS[rng.random() < 0.25]
+    lamp = _Placed(_identity(rng, kind), kind, "")
+    home[lamp.id] = rng.choice(places)
+    return lamp
+
+
+def _goal_text(rng: random.Random, task_type: str, kind: str, target: str) -> str:
+    template: str = rng.choice(alfworld_module("gen.goal_library").gdict[task_type]["templates"])
+    return template.format(obj=kind.lower(), recep=target.lower(), toggle=target.lower(), mrecep="")
+
+
+def _problem(
+    rng: random.Random,
+    room: RoomKind,
+    receptacles: Sequence[_Placed],
+    objects: Sequence[_Placed],
+    home: Mapping[str, _Placed],
+    lamp: _Placed | None,
+    task_type: str,
+    target_object: str,
+    target: str,
+    title: str,
+) -> str:
+    constants = _constants()
+    start = _location(rng)
+    scenery = [_Placed(_identity(rng, kind), kind, _location(rng)) for kind in room.scenery]
+    places = sorted({r.location for r in receptacles} | {s.location for s in scenery} | {start})
+    things = [*objects, *scenery]
+    receptacle_types = sorted({r.type for r in receptacles})
+    object_types = sorted({o.type for o in things})
+
+    declared = ["agent1 - agent"]
+    declared += [f"{kind}Type - rtype" for kind in receptacle_types]
+    declared += [f"{kind}Type - otype" for kind in object_types]
+    declared += [f"{r.id} - receptacle" for r in receptacles]
+    declared += [f"{o.id} - object" for o in things]
+    declared += [f"{place} - location" for place in places]
+
+    actions = constants.VAL_ACTION_OBJECTS
+    facts = [f"receptacleType {r.id} {r.type}Type" for r in receptacles]
+    facts += [f"objectType {o.id} {o.type}Type" for o in things]
+    facts += [
+        f"canContain {place}Type {kind}Type"
+        for place in receptacle_types
+        for kind in object_types
+        if kind in constants.VAL_RECEPTACLE_OBJECTS[place]
+    ]
+    for o in objects:
+        facts += [f"pickupable {o.id}"] if o is not lamp else [f"toggleable {o.id}"]
+        facts += [f"isReceptacleObject {o.id}"] if o.type in constants.MOVABLE_RECEPTACLES_SET else []
+        for action in ("Cleanable", "Heatable", "Coolable", "Sliceable"):
+            facts += [f"{action.lower()} {o.id}"] if o.type in actions[action] else []
+    facts += [f"openable {r.id}" for r in receptacles if r.type in OPENABLE]
+    facts += [f"atLocation agent1 {start}"]
+    facts += [f"inReceptacle {o.id} {home[o.id].id}" for o in objects]
+    facts += [f"receptacleAtLocation {r.id} {r.location}" for r in receptacles]
+    facts += [f"objectAtLocation {o.id} {home[o.id].location}" for o in objects]
+    facts += [f"objectAtLocation {s.id} {s.location}" for s in scenery]
+
+    template: str = alfworld_module("gen.goal_library").gdict[task_type]["pddl"]
+    goal = template.format(obj=target_object, recep=target, toggle=target).replace("#", "-")
+    head = f"(define (problem {title})\n(:domain alfred)\n(:objects\n" + "\n".join(declared) + "\n)\n"
+    return head + "(:init\n" + "\n".join(f"({fact})" for fact in facts) + "\n)\n" + goal
+
+
+def _count(rng: random.Random, room: RoomKind, kind: str) -> range:
+    least, most = room.objects[kind]
+    return range(rng.randint(least, most))
+
+
+def _identity(rng: random.Random, kind: str) -> str:
+    """An id as ALFRED's simulator gives them: type and position."""
+    axes = (rng.uniform(-4, 4), rng.uniform(0, 2), rng.uniform(-4, 4))
+    position = "".join(
+        f"_bar__{'plus' if axis >= 0 else 'minus'}_{abs(axis):05.2f}".replace(".", "_dot_") for axis in axes
+    )
+    base = _BASINS.get(kind)
+    return f"{base}{position}_bar_{kind}" if base else f"{kind}{position}"
+
+
+def _location(rng: random.Random) -> str:
+    x, z = (rng.randint(-12, 12) for _ in range(2))
+    numbers = (x, z, rng.randint(0, 3), rng.choice((15, 30, 45, 60)))
+    return "loc" + "".join(f"_bar_{n}" if n >= 0 else f"_bar__minus_{-n}" for n in numbers)
+
+
+def _constants() -> ModuleType:
+    return alfworld_module("gen.constants")

@@ -1,0 +1,167 @@
+"""The HTTP application of an environment server: the step API over a session table.
+
+Invariants
+- Nothing blocks the event loop: an environment that is `blocking` runs in worker threads.
+- Every error is a problem document; the OpenAPI document names those of each route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.middleware import Middleware
+from starlette.responses import Response
+
+from env_servers.environment import Environment, TaskError
+from env_servers.metrics import ServerMetrics
+from env_servers.middleware import Accounting, BodyLimit, TokenGuard
+from env_servers.problems import describe, handlers, problem_of
+from env_servers.protocol import (
+    BatchResetRequest,
+    BatchResult,
+    BatchStepRequest,
+    CloseRequest,
+    EnvInfo,
+    Problem,
+    ResetRequest,
+    StepRequest,
+    StepResult,
+)
+from env_servers.routing import LeanRoute
+from env_servers.sessions import SWEEP_FRACTION, SessionError, SessionTable
+from env_servers.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/batch/step", "/metrics")
+BODY_PROBLEMS = (413, 415, 422)
+
+
+class Health(BaseModel):
+    """The server is up."""
+
+    status: str = "ok"
+
+
+class MetricsPage(Response):
+    media_type = CONTENT_TYPE_LATEST
+
+
+def create_app(environment: type[Environment], settings: ServerSettings) -> FastAPI:
+    """The application that serves `environment`. Its sessions live as long as the application's lifespan."""
+    table = SessionTable(
+        environment,
+        max_sessions=settings.max_sessions,
+        idle_seconds=settings.idle_seconds,
+        workers=settings.workers,
+    )
+    metrics = ServerMetrics(table, ROUTES)
+    app = FastAPI(
+        title=f"Anchorage environment server: {environment.name}",
+        version=environment.version,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan_of(table, settings.idle_seconds),
+        middleware=_middleware(settings, metrics),
+        exception_handlers=handlers(),
+    )
+    app.router.route_class = LeanRoute
+    _add_session_routes(app, table, settings)
+    _add_server_routes(app, table.info, metrics, settings)
+    return app
+
+
+def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSettings) -> None:
+    @app.post("/reset", **_documented(settings, 404, 503, *BODY_PROBLEMS))
+    async def reset(body: ResetRequest) -> StepResult:
+        """Open a session on a task."""
+        return await table.reset(body)
+
+    @app.post("/step", **_documented(settings, 404, 409, 410, *BODY_PROBLEMS))
+    async def step(body: StepRequest) -> StepResult:
+        """Take an action. Repeating the last step answers it again."""
+        return await table.step(body)
+
+    @app.post("/close", status_code=204, **_documented(settings, 404, *BODY_PROBLEMS))
+    async def close(body: CloseRequest) -> None:
+        """End a session."""
+        table.close(body.session)
+
+    @app.post("/batch/reset", **_documented(settings, *BODY_PROBLEMS))
+    async def batch_reset(body: BatchResetRequest) -> BatchResult:
+        """Open several sessions, each on its own."""
+        return await _each([table.reset(item) for item in body.items])
+
+    @app.post("/batch/step", **_documented(settings, *BODY_PROBLEMS))
+    async def batch_step(body: BatchStepRequest) -> BatchResult:
+        """Take an action in each of several sessions."""
+        return await _each([table.step(item) for item in body.items])
+
+
+def _add_server_routes(app: FastAPI, info: EnvInfo, metrics: ServerMetrics, settings: ServerSettings) -> None:
+    @app.get("/health")
+    async def health() -> Health:
+        """Answer, without a token, that the server is up."""
+        return Health()
+
+    @app.get("/info", **_documented(settings))
+    async def describe() -> EnvInfo:
+        """Say what is served."""
+        return info
+
+    @app.get("/metrics", response_class=MetricsPage, **_documented(settings))
+    async def export() -> MetricsPage:
+        """Metrics in Prometheus's text format."""
+        return MetricsPage(generate_latest(metrics.registry))
+
+
+def _documented(settings: ServerSettings, *problems: int) -> dict[str, Any]:
+    """Route options that put the token and the route's problems into the OpenAPI document."""
+    if settings.token is None:
+        return {"responses": describe(*problems, 500)}
+    return {"responses": describe(401, *problems, 500), "dependencies": [Depends(HTTPBearer(auto_error=False))]}
+
+
+def _middleware(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware]:
+    stack = [Middleware(Accounting, metrics=metrics)]
+    if settings.token is not None:
+        stack.append(Middleware(TokenGuard, token=settings.token.get_secret_value()))
+    return [*stack, Middleware(BodyLimit, max_bytes=settings.max_body_bytes)]
+
+
+def _lifespan_of(table: SessionTable, idle_seconds: float) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeper = asyncio.create_task(_sweep(table, idle_seconds * SWEEP_FRACTION))
+        try:
+            yield
+        finally:
+            sweeper.cancel()
+            table.shutdown()
+
+    return lifespan
+
+
+async def _sweep(table: SessionTable, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        if expired := table.expire():
+            logger.info("closed %d idle sessions", expired)
+
+
+async def _each(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
+    async def settle(call: Coroutine[Any, Any, StepResult]) -> StepResult | Problem:
+        try:
+            return await call
+        except (SessionError, TaskError) as error:
+            return problem_of(error)
+
+    return BatchResult(items=await asyncio.gather(*map(settle, calls)))

@@ -1,0 +1,108 @@
+"""What every request passes before its route: accounting, the token, the size limit. Plain ASGI, for speed."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from env_servers.metrics import ServerMetrics
+from env_servers.problems import problem, respond
+from env_servers.protocol import Problem
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/health"})
+
+
+class Accounting:
+    """Times each request and answers an exception that nobody handled with a 500 that tells nothing of it."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        began = time.perf_counter()
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            logger.exception("unexpected error at %s %s", scope["method"], scope["path"])
+            if status:
+                raise
+            await respond(problem(500, "unexpected error: see the server's log"))(scope, receive, watch)
+        finally:
+            self._metrics.observe(scope["path"], status, time.perf_counter() - began)
+
+
+class TokenGuard:
+    """Lets through only requests that bear the token."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._bears_token(scope):
+            await self._app(scope, receive, send)
+            return
+        refusal = problem(401, "a bearer token is required, and none or another one was sent")
+        await respond(refusal, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    def _bears_token(self, scope: Scope) -> bool:
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                scheme, _, token = value.partition(b" ")
+                return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._token)
+        return False
+
+
+class BodyLimit:
+    """Refuses bodies that are longer than `max_bytes`, announced or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length")
+        if announced is None:
+            await self._app(scope, self._counting(receive), send)
+        elif announced.isdecimal() and int(announced) <= self._max_bytes:
+            await self._app(scope, receive, send)
+        else:
+            await respond(self._refusal())(scope, receive, send)
+
+    def _counting(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise HTTPException(413, self._refusal().detail)
+            return message
+
+        return counted
+
+    def _refusal(self) -> Problem:
+        return problem(413, f"the request body is longer than {self._max_bytes} bytes: send smaller batches")

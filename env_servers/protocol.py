@@ -1,0 +1,99 @@
+"""The wire format of the step API: what crosses HTTP between an environment server and its clients.
+
+Invariants
+- A session is made by reset and named by an unguessable id; a step names `(session, step)`, where `step` counts the
+  actions taken from 1. The answer to the last step is kept, so a client may repeat it; any other number is a 409.
+- Errors are RFC 9457 problem documents (`application/problem+json`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_ACTION_CHARS = 4096
+MAX_BATCH = 1024
+
+AnchorKind = Literal["observation", "state"]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ResetRequest(Message):
+    """Start a session on task `(split, index)`."""
+
+    split: str = Field(description="Name of the split; see the info route.")
+    index: int = Field(ge=0, description="Number of the task within the split.")
+    anchor: AnchorKind = Field("observation", description="What `anchor` of the answers holds.")
+    max_steps: int | None = Field(None, ge=1, le=10_000, description="Truncate after this many actions; none: never.")
+    expert: bool = Field(False, description="Name the scripted expert's next action in every answer.")
+
+
+class StepRequest(Message):
+    """Take one action in a session."""
+
+    session: str = Field(max_length=64, description="Id that reset answered.")
+    step: int = Field(ge=1, description="Number of this action in the session, counted from 1.")
+    action: str = Field(max_length=MAX_ACTION_CHARS, description="Action text.")
+
+
+class StepResult(Message):
+    """State of a session after a reset (`step` 0) or an action."""
+
+    session: str
+    step: int
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    admissible: list[str] | None = None
+    anchor: str
+    facts: dict[str, Any] = Field(default_factory=dict)
+    expert: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+class BatchResetRequest(Message):
+    items: list[ResetRequest] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class BatchStepRequest(Message):
+    items: list[StepRequest] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class BatchResult(BaseModel):
+    """One entry per item, in order: the result, or the problem that this item alone met."""
+
+    items: list[StepResult | Problem]
+
+
+class CloseRequest(Message):
+    session: str = Field(max_length=64)
+
+
+class EnvInfo(BaseModel):
+    """What a server serves: `GET /info`."""
+
+    name: str
+    version: str
+    splits: dict[str, int]
+    max_sessions: int
+    idle_seconds: float
+    anchors: list[AnchorKind] = ["observation", "state"]
+    engine: str = ""
+    source: str = Field("", description="Where the tasks come from, e.g. `official` or `generated`.")

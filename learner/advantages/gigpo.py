@@ -1,0 +1,31 @@
+"""GiGPO: group-in-group policy optimisation (Feng et al. 2025, arXiv:2505.10978).
+
+    A_E = (score − mean) / F            over the group's episodes               (eq. 3)
+    R_t = r_t + γ·R_{t+1}                                                       (eq. 5)
+    A_S = (R_t − mean) / F              over the step group, 0 for a lone step  (eq. 6, 7)
+    A   = A_E + ω·A_S                   the same for every token of a response  (eq. 8)
+
+F is the standard deviation (ddof 1, + 1e-6), or 1. An invalid step's own score and return are lowered by a penalty.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learner.advantages.rows import EPSILON, Advantages, Floats, StepRows, episode_advantages, moments, step_returns
+from services.config.tree import AdvantageConfig
+
+
+def gigpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
+    """Advantages of every row."""
+    episode = episode_advantages(rows, config)
+    step = step_advantages(rows, config)
+    return Advantages(episode=episode, step=step, total=episode + config.omega * step)
+
+
+def step_advantages(rows: StepRows, config: AdvantageConfig) -> Floats:
+    """A_S of every row; [N]."""
+    returns = step_returns(rows, config.gamma, config.invalid_action_penalty)
+    mean, deviation, count = moments(returns, rows.step_group)
+    scale = deviation + EPSILON if config.normalisation == "std" else np.ones(len(rows))
+    return np.where(count > 1, (returns - mean) / scale, 0.0)

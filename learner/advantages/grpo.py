@@ -1,0 +1,19 @@
+"""GRPO: group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300, section 4.1), outcome supervision.
+
+    A = (score − mean) / F              over the group's episodes
+
+for every step of the episode. F is the standard deviation (ddof 1, + 1e-6), or 1 (Dr. GRPO).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learner.advantages.rows import Advantages, StepRows, episode_advantages
+from services.config.tree import AdvantageConfig
+
+
+def grpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
+    """Advantages of every row."""
+    episode = episode_advantages(rows, config)
+    return Advantages(episode=episode, step=np.zeros(len(rows)), total=episode)

@@ -1,0 +1,186 @@
+"""An evaluation panel: the same tasks with the same seeds every time, played by whatever policy the actors serve.
+
+Invariants
+- Runs in a stream of its own, so it may go on while training does, and leaves nothing of it in the buffer.
+- Seeds depend on the task's place in the panel alone: two evaluations of a run are paired.
+- Cancelled episodes (an environment that failed) are counted apart and are no result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from learner.dispatch import split_size, ticket_seed
+from services.buffer import Buffer
+from services.config.tree import Config
+from services.errors import RunStalled
+from services.schemas import Task, Ticket, Trajectory
+
+POLL_S = 0.5
+Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`won` of `episodes`, with the Wilson 95 % interval of the rate."""
+
+    won: int
+    episodes: int
+
+    @property
+    def value(self) -> float:
+        return self.won / self.episodes if self.episodes else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end; (0, 1) without episodes."""
+        if not self.episodes:
+            return 0.0, 1.0
+        n, rate, z2 = self.episodes, self.value, Z_95**2
+        centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+        half = Z_95 * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """What a panel showed.
+
+    Attributes:
+        stream: its name. version: the policy it was asked for; None: whatever was served.
+        success: over all finished episodes. task_types: the same by `task_type`.
+        mean_score: of the environment's `score`, else of the reward. mean_steps: per episode. valid_fraction: of steps.
+        oldest_version / newest_version: of the policy that played, None without episodes.
+        cancelled: episodes that could not be played. complete: the panel was not cut short by a stop.
+    """
+
+    stream: str
+    version: int | None
+    success: Rate
+    mean_score: float
+    task_types: dict[str, Rate]
+    mean_steps: float
+    valid_fraction: float
+    oldest_version: int | None
+    newest_version: int | None
+    cancelled: int
+    complete: bool
+
+
+def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket]:
+    """The panel's tickets: groups of one, the first tasks of the split, around again if it is smaller.
+
+    Raises:
+        EnvironmentUnavailable: the environment has no such split.
+    """
+    evaluation, env = config.evaluation, config.env
+    size = split_size(splits, evaluation.split, env.name)
+    return [
+        Ticket(
+            stream=stream,
+            group=group,
+            member=0,
+            group_size=1,
+            task=Task(env=env.name, split=evaluation.split, index=group % size),
+            seed=ticket_seed(config.run.seed, "evaluation", group, 0),
+            temperature=evaluation.temperature,
+        )
+        for group in range(evaluation.episodes)
+    ]
+
+
+def evaluate(
+    config: Config,
+    buffer: Buffer,
+    env_splits: Mapping[str, int],
+    *,
+    stream: str,
+    version: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> EvaluationResult:
+    """Play the panel in `stream` and sum it up. Blocks; `on_progress` gets (episodes ended, episodes).
+
+    Raises:
+        EnvironmentUnavailable: the environment has no such split.
+        RunStalled: no episode ended for `learner.group_timeout_s`.
+    """
+    tickets = panel(config, env_splits, stream)
+    buffer.remove(stream, sorted(buffer.known(stream)))
+    buffer.issue(tickets)
+    try:
+        ended = _wait(buffer, stream, tickets, config.learner.group_timeout_s, should_stop, on_progress)
+        played = [buffer.read(stream, group)[0] for group in buffer.complete(stream)]
+        cancelled = len(buffer.cancelled(stream))
+    finally:
+        buffer.remove(stream, [ticket.group for ticket in tickets])
+    return summarise(stream, version, played, cancelled=cancelled, complete=ended == len(tickets))
+
+
+def summarise(
+    stream: str, version: int | None, played: Sequence[Trajectory], *, cancelled: int, complete: bool
+) -> EvaluationResult:
+    """Sum up episodes."""
+    by_type: defaultdict[str, list[Trajectory]] = defaultdict(list)
+    for episode in played:
+        by_type[str(episode.facts.get("task_type", ""))].append(episode)
+    steps = [step for episode in played for step in episode.steps]
+    versions = [span.version for step in steps for span in step.versions]
+    return EvaluationResult(
+        stream=stream,
+        version=version,
+        success=_rate(played),
+        mean_score=_mean([_score(episode) for episode in played]),
+        task_types={name: _rate(episodes) for name, episodes in sorted(by_type.items()) if name},
+        mean_steps=_mean([len(episode.steps) for episode in played]),
+        valid_fraction=_mean([step.valid for step in steps]),
+        oldest_version=min(versions, default=None),
+        newest_version=max(versions, default=None),
+        cancelled=cancelled,
+        complete=complete,
+    )
+
+
+def _wait(
+    buffer: Buffer,
+    stream: str,
+    tickets: Sequence[Ticket],
+    timeout_s: float,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[int, int], None],
+) -> int:
+    """Wait until every episode has ended, or for a stop; the number that have ended."""
+    total, before, quiet_since = len(tickets), -1, time.monotonic()
+    while True:
+        ended = len(buffer.complete(stream)) + len(buffer.cancelled(stream))
+        if ended != before:
+            before, quiet_since = ended, time.monotonic()
+            on_progress(ended, total)
+        if ended >= total or should_stop():
+            return ended
+        if time.monotonic() - quiet_since > timeout_s:
+            raise RunStalled(
+                f"evaluation {stream}: no episode ended for {timeout_s:g} s ({ended} of {total} have); "
+                "are the rollout actors and the environment server up?"
+            )
+        if not buffer.wait(stream, POLL_S):
+            # Issuing again is a no-op, unless Redis has lost tickets.
+            known = buffer.known(stream)
+            buffer.issue([ticket for ticket in tickets if ticket.group not in known])
+
+
+def _score(episode: Trajectory) -> float:
+    score = episode.facts.get("score")
+    return float(score) if isinstance(score, int | float) else episode.reward
+
+
+def _rate(episodes: Sequence[Trajectory]) -> Rate:
+    return Rate(won=sum(episode.won for episode in episodes), episodes=len(episodes))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,126 @@
+"""One data-parallel rank of the learner: a Ray actor around a training engine.
+
+Invariants
+- All ranks get the same calls in the same order; a rank that cannot go on raises, and all of them are started afresh.
+- π_old is the policy at the start of the update: free when the update is one optimizer step, one more forward pass
+  when it is several, and not needed at all without an importance cap.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.batching import MicroBatch
+from learner.losses import LossTerms, TokenBatch, policy_loss
+from learner.rows import OptimizerStep
+from services.config.tree import Config
+
+
+class Rank:
+    """Runs in its own process. `connect` first; then every method is collective over the ranks."""
+
+    def __init__(self, config: Config, number: int) -> None:
+        torch.set_num_threads(config.learner.threads)
+        self._config = config
+        self._number = number
+
+    def address(self) -> tuple[str, int, int]:
+        """(IP address, a free port, process id) of this rank."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1], os.getpid()
+
+    def connect(self, host: str, port: int) -> int:
+        """Join the other ranks and load the model; answers the size of a checkpoint of the engine in bytes.
+
+        Raises:
+            ModelUnavailable: the model cannot be loaded.
+        """
+        from learner.engine_deepspeed import DeepSpeedEngine, connect
+        from learner.policy import load_policy
+
+        connect(self._number, self._config.learner.ranks, host, port)
+        self._engine = DeepSpeedEngine(self._config)
+        self._reference = None
+        if self._config.loss.kl_coef > 0:
+            model = self._config.model
+            frozen = load_policy(model.path, model.dtype, self._config.rollout.temperature)
+            self._reference = frozen.requires_grad_(False).to(self._engine.device)
+        return self._engine.checkpoint_bytes()
+
+    def update(self, steps: Sequence[OptimizerStep]) -> dict[str, float]:
+        """Take the optimizer steps of one update.
+
+        Returns:
+            This rank's token sums of the loss metrics (`tokens` is their denominator) as `sum/NAME`, and the last
+            optimizer step's own figures as they are.
+        """
+        old = self._old_logprobs(steps)
+        sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._engine.device))
+        figures: dict[str, float] = {}
+        for step in steps:
+            for batch in step.batches:
+                terms = self._accumulate(batch, old.get(id(batch)), step.total_tokens)
+                for name, value in terms.sums.items():
+                    sums[name] += value
+                sums["loss"] += terms.loss.detach()
+            figures = self._engine.step()
+        return figures | {f"sum/{name}": float(value) for name, value in sums.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole model on rank 0, nothing on the others."""
+        return self._engine.weights()
+
+    def save(self, folder: Path) -> None:
+        self._engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._engine.load(folder)
+
+    def _accumulate(self, batch: MicroBatch, old: Tensor | None, total_tokens: int) -> LossTerms:
+        config = self._config.loss
+        reference = self._reference_logprobs(batch)
+        old_is_current = config.importance_cap is not None and old is None
+
+        def loss(logprob: Tensor, entropy: Tensor) -> LossTerms:
+            behaviour, advantage, weight = (
+                torch.tensor(array, device=logprob.device) for array in (batch.behaviour, batch.advantage, batch.weight)
+            )
+            tokens = TokenBatch(
+                logprob=logprob,
+                behaviour=behaviour,
+                advantage=advantage,
+                weight=weight,
+                old=logprob.detach() if old_is_current else old,
+                reference=reference,
+                entropy=entropy,
+            )
+            return policy_loss(tokens, config, total_tokens)
+
+        return self._engine.accumulate(batch, loss)
+
+    def _old_logprobs(self, steps: Sequence[OptimizerStep]) -> dict[int, Tensor]:
+        """log π_old of each micro-batch, by its `id`, where it takes a forward pass of its own."""
+        if self._config.loss.importance_cap is None or len(steps) == 1:
+            return {}
+        return {id(batch): self._engine.logprobs(batch) for step in steps for batch in step.batches}
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
+        from learner.engine_deepspeed import inputs
+
+        if self._reference is None:
+            return None
+        logprob: Any = self._reference(*inputs(batch, self._engine.device))[0]
+        return torch.as_tensor(logprob)

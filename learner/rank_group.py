@@ -1,0 +1,169 @@
+"""All ranks of the learner, as one thing that works or has failed. The only file of the learner that knows Ray.
+
+Invariants
+- A call goes to every rank and comes back when all have answered, or as soon as one has failed: no rank is waited for
+  whose peer is dead.
+- A failed group is unusable until `restart`, which starts every rank in a new process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from learner.rank import Rank
+from learner.rows import OptimizerStep
+from services.config.tree import Config
+from services.errors import AnchorageError, RunStalled
+
+PLACEMENT_TIMEOUT_S = 120.0
+CALL_TIMEOUT_S = 3600.0
+"""No update, load or save takes as long; a rank that does is taken for dead."""
+
+log = logging.getLogger(__name__)
+
+
+class RankFailed(Exception):
+    """A rank died, or raised something it cannot go on from. The message is one line."""
+
+
+class RankGroup:
+    """The learner's ranks as Ray actors, one `learner` resource each. Ray must be initialised."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._actors: list[Any] = []
+        self._placement: Any = None
+        self.checkpoint_bytes = 0
+        self.pids: tuple[int, ...] = ()
+
+    def start(self) -> None:
+        """Start every rank and load the model.
+
+        Raises:
+            RunStalled: the cluster has no room for the ranks.
+            ModelUnavailable: the model cannot be loaded.
+            RankFailed: a rank died.
+        """
+        import ray
+
+        ranks = self._config.learner.ranks
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= ranks else 0
+        self._placement = _place(ranks, gpus)
+        strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._placement)
+        actor = ray.remote(Rank).options(
+            num_cpus=0,
+            num_gpus=gpus,
+            resources={"learner": 1},
+            scheduling_strategy=strategy,
+            max_restarts=0,
+            runtime_env={"env_vars": _environment(self._config.learner.threads, gpus)},
+        )
+        self._actors = [actor.remote(self._config, number) for number in range(ranks)]
+        addresses = self._call("address")
+        self.pids = tuple(pid for _, _, pid in addresses)
+        host, port, _ = addresses[0]
+        self.checkpoint_bytes = self._call("connect", host, port)[0]
+
+    def update(self, work: Sequence[Sequence[OptimizerStep]]) -> dict[str, float]:
+        """One policy update; `work[r]` is rank r's. Answers the loss metrics, averaged over all tokens trained on."""
+        answers = _gather([a.update.remote(w) for a, w in zip(self._actors, work, strict=True)])
+        sums = {k[4:]: sum(a[k] for a in answers) for k in answers[0] if k.startswith("sum/")}
+        tokens = max(sums.pop("tokens"), 1.0)
+        loss = sums.pop("loss")
+        figures = {name: value for name, value in answers[0].items() if not name.startswith("sum/")}
+        return figures | {name: value / tokens for name, value in sums.items()} | {"loss": loss}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole model under its Hugging Face names, on the CPU."""
+        weights: dict[str, Tensor] = self._call("weights")[0]
+        return weights
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes its part into `folder`, which all of them must be able to reach."""
+        self._call("save", folder.resolve())
+
+    def load(self, folder: Path) -> None:
+        self._call("load", folder.resolve())
+
+    def restart(self) -> None:
+        """Replace every rank by a new process that has the initial model loaded."""
+        self.stop()
+        self.start()
+
+    def stop(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        if self._placement is not None:
+            ray.util.remove_placement_group(self._placement)
+            self._placement = None
+
+    def _call(self, method: str, *args: object) -> list[Any]:
+        return _gather([getattr(actor, method).remote(*args) for actor in self._actors])
+
+
+def start_ranks(config: Config) -> RankGroup:
+    """Start the learner's ranks; see `RankGroup.start`."""
+    group = RankGroup(config)
+    try:
+        group.start()
+    except BaseException:
+        group.stop()
+        raise
+    return group
+
+
+def _place(ranks: int, gpus: int) -> Any:
+    import ray
+
+    bundle = {"learner": 1.0} | ({"GPU": 1.0} if gpus else {})
+    placement = ray.util.placement_group([bundle] * ranks, strategy="PACK")
+    try:
+        ray.get(placement.ready(), timeout=PLACEMENT_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        ray.util.remove_placement_group(placement)
+        there = ray.cluster_resources().get("learner", 0)
+        raise RunStalled(
+            f"the Ray cluster has no room for {ranks} learner rank(s): its nodes offer {there:g} 'learner' resource(s)"
+        ) from None
+    return placement
+
+
+def _environment(threads: int, gpus: int) -> dict[str, str]:
+    # PASSIVE: threads that wait must not spin, the actors need the cores.
+    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return own if gpus else own | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _gather(references: list[Any]) -> list[Any]:
+    import ray
+
+    deadline = time.monotonic() + CALL_TIMEOUT_S
+    pending = list(references)
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            raise RankFailed(f"a learner rank did not answer for {CALL_TIMEOUT_S:.0f} s")
+        try:
+            ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, AnchorageError):
+                raise error.cause from None
+            log.exception("a learner rank failed")
+            raise RankFailed(f"a learner rank failed: {_brief(error.cause)}") from None
+        except ray.exceptions.RayError as error:
+            raise RankFailed(f"a learner rank died: {_brief(error)}") from None
+    return list(ray.get(references))
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,112 @@
+"""Complete groups to training rows: advantages over all groups first, then one row a step.
+
+Invariants
+- Advantages are computed before any row is dropped, padded or dealt to ranks.
+- The token count is that of all rows, also those left out because they cannot move the policy: leaving them out
+  changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.advantages import ESTIMATORS, StepRows
+from learner.anchors import step_groups
+from learner.batching import MicroBatch, Row, plan
+from services.config.tree import Config
+from services.schemas import Step, Trajectory
+
+ZERO_ADVANTAGE = 1e-8
+"""Advantages are 0 on paper below this: float64 rounding of equal scores gives about 1e-10 (1e-16 / 1e-6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerStep:
+    """One rank's share of one optimizer step, and the response tokens of the whole step."""
+
+    total_tokens: int
+    batches: list[MicroBatch]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedUpdate:
+    """What the ranks do in an update, and what its rows looked like.
+
+    Attributes:
+        work: one list of optimizer steps for each rank.
+        rows / trained_rows: steps of the groups, and those left after dropping zero advantages.
+        tokens: prompt and response tokens of the rows. response_tokens: of all rows.
+        step_group_sizes: int64, size of every step group.
+        advantage_deviation: standard deviation of the rows' advantages.
+    """
+
+    work: list[list[OptimizerStep]]
+    rows: int
+    trained_rows: int
+    tokens: int
+    response_tokens: int
+    step_group_sizes: NDArray[np.int64]
+    advantage_deviation: float
+
+
+def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int) -> PreparedUpdate:
+    """Advantages and micro-batches of update number `update`, over complete groups."""
+    steps = [step for group in groups for trajectory in group for step in trajectory.steps]
+    rows = step_rows(groups, config)
+    advantages = ESTIMATORS[config.algorithm](rows, config.advantage).total
+    order = np.random.default_rng([config.run.seed, update]).permutation(len(steps))
+    kept = _kept(advantages, config)
+    parts = [[int(i) for i in part] for part in np.array_split(order, min(config.learner.minibatches, len(steps)))]
+    ranks = config.learner.ranks
+    work: list[list[OptimizerStep]] = [[] for _ in range(ranks)]
+    for part in parts:
+        total = sum(len(steps[i].response_ids) for i in part)
+        # With nothing left, one row of advantage 0 keeps the optimizer step (its momentum moves on).
+        trained = sorted(i for i in part if kept[i]) or part[:1]
+        shares = plan([_row(steps[i], float(advantages[i])) for i in trained], ranks, config.learner.microbatch_tokens)
+        for own, batches in zip(work, shares, strict=True):
+            own.append(OptimizerStep(total_tokens=total, batches=batches))
+    return PreparedUpdate(
+        work=work,
+        rows=len(steps),
+        trained_rows=int(kept.sum()),
+        tokens=sum(len(step.prompt_ids) + len(step.response_ids) for step in steps),
+        response_tokens=sum(len(step.response_ids) for step in steps),
+        step_group_sizes=np.bincount(rows.step_group),
+        advantage_deviation=float(advantages.std()),
+    )
+
+
+def step_rows(groups: Sequence[Sequence[Trajectory]], config: Config) -> StepRows:
+    """The steps of the groups as arrays, in group, member and step order."""
+    played = [(number, trajectory) for number, group in enumerate(groups) for trajectory in group]
+    lengths = [len(trajectory.steps) for _, trajectory in played]
+    group = np.repeat([number for number, _ in played], lengths).astype(np.int64)
+    steps = [step for _, trajectory in played for step in trajectory.steps]
+    return StepRows(
+        group=group,
+        trajectory=np.repeat(np.arange(len(played)), lengths),
+        step=np.concatenate([np.arange(length) for length in lengths]),
+        step_group=step_groups(group, [step.anchor for step in steps], config.advantage.similarity),
+        reward=np.array([step.reward for step in steps], dtype=np.float64),
+        valid=np.array([step.valid for step in steps], dtype=np.bool_),
+    )
+
+
+def _kept(advantages: NDArray[np.float64], config: Config) -> NDArray[np.bool_]:
+    loss = config.loss
+    if not loss.drop_zero_advantage or loss.kl_coef > 0 or loss.entropy_coef > 0:
+        return np.ones(len(advantages), dtype=np.bool_)
+    return np.abs(advantages) > ZERO_ADVANTAGE
+
+
+def _row(step: Step, advantage: float) -> Row:
+    return Row(
+        tokens=np.concatenate([step.prompt_ids, step.response_ids]).astype(np.int32),
+        logprobs=step.logprobs,
+        advantage=advantage,
+    )

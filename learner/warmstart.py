@@ -1,0 +1,174 @@
+"""Supervised warm start: a small policy and its tokenizer, trained from scratch on scripted episodes.
+
+The model is a Qwen2 of a few hundred thousand parameters with a byte-level BPE vocabulary in which every common word is
+one token. Cross-entropy on the response, and with a smaller weight on the prompt: guessing the next name in a listing
+is what teaches a small model to copy names.
+
+Invariants
+- The seed decides the weights, the order of the examples and so the result, up to the floating point of the machine.
+- The folder written is an ordinary Hugging Face model folder in bfloat16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from services.config.tree import WarmstartConfig
+
+END_OF_TEXT = "<|endoftext|>"
+_PROMPT_ROWS = 4
+
+
+class Example(Protocol):
+    """A prompt and the response to imitate, as token ids."""
+
+    @property
+    def prompt_ids(self) -> list[int]: ...
+    @property
+    def response_ids(self) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FitProgress:
+    """State of the training after an optimizer step. Losses in nats per token, averaged over the last steps."""
+
+    step: int
+    tokens: int
+    response_loss: float
+    prompt_loss: float
+    learning_rate: float
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A byte-level BPE tokenizer of at most `vocab_size` entries, as a transformers fast tokenizer."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
+    bpe.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[END_OF_TEXT])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, bos_token=None
+    )
+
+
+def new_model(config: WarmstartConfig, vocab_size: int, eos_token_id: int, max_tokens: int, seed: int) -> Any:
+    """A randomly initialised Qwen2 of the configured shape."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            max_position_embeddings=max_tokens,
+            rope_theta=10_000.0,
+            tie_word_embeddings=True,
+            bos_token_id=eos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=eos_token_id,
+            use_cache=True,
+        )
+    )
+
+
+def fit(
+    model: Any,
+    examples: Iterable[Example],
+    config: WarmstartConfig,
+    on_progress: Callable[[FitProgress], None],
+) -> None:
+    """Train `model` in place until the examples run out or `config.tokens` were seen."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    tokens = 0
+    recent: list[tuple[float, float]] = []
+    for step, batch in enumerate(_batches(examples, config.batch_tokens), start=1):
+        rate = config.lr * _schedule(tokens / config.tokens)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        response_loss, prompt_loss = _losses(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        (response_loss + config.prompt_weight * prompt_loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        tokens += sum(len(e.prompt_ids) + len(e.response_ids) for e in batch)
+        recent = [*recent[-49:], (response_loss.item(), prompt_loss.item())]
+        response_mean, prompt_mean = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+        on_progress(FitProgress(step, tokens, response_mean, prompt_mean, rate))
+        if tokens >= config.tokens:
+            break
+    model.eval()
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the model (bfloat16) and its tokenizer as a Hugging Face folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+
+
+def _schedule(progress: float) -> float:
+    """Linear warm-up over the first 2 %, cosine to a twentieth at the end."""
+    if progress < 0.02:
+        return max(progress / 0.02, 0.01)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _batches(examples: Iterable[Example], budget: int) -> Iterator[list[Example]]:
+    """Batches of about `budget` tokens, of rows of similar length taken from a pool of 16 batches, in random order."""
+    generator = torch.Generator().manual_seed(0)
+    pool: list[Example] = []
+    size = 0
+    for example in examples:
+        pool.append(example)
+        size += len(example.prompt_ids) + len(example.response_ids)
+        if size >= 16 * budget:
+            yield from _split(pool, budget, generator)
+            pool, size = [], 0
+    if pool:
+        yield from _split(pool, budget, generator)
+
+
+def _split(pool: list[Example], budget: int, generator: torch.Generator) -> Iterator[list[Example]]:
+    pool.sort(key=lambda e: len(e.prompt_ids) + len(e.response_ids))
+    batches: list[list[Example]] = [[]]
+    for example in pool:
+        longest = len(example.prompt_ids) + len(example.response_ids)
+        if batches[-1] and (len(batches[-1]) + 1) * longest > budget:
+            batches.append([])
+        batches[-1].append(example)
+    for number in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[number]
+
+
+def _losses(model: Any, batch: list[Example]) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the response tokens, and of the prompt tokens of every fourth row.
+
+    Rows are padded on the right: with causal attention nothing real sees the padding.
+    """
+    rows = [e.prompt_ids + e.response_ids for e in batch]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    response = torch.zeros_like(ids, dtype=torch.bool)
+    prompt = torch.zeros_like(response)
+    for number, (row, example) in enumerate(zip(rows, batch, strict=True)):
+        start = len(example.prompt_ids)
+        ids[number, : len(row)] = torch.tensor(row)
+        response[number, start : len(row)] = True
+        prompt[number, 1:start] = number % _PROMPT_ROWS == 0
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    of_response, of_prompt = (
+        functional.cross_entropy(model.lm_head(hidden[mask[:, 1:]]).float(), ids[mask]) for mask in (response, prompt)
+    )
+    return of_response, of_prompt

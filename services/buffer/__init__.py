@@ -1,0 +1,6 @@
+"""The buffer of tickets, trajectories and groups in Redis."""
+
+from services.buffer.buffer import Buffer, Stored
+from services.buffer.stats import BufferStats, StreamStats
+
+__all__ = ["Buffer", "BufferStats", "Stored", "StreamStats"]

@@ -1,0 +1,273 @@
+"""The buffer between dispatcher, actors and learner: tickets out, trajectories in, complete groups on.
+
+Invariants
+- Every state change is one Lua script, so a process may die between any two calls; every call bears repetition.
+- A group is open, complete or cancelled until it is removed; only then can it be issued afresh.
+- First write wins: a ticket has at most one trajectory, whoever stores it.
+- A ticket of an open group is queued, leased or stored, and exactly one of them.
+- Leases run on the clock of Redis.
+- Beyond the cap no new group is begun; one that an actor has begun can always finish.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import orjson
+
+from services.buffer import keys
+from services.buffer.connection import Arg, Connection
+from services.buffer.stats import BufferStats, StreamStats
+from services.codec import decode, encode
+from services.config.tree import BufferConfig
+from services.schemas import Ticket, Trajectory
+
+_ISSUE_CHUNK = 512
+_MAX_REASON_CHARS = 500
+_MAX_METRICS = 10_000
+_SHORTEST_POLL_S = 0.005
+_LONGEST_POLL_S = 0.1
+
+
+class Stored(enum.Enum):
+    """What became of a trajectory: kept; kept and its group is full; not kept, there is one; not kept, no such ticket.
+
+    A call repeated after a lost answer may say DUPLICATE of its own trajectory."""
+
+    STORED = "STORED"
+    COMPLETED = "COMPLETED"
+    DUPLICATE = "DUPLICATE"
+    UNKNOWN = "UNKNOWN"
+
+
+class Buffer:
+    """One run's buffer in Redis. Thread-safe; blocking, so an event loop calls it in a thread.
+
+    Every method raises RedisUnavailable when Redis stays away for `reconnect_s`.
+    """
+
+    def __init__(self, connection: Connection, run: str, config: BufferConfig, max_attempts: int) -> None:
+        self._connection = connection
+        self._client = connection.client
+        self._keys = keys.Keys(run)
+        self._all_keys = self._keys.all()
+        self._script = cache(connection.script)
+        self._cap_bytes = config.max_mib * 2**20
+        self._max_attempts = max_attempts
+        self._seen: dict[str, int] = {}
+        self._seen_lock = threading.Lock()
+
+    @classmethod
+    def connect(cls, url: str, run: str, config: BufferConfig, *, max_attempts: int = 3) -> Buffer:
+        """The buffer of `run`, after Redis has answered.
+
+        Raises:
+            RedisUnavailable: not an address, wrong password, or no answer within `config.reconnect_s`.
+            ValueError: `run` is not a plain name.
+        """
+        connection = Connection(url, config)
+        buffer = cls(connection, run, config, max_attempts)
+        try:
+            connection.call(connection.client.ping)
+        except Exception:
+            connection.close()
+            raise
+        return buffer
+
+    def close(self) -> None:
+        """Close the connections. What is in Redis stays."""
+        self._connection.close()
+
+    # dispatcher
+
+    def issue(self, tickets: Sequence[Ticket]) -> int:
+        """Make tickets leasable; the number that were new. A ticket of a group known in any state is a no-op.
+
+        Raises:
+            ValueError: a member outside of its group, or a group that is known with another size.
+        """
+        for ticket in tickets:
+            if not 0 <= ticket.member < ticket.group_size:
+                raise ValueError(f"ticket {ticket.id} is outside of its group of {ticket.group_size}")
+        chunks = [tickets[start : start + _ISSUE_CHUNK] for start in range(0, len(tickets), _ISSUE_CHUNK)]
+        return sum(self._issue(chunk) for chunk in chunks)
+
+    def known(self, stream: str) -> set[int]:
+        """Groups that Redis holds in any state."""
+        fields = self._call("hkeys", "sizes")
+        return {group for name, group in map(keys.parse_group, fields) if name == stream}
+
+    def complete(self, stream: str) -> list[int]:
+        """Complete groups, ascending."""
+        fields = self._call("zrangebylex", "complete", *keys.stream_range(stream))
+        return [keys.parse_group(field)[1] for field in fields]
+
+    def cancelled(self, stream: str) -> dict[int, str]:
+        """Cancelled groups and their reasons."""
+        reasons = [(keys.parse_group(field), reason) for field, reason in self._call("hgetall", "reasons").items()]
+        return {group: reason.decode() for (name, group), reason in sorted(reasons) if name == stream}
+
+    def read(self, stream: str, group: int) -> list[Trajectory]:
+        """The trajectories of a complete group, in member order.
+
+        Raises:
+            KeyError: the group is not complete.
+            CodecError: stored by another schema version, or damaged.
+        """
+        documents = self._run("read", keys.group_field(stream, group))
+        if not documents:
+            raise KeyError(f"group {stream}/{group} is not complete")
+        return [decode(document) for document in documents]
+
+    def cancel(self, stream: str, group: int, reason: str) -> None:
+        """Drop all of a group but the reason, which stays until `remove`. No-op on unknown and cancelled groups."""
+        self._run("cancel", keys.group_field(stream, group), _short(reason))
+
+    def remove(self, stream: str, groups: Sequence[int]) -> None:
+        """Groups leave Redis entirely: after the checkpoint that records them, or to be issued afresh."""
+        if groups:
+            self._run("remove", stream, *(keys.group_field(stream, group) for group in groups))
+
+    def wait(self, stream: str, timeout_s: float) -> bool:
+        """Block until a group has completed or been cancelled since the last True for this stream; False on timeout.
+
+        What happens between a True and the next call is not missed. For one waiting thread a stream.
+        """
+        deadline = time.monotonic() + timeout_s
+        delay = _SHORTEST_POLL_S
+        while True:
+            answer = self._call("hget", "changed", stream)
+            if answer is not None and self._is_news(stream, int(answer)):
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, delay))
+            delay = min(2 * delay, _LONGEST_POLL_S)
+
+    # actors
+
+    def lease(self, actor: str, limit: int, lease_s: float) -> list[Ticket]:
+        """Up to `limit` tickets for `lease_s` seconds: evaluation streams first, then by stream, group and member."""
+        if limit < 1:
+            return []
+        answers = self._run("lease", actor, limit, _milliseconds(lease_s), self._cap_bytes)
+        return [Ticket.model_validate_json(answer) for answer in answers]
+
+    def renew(self, actor: str, ticket_ids: Sequence[str], lease_s: float) -> list[str]:
+        """Hold the tickets for another `lease_s` seconds from now; those that are no longer ours."""
+        if not ticket_ids:
+            return []
+        lost = self._run("renew", actor, _milliseconds(lease_s), *map(keys.field_of_id, ticket_ids))
+        return [ticket_ids[position] for position in lost]
+
+    def release(self, actor: str, ticket_ids: Sequence[str]) -> None:
+        """Give tickets back to their place at the front of the queue; no attempt is counted."""
+        if ticket_ids:
+            self._run("release", actor, *map(keys.field_of_id, ticket_ids))
+
+    def fail(self, actor: str, ticket_id: str, reason: str) -> bool:
+        """Count a failed attempt of a ticket that `actor` holds. True: its group is cancelled."""
+        answer = self._run("fail", actor, keys.field_of_id(ticket_id), _short(reason), self._max_attempts)
+        return bool(answer)
+
+    def store(self, trajectory: Trajectory) -> Stored:
+        """In one step: keep the trajectory, take its ticket out of play, count it, make its group visible when full.
+
+        Raises:
+            CodecError: the trajectory breaks the schema.
+        """
+        answer = self._run("store", keys.field_of(trajectory.ticket), encode(trajectory))
+        return Stored(answer.decode())
+
+    def expire(self) -> int:
+        """Hand back tickets whose lease has run out, each a failed attempt; their number. Anyone may call it."""
+        return int(self._run("expire", self._max_attempts))
+
+    # run-wide
+
+    def set_manifest(self, text: str) -> None:
+        self._call("set", "manifest", text)
+
+    def manifest(self) -> str | None:
+        answer = self._call("get", "manifest")
+        return None if answer is None else answer.decode()
+
+    def set_state(self, state: str) -> None:
+        self._call("set", "state", state)
+
+    def state(self) -> str:
+        """`running`, `stopping`, or nothing before the first `set_state`."""
+        return (self._call("get", "state") or b"").decode()
+
+    def heartbeat(self, actor: str, info: Mapping[str, object], ttl_s: float) -> None:
+        """Keep `actor` listed, with JSON-able facts, for `ttl_s` seconds."""
+        self._run("heartbeat", actor, _json(info), _milliseconds(ttl_s))
+
+    def actors(self) -> dict[str, dict[str, object]]:
+        """Facts of the actors whose heartbeat has not expired."""
+        answer = self._run("actors")
+        return {name.decode(): orjson.loads(info) for name, info in zip(answer[::2], answer[1::2], strict=True)}
+
+    def append_metrics(self, record: Mapping[str, object]) -> None:
+        """Add a JSON-able record (NaN becomes null); old records leave when there are too many."""
+        self._run("append_metrics", uuid.uuid4().hex, _json(record), _MAX_METRICS)
+
+    def metrics(self, count: int = 1000) -> list[dict[str, object]]:
+        """The newest `count` records, oldest first."""
+        entries = self._call("xrevrange", "metrics", "+", "-", count)
+        return [orjson.loads(fields[b"json"]) for _, fields in reversed(entries)]
+
+    def stats(self) -> BufferStats:
+        queued, leased, stored, groups, complete, cancelled = self._run("stats")
+        known, full, ended = (_per_stream(fields) for fields in (groups, complete, cancelled))
+        streams = {
+            stream: StreamStats(known[stream] - full[stream] - ended[stream], full[stream], ended[stream])
+            for stream in sorted(known)
+        }
+        return BufferStats(queued, leased, streams, stored, self._cap_bytes)
+
+    def _issue(self, tickets: Sequence[Ticket]) -> int:
+        args: list[Arg] = [arg for t in tickets for arg in (keys.field_of(t), t.group_size, t.model_dump_json())]
+        answer = self._run("issue", *args)
+        if isinstance(answer, int):
+            return answer
+        stream, group = keys.parse_group(answer[0])
+        raise ValueError(f"group {stream}/{group} is known with {int(answer[1])} members; remove it to change its size")
+
+    def _is_news(self, stream: str, sequence: int) -> bool:
+        with self._seen_lock:
+            if self._seen.get(stream) == sequence:
+                return False
+            self._seen[stream] = sequence
+            return True
+
+    def _run(self, script: str, *args: Arg) -> Any:
+        return self._script(script)(self._all_keys, args)
+
+    def _call(self, command: str, key: str, *args: object) -> Any:
+        method = getattr(self._client, command)
+        return self._connection.call(lambda: method(self._keys[key], *args))
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _short(reason: str) -> bytes:
+    return reason[:_MAX_REASON_CHARS].encode(errors="replace")
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    return orjson.dumps(dict(value), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _per_stream(fields: Sequence[bytes]) -> Counter[str]:
+    return Counter(keys.parse_group(field)[0] for field in fields)

@@ -1,0 +1,137 @@
+"""The connection to Redis: time limits, one layer of retries, and one clear line when it fails.
+
+Invariants
+- Every command has a time limit; a lost Redis is retried with back-off for `reconnect_s`, then
+  it is `RedisUnavailable`.
+- A command may have been carried out although its answer was lost: what goes through `call` must bear repetition.
+- No message and no log line holds a credential.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from redis import BlockingConnectionPool, Redis, exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from services.buffer.keys import lua_names
+from services.config.tree import BufferConfig
+from services.errors import RedisUnavailable
+
+_log = logging.getLogger(__name__)
+
+Arg = bytes | str | int | float
+
+_T = TypeVar("_T")
+
+_MAX_CONNECTIONS = 32
+_FIRST_DELAY_S = 0.05
+_LONGEST_DELAY_S = 2.0
+_SCHEMES = ("redis", "rediss", "unix")
+_NO_ROOM = re.compile(r"maxmemory|MISCONF")
+
+
+class Connection:
+    """A pool of connections to one Redis; thread-safe. `client` is for use inside `call`."""
+
+    def __init__(self, url: str, config: BufferConfig) -> None:
+        """Does not connect yet. Raises RedisUnavailable when `url` is not the address of a Redis."""
+        self.where = mask(url)
+        self._reconnect_s = config.reconnect_s
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=_MAX_CONNECTIONS,
+                timeout=config.timeout_s,
+                socket_timeout=config.timeout_s,
+                socket_connect_timeout=config.timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+            )
+        except (ValueError, TypeError):
+            raise RedisUnavailable(_NOT_AN_ADDRESS) from None
+        self.client = Redis(connection_pool=pool)
+
+    def script(self, name: str) -> Callable[[Sequence[str], Sequence[Arg]], Any]:
+        """The script `lua/<name>.lua` as a function of keys and arguments."""
+        folder = resources.files("services.buffer") / "lua"
+        source = "".join([lua_names(), *((folder / f"{part}.lua").read_text() for part in ("prelude", name))])
+        script = self.client.register_script(source)
+        return lambda keys, args: self.call(lambda: script(keys=keys, args=args))
+
+    def call(self, operation: Callable[[], _T]) -> _T:
+        """The result of `operation`, repeated while Redis is away.
+
+        Raises:
+            RedisUnavailable: refused for good, or away for `reconnect_s`.
+        """
+        deadline = time.monotonic() + self._reconnect_s
+        delay = _FIRST_DELAY_S
+        while True:
+            try:
+                return operation()
+            except exceptions.RedisError as error:
+                problem = self._problem(error)
+                if problem is None:
+                    raise
+                left = deadline - time.monotonic()
+                if _is_final(error) or left <= 0:
+                    raise RedisUnavailable(problem) from error
+                if delay == _FIRST_DELAY_S:
+                    _log.warning("%s; trying again for %.0f s", problem, self._reconnect_s)
+            time.sleep(min(left, delay * random.uniform(0.5, 1.0)))
+            delay = min(2 * delay, _LONGEST_DELAY_S)
+
+    def close(self) -> None:
+        self.client.close()
+        self.client.connection_pool.disconnect()
+
+    def _problem(self, error: exceptions.RedisError) -> str | None:
+        """The line for the user, or none for an error that is not about Redis being available."""
+        if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+            return f"Redis at {self.where} refuses the user or password; check buffer.redis_url"
+        if isinstance(error, exceptions.NoPermissionError):
+            return f"Redis at {self.where} denies the user a command the buffer needs; check the user's ACL"
+        if isinstance(error, exceptions.BusyLoadingError):
+            return f"Redis at {self.where} is still loading its data"
+        if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError):
+            return f"cannot reach Redis at {self.where}: {' '.join(str(error).split())}"
+        if isinstance(error, exceptions.ReadOnlyError):
+            return f"Redis at {self.where} is a read-only replica; name the primary in buffer.redis_url"
+        if _NO_ROOM.search(str(error)):
+            return f"Redis at {self.where} cannot store anything: its memory or its disk is full"
+        return None
+
+
+def mask(url: str) -> str:
+    """The address without user, password and options. Raises RedisUnavailable when it is not one of a Redis."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "localhost", parts.port or 6379
+    except ValueError:
+        raise RedisUnavailable(_NOT_AN_ADDRESS) from None
+    if parts.scheme not in _SCHEMES or not url.startswith(f"{parts.scheme}://"):
+        raise RedisUnavailable(_NOT_AN_ADDRESS)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
+    return f"{parts.scheme}://{host}:{port}{parts.path}"
+
+
+_NOT_AN_ADDRESS = (
+    "buffer.redis_url is not the address of a Redis; "
+    "write redis://host:6379/0 (rediss:// for TLS, unix:// for a socket)"
+)
+
+
+def _is_final(error: exceptions.RedisError) -> bool:
+    return isinstance(
+        error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError
+    )

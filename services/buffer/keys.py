@@ -1,0 +1,108 @@
+"""The Redis keys of a run, and how tickets and groups are written inside them. The only file that knows key names.
+
+Invariants
+- Every key carries the hash tag `{run}`, so that a run lives in one slot of a Redis Cluster, and every script
+  gets all of the run's keys: it touches no undeclared one.
+- A ticket's field sorts, as bytes, the way tickets are handed out: evaluation streams first, then stream, group,
+  member. A group's field is its tickets' field without the member.
+"""
+
+from __future__ import annotations
+
+import re
+
+from services.schemas import TRAIN_STREAM, Ticket
+
+NAMES = (
+    "queue",  # sorted set, all scores 0: fields of tickets that wait
+    "leases",  # sorted set: ticket field, scored with the end of its lease (ms of Redis time)
+    "holders",  # hash: ticket field -> actor
+    "tickets",  # hash: ticket field -> JSON, from issue until its group is complete, cancelled or removed
+    "attempts",  # hash: ticket field -> failed attempts
+    "trajectories",  # hash: ticket field -> encoded trajectory
+    "bytes",  # integer: stored bytes of all trajectories
+    "sizes",  # hash: group field -> group size; one entry a known group, in whatever state
+    "counts",  # hash: group field -> stored trajectories; present once an actor has leased one of its tickets
+    "complete",  # sorted set, all scores 0: fields of complete groups
+    "reasons",  # hash: group field -> why it was cancelled
+    "sequence",  # integer: counts completions and cancellations
+    "changed",  # hash: stream -> sequence of its last completion or cancellation
+    "actors",  # hash: actor -> JSON of its last heartbeat
+    "actor_deadlines",  # sorted set: actor, scored with the time its heartbeat expires (ms of Redis time)
+    "manifest",  # string
+    "state",  # string
+    "metrics",  # stream, capped
+)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_GROUP_DIGITS = 12
+_MEMBER_DIGITS = 6
+
+
+class Keys:
+    """Key names of one run. Raises ValueError when `run` is not a plain name."""
+
+    def __init__(self, run: str) -> None:
+        self._prefix = "anchorage:{" + _checked(run, "run") + "}:"
+
+    def __getitem__(self, name: str) -> str:
+        """Key of one of `NAMES`."""
+        return self._prefix + NAMES[NAMES.index(name)]
+
+    def all(self) -> list[str]:
+        """All keys, in the order in which `lua_names` binds them."""
+        return [self[name] for name in NAMES]
+
+
+def lua_names() -> str:
+    """Lua that binds every key to its name in capitals; for the top of each script."""
+    return "".join(f"local {name.upper()} = KEYS[{index}]\n" for index, name in enumerate(NAMES, start=1))
+
+
+def group_field(stream: str, group: int) -> str:
+    """`<0|1> <stream> <group, 12 digits>`. The blank sorts before every character of a stream's name."""
+    if not 0 <= group < 10**_GROUP_DIGITS:
+        raise ValueError(f"group {group} is out of range")
+    return f"{stream_prefix(stream)}{group:0{_GROUP_DIGITS}d}"
+
+
+def ticket_field(stream: str, group: int, member: int) -> str:
+    """The group's field, a blank, and the member in 6 digits."""
+    if not 0 <= member < 10**_MEMBER_DIGITS:
+        raise ValueError(f"member {member} is out of range")
+    return f"{group_field(stream, group)} {member:0{_MEMBER_DIGITS}d}"
+
+
+def field_of(ticket: Ticket) -> str:
+    return ticket_field(ticket.stream, ticket.group, ticket.member)
+
+
+def field_of_id(ticket_id: str) -> str:
+    """Field of the ticket with this id (`stream/group/member`). Raises ValueError when it is not an id."""
+    parts = ticket_id.split("/")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts[1:]):
+        raise ValueError(f"'{ticket_id}' is not a ticket id")
+    return ticket_field(parts[0], int(parts[1]), int(parts[2]))
+
+
+def stream_prefix(stream: str) -> str:
+    """What the fields of a stream's groups begin with."""
+    return f"{int(stream == TRAIN_STREAM)} {_checked(stream, 'stream')} "
+
+
+def stream_range(stream: str) -> tuple[str, str]:
+    """Bounds of a stream's group fields for lexicographic range queries."""
+    prefix = stream_prefix(stream)
+    return f"[{prefix}", f"({prefix}~"
+
+
+def parse_group(field: bytes) -> tuple[str, int]:
+    """Stream and group of a group's field."""
+    _, stream, group = field.decode().split(" ")
+    return stream, int(group)
+
+
+def _checked(name: str, what: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is not a {what} name: letters, digits, '.', '_' and '-' only")
+    return name

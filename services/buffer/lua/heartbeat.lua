@@ -1,0 +1,8 @@
+-- ARGV: actor, JSON, time to live in ms. Clears away actors whose heartbeat has expired.
+local now = now_ms()
+for _, actor in ipairs(redis.call('ZRANGEBYSCORE', ACTOR_DEADLINES, '-inf', now)) do
+  redis.call('HDEL', ACTORS, actor)
+  redis.call('ZREM', ACTOR_DEADLINES, actor)
+end
+redis.call('HSET', ACTORS, ARGV[1], ARGV[2])
+redis.call('ZADD', ACTOR_DEADLINES, now + tonumber(ARGV[3]), ARGV[1])

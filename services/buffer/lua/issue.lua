@@ -1,0 +1,20 @@
+-- ARGV: per ticket its field, its group's size, its JSON. Answers the number of new tickets, or the first group that is
+-- known with another size (and then changes nothing): {field, size}.
+for i = 1, #ARGV, 3 do
+  local group = group_of(ARGV[i])
+  local size = redis.call('HGET', SIZES, group)
+  if size and size ~= ARGV[i + 1] then
+    return { group, size }
+  end
+end
+local new = 0
+for i = 1, #ARGV, 3 do
+  local ticket = ARGV[i]
+  local group = group_of(ticket)
+  if not is_closed(group) and redis.call('HSETNX', TICKETS, ticket, ARGV[i + 2]) == 1 then
+    redis.call('HSETNX', SIZES, group, ARGV[i + 1])
+    redis.call('ZADD', QUEUE, 0, ticket)
+    new = new + 1
+  end
+end
+return new

@@ -1,0 +1,81 @@
+-- Shared by every script; the key names above it come from keys.py.
+-- Fields: group = '<0|1> <stream> <12 digits>', ticket = group .. ' <6 digits>'.
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function group_of(ticket)
+  return string.sub(ticket, 1, -8)
+end
+
+local function stream_of(group)
+  return string.sub(group, 3, -14)
+end
+
+local function ticket_of(group, member)
+  return group .. string.format(' %06d', member)
+end
+
+local function ticket_id(ticket)
+  local group = group_of(ticket)
+  local numbers = string.format('/%d/%d', tonumber(string.sub(group, -12)), tonumber(string.sub(ticket, -6)))
+  return stream_of(group) .. numbers
+end
+
+local function stored_bytes()
+  return tonumber(redis.call('GET', BYTES) or 0)
+end
+
+local function is_closed(group)
+  return redis.call('ZSCORE', COMPLETE, group) or redis.call('HEXISTS', REASONS, group) == 1
+end
+
+local function announce(group)
+  redis.call('HSET', CHANGED, stream_of(group), redis.call('INCR', SEQUENCE))
+end
+
+local function end_lease(ticket)
+  redis.call('ZREM', LEASES, ticket)
+  redis.call('HDEL', HOLDERS, ticket)
+end
+
+-- Drops everything of a group but its size and its reason.
+local function clear(group)
+  local size = tonumber(redis.call('HGET', SIZES, group) or 0)
+  local freed = 0
+  for member = 0, size - 1 do
+    local ticket = ticket_of(group, member)
+    freed = freed + redis.call('HSTRLEN', TRAJECTORIES, ticket)
+    redis.call('ZREM', QUEUE, ticket)
+    end_lease(ticket)
+    redis.call('HDEL', TICKETS, ticket)
+    redis.call('HDEL', ATTEMPTS, ticket)
+    redis.call('HDEL', TRAJECTORIES, ticket)
+  end
+  redis.call('DECRBY', BYTES, freed)
+  redis.call('HDEL', COUNTS, group)
+  redis.call('ZREM', COMPLETE, group)
+end
+
+local function cancel_group(group, reason)
+  if redis.call('HEXISTS', SIZES, group) == 0 or redis.call('HEXISTS', REASONS, group) == 1 then
+    return
+  end
+  clear(group)
+  redis.call('HSET', REASONS, group, reason)
+  announce(group)
+end
+
+-- One failed attempt of a leased ticket: back into the queue, or the end of its group (true).
+local function count_attempt(ticket, reason, max_attempts)
+  end_lease(ticket)
+  local failed = redis.call('HINCRBY', ATTEMPTS, ticket, 1)
+  if failed < max_attempts then
+    redis.call('ZADD', QUEUE, 0, ticket)
+    return false
+  end
+  cancel_group(group_of(ticket), ticket_id(ticket) .. ' failed ' .. failed .. ' times, last: ' .. reason)
+  return true
+end

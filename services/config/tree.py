@@ -1,0 +1,260 @@
+"""The configuration tree of a run: one pydantic model a section, every field documented, unknown keys refused.
+
+A recipe in `configs/` is this tree as YAML; `key=value` on the command line overrides single fields (see `load`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run: its folder below `dir`, and its name space in Redis."""
+    dir: Path = Path("runs")
+    """Folder that holds the runs."""
+    seed: int = 0
+    """Seed of the task order, of the episodes' sampling and of the learner."""
+    minutes: float | None = Field(None, gt=0)
+    """Stop after the update that passes this many minutes of training; none: no limit."""
+
+    @property
+    def folder(self) -> Path:
+        return self.dir / self.name
+
+
+class ModelConfig(Section):
+    path: Path = Path("models/starter")
+    """Local Hugging Face folder of a causal language model with its tokenizer."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Parameter type in the learner and in vLLM."""
+    max_prompt_tokens: int = Field(512, ge=8)
+    """Prompts longer than this are cut: oldest history first, then the left end of the text."""
+    max_response_tokens: int = Field(24, ge=1)
+    """Sampling limit of one response."""
+
+
+class EnvConfig(Section):
+    name: str = "alfworld"
+    """Name of the environment, as its server's info route gives it."""
+    split: str = "train"
+    """Split that training tasks come from."""
+    url: str | None = None
+    """Address of a running server; none: `train` starts one on loopback for the length of the run."""
+    engine: Literal["native", "textworld"] = "native"
+    """ALFWorld: which engine a server started here uses."""
+    data: Path | None = None
+    """Folder of the official data; none: the environment's own variable (`ALFWORLD_DATA`), else generated tasks."""
+    tasks: int | None = Field(None, ge=1)
+    """Use only the first so many tasks of the training split; none: all."""
+    max_steps: int = Field(50, ge=1)
+    """Actions after which an episode is truncated."""
+    anchor: Literal["observation", "state"] = "observation"
+    """Anchor of a step: the observation's text (as published), or a digest of the exact state."""
+    success_reward: float = 10.0
+    """Factor on the environment's reward (10 for success, as published)."""
+    request_timeout_s: float = Field(30.0, gt=0)
+    """Time limit of one HTTP request to the server."""
+
+
+class PromptConfig(Section):
+    template: Literal["think", "compact"] = "think"
+    """`think`: the paper's prompt, `<think>…</think><action>…</action>`. `compact`: small policies, the action only."""
+    history_length: int = Field(2, ge=0)
+    """Earlier steps shown in the prompt: observation–action pairs (`think`) or actions alone (`compact`)."""
+    validity: Literal["admissible", "well_formed"] = "admissible"
+    """When a response counts as valid: well-formed, and by default also an admissible action."""
+
+
+class RolloutConfig(Section):
+    actors: int = Field(1, ge=1)
+    """Rollout actors that `train` starts in a Ray cluster of its own."""
+    episodes_in_flight: int = Field(64, ge=1)
+    """Episodes one actor plays at the same time."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature in training."""
+    lease_s: float = Field(30.0, gt=0)
+    """A ticket not renewed for this long goes to another actor."""
+    max_attempts: int = Field(3, ge=1)
+    """A ticket that failed this often cancels its group."""
+    episode_timeout_s: float = Field(600.0, gt=0)
+    """An episode that takes longer is given up (one failed attempt)."""
+    gpu_memory_utilization: Fraction = 0.85
+    """vLLM: share of the GPU's memory. Without a GPU see `kv_cache_mib`."""
+    kv_cache_mib: int = Field(256, ge=16)
+    """vLLM on CPU: size of the KV cache in MiB."""
+    tensor_parallel: int = Field(1, ge=1)
+    """vLLM: tensor-parallel ranks of one engine."""
+
+
+class AdvantageConfig(Section):
+    gamma: Fraction = 0.95
+    """Discount of step returns."""
+    omega: float = Field(1.0, ge=0)
+    """Weight of the step-level advantage (GiGPO)."""
+    normalisation: Literal["std", "mean"] = "std"
+    """Divide centred values by the standard deviation (ddof 1, + 1e-6), or by 1."""
+    episode_statistics: Literal["trajectories", "steps"] = "trajectories"
+    """Mean and deviation of episode scores over the group's trajectories (paper) or its step rows (published code)."""
+    invalid_action_penalty: float = Field(0.1, ge=0)
+    """Subtracted from an invalid step's score and return, after discounting."""
+    similarity: float | None = Field(None, gt=0, le=1)
+    """Group anchors whose SequenceMatcher ratio reaches this; none: exact keys."""
+
+
+class LossConfig(Section):
+    clip_low: float = Field(0.2, ge=0)
+    """PPO clip: ratio ≥ 1 − clip_low."""
+    clip_high: float = Field(0.2, ge=0)
+    """PPO clip: ratio ≤ 1 + clip_high."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Lower bound −dual_clip·|A| of the objective for negative advantages; none: off."""
+    kl_coef: float = Field(0.01, ge=0)
+    """Weight of the KL divergence to the reference policy; 0 keeps no reference policy."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus."""
+    importance_cap: float | None = Field(2.0, gt=0)
+    """Cap of the truncated importance weight π_old/μ of stale data; none: π_old = μ, without a forward pass for it."""
+    drop_zero_advantage: bool = True
+    """Leave out rows whose advantage is 0 when no other loss term needs them; the gradient is the same."""
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_updates: int = Field(0, ge=0)
+    """Linear warm-up of the learning rate."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+
+
+class LearnerConfig(Section):
+    ranks: int = Field(1, ge=1)
+    """Data-parallel DeepSpeed ranks."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    updates: int = Field(100, ge=1)
+    """Policy updates of the run."""
+    groups_per_update: int = Field(16, ge=1)
+    """Complete groups an update trains on."""
+    group_size: int = Field(8, ge=1)
+    """Episodes of a group."""
+    max_staleness: int = Field(1, ge=0)
+    """Oldest policy a group may come from, in updates; 0: synchronous, on-policy."""
+    minibatches: int = Field(1, ge=1)
+    """Optimizer steps an update's rows are split into. The policy version counts updates."""
+    microbatch_tokens: int = Field(8192, ge=64)
+    """Most tokens (padding included) of one forward pass."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of a rank (CPU back end only)."""
+    group_timeout_s: float = Field(900.0, gt=0)
+    """Give up with an error when no group completes for this long."""
+    max_restarts: int = Field(3, ge=0)
+    """Times the learner's ranks are restarted from the last checkpoint within one run."""
+
+
+class CheckpointConfig(Section):
+    every: int = Field(10, ge=1)
+    """Updates between checkpoints. Groups are acknowledged only after the checkpoint that records them."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints kept."""
+
+
+class EvaluationConfig(Section):
+    split: str = "valid_unseen"
+    """Split of the evaluation panel."""
+    episodes: int = Field(128, ge=1)
+    """Tasks of the panel, the first of the split, one episode each; the panel wraps around a smaller split."""
+    temperature: float = Field(0.4, gt=0)
+    """Sampling temperature in evaluation (0.4 as published)."""
+    every: int = Field(0, ge=0)
+    """Updates between evaluations; 0: only where a command asks for one."""
+
+
+class BufferConfig(Section):
+    redis_url: str | None = None
+    """Redis to use; none: `$REDIS_URL`, else a redis-server of the run's own with its data in the run's folder."""
+    timeout_s: float = Field(10.0, gt=0)
+    """Time limit of one Redis command."""
+    reconnect_s: float = Field(60.0, gt=0)
+    """How long to retry before a lost Redis is an error."""
+    max_mib: int = Field(2048, ge=1)
+    """Cap on the stored trajectories; beyond it actors wait."""
+
+
+class WeightsConfig(Section):
+    channel: Literal["ray", "directory"] = "ray"
+    """`ray`: the object store. `directory`: safetensors in a folder that all can read."""
+    directory: Path | None = None
+    """Folder of the `directory` channel; none: `weights` in the run's folder."""
+    update: Literal["in_flight", "at_step", "at_episode"] = "in_flight"
+    """When an actor takes a new version: at once with requests kept, between steps, or between episodes."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Time limit of one transfer."""
+
+
+class TelemetryConfig(Section):
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run's folder."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class WarmstartConfig(Section):
+    vocab_size: int = Field(1024, ge=300)
+    """Largest size of the byte-level BPE vocabulary."""
+    hidden_size: int = Field(128, ge=8)
+    intermediate_size: int = Field(256, ge=8)
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    tokens: int = Field(50_000_000, ge=1000)
+    """Tokens to train on, prompts included."""
+    batch_tokens: int = Field(8192, ge=64)
+    """Tokens of one optimizer step."""
+    lr: float = Field(3e-3, gt=0)
+    prompt_weight: float = Field(0.2, ge=0)
+    """Weight of the cross-entropy on prompt tokens."""
+    expert_share: Fraction = 0.6
+    """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
+    noise: tuple[Fraction, Fraction] = (0.0, 0.5)
+    """Range of the expert's share of random actions, drawn once an episode."""
+    threads: int = Field(2, ge=1)
+
+
+class Config(Section):
+    """The whole of a run."""
+
+    algorithm: Literal["gigpo", "grpo"] = "gigpo"
+    """Advantage estimator."""
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    env: EnvConfig = EnvConfig()
+    prompt: PromptConfig = PromptConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    learner: LearnerConfig = LearnerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    buffer: BufferConfig = BufferConfig()
+    weights: WeightsConfig = WeightsConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    warmstart: WarmstartConfig = WarmstartConfig()
+
+    @model_validator(mode="after")
+    def _group_needs_a_peer(self) -> Config:
+        if self.learner.group_size < 2:
+            raise ValueError("learner.group_size must be at least 2: advantages are relative within a group")
+        return self

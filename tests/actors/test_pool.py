@@ -1,0 +1,116 @@
+"""The supervisor in a real Ray: actors killed with SIGKILL are replaced and their tickets played; the engine is scripted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from tests.actors.scripted_engine import scripted
+
+from actors.pool import start_pool
+from actors.rollout_process import RolloutSpec
+from env_servers.launch import ServerProcess, start_server
+from services.buffer import Buffer
+from services.config.tree import Config
+from services.errors import ModelUnavailable
+from services.schemas import TRAIN_STREAM, Task, Ticket
+from services.weights import open_channel
+
+GROUPS = 4
+SIZE = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(
+        num_cpus=1,
+        resources={"rollout": 2},
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    ready = tmp_path_factory.mktemp("server") / "url"
+    command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting", "--port", "0"]
+    with start_server([*command, "--ready-file", str(ready)], ready) as process:
+        yield process
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it never came true")
+
+
+def stop(pool: Any) -> None:
+    ray.get(pool.stop.remote(), timeout=30)
+    ray.kill(pool)
+
+
+def test_a_killed_actor_is_replaced_and_its_tickets_are_played(config: Config, redis_url: str, server: ServerProcess) -> None:
+    buffer = Buffer.connect(redis_url, config.run.name, config.buffer, max_attempts=3)
+    open_channel(config.weights, config.run.name, config.run.folder).publish(0, {"weight": torch.zeros(4)})
+    pool, running = start_pool(config, redis_url=redis_url, env_urls=(server.url,), engine=scripted)
+    try:
+        first = until(lambda: len(found := buffer.actors()) == 2 and found)
+        task = Task(env="counting", split="train", index=3)
+        buffer.issue(
+            [
+                Ticket(group=g, member=m, group_size=SIZE, task=task, seed=10 * g + m)
+                for g in range(GROUPS)
+                for m in range(SIZE)
+            ]
+        )
+        name = until(lambda: next((n for n, facts in buffer.actors().items() if facts["episodes"]), None))
+        os.kill(int(str(first[name]["pid"])), signal.SIGKILL)
+        until(lambda: buffer.complete(TRAIN_STREAM) == list(range(GROUPS)))
+        until(lambda: len(buffer.actors().keys() - {name}) == 2)
+        status = ray.get(pool.status.remote(), timeout=10)
+        assert status["wanted"] == len(status["actors"]) == 2
+        assert status["deaths"] == status["deaths_in_a_row"] == 1
+        assert name not in status["actors"]
+        assert status["last_error"]
+        assert [len(buffer.read(TRAIN_STREAM, g)) for g in range(GROUPS)] == [SIZE] * GROUPS
+    finally:
+        stop(pool)
+    with pytest.raises(ray.exceptions.RayError):
+        ray.get(running, timeout=10)
+    assert buffer.stats().leased == 0
+
+
+def test_actors_that_cannot_start_are_tried_again_and_say_why(
+    config: Config, redis_url: str, server: ServerProcess, tmp_path: Path
+) -> None:
+    broken = Config.model_validate(config.model_dump() | {"model": {"path": tmp_path / "nothing"}})
+    pool, _ = start_pool(broken, redis_url=redis_url, env_urls=(server.url,))
+    try:
+        until(lambda: ray.get(pool.status.remote(), timeout=10)["deaths"] >= 3)
+        status = ray.get(pool.status.remote(), timeout=10)
+        assert str(tmp_path / "nothing") in status["last_error"]
+        assert "\n" not in status["last_error"]
+    finally:
+        stop(pool)
+
+
+def test_secrets_are_not_in_the_description() -> None:
+    spec = RolloutSpec("{}", "redis://:secret@host", ("http://env",), "token", scripted)
+    assert "secret" not in repr(spec)
+    assert "token" not in repr(spec).replace("env_token", "")
+    assert ModelUnavailable("a line").args == ("a line",)

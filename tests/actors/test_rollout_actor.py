@@ -1,0 +1,276 @@
+"""The rollout actor between a real Redis, a real weight channel and the counting environment; the engine is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from tests.actors.scripted_engine import ScriptedEngine
+from tests.env_servers.counting import Counting
+
+from actors.engine import EngineFailed
+from actors.prompts import PromptBuilder, load_tokenizer
+from actors.rollout_actor import Rollout
+from env_servers.client import LocalClient
+from services.buffer import Buffer
+from services.config.tree import Config
+from services.schemas import TRAIN_STREAM, Task, Ticket
+from services.weights import WeightChannel, open_channel
+
+SIZE = 3
+
+
+@dataclass
+class Scene:
+    """One actor and what surrounds it."""
+
+    config: Config
+    buffer: Buffer
+    engine: ScriptedEngine
+    channel: WeightChannel
+    rollout: Rollout = field(init=False)
+
+    def __post_init__(self) -> None:
+        prompts = PromptBuilder(self.config.prompt, load_tokenizer(self.config.model.path), 200)
+        self.rollout = Rollout(
+            "actor-1",
+            self.config,
+            engine=self.engine,
+            client=LocalClient(Counting),
+            prompts=prompts,
+            buffer=self.buffer,
+            channel=self.channel,
+        )
+
+    @asynccontextmanager
+    async def playing(self) -> AsyncIterator[asyncio.Task[None]]:
+        run = asyncio.create_task(self.rollout.run())
+        try:
+            yield run
+            await self.rollout.drain()
+            await run
+        finally:
+            run.cancel()
+
+    def publish(self, version: int) -> None:
+        self.channel.publish(version, {"weight": torch.zeros(4)})
+
+
+def group(number: int, *, split: str = "train") -> list[Ticket]:
+    task = Task(env="counting", split=split, index=number % 3 if split == "train" else 0)
+    return [Ticket(group=number, member=m, group_size=SIZE, task=task, seed=100 * number + m) for m in range(SIZE)]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.01)
+
+
+MakeScene = Callable[..., Scene]
+
+
+@pytest.fixture
+def make(config: Config, redis_url: str) -> MakeScene:
+    def scene(**changes: dict[str, object]) -> Scene:
+        merged = {name: getattr(config, name).model_dump() | update for name, update in changes.items()}
+        changed = Config.model_validate(config.model_dump() | merged)
+        buffer = Buffer.connect(redis_url, changed.run.name, changed.buffer, max_attempts=2)
+        channel = open_channel(changed.weights, changed.run.name, changed.run.folder)
+        return Scene(changed, buffer, ScriptedEngine(changed.model.path), channel)
+
+    return scene
+
+
+async def test_all_tickets_of_all_groups_are_played_with_the_newest_weights(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.publish(4)
+    scene.buffer.issue([ticket for number in range(4) for ticket in group(number)])
+    async with scene.playing():
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0, 1, 2, 3])
+        await until(lambda: scene.buffer.actors().get("actor-1", {}).get("stored") == 4 * SIZE)
+        seen = scene.buffer.actors()["actor-1"]
+        assert (seen["state"], seen["version"], seen["episodes"], seen["failed"]) == ("playing", 4, 0, 0)
+    assert scene.engine.loads == [(4, 0)]
+    assert scene.engine.stopped
+    for number in range(4):
+        played = scene.buffer.read(TRAIN_STREAM, number)
+        assert [trajectory.ticket for trajectory in played] == group(number)
+        assert {span.version for t in played for step in t.steps for span in step.versions} == {4}
+        assert all(trajectory.won and trajectory.actor == "actor-1" for trajectory in played)
+
+
+async def test_nothing_is_sampled_before_the_first_version(make: MakeScene) -> None:
+    scene = make()
+    scene.buffer.issue(group(0))
+    async with scene.playing():
+        await until(lambda: scene.buffer.actors().get("actor-1", {}).get("state") == "waiting for weights")
+        assert scene.buffer.stats().queued == SIZE
+        scene.publish(0)
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
+    assert scene.engine.loads == [(0, 0)]
+
+
+async def test_a_lease_that_ran_out_elsewhere_is_played_here(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    assert len(scene.buffer.lease("dead-actor", SIZE, lease_s=0.01)) == SIZE
+    async with scene.playing():
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
+
+
+async def test_leases_are_kept_as_long_as_an_episode_takes(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.answering.clear()
+    async with scene.playing():
+        await until(lambda: len(scene.engine.seeds) == SIZE)
+        await asyncio.sleep(2 * scene.config.rollout.lease_s)
+        assert scene.buffer.expire() == 0
+        assert scene.buffer.stats().leased == SIZE
+        scene.engine.answering.set()
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
+
+
+async def test_an_episode_whose_lease_is_lost_is_abandoned(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.answering.clear()
+    async with scene.playing():
+        await until(lambda: len(scene.engine.seeds) == SIZE)
+        scene.buffer.cancel(TRAIN_STREAM, 0, "for the test")
+        await until(lambda: scene.rollout.status()["abandoned"] == SIZE)
+        assert scene.rollout.status()["episodes"] == 0
+        scene.engine.answering.set()
+        scene.buffer.issue(group(1))
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [1])
+    assert scene.buffer.cancelled(TRAIN_STREAM) == {0: "for the test"}
+
+
+async def test_a_task_that_cannot_be_played_cancels_its_group_alone(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.buffer.issue([*group(0, split="broken"), *group(1)])
+    async with scene.playing():
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [1])
+        await until(lambda: scene.buffer.cancelled(TRAIN_STREAM))
+    assert "damaged" in scene.buffer.cancelled(TRAIN_STREAM)[0]
+
+
+async def test_an_episode_that_takes_too_long_fails(make: MakeScene) -> None:
+    scene = make(rollout={"episode_timeout_s": 0.05})
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.answering.clear()
+    async with scene.playing():
+        await until(lambda: scene.buffer.cancelled(TRAIN_STREAM))
+    assert "longer than 0.05 s" in scene.buffer.cancelled(TRAIN_STREAM)[0]
+
+
+async def ends_with(
+    scene: Scene, message: str, meanwhile: Callable[[asyncio.Task[None]], Awaitable[None]] | None = None
+) -> None:
+    run = asyncio.create_task(scene.rollout.run())
+    if meanwhile is not None:
+        await meanwhile(run)
+    with pytest.raises(EngineFailed, match=message):
+        await asyncio.wait_for(run, 30)
+    assert scene.engine.stopped
+    stats = scene.buffer.stats()
+    assert (stats.queued, stats.leased) == (SIZE, 0)
+
+
+async def test_a_broken_engine_ends_the_actor_and_gives_the_tickets_back(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.broken = True
+    await ends_with(scene, "engine is broken")
+
+
+async def test_weights_that_cannot_be_had_end_the_actor(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.answering.clear()
+
+    async def damage(run: asyncio.Task[None]) -> None:
+        await until(lambda: len(scene.engine.seeds) == SIZE)
+        version = 0
+        while not run.done():
+            version += 1
+            scene.publish(version)
+            for path in (scene.config.run.folder / "weights").glob("*.safetensors"):
+                path.write_bytes(b"x" + path.read_bytes()[1:])
+            await asyncio.wait([run], timeout=2)
+
+    await ends_with(scene, "newest policy version cannot be had", damage)
+
+
+async def test_draining_gives_the_tickets_back_at_once(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.answering.clear()
+    async with scene.playing() as run:
+        await until(lambda: len(scene.engine.seeds) == SIZE)
+        await scene.rollout.drain()
+        assert scene.buffer.stats().queued == SIZE
+        await run
+    assert scene.buffer.stats().leased == 0
+    assert scene.engine.stopped
+
+
+async def test_a_stopping_run_gives_its_tickets_back_and_can_go_on(make: MakeScene) -> None:
+    scene = make()
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.answering.clear()
+    async with scene.playing():
+        await until(lambda: len(scene.engine.seeds) == SIZE)
+        scene.buffer.set_state("stopping")
+        await until(lambda: scene.buffer.stats().queued == SIZE)
+        scene.engine.answering.set()
+        assert scene.rollout.status()["state"] == "stopping"
+        scene.buffer.set_state("running")
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
+
+
+@pytest.mark.parametrize("update", ["in_flight", "at_step", "at_episode"])
+async def test_updates_wait_for_what_the_mode_says(make: MakeScene, update: str) -> None:
+    scene = make(weights={"update": update})
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.answering.clear()
+    async with scene.playing():
+        await until(lambda: len(scene.engine.seeds) == SIZE)
+        scene.publish(1)
+        if update == "in_flight":
+            await until(lambda: (1, SIZE) in scene.engine.loads)
+        else:
+            await until(lambda: not (scene.rollout._weights.episodes.open and scene.rollout._weights.responses.open))
+        scene.buffer.issue(group(1))
+        scene.engine.answering.set()
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0, 1])
+    versions = [
+        sorted({span.version for step in trajectory.steps for span in step.versions})
+        for number in (0, 1)
+        for trajectory in scene.buffer.read(TRAIN_STREAM, number)
+    ]
+    if update == "in_flight":
+        assert scene.engine.loads == [(0, 0), (1, SIZE)]
+        assert versions == [[1]] * 2 * SIZE
+    elif update == "at_step":
+        assert scene.engine.loads == [(0, 0), (1, 0)]
+        assert versions == [[0, 1]] * SIZE + [[1]] * SIZE
+    else:
+        assert scene.engine.loads == [(0, 0), (1, 0)]
+        assert versions == [[0]] * SIZE + [[1]] * SIZE

@@ -1,0 +1,94 @@
+"""Environments for tests: reach a number by `up` and `down`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from env_servers.environment import BrokenTask, Environment, Observation, UnknownTask
+
+TASKS = 50
+
+
+class Counting(Environment):
+    """Task `index` is to count from 0 to `index + 2`. Split `broken` cannot be played. `fail` and `nan` are faults."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.target = 0
+        self.expert = False
+        self.closed = 0
+
+    @classmethod
+    def splits(cls) -> Mapping[str, int]:
+        return {"train": TASKS, "broken": 1}
+
+    @classmethod
+    def about(cls) -> Mapping[str, str]:
+        return {"source": "generated"}
+
+    def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
+        if split == "broken":
+            raise BrokenTask("the task's file is damaged")
+        if split != "train" or index >= TASKS:
+            raise UnknownTask(f"no task {split}/{index}: split train has {TASKS}")
+        self.value, self.target, self.expert = 0, index + 2, expert
+        return self._observe(0.0)
+
+    def step(self, action: str) -> Observation:
+        if action == "fail":
+            raise RuntimeError("secret inner state")
+        if action == "nan":
+            return self._observe(float("nan"))
+        self.value += {"up": 1, "down": -1}.get(action, 0)
+        return self._observe(1.0 if self.value == self.target else 0.0)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def _observe(self, reward: float) -> Observation:
+        won = self.value == self.target
+        return Observation(
+            text=f"The count is {self.value}, the target is {self.target}.",
+            reward=reward,
+            terminated=won,
+            admissible=("down", "up"),
+            state=f"{self.value}/{self.target}",
+            facts={"won": won},
+            expert="up" if self.expert else None,
+        )
+
+
+class Gated(Counting):
+    """Blocking; a step waits until the test opens the gate."""
+
+    name = "gated"
+    blocking = True
+    gate = threading.Event()
+    entered = threading.Event()
+
+    def step(self, action: str) -> Observation:
+        self.entered.set()
+        assert self.gate.wait(30)
+        return super().step(action)
+
+
+class Stateless(Counting):
+    """Gives no state digest."""
+
+    name = "stateless"
+
+    def _observe(self, reward: float) -> Observation:
+        return Observation(text="somewhere", reward=reward)
+
+
+class Broken(Counting):
+    """Cannot even say which splits it has."""
+
+    name = "unplugged"
+
+    @classmethod
+    def splits(cls) -> Mapping[str, int]:
+        raise BrokenTask("the data folder is empty: set COUNTING_DATA")

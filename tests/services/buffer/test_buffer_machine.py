@@ -1,0 +1,187 @@
+"""The buffer against a model of it in plain Python, over random histories."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from services.buffer import Buffer, Stored
+from services.config.tree import BufferConfig
+from services.schemas import Task, Ticket, Trajectory
+
+MAX_ATTEMPTS = 2
+SIZE = {0: 1, 1: 2, 2: 3}
+STREAMS = st.sampled_from(["train", "eval-1", "eval-2"])
+GROUPS = st.sampled_from(sorted(SIZE))
+ACTORS = st.sampled_from(["a", "b"])
+GroupKey = tuple[str, int]
+
+
+@dataclass
+class Group:
+    members: dict[int, str] = field(default_factory=dict)  # "queued", the actor, or "stored" by issued member
+    attempts: dict[int, int] = field(default_factory=dict)
+    writer: dict[int, str] = field(default_factory=dict)
+    cancelled: bool = False
+    complete: bool = False
+
+
+def make(stream: str, group: int, member: int) -> Ticket:
+    task = Task(env="e", split="s", index=group)
+    return Ticket(stream=stream, group=group, member=member, group_size=SIZE[group], task=task, seed=member)
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.buffer = Buffer.connect(url, f"machine-{uuid.uuid4().hex}", BufferConfig(), max_attempts=MAX_ATTEMPTS)
+        self.model: dict[GroupKey, Group] = {}
+        self.news: set[str] = set()
+
+    def teardown(self) -> None:
+        self.buffer.close()
+
+    def held(self, actor: str) -> list[Ticket]:
+        return [
+            make(*key, member)
+            for key, group in sorted(self.model.items())
+            for member, state in sorted(group.members.items())
+            if state == actor
+        ]
+
+    def queued(self) -> list[Ticket]:
+        tickets = [make(*key, m) for key, g in self.model.items() for m, s in g.members.items() if s == "queued"]
+        return sorted(tickets, key=lambda t: (t.stream == "train", t.stream, t.group, t.member))
+
+    def end(self, key: GroupKey) -> None:
+        self.model[key] = Group(cancelled=True)
+        self.news.add(key[0])
+
+    def attempt(self, ticket: Ticket) -> None:
+        key = (ticket.stream, ticket.group)
+        group = self.model[key]
+        group.attempts[ticket.member] = group.attempts.get(ticket.member, 0) + 1
+        group.members[ticket.member] = "queued"
+        if group.attempts[ticket.member] == MAX_ATTEMPTS:
+            self.end(key)
+
+    @rule(stream=STREAMS, group=GROUPS, first=st.integers(0, 2))
+    def issue(self, stream: str, group: int, first: int) -> None:
+        tickets = [make(stream, group, member) for member in range(min(first, SIZE[group] - 1), SIZE[group])]
+        known = self.model.setdefault((stream, group), Group())
+        new = [] if known.cancelled or known.complete else [t for t in tickets if t.member not in known.members]
+        assert self.buffer.issue(tickets) == len(new)
+        known.members.update({t.member: "queued" for t in new})
+
+    @rule(actor=ACTORS, limit=st.integers(0, 4))
+    def lease(self, actor: str, limit: int) -> None:
+        expected = self.queued()[:limit]
+        assert self.buffer.lease(actor, limit, 600.0) == expected
+        for ticket in expected:
+            self.model[ticket.stream, ticket.group].members[ticket.member] = actor
+
+    @rule(stream=STREAMS, group=GROUPS, member=st.integers(0, 2), actor=ACTORS)
+    def store(self, stream: str, group: int, member: int, actor: str) -> None:
+        member = min(member, SIZE[group] - 1)
+        known = self.model.get((stream, group), Group())
+        if member in known.writer:
+            expected = Stored.DUPLICATE
+        elif member not in known.members:
+            expected = Stored.UNKNOWN
+        else:
+            known.members[member] = "stored"
+            known.writer[member] = actor
+            known.complete = len(known.writer) == SIZE[group]
+            expected = Stored.COMPLETED if known.complete else Stored.STORED
+            if known.complete:
+                self.news.add(stream)
+        assert self.buffer.store(Trajectory(make(stream, group, member), (), actor=actor)) is expected
+
+    @rule(actor=ACTORS, owner=ACTORS, data=st.data())
+    def fail(self, actor: str, owner: str, data: st.DataObject) -> None:
+        if tickets := self.held(owner):
+            ticket = data.draw(st.sampled_from(tickets))
+            if actor == owner:
+                self.attempt(ticket)
+            cancelled = self.buffer.fail(actor, ticket.id, "failed")
+            assert cancelled == self.model[ticket.stream, ticket.group].cancelled
+
+    @rule(actor=ACTORS, owner=ACTORS, data=st.data())
+    def release(self, actor: str, owner: str, data: st.DataObject) -> None:
+        if tickets := self.held(owner):
+            ticket = data.draw(st.sampled_from(tickets))
+            self.buffer.release(actor, [ticket.id])
+            if actor == owner:
+                self.model[ticket.stream, ticket.group].members[ticket.member] = "queued"
+
+    @rule(actor=ACTORS, data=st.data())
+    def expire(self, actor: str, data: st.DataObject) -> None:
+        if tickets := self.held(actor):
+            ticket = data.draw(st.sampled_from(tickets))
+            assert self.buffer.renew(actor, [ticket.id], 0.0) == []
+            assert self.buffer.expire() == 1
+            self.attempt(ticket)
+
+    @rule(actor=ACTORS, stream=STREAMS, group=GROUPS)
+    def renew(self, actor: str, stream: str, group: int) -> None:
+        ids = [make(stream, group, member).id for member in range(SIZE[group])]
+        mine = {ticket.id for ticket in self.held(actor)}
+        assert self.buffer.renew(actor, ids, 600.0) == [i for i in ids if i not in mine]
+        assert self.buffer.expire() == 0
+
+    @rule(stream=STREAMS, group=GROUPS)
+    def cancel(self, stream: str, group: int) -> None:
+        self.buffer.cancel(stream, group, "cancelled")
+        if (stream, group) in self.model and not self.model[stream, group].cancelled:
+            self.end((stream, group))
+
+    @rule(stream=STREAMS, groups=st.lists(GROUPS, max_size=2))
+    def remove(self, stream: str, groups: list[int]) -> None:
+        self.buffer.remove(stream, groups)
+        for group in groups:
+            self.model.pop((stream, group), None)
+        if groups and not any(name == stream for name, _ in self.model):
+            self.news.discard(stream)
+
+    @rule(stream=STREAMS)
+    def wait(self, stream: str) -> None:
+        assert self.buffer.wait(stream, 0.0) == (stream in self.news)
+        self.news.discard(stream)
+
+    @invariant()
+    def agrees(self) -> None:
+        stats = self.buffer.stats()
+        states = [state for group in self.model.values() for state in group.members.values()]
+        assert stats.queued == states.count("queued")
+        assert stats.leased == states.count("a") + states.count("b")
+        assert (stats.trajectory_bytes > 0) == ("stored" in states)
+        for stream in {name for name, _ in self.model} | set(stats.streams):
+            groups = {number: group for (name, number), group in sorted(self.model.items()) if name == stream}
+            assert self.buffer.known(stream) == set(groups)
+            assert self.buffer.complete(stream) == [n for n, g in groups.items() if g.complete]
+            assert list(self.buffer.cancelled(stream)) == [n for n, g in groups.items() if g.cancelled]
+
+    @rule(stream=STREAMS, group=GROUPS)
+    def read(self, stream: str, group: int) -> None:
+        known = self.model.get((stream, group), Group())
+        if not known.complete:
+            with pytest.raises(KeyError):
+                self.buffer.read(stream, group)
+            return
+        trajectories = self.buffer.read(stream, group)
+        assert [t.ticket for t in trajectories] == [make(stream, group, m) for m in range(SIZE[group])]
+        assert [t.actor for t in trajectories] == [known.writer[m] for m in range(SIZE[group])]
+
+
+def test_agrees_with_the_model(redis_url: str) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: Machine(redis_url),
+        settings=settings(
+            max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        ),
+    )

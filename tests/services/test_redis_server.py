@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from services.errors import RedisUnavailable
+from services.redis_server import EmbeddedRedis
+
+TIMEOUT_S = 20.0
+
+CHILD = """
+import pathlib, sys, time
+from services.redis_server import EmbeddedRedis
+server = EmbeddedRedis(pathlib.Path(sys.argv[1]))
+server.start()
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"
+
+
+def test_keeps_its_data_over_a_clean_restart(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        Redis.from_url(server.url).set("a", "1")
+    with EmbeddedRedis(tmp_path) as server:
+        assert Redis.from_url(server.url).get("a") == b"1"
+
+
+def test_recovers_from_kill_at_the_same_address(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        url = server.url
+        with Redis.from_url(url) as client:
+            client.set("a", "1")
+            assert not server.ensure_running()
+            pid = server.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: server.pid is None)
+            assert server.ensure_running()
+            assert server.url == url
+            assert client.get("a") == b"1"
+
+
+def test_survives_a_torn_tail_of_the_log(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        Redis.from_url(server.url).set("a", "1")
+    with (tmp_path / "appendonly.aof").open("ab") as log:
+        log.write(b"*3\r\n$3\r\nSET\r\n$1\r\nb\r\n$5\r\nha")
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
+        assert client.get("a") == b"1"
+        assert client.get("b") is None
+
+
+def test_names_damaged_data(tmp_path: Path) -> None:
+    (tmp_path / "appendonly.aof").write_bytes(b"this is no log\r\n" * 4)
+    with pytest.raises(RedisUnavailable, match="Bad file format") as caught:
+        EmbeddedRedis(tmp_path).start()
+    assert "\n" not in str(caught.value)
+
+
+def test_dies_with_a_killed_parent_and_frees_the_folder(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert not is_gone(pid)
+    parent.kill()
+    parent.wait()
+    until(lambda: is_gone(pid))
+    with EmbeddedRedis(tmp_path) as server:
+        assert Redis.from_url(server.url).ping()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        with pytest.raises(RedisUnavailable, match="in use"):
+            EmbeddedRedis(tmp_path, lock_timeout_s=0.1).start()
+        assert Redis.from_url(server.url).ping()
+
+
+@pytest.mark.parametrize("folder", ["file/below", "file"])
+def test_an_unusable_folder_is_refused(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RedisUnavailable, match="cannot keep Redis data"):
+        EmbeddedRedis(tmp_path / folder).start()
+
+
+def test_a_busy_port_is_left_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as busy, socket.socket() as probe:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        probe.bind(("127.0.0.1", 0))
+        ports = [busy.getsockname()[1], probe.getsockname()[1]]
+        probe.close()
+        monkeypatch.setattr("services.redis_server._free_port", lambda: ports.pop(0))
+        with EmbeddedRedis(tmp_path) as server:
+            assert not ports
+            assert Redis.from_url(server.url).ping()
+
+
+def test_hides_its_password(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        password = server.url.split("@")[0].rpartition(":")[2]
+        assert password not in Path(f"/proc/{server.pid}/cmdline").read_text()
+        assert all(password.encode() not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_is_started_from_the_main_thread_only(tmp_path: Path) -> None:
+    problems: list[str] = []
+
+    def start() -> None:
+        try:
+            EmbeddedRedis(tmp_path).start()
+        except RuntimeError as error:
+            problems.append(str(error))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    assert problems
+    assert "main thread" in problems[0]
+
+
+def test_stop_is_final_and_repeatable(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path)
+    server.start()
+    pid = server.pid
+    assert pid is not None
+    server.stop()
+    server.stop()
+    assert is_gone(pid)
+    assert server.pid is None

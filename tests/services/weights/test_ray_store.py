@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from services.config.tree import WeightsConfig
+from services.weights import WeightsCorrupt, WeightsGone, WeightsUnavailable, WeightVersion, open_channel
+from services.weights.ray_store import NAMESPACE, RayChannel
+
+SIZE = 300_000  # more than Ray sends inline
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run() -> str:
+    """One run for all tests: its holder is a process, and slow to start."""
+    return "test-weights"
+
+
+@pytest.fixture
+def channel(run: str) -> RayChannel:
+    return RayChannel(run, timeout_s=60.0)
+
+
+def tensors(version: int) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((SIZE,), float(version)), "b": torch.full((3,), version, dtype=torch.bfloat16)}
+
+
+@ray.remote(num_cpus=0)
+class Learner:
+    def publish(self, run: str, version: int) -> WeightVersion:
+        return RayChannel(run, timeout_s=60.0).publish(version, tensors(version))
+
+
+@ray.remote(num_cpus=0)
+def read_sum(run: str) -> tuple[int, float]:
+    channel = RayChannel(run, timeout_s=60.0)
+    latest = channel.latest()
+    assert latest is not None
+    return latest.version, float(channel.fetch(latest)["a"].sum())
+
+
+def test_a_version_arrives_as_it_was_published(channel: RayChannel) -> None:
+    published = channel.publish(3, tensors(3))
+    assert channel.latest() == published
+    fetched = channel.fetch(published)
+    assert {name: (t.dtype, t.tolist()) for name, t in fetched.items()} == {
+        name: (t.dtype, t.tolist()) for name, t in tensors(3).items()
+    }
+
+
+def test_a_late_joiner_gets_the_newest(channel: RayChannel, run: str) -> None:
+    for version in (1, 2):
+        channel.publish(version, tensors(version))
+    assert ray.get(read_sum.remote(run), timeout=60) == (2, 2.0 * SIZE)
+
+
+def test_weights_outlive_the_learner(channel: RayChannel, run: str) -> None:
+    learner: Any = Learner.remote()
+    published = ray.get(learner.publish.remote(run, 7), timeout=60)
+    ray.kill(learner)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(learner.publish.remote(run, 8), timeout=60)
+    assert channel.latest() == published
+    assert float(channel.fetch(published)["a"][0]) == 7.0
+
+
+def test_the_last_two_publications_are_kept(channel: RayChannel) -> None:
+    first, second, third = (channel.publish(version, tensors(version)) for version in (1, 2, 3))
+    assert channel.latest() == third
+    assert float(channel.fetch(second)["a"][0]) == 2.0
+    with pytest.raises(WeightsGone, match="version 1"):
+        channel.fetch(first)
+    assert channel.publish(2, tensors(2)) == second
+    assert channel.latest() == second
+
+
+def test_tensors_stay_readable_after_their_version_has_gone(channel: RayChannel) -> None:
+    fetched = channel.fetch(channel.publish(1, tensors(1)))
+    for version in range(2, 6):
+        channel.publish(version, tensors(version))
+    assert bool((fetched["a"] == 1.0).all())
+
+
+def test_another_checksum_is_refused(channel: RayChannel) -> None:
+    published = channel.publish(1, tensors(1))
+    wrong = WeightVersion(published.version, published.nbytes, "0" * 32, published.locator)
+    with pytest.raises(WeightsCorrupt, match="version 1"):
+        channel.fetch(wrong)
+
+
+def test_a_killed_holder_comes_back_empty(channel: RayChannel, run: str) -> None:
+    published = channel.publish(1, tensors(1))
+    ray.kill(ray.get_actor(f"weights-{run}", namespace=NAMESPACE), no_restart=False)
+    with pytest.raises(WeightsGone, match="version 1"):
+        channel.fetch(published)
+    assert channel.latest() is None
+    republished = channel.publish(1, tensors(1))
+    assert channel.fetch(republished)["a"].shape == (SIZE,)
+
+
+def test_the_time_limit_holds(channel: RayChannel, run: str) -> None:
+    channel.publish(1, tensors(1))
+    with pytest.raises(WeightsUnavailable, match="timeout_s"):
+        RayChannel(run, timeout_s=0.0).latest()
+
+
+def test_runs_do_not_see_each_other_and_end_apart(channel: RayChannel, tmp_path: Path) -> None:
+    other = open_channel(WeightsConfig(), "test-weights-2", tmp_path)
+    assert isinstance(other, RayChannel)
+    channel.publish(1, tensors(1))
+    assert other.latest() is None
+    other.publish(2, tensors(2))
+    other.close_run()
+    other.close_run()
+    latest = channel.latest()
+    assert latest is not None
+    assert latest.version == 1
