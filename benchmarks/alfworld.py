@@ -120,7 +120,7 @@ async def measure_http(url: str, sessions: int, seconds: float) -> Figures:
     await asyncio.gather(*(play(number, began + seconds) for number in range(sessions)))
     spent = time.monotonic() - began
     await client.close()
-    return {"http_steps_per_s": steps / spent}
+    return {"http_steps_per_s": steps / spent, "http_steps": float(steps)}
 
 
 async def measure_http_batches(url: str, sessions: int, seconds: float) -> Figures:
@@ -161,6 +161,11 @@ async def measure_memory(process: ServerProcess, sessions: int) -> Figures:
     return {"memory_added_mib": added / MIB, "server_rss_mib": (before + added) / MIB}
 
 
+def _cpu_seconds(process: ServerProcess) -> float:
+    times = psutil.Process(process.pid).cpu_times()
+    return float(times.user + times.system)
+
+
 def _task(number: int) -> ResetRequest:
     return ResetRequest(split="train", index=number % game_source().splits["train"], max_steps=STEPS_PER_EPISODE)
 
@@ -187,7 +192,9 @@ def measure(seconds: float, sessions: int, live: int) -> dict[str, object]:
     with server() as process:
         memory = asyncio.run(measure_memory(process, live))
     with server() as process:
+        before = _cpu_seconds(process)
         http = asyncio.run(measure_http(process.url, sessions, seconds))
+        http["http_server_cpu_us_per_step"] = 1e6 * (_cpu_seconds(process) - before) / http.pop("http_steps")
         http |= asyncio.run(measure_http_batches(process.url, sessions, seconds))
     return {
         "machine": {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]},
@@ -211,6 +218,7 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     console.print(engines)
     table = Table(title=f"Environment server, {served['sessions']:.0f} sessions, one process", show_header=False)
     table.add_row("steps/s over HTTP, one a request", f"{served['http_steps_per_s']:,.0f}")
+    table.add_row("processor time of the server a step", f"{served['http_server_cpu_us_per_step']:,.0f} µs")
     table.add_row(f"steps/s over HTTP, {BATCH} a request", f"{served['http_batch_steps_per_s']:,.0f}")
     table.add_row(f"memory added by {served['live_sessions']:,.0f} sessions", f"{served['memory_added_mib']:,.0f} MiB")
     console.print(table)

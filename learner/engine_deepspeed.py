@@ -81,7 +81,7 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """float32 [T], on the engine's device."""
-        logprob, _ = self._engine(*inputs(batch, self._device))
+        logprob: Tensor = self._engine(*inputs(batch, self._device))[0]
         return logprob.detach()
 
     def accumulate(self, batch: MicroBatch, loss: LossFunction) -> LossTerms:
@@ -119,8 +119,8 @@ class DeepSpeedEngine:
 
     def checkpoint_bytes(self) -> int:
         """About what `save` writes, all ranks together: parameters, float32 copies of them, and two moments."""
-        count = sum(getattr(p, "ds_numel", p.numel()) for p in self._engine.module.parameters())
-        return 16 * count
+        parameters = self._engine.module.parameters()
+        return 16 * sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
 
     def save(self, folder: Path) -> None:
         """Write parameters, optimizer state, step count and random state.

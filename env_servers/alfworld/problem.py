@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def parse_game(document: Mapping[str, object]) -> Game:
     _check_rules(domain, grammar)
     facts: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for predicate, arguments in _FACT.findall(init[init.index("(:init") :].lower()):
-        facts[predicate].append(tuple(arguments.split()))
+        facts[predicate].append(tuple(map(sys.intern, arguments.split())))
     try:
         return _build(facts, goal, goal_text, tuple(map(str, walkthrough)), _cleaners(domain))
     except (KeyError, ValueError, IndexError, StopIteration) as error:
@@ -248,6 +249,7 @@ def _build(
     by_location: list[list[int]] = [[] for _ in location_ids]
     for number, receptacle in enumerate(receptacles):
         by_location[receptacle.location].append(number)
+    ways = [(f"go to {receptacle.name}", number) for number, receptacle in enumerate(receptacles)]
     return Game(
         goal=goal,
         goal_text=goal_text,
@@ -274,7 +276,7 @@ def _build(
         hot=frozenset(object_at[o] for o in flags.get("ishot", ())),
         cool=frozenset(object_at[o] for o in flags.get("iscool", ())),
         ways=tuple(
-            tuple((f"go to {r.name}", number) for number, r in enumerate(receptacles) if r.location != here)
+            tuple(way for way, r in zip(ways, receptacles, strict=True) if r.location != here)
             for here in range(len(location_ids))
         ),
     )

@@ -1,0 +1,52 @@
+# The front door. Every target makes what it needs, from a bare machine with Python 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Further arguments of pip, for example the index of PyTorch's CPU builds where the default index has CUDA builds only.
+PIP_ARGS ?=
+DEVICE ?= cpu
+
+export OMP_WAIT_POLICY ?= PASSIVE
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test lint format bench clean
+
+setup: $(VENV)/.installed-$(DEVICE)
+
+$(VENV)/.installed-cpu: requirements/common.txt requirements/cpu.txt requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile $(PIP_ARGS) -r requirements/cpu.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "torch does not load: its wheel is a CUDA build." \
+		"Give pip the index of PyTorch's CPU builds: make setup PIP_ARGS='--extra-index-url …'" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed-gpu: requirements/common.txt requirements/gpu.txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS) -r requirements/gpu.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/anchorage demo
+
+test: setup
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python -m benchmarks.alfworld
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,62 @@
+"""A tiny model on disk, and one Ray cluster for all tests that need ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.config.tree import Config
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 model of 64 tokens and 5,000 parameters, with its weights tied as in the small Qwen models."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    shape = Qwen2Config(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    Qwen2ForCausalLM(shape).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_model: Path, tmp_path: Path, run_name: str) -> Config:
+    """Two groups of two an update, one rank, checkpoints every two updates."""
+    return Config.model_validate(
+        {
+            "run": {"name": run_name, "dir": tmp_path},
+            "model": {"path": tiny_model},
+            "loss": {"kl_coef": 0.0},
+            "optimizer": {"lr": 1e-3},
+            "learner": {"groups_per_update": 2, "group_size": 2, "microbatch_tokens": 64, "group_timeout_s": 60},
+            "checkpoint": {"every": 2},
+            "telemetry": {"tensorboard": False},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray cluster of this process, with room for three learner ranks."""
+    import ray
+
+    ray.init(
+        num_cpus=2, resources={"learner": 3}, include_dashboard=False, log_to_driver=False, configure_logging=False
+    )
+    yield
+    ray.shutdown()

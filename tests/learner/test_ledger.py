@@ -1,0 +1,34 @@
+import pytest
+
+from learner.ledger import Entry, Ledger
+from services.errors import CheckpointFailed
+
+ENTRIES = [Entry(update, group, [[0], [0, 1]]) for update, group in [(1, 0), (1, 1), (2, 2), (3, 3)]]
+
+
+def test_round_trip_and_cut(tmp_path):
+    ledger = Ledger(tmp_path / "run" / "ledger.jsonl")
+    assert ledger.read() == []
+    ledger.append(ENTRIES[:2])
+    ledger.append(ENTRIES[2:])
+    assert ledger.read() == ENTRIES
+    ledger.cut(2)
+    assert ledger.read() == ENTRIES[:3]
+
+
+def test_line_cut_off_by_a_crash_is_no_entry(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.append(ENTRIES)
+    path.write_text(path.read_text()[:-5])
+    assert ledger.read() == ENTRIES[:-1]
+    ledger.cut(9)
+    ledger.append(ENTRIES[-1:])
+    assert ledger.read() == ENTRIES
+
+
+def test_full_disk_is_one_line():
+    from pathlib import Path
+
+    with pytest.raises(CheckpointFailed, match="No space left"):
+        Ledger(Path("/dev/full")).append(ENTRIES)
