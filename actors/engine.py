@@ -1,7 +1,7 @@
 """What a rollout actor asks of an inference engine: vocabulary only, no engine is known here.
 
 Invariants
-- A `Sample` holds the very token ids and log-probabilities that were sampled, and names the policy version of each token.
+- A `Sample` holds the very token ids and log-probabilities that were sampled, and the policy version of each token.
 - Loading weights never drops a request: what is in flight goes on with the new weights.
 - After a failure every call raises `EngineFailed`; a failed engine never answers with weights of an unknown version.
 """
@@ -87,9 +87,7 @@ class InferenceEngine(ABC):
         """
 
     @abstractmethod
-    async def generate(
-        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int
-    ) -> Sample:
+    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
         """Sample one response to the prompt (token ids). Cancelling the call drops the request.
 
         Raises:

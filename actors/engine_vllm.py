@@ -18,13 +18,10 @@ import asyncio
 import itertools
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
@@ -38,8 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKEND = "anchorage"
-SHARED_MEMORY = Path("/dev/shm")
 UPDATE_TIMEOUT_S = 300.0
+CPU_BATCH_TOKENS = 2048
 
 
 def engine_environment() -> dict[str, str]:
@@ -67,7 +64,7 @@ def register_weight_transfer() -> None:
 
 
 def host_weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> Any:
-    """The weight-transfer engine of a worker: loads a safetensors file in host memory, checkpoint names and layout.
+    """The weight-transfer engine of a worker: loads a safetensors file, checkpoint names and layout.
 
     vLLM calls this like the class it stands for; the class is made here because its base is vLLM's.
     """
@@ -83,7 +80,7 @@ def host_weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any)
     class UpdateInfo:
         path: str
 
-    class HostWeightTransfer(WeightTransferEngine[Any, Any]):
+    class HostWeightTransfer(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
         init_info_cls = InitInfo
         update_info_cls = UpdateInfo
         supports_draft_weight_update = False
@@ -166,9 +163,7 @@ class VllmEngine(InferenceEngine):
         self._failure = None
         self._stepping = asyncio.create_task(self._step_while_needed())
 
-    async def generate(
-        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int
-    ) -> Sample:
+    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
         if self._failure is not None:
             raise self._failure
         context = self._model.max_prompt_tokens + self._model.max_response_tokens
@@ -192,10 +187,11 @@ class VllmEngine(InferenceEngine):
         if self._failure is not None:
             raise self._failure
         try:
-            with tempfile.TemporaryDirectory(prefix="anchorage-", dir=_folder_for(tensors)) as folder:
-                path = Path(folder) / "weights.safetensors"
-                await asyncio.to_thread(_write, tensors, path)
-                await self._call(self._update, version, path)
+            memory = await asyncio.to_thread(_to_memory_file, tensors)
+            try:
+                await self._call(self._update, version, f"/proc/{os.getpid()}/fd/{memory}")
+            finally:
+                os.close(memory)
         except Exception as error:
             self._fail(f"vLLM cannot load version {version}: {_line(error)}")
             logger.exception("vLLM cannot load version %d", version)
@@ -249,16 +245,20 @@ class VllmEngine(InferenceEngine):
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         register_weight_transfer()
         cpu = current_platform.is_cpu()
+        context = self._model.max_prompt_tokens + self._model.max_response_tokens
         arguments = EngineArgs(
             model=str(self._model.path),
             dtype=self._model.dtype,
             seed=self._seed,
-            max_model_len=self._model.max_prompt_tokens + self._model.max_response_tokens,
+            max_model_len=context,
             max_num_seqs=self._rollout.episodes_in_flight,
             tensor_parallel_size=self._rollout.tensor_parallel,
             gpu_memory_utilization=self._rollout.gpu_memory_utilization,
             kv_cache_memory_bytes=self._rollout.kv_cache_mib * 2**20 if cpu else None,
             enforce_eager=cpu,
+            # Chunks of a seeded request's prefill end vLLM on the CPU: it rewinds a generator without an offset.
+            enable_chunked_prefill=not cpu,
+            max_num_batched_tokens=max(CPU_BATCH_TOKENS, context) if cpu else None,
             enable_prefix_caching=True,
             async_scheduling=False,
             logprobs_mode="processed_logprobs",
@@ -301,17 +301,19 @@ class VllmEngine(InferenceEngine):
         return Sample(
             token_ids=token_ids,
             logprobs=[entry[token].logprob for entry, token in zip(completion.logprobs, token_ids, strict=True)],
-            versions=tuple(VersionSpan(int(span.version), span.end - span.start) for span in completion.weight_versions),
+            versions=tuple(
+                VersionSpan(int(span.version), span.end - span.start) for span in completion.weight_versions
+            ),
             text=self._engine.get_tokenizer().decode(token_ids, skip_special_tokens=True),
             finished=completion.finish_reason == "stop",
         )
 
-    def _update(self, version: int, path: Path) -> None:
+    def _update(self, version: int, path: str) -> None:
         started = time.monotonic()
         engine = self._engine
         engine.sleep(level=0, mode="keep")
         engine.collective_rpc("start_weight_update", timeout=UPDATE_TIMEOUT_S)
-        engine.collective_rpc("update_weights", timeout=UPDATE_TIMEOUT_S, kwargs={"update_info": {"path": str(path)}})
+        engine.collective_rpc("update_weights", timeout=UPDATE_TIMEOUT_S, kwargs={"update_info": {"path": path}})
         engine.collective_rpc("finish_weight_update", timeout=UPDATE_TIMEOUT_S)
         engine.reset_prefix_cache(reset_running_requests=True)
         engine.set_weight_version(str(version))
@@ -323,18 +325,15 @@ class VllmEngine(InferenceEngine):
         )
 
 
-def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
+def _to_memory_file(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Descriptor of an anonymous file in memory: workers of this node can map it, and it ends with this process."""
+    from safetensors.torch import save
 
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _folder_for(tensors: Mapping[str, torch.Tensor]) -> Path | None:
-    """Shared memory where it has room (containers often give it 64 MiB), else the folder for temporary files."""
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1.1 * needed + 2**20:
-        return SHARED_MEMORY
-    return None
+    payload = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+    memory = os.memfd_create("anchorage-weights")
+    with open(memory, "wb", closefd=False) as file:
+        file.write(payload)
+    return memory
 
 
 def _line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from actors.engine import InferenceEngine
+from actors.model_folder import check_model_folder
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
 from env_servers.client import HttpClient
@@ -60,6 +61,7 @@ class RolloutProcess:
     async def run(self) -> None:
         """Build the parts and play until drained; errors as for `Rollout.run`."""
         config, spec = self._config, self._spec
+        check_model_folder(config.model.path)
         url = spec.env_urls[self._number % len(spec.env_urls)]
         tokenizer = load_tokenizer(config.model.path)
         buffer = Buffer.connect(

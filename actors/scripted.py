@@ -88,9 +88,7 @@ class Example:
 
 async def play_scripted(client: EnvironmentClient, task: Task, player: Player, max_steps: int) -> AsyncIterator[Turn]:
     """The turns of one episode of `player`."""
-    result = await client.reset(
-        ResetRequest(split=task.split, index=task.index, max_steps=max_steps, expert=True)
-    )
+    result = await client.reset(ResetRequest(split=task.split, index=task.index, max_steps=max_steps, expert=True))
     goal = result.facts.get("goal")
     history: list[tuple[str, str]] = []
     try:

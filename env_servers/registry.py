@@ -7,7 +7,10 @@ import importlib
 from env_servers.environment import Environment
 from env_servers.errors import ServerError
 
-ENVIRONMENTS = {"alfworld": "env_servers.alfworld.environment:AlfWorld"}
+ENVIRONMENTS = {
+    "alfworld": "env_servers.alfworld.environment:AlfWorld",
+    "alfworld-textworld": "env_servers.alfworld.textworld_engine:TextWorldAlfWorld",
+}
 
 
 def load_environment(name: str) -> type[Environment]:

@@ -47,6 +47,27 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """A difference of two rates with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def difference(after: Rate, before: Rate) -> Difference:
+    """`after − before`, interval by Newcombe's method 10 (Statistics in Medicine 17, 1998): from both Wilson intervals.
+
+    The pairing of the panel is not used, so the interval is on the wide side.
+    """
+    (low_a, high_a), (low_b, high_b) = after.interval, before.interval
+    gain = after.value - before.value
+    down = math.hypot(after.value - low_a, high_b - before.value)
+    up = math.hypot(high_a - after.value, before.value - low_b)
+    return Difference(gain, gain - down, gain + up)
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationResult:
     """What a panel showed.
 

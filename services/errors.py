@@ -25,3 +25,11 @@ class CheckpointFailed(AnchorageError):
 
 class RunStalled(AnchorageError):
     """No group completed within `learner.group_timeout_s`, or a part of the run kept dying."""
+
+
+class RunBusy(AnchorageError):
+    """The run's folder is in use or cannot be written."""
+
+
+class RayUnavailable(AnchorageError):
+    """The Ray cluster cannot be started or reached."""

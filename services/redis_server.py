@@ -4,6 +4,7 @@ Invariants
 - The server dies with its parent, even a killed one, and whoever uses a folder holds its lock for as long as the server
   lives: two servers never share a folder.
 - A restart of the same object keeps its address and password; a restart in the same folder has the data back.
+- A stopped server loses nothing; a killed one at most what it had not handed to the kernel (seconds on a busy disk).
 - The password reaches the server through its standard input: it is on no command line and in no file.
 """
 

@@ -1,4 +1,4 @@
-"""Fixtures that several packages share: one real redis-server a session, one run name a test."""
+"""What the packages' tests share: a real redis-server a session, a run name a test, Hypothesis without deadlines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from services.redis_server import EmbeddedRedis
+
+# A busy machine is no failure.
+settings.register_profile("anchorage", deadline=None)
+settings.load_profile("anchorage")
 
 
 @pytest.fixture(scope="session")

@@ -10,24 +10,27 @@ import functools
 import importlib
 import os
 import tempfile
+import threading
 from importlib import resources
 from types import ModuleType
 
 _VARIABLE = "ALFWORLD_DATA"
+_IMPORTING = threading.Lock()
 
 
 @functools.cache
 def alfworld_module(name: str) -> ModuleType:
     """The module `alfworld.<name>`; raises ImportError where the package or the module's own needs are missing."""
-    before = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = tempfile.gettempdir()
-    try:
-        return importlib.import_module(f"alfworld.{name}")
-    finally:
-        if before is None:
-            del os.environ[_VARIABLE]
-        else:
-            os.environ[_VARIABLE] = before
+    with _IMPORTING:
+        before = os.environ.get(_VARIABLE)
+        os.environ[_VARIABLE] = tempfile.gettempdir()
+        try:
+            return importlib.import_module(f"alfworld.{name}")
+        finally:
+            if before is None:
+                del os.environ[_VARIABLE]
+            else:
+                os.environ[_VARIABLE] = before
 
 
 @functools.cache

@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import sys
@@ -166,6 +167,7 @@ def _check_rules(domain: str, grammar: str) -> None:
         raise BrokenTask("domain or grammar is not one of ALFWorld's: play this game with the textworld engine")
 
 
+@functools.lru_cache(maxsize=8)
 def domain_digest(domain: str) -> str:
     """Identity of a domain: SHA-256 of its text without comments and white space."""
     return _digest(re.sub(r";[^\n]*", "", domain))
@@ -180,6 +182,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256("".join(text.split()).encode()).hexdigest()
 
 
+@functools.lru_cache(maxsize=8)
 def _cleaners(domain: str) -> frozenset[str]:
     """Receptacle types that clean: the published games and the package's domain differ in whether a sink does."""
     action = re.sub(r";[^\n]*", "", domain).partition("(:action CleanObject")[2].partition("(:action")[0]

@@ -6,6 +6,7 @@ Overrides are YAML values at dotted paths (`learner.groups_per_update=8`, `env.u
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"'{text}' is not a YAML value (override '{override}')") from None
     if isinstance(value, str):
         # YAML 1.1 reads 1e-4 as a string; pydantic would refuse it in some places and coerce it in others.
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     *parents, leaf = path.split(".")
     node = tree
     for name in parents:

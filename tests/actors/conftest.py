@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.actors.scripted_engine import tokenizer_folder
 
 from services.config.tree import Config
+from tests.actors.scripted_engine import tokenizer_folder
 
 
 @pytest.fixture(scope="session")

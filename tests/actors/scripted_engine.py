@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from tests.actors.tiny import END, write_tokenizer
+from typing import TYPE_CHECKING
 
 from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
 from actors.prompts import load_tokenizer
 from services.config.tree import Config
 from services.schemas import VersionSpan
+from tests.actors.tokenizer import END, write_tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -73,8 +75,10 @@ class ScriptedEngine(InferenceEngine):
 
 
 def tokenizer_folder(folder: Path) -> Path:
+    """A model folder as far as anybody but an engine looks."""
     write_tokenizer(folder)
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    (folder / "model.safetensors").touch()
     return folder
 
 

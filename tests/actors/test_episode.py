@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.actors.scripted_engine import ScriptedEngine
-from tests.env_servers.counting import Counting
 
 from actors import episode
 from actors.episode import EpisodeFailed, play, step_seed
@@ -15,6 +13,8 @@ from env_servers.environment import Observation
 from env_servers.protocol import StepResult
 from services.config.tree import Config
 from services.schemas import Task, Ticket, Trajectory
+from tests.actors.scripted_engine import ScriptedEngine
+from tests.env_servers.counting import Counting
 
 
 def ticket(index: int = 1, seed: int = 7, split: str = "train") -> Ticket:
@@ -47,7 +47,9 @@ class Recording(LocalClient):
         await super().close_session(session)
 
 
-async def play_with(config: Config, client: LocalClient, order: Ticket, engine: ScriptedEngine | None = None) -> Trajectory:
+async def play_with(
+    config: Config, client: LocalClient, order: Ticket, engine: ScriptedEngine | None = None
+) -> Trajectory:
     tokenizer = load_tokenizer(config.model.path)
     prompts = PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens)
     engine = engine or ScriptedEngine(config.model.path)
@@ -70,7 +72,9 @@ async def test_a_step_holds_what_was_read_said_and_earned(config: Config) -> Non
     assert not any(step.truncated for step in trajectory.steps)
     assert trajectory.steps[0].observation == "The count is 0, the target is 3."
     assert last.observation == "The count is 2, the target is 3."
-    assert len({step.anchor for step in trajectory.steps if step.observation == "The count is 2, the target is 3."}) == 1
+    assert (
+        len({step.anchor for step in trajectory.steps if step.observation == "The count is 2, the target is 3."}) == 1
+    )
     assert trajectory.steps[0].anchor != last.anchor
     assert last.action == last.response == "up"
     assert last.valid

@@ -1,4 +1,4 @@
-"""The supervisor in a real Ray: actors killed with SIGKILL are replaced and their tickets played; the engine is scripted."""
+"""The supervisor in a real Ray: killed actors are replaced and their tickets played; the engine is scripted."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 import ray
 import torch
-from tests.actors.scripted_engine import scripted
 
 from actors.pool import start_pool
 from actors.rollout_process import RolloutSpec
 from env_servers.launch import ServerProcess, start_server
 from services.buffer import Buffer
 from services.config.tree import Config
-from services.errors import ModelUnavailable
 from services.schemas import TRAIN_STREAM, Task, Ticket
 from services.weights import open_channel
+from tests.actors.scripted_engine import scripted
 
 GROUPS = 4
 SIZE = 4
@@ -50,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         value = condition()
         if value:
@@ -64,7 +63,9 @@ def stop(pool: Any) -> None:
     ray.kill(pool)
 
 
-def test_a_killed_actor_is_replaced_and_its_tickets_are_played(config: Config, redis_url: str, server: ServerProcess) -> None:
+def test_a_killed_actor_is_replaced_and_its_tickets_are_played(
+    config: Config, redis_url: str, server: ServerProcess
+) -> None:
     buffer = Buffer.connect(redis_url, config.run.name, config.buffer, max_attempts=3)
     open_channel(config.weights, config.run.name, config.run.folder).publish(0, {"weight": torch.zeros(4)})
     pool, running = start_pool(config, redis_url=redis_url, env_urls=(server.url,), engine=scripted)
@@ -90,8 +91,7 @@ def test_a_killed_actor_is_replaced_and_its_tickets_are_played(config: Config, r
         assert [len(buffer.read(TRAIN_STREAM, g)) for g in range(GROUPS)] == [SIZE] * GROUPS
     finally:
         stop(pool)
-    with pytest.raises(ray.exceptions.RayError):
-        ray.get(running, timeout=10)
+    assert ray.get(running, timeout=10) is None
     assert buffer.stats().leased == 0
 
 
@@ -101,9 +101,9 @@ def test_actors_that_cannot_start_are_tried_again_and_say_why(
     broken = Config.model_validate(config.model_dump() | {"model": {"path": tmp_path / "nothing"}})
     pool, _ = start_pool(broken, redis_url=redis_url, env_urls=(server.url,))
     try:
-        until(lambda: ray.get(pool.status.remote(), timeout=10)["deaths"] >= 3)
+        until(lambda: ray.get(pool.status.remote(), timeout=30)["deaths"] >= 2)
         status = ray.get(pool.status.remote(), timeout=10)
-        assert str(tmp_path / "nothing") in status["last_error"]
+        assert status["last_error"].startswith(f"model.path {tmp_path / 'nothing'} is not a folder")
         assert "\n" not in status["last_error"]
     finally:
         stop(pool)
@@ -113,4 +113,3 @@ def test_secrets_are_not_in_the_description() -> None:
     spec = RolloutSpec("{}", "redis://:secret@host", ("http://env",), "token", scripted)
     assert "secret" not in repr(spec)
     assert "token" not in repr(spec).replace("env_token", "")
-    assert ModelUnavailable("a line").args == ("a line",)

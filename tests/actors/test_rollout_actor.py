@@ -1,4 +1,4 @@
-"""The rollout actor between a real Redis, a real weight channel and the counting environment; the engine is scripted."""
+"""The rollout actor with real Redis, weight channel and counting environment; the engine is scripted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from tests.actors.scripted_engine import ScriptedEngine
-from tests.env_servers.counting import Counting
 
 from actors.engine import EngineFailed
 from actors.prompts import PromptBuilder, load_tokenizer
@@ -20,6 +18,8 @@ from services.buffer import Buffer
 from services.config.tree import Config
 from services.schemas import TRAIN_STREAM, Task, Ticket
 from services.weights import WeightChannel, open_channel
+from tests.actors.scripted_engine import ScriptedEngine
+from tests.env_servers.counting import Counting
 
 SIZE = 3
 
@@ -67,7 +67,7 @@ def group(number: int, *, split: str = "train") -> list[Ticket]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(30):
-        while not await asyncio.to_thread(condition):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - any condition at all
             await asyncio.sleep(0.01)
 
 

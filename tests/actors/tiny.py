@@ -1,24 +1,15 @@
-"""A tiny randomly initialised Qwen2 with a byte-level tokenizer, written as a Hugging Face folder."""
+"""A tiny randomly initialised Qwen2, written as a Hugging Face folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
-END = 256
+from tests.actors.tokenizer import END, write_tokenizer
+
 VOCABULARY = 320
-
-
-def write_tokenizer(folder: Path) -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate(alphabet)} | {"<end>": END}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
 
 
 def make_model(seed: int, *, tied: bool) -> Qwen2ForCausalLM:
@@ -56,7 +47,9 @@ def weights_of(model: Qwen2ForCausalLM) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def reference_logprobs(model: Qwen2ForCausalLM, prompt: list[int], response: list[int], temperature: float) -> list[float]:
+def reference_logprobs(
+    model: Qwen2ForCausalLM, prompt: list[int], response: list[int], temperature: float
+) -> list[float]:
     """log_softmax(logits / T) of each response token, float32, from one forward pass."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt + response])).logits[0].float() / temperature

@@ -34,20 +34,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_config(tiny_model: Path, tmp_path: Path, run_name: str) -> Config:
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_model: Path) -> dict[str, dict[str, object]]:
     """Two groups of two an update, one rank, checkpoints every two updates."""
-    return Config.model_validate(
-        {
-            "run": {"name": run_name, "dir": tmp_path},
-            "model": {"path": tiny_model},
-            "loss": {"kl_coef": 0.0},
-            "optimizer": {"lr": 1e-3},
-            "learner": {"groups_per_update": 2, "group_size": 2, "microbatch_tokens": 64, "group_timeout_s": 60},
-            "checkpoint": {"every": 2},
-            "telemetry": {"tensorboard": False},
-        }
-    )
+    return {
+        "model": {"path": tiny_model},
+        "loss": {"kl_coef": 0.0},
+        "optimizer": {"lr": 1e-3},
+        "learner": {"groups_per_update": 2, "group_size": 2, "microbatch_tokens": 64, "group_timeout_s": 60},
+        "checkpoint": {"every": 2},
+        "telemetry": {"tensorboard": False},
+    }
+
+
+@pytest.fixture
+def tiny_config(tiny_settings: dict[str, dict[str, object]], tmp_path: Path, run_name: str) -> Config:
+    """The settings in a run of the test's own."""
+    return Config.model_validate(tiny_settings | {"run": {"name": run_name, "dir": tmp_path}})
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from learner.ledger import Entry, Ledger
@@ -28,7 +30,5 @@ def test_line_cut_off_by_a_crash_is_no_entry(tmp_path):
 
 
 def test_full_disk_is_one_line():
-    from pathlib import Path
-
     with pytest.raises(CheckpointFailed, match="No space left"):
         Ledger(Path("/dev/full")).append(ENTRIES)

@@ -84,7 +84,9 @@ def test_unknown_split() -> None:
 
 def test_data_variable_and_home_are_left_alone(tmp_path: os.PathLike[str]) -> None:
     """The package sets the variable and makes a folder when it is imported; the generator does neither."""
-    script = "import os; from env_servers.alfworld.generator import generate; generate('train', 0); "
+    script = "import os; from concurrent.futures import ThreadPoolExecutor; "
+    script += "from env_servers.alfworld.generator import generate; "
+    script += "list(ThreadPoolExecutor(8).map(lambda index: generate('train', index), range(8))); "
     script += "print(os.environ.get('ALFWORLD_DATA'), os.listdir(os.environ['HOME']))"
     environment = {key: value for key, value in os.environ.items() if key != "ALFWORLD_DATA"}
     process = subprocess.run(

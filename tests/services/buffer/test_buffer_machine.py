@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from services.buffer import Buffer, Stored
 from services.config.tree import BufferConfig
@@ -46,13 +53,16 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.buffer.close()
 
-    def held(self, actor: str) -> list[Ticket]:
+    def held(self, actors: str) -> list[Ticket]:
         return [
             make(*key, member)
             for key, group in sorted(self.model.items())
             for member, state in sorted(group.members.items())
-            if state == actor
+            if state in actors
         ]
+
+    def holder(self, ticket: Ticket) -> str:
+        return self.model[ticket.stream, ticket.group].members[ticket.member]
 
     def queued(self) -> list[Ticket]:
         tickets = [make(*key, m) for key, g in self.model.items() for m, s in g.members.items() if s == "queued"]
@@ -70,6 +80,12 @@ class Machine(RuleBasedStateMachine):
         if group.attempts[ticket.member] == MAX_ATTEMPTS:
             self.end(key)
 
+    @initialize(streams=st.sets(STREAMS))
+    def begin(self, streams: set[str]) -> None:
+        for stream in sorted(streams):
+            for group in sorted(SIZE):
+                self.issue(stream, group, 0)
+
     @rule(stream=STREAMS, group=GROUPS, first=st.integers(0, 2))
     def issue(self, stream: str, group: int, first: int) -> None:
         tickets = [make(stream, group, member) for member in range(min(first, SIZE[group] - 1), SIZE[group])]
@@ -78,7 +94,7 @@ class Machine(RuleBasedStateMachine):
         assert self.buffer.issue(tickets) == len(new)
         known.members.update({t.member: "queued" for t in new})
 
-    @rule(actor=ACTORS, limit=st.integers(0, 4))
+    @rule(actor=ACTORS, limit=st.integers(1, 4))
     def lease(self, actor: str, limit: int) -> None:
         expected = self.queued()[:limit]
         assert self.buffer.lease(actor, limit, 600.0) == expected
@@ -102,30 +118,30 @@ class Machine(RuleBasedStateMachine):
                 self.news.add(stream)
         assert self.buffer.store(Trajectory(make(stream, group, member), (), actor=actor)) is expected
 
-    @rule(actor=ACTORS, owner=ACTORS, data=st.data())
-    def fail(self, actor: str, owner: str, data: st.DataObject) -> None:
-        if tickets := self.held(owner):
-            ticket = data.draw(st.sampled_from(tickets))
-            if actor == owner:
-                self.attempt(ticket)
-            cancelled = self.buffer.fail(actor, ticket.id, "failed")
-            assert cancelled == self.model[ticket.stream, ticket.group].cancelled
-
-    @rule(actor=ACTORS, owner=ACTORS, data=st.data())
-    def release(self, actor: str, owner: str, data: st.DataObject) -> None:
-        if tickets := self.held(owner):
-            ticket = data.draw(st.sampled_from(tickets))
-            self.buffer.release(actor, [ticket.id])
-            if actor == owner:
-                self.model[ticket.stream, ticket.group].members[ticket.member] = "queued"
-
+    @precondition(lambda self: self.held("ab"))
     @rule(actor=ACTORS, data=st.data())
-    def expire(self, actor: str, data: st.DataObject) -> None:
-        if tickets := self.held(actor):
-            ticket = data.draw(st.sampled_from(tickets))
-            assert self.buffer.renew(actor, [ticket.id], 0.0) == []
-            assert self.buffer.expire() == 1
+    def fail(self, actor: str, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.held("ab")))
+        if self.holder(ticket) == actor:
             self.attempt(ticket)
+        cancelled = self.buffer.fail(actor, ticket.id, "failed")
+        assert cancelled == self.model[ticket.stream, ticket.group].cancelled
+
+    @precondition(lambda self: self.held("ab"))
+    @rule(actor=ACTORS, data=st.data())
+    def release(self, actor: str, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.held("ab")))
+        self.buffer.release(actor, [ticket.id])
+        if self.holder(ticket) == actor:
+            self.model[ticket.stream, ticket.group].members[ticket.member] = "queued"
+
+    @precondition(lambda self: self.held("ab"))
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.held("ab")))
+        assert self.buffer.renew(self.holder(ticket), [ticket.id], 0.0) == []
+        assert self.buffer.expire() == 1
+        self.attempt(ticket)
 
     @rule(actor=ACTORS, stream=STREAMS, group=GROUPS)
     def renew(self, actor: str, stream: str, group: int) -> None:
@@ -182,6 +198,6 @@ def test_agrees_with_the_model(redis_url: str) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Machine(redis_url),
         settings=settings(
-            max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
     )

@@ -35,6 +35,12 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def written(url: str) -> bool:
+    """Whether the log is with the kernel: Redis holds writes back while an fsync of the last second is under way."""
+    with Redis.from_url(url) as client:
+        return bool(client.info("persistence")["aof_buffer_length"] == 0)
+
+
 @pytest.mark.parametrize(
     "url", ["http://user:hunter2@h:1/0", "hunter2", "hunter2://x", "redis://:hunter2@h:port/0", "redis:hunter2", ""]
 )
@@ -90,6 +96,7 @@ def test_a_killed_redis_comes_back_with_everything(tmp_path: Path, run_name: str
         buffer.issue([ticket(0), ticket(1), ticket(2)])
         stored, held = buffer.lease("a", 2, LONG_S)
         buffer.store(Trajectory(stored, ()))
+        until(lambda: written(server.url))
         pid = server.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,127 @@
+"""The `anchorage` command. Every mistake of the user's ends in one line on standard error and a non-zero exit code.
+
+Exit codes: 0 done, 1 it failed, 2 wrong arguments or configuration, 130 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.config import Config, ConfigError, load_config
+from services.errors import AnchorageError
+from services.telemetry import setup_logging
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+env_app = typer.Typer(no_args_is_help=True, help="Environment servers.")
+app.add_typer(env_app, name="env")
+console = Console()
+
+Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: the defaults.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in learner.updates=50 algorithm=grpo.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), as in configs/.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
+) -> None:
+    """Train a policy. Example: anchorage train configs/demo.yaml learner.updates=20 run.name=first"""
+    from services.cli.train import run_training
+
+    config = _configure(recipe, overrides)
+    _exit_if_stopped(run_training(config, resume=resume, console=console))
+
+
+@app.command("eval")
+def evaluate(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), as in configs/.")],
+    overrides: Overrides = None,
+    policy: Annotated[Path | None, typer.Option(help="Hugging Face folder to evaluate; short for model.path.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Evaluate a policy. Example: anchorage eval configs/demo.yaml --policy models/starter"""
+    from services.cli.evaluate import run_evaluation
+
+    given = [*(overrides or []), *([f"model.path={policy}"] if policy else [])]
+    run_evaluation(_configure(recipe, given), json_file=json_file, console=console)
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """See the whole system at work on this machine. Example: anchorage demo algorithm=grpo"""
+    from services.cli.demo import default_recipe, run_demo
+
+    config = _configure(default_recipe(), overrides)
+    _exit_if_stopped(run_demo(config, console=console))
+
+
+@app.command()
+def warmstart(
+    out: Annotated[Path, typer.Argument(help="Folder to write the policy to.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")] = Path("configs/starter.yaml"),
+    overrides: Overrides = None,
+) -> None:
+    """Make a starter policy from scripted play. Example: anchorage warmstart models/mine configs/starter.yaml"""
+    from services.cli.progress import bar
+    from services.cli.warmstart import make_starter
+
+    config = _configure(recipe, overrides)
+    with bar(console, "warm start", config.warmstart.tokens, "tokens") as tell:
+        figures = make_starter(config, out, lambda p, total: tell(min(p.tokens, total), f"loss {p.response_loss:.3f}"))
+    console.print_json(data=figures)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Write a run's curves as one HTML file. Example: anchorage report runs/demo"""
+    from services.cli import report as report_page
+
+    console.print(str(report_page.write(run, load_config(run / "config.yaml"), {})))
+
+
+@env_app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context, environment: str) -> None:
+    """Serve an environment over HTTP. Example: anchorage env serve alfworld --port 8001"""
+    from env_servers.__main__ import main as serve_main
+
+    raise typer.Exit(serve_main([environment, *context.args]))
+
+
+def _configure(recipe: Path | None, overrides: list[str] | None) -> Config:
+    config = load_config(recipe, overrides or ())
+    setup_logging(config.telemetry.log_level)
+    return config
+
+
+def _exit_if_stopped(finished: bool) -> None:
+    if not finished:
+        raise typer.Exit(130)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except AnchorageError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"anchorage: {message}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Everything a run needs around the learner, started in order and stopped in reverse: Redis, environment server, Ray, pool.
+
+Invariants
+- What this process started it also ends, whatever the reason it ends for; what it was only pointed at it leaves alone.
+- Redis keeps its data in the run's folder, so a run that was killed finds its tickets and trajectories again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from services.buffer import Buffer
+from services.config.load import dump_config
+from services.config.tree import Config
+from services.errors import EnvironmentUnavailable, RayUnavailable, RunBusy, RunStalled
+from services.weights import WeightChannel, open_channel
+
+NAMESPACE = "anchorage"
+TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
+DATA_VARIABLE = "ALFWORLD_DATA"
+STOP_TIMEOUT_S = 30.0
+OBJECT_STORE_BYTES = 256 * 2**20
+
+log = logging.getLogger(__name__)
+
+
+class Stack:
+    """The running parts of one run. Use as a context manager, from the main thread."""
+
+    buffer: Buffer
+    channel: WeightChannel
+    splits: Mapping[str, int]
+    env_engine: str
+    env_source: str
+
+    def __init__(self, config: Config, announce: Callable[[str], None] = log.info) -> None:
+        self.config = config
+        self._announce = announce
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Stack:
+        with ExitStack() as opened:
+            self._exit = opened
+            self._open()
+            self._exit = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def _open(self) -> None:
+        config, folder = self.config, self.config.run.folder
+        self._exit.enter_context(_locked(folder))
+        (folder / "config.yaml").write_text(dump_config(config))
+        redis_url = self._start_redis(folder)
+        self.buffer = Buffer.connect(
+            redis_url, config.run.name, config.buffer, max_attempts=config.rollout.max_attempts
+        )
+        self._exit.callback(self.buffer.close)
+        env_url = self._start_environment(folder)
+        self._start_ray()
+        self.channel = open_channel(config.weights, config.run.name, folder)
+        self.buffer.set_manifest(config.model_dump_json())
+        self.buffer.set_state("running")
+        self._start_pool(redis_url, env_url)
+
+    def _start_redis(self, folder: Path) -> str:
+        from services.redis_server import EmbeddedRedis
+
+        url = self.config.buffer.redis_url or os.environ.get("REDIS_URL")
+        if url:
+            return url
+        self._announce("starting redis")
+        return self._exit.enter_context(EmbeddedRedis(folder / "redis")).url
+
+    def _start_environment(self, folder: Path) -> str:
+        from env_servers.errors import ServerError
+        from env_servers.launch import start_server
+
+        env = self.config.env
+        url = env.url
+        if url is None:
+            if env.data is not None:
+                os.environ[DATA_VARIABLE] = str(env.data)
+            name = env.name if env.engine == "native" else f"{env.name}-{env.engine}"
+            ready = folder / "environment.url"
+            command = [sys.executable, "-m", "env_servers", name, "--port", "0", "--ready-file", str(ready)]
+            self._announce(f"starting the {env.name} server")
+            try:
+                server = self._exit.enter_context(start_server(command, ready))
+            except ServerError as error:
+                raise EnvironmentUnavailable(str(error)) from None
+            url = server.url
+        info = _ask_info(url, env.request_timeout_s)
+        if info.name != env.name:
+            raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, the run wants {env.name} (env.name)")
+        self.splits = info.splits
+        self.env_engine, self.env_source = info.engine, info.source
+        return url
+
+    def _start_ray(self) -> None:
+        import ray
+
+        self._announce("starting ray")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+        address = os.environ.get("RAY_ADDRESS")
+        where: dict[str, Any] = {"address": address} if address else _own_cluster(self.config)
+        self._exit.callback(ray.shutdown)
+        try:
+            ray.init(**where, **quiet)
+        except Exception as error:  # ray raises bare Exceptions when a part of it does not come up
+            reason = str(error).strip().partition("\n")[0]
+            raise RayUnavailable(f"ray cannot be started or reached: {reason}") from None
+
+    def _start_pool(self, redis_url: str, env_url: str) -> None:
+        import ray
+
+        from actors.pool import start_pool
+
+        self._announce("starting the rollout actors")
+        pool, self._pool_run = start_pool(
+            self.config, redis_url=redis_url, env_urls=(env_url,), env_token=os.environ.get(TOKEN_VARIABLE)
+        )
+        self.pool = pool
+
+        def stop() -> None:
+            self.buffer.set_state("stopping")
+            try:
+                ray.get(pool.stop.remote(), timeout=STOP_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                log.warning("the rollout pool did not stop in order: %s", type(error).__name__)
+            ray.kill(pool)
+
+        self._exit.callback(stop)
+
+    def pool_error(self) -> str | None:
+        """Why the rollout actors keep dying, when three in a row have; None while the pool is well."""
+        import ray
+
+        status = ray.get(self.pool.status.remote(), timeout=STOP_TIMEOUT_S)
+        return str(status["last_error"]) if status["deaths_in_a_row"] >= 3 else None
+
+    def publish_initial(self) -> None:
+        """Announce the weights of `model.path` as version 0, so that actors can play before a learner runs."""
+        from services.weights.folder import read_weights
+
+        self.channel.publish(0, read_weights(self.config.model.path))
+
+    def wait_for_version(self, version: int, timeout_s: float, should_stop: Callable[[], bool]) -> None:
+        """Wait until every rollout actor that is alive serves `version` or a newer one.
+
+        Raises:
+            RunStalled: it takes longer than `timeout_s`, or the actors keep dying.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not should_stop():
+            actors = self.buffer.actors()
+            if actors and all(_as_int(actor.get("version")) >= version for actor in actors.values()):
+                return
+            if (reason := self.pool_error()) is not None:
+                raise RunStalled(f"the rollout actors cannot run: {reason}")
+            if time.monotonic() > deadline:
+                raise RunStalled(f"no rollout actor served policy version {version} within {timeout_s:g} s")
+            time.sleep(0.2)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """The first SIGINT or SIGTERM only asks to stop; a second one interrupts. Yields the question whether one came."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        log.warning("stopping after the work in hand; once more to stop at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The run's folder, made when missing, held against a second process on the same run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "run.lock").open("w")
+    except OSError as error:
+        raise RunBusy(f"cannot write the run's folder {folder}: {error.strerror} (run.dir, run.name)") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusy(f"the run in {folder} is in use by another process; give this one another run.name") from None
+        yield
+
+
+def _ask_info(url: str, timeout_s: float) -> Any:
+    import asyncio
+
+    from env_servers.client import EnvironmentUnavailableError, HttpClient, RequestRejected
+
+    async def ask() -> Any:
+        client = HttpClient(url, token=os.environ.get(TOKEN_VARIABLE), timeout_s=timeout_s, patience_s=5.0)
+        try:
+            return await client.info()
+        finally:
+            await client.close()
+
+    try:
+        return asyncio.run(ask())
+    except (EnvironmentUnavailableError, RequestRejected) as error:
+        raise EnvironmentUnavailable(f"no environment server at {url}: {error}") from None
+
+
+def _own_cluster(config: Config) -> dict[str, Any]:
+    """A Ray cluster of this process's own, on this machine, with room for the run."""
+    return {
+        "num_cpus": os.cpu_count(),
+        "resources": {"rollout": config.rollout.actors, "learner": config.learner.ranks},
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+
+
+def _as_int(value: object) -> int:
+    return value if isinstance(value, int) else -1

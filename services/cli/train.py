@@ -1,0 +1,59 @@
+"""`anchorage train`: brings up the stack, starts the ranks, trains to the end, and puts everything away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from services.cli.progress import bar, summary
+from services.cli.stack import Stack, stop_on_signals
+from services.config.tree import Config
+
+
+def run_training(config: Config, *, resume: bool, console: Console) -> bool:
+    """Train; answers whether the run came to its end (False: it was asked to stop, and left a checkpoint)."""
+    from learner.rank_group import start_ranks
+
+    with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:
+        console.print("starting the learner")
+        ranks = start_ranks(config)
+        try:
+            train_on(stack, ranks, resume=resume, console=console, should_stop=stopped)
+        finally:
+            ranks.stop()
+        return not stopped()
+
+
+def train_on(
+    stack: Stack,
+    ranks: object,
+    *,
+    resume: bool,
+    console: Console,
+    should_stop: Callable[[], bool],
+    on_report: Callable[[object], None] = lambda report: None,
+) -> int:
+    """Train on a running stack; answers the policy version reached."""
+    from learner.report import UpdateReport
+    from learner.trainer import Trainer
+
+    config = stack.config
+    with bar(console, "training", config.learner.updates, "updates") as tell:
+
+        def note(report: UpdateReport) -> None:
+            tell(report.update, summary(report))
+            on_report(report)
+
+        trainer = Trainer(
+            config,
+            stack.buffer,
+            stack.channel,
+            ranks,  # type: ignore[arg-type]
+            config.run.folder,
+            stack.splits,
+            on_update=note,
+            should_stop=should_stop,
+        )
+        trainer.train(resume=resume)
+        return trainer.version

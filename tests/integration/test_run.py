@@ -1,0 +1,85 @@
+"""Whole runs on the real parts, with what kills them: Ctrl-C, kill -9 of the learner, of its ranks, of an actor."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from tests.processes import Command
+
+UPDATES = 8
+SMALL = [
+    "configs/demo.yaml",
+    "run.name=small",
+    f"learner.updates={UPDATES}",
+    "learner.groups_per_update=2",
+    "learner.group_size=4",
+    "rollout.lease_s=5",
+    "env.max_steps=8",
+    "checkpoint.every=2",
+]
+START_S = 180
+END_S = 240
+
+
+def ledger(folder: Path) -> list[dict[str, object]]:
+    path = folder / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def updates_done(folder: Path) -> int:
+    return max((int(str(entry["update"])) for entry in ledger(folder)), default=0)
+
+
+def assert_each_group_trained_once(folder: Path) -> None:
+    entries = ledger(folder)
+    assert Counter(entry["update"] for entry in entries) == dict.fromkeys(range(1, UPDATES + 1), 2)
+    assert sorted(int(str(entry["group"])) for entry in entries) == list(range(2 * UPDATES))
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, UPDATES + 1))
+
+
+def test_killed_learner_resumes_with_nothing_lost_or_trained_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    with Command(["train", *SMALL, f"run.dir={tmp_path}"]) as command:
+        command.wait_for(lambda: updates_done(folder) >= 3, START_S)
+        command.kill()
+        command.wait_until_gone()
+    done = updates_done(folder)
+    assert 3 <= done < UPDATES
+    with Command(["train", *SMALL, f"run.dir={tmp_path}", "--resume"]) as command:
+        code, _, err = command.finish(END_S)
+        command.wait_until_gone()
+    assert code == 0, err
+    assert_each_group_trained_once(folder)
+
+
+def test_killed_actor_and_killed_rank_are_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    with Command(["train", *SMALL, f"run.dir={tmp_path}"]) as command:
+        command.wait_for(lambda: updates_done(folder) >= 1, START_S)
+        for process in command.titled("ray::RolloutProcess"):
+            process.kill()
+        at = updates_done(folder)
+        command.wait_for(lambda: updates_done(folder) >= at + 1, START_S)
+        for process in command.titled("ray::Rank"):
+            process.kill()
+        code, _, err = command.finish(END_S)
+        command.wait_until_gone()
+    assert code == 0, err
+    assert "died" in err
+    assert_each_group_trained_once(folder)
+
+
+def test_interrupt_leaves_a_checkpoint_and_no_process(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    with Command(["train", *SMALL, f"run.dir={tmp_path}", "checkpoint.every=100"]) as command:
+        command.wait_for(lambda: updates_done(folder) >= 1, START_S)
+        command.interrupt()
+        code, _, err = command.finish(END_S)
+        command.wait_until_gone()
+    assert code == 130, err
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert int(checkpoint.name) == updates_done(folder)
+    assert (checkpoint / "policy" / "model.safetensors").is_file()

@@ -1,0 +1,91 @@
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from learner.checkpoint import TrainerState, identity, latest, read_state, save
+from learner.policy import load_policy
+from services.errors import CheckpointFailed
+
+
+def write(folder, config, version=2, *, engine=lambda path: None, engine_bytes=0, keep=2, weights=None):
+    state = TrainerState(version, {"cursor": 3, "outstanding": [1]}, 1.5, identity(config))
+    return save(
+        folder,
+        state,
+        weights=weights or {"weight": torch.ones(2)},
+        model=config.model.path,
+        engine=engine,
+        engine_bytes=engine_bytes,
+        keep=keep,
+    )
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip(tmp_path, tiny_config):
+    written = write(tmp_path / "checkpoints", tiny_config, engine=lambda path: (path / "part").write_text("x"))
+    assert latest(tmp_path / "checkpoints") == written
+    assert written.name == "000002"
+    assert (written / "engine" / "part").read_text() == "x"
+    state = read_state(written, tiny_config)
+    assert state == TrainerState(2, {"cursor": 3, "outstanding": [1]}, 1.5, identity(tiny_config))
+
+
+def test_policy_folder_is_a_model_with_its_tokenizer(tmp_path, tiny_config):
+    policy = load_policy(tiny_config.model.path, "float32", 1.0)
+    weights = {name: parameter.detach() + 0.5 for name, parameter in policy.lm.named_parameters()}
+    folder = write(tmp_path, tiny_config, weights=weights) / "policy"
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    for name, parameter in loaded.named_parameters():
+        torch.testing.assert_close(parameter.detach(), weights[name])
+    assert (folder / "tokenizer.json").exists()
+
+
+def test_newest_are_kept(tmp_path, tiny_config):
+    for version in (2, 4, 6):
+        write(tmp_path / "c", tiny_config, version)
+    assert names(tmp_path / "c") == ["000004", "000006"]
+
+
+def test_incomplete_ones_are_ignored_and_swept(tmp_path, tiny_config):
+    assert latest(tmp_path / "c") is None
+    write(tmp_path / "c", tiny_config, 2)
+    (tmp_path / "c" / ".000004.partial" / "engine").mkdir(parents=True)
+    (tmp_path / "c" / ".000001.removed").mkdir()
+    assert latest(tmp_path / "c").name == "000002"
+    write(tmp_path / "c", tiny_config, 4)
+    assert names(tmp_path / "c") == ["000002", "000004"]
+
+
+def test_too_little_space_is_noticed_before_writing(tmp_path, tiny_config):
+    write(tmp_path / "c", tiny_config, 2)
+    with pytest.raises(CheckpointFailed, match=r"takes about .* MiB left"):
+        write(tmp_path / "c", tiny_config, 4, engine_bytes=2**62)
+    assert names(tmp_path / "c") == ["000002"]
+
+
+@pytest.mark.parametrize("fails_with", [OSError(errno.ENOSPC, "No space left on device"), CheckpointFailed("full")])
+def test_full_disk_leaves_nothing_behind(tmp_path, tiny_config, fails_with):
+    def engine(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise fails_with
+
+    write(tmp_path / "c", tiny_config, 2)
+    with pytest.raises(CheckpointFailed, match="full"):
+        write(tmp_path / "c", tiny_config, 4, engine=engine)
+    assert names(tmp_path / "c") == ["000002"]
+
+
+def test_other_runs_are_refused(tmp_path, tiny_config):
+    written = write(tmp_path, tiny_config)
+    other = tiny_config.model_copy(update={"run": tiny_config.run.model_copy(update={"seed": 5})})
+    with pytest.raises(CheckpointFailed, match=r"written with run\.seed=0, this run has run\.seed=5"):
+        read_state(written, other)
+    (written / "state.json").write_text("{")
+    with pytest.raises(CheckpointFailed, match="cannot read"):
+        read_state(written, tiny_config)

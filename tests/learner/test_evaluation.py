@@ -1,0 +1,97 @@
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.evaluation import Rate, evaluate, panel, summarise
+from services.buffer import Buffer
+from services.config.tree import Config
+from services.errors import EnvironmentUnavailable, RunStalled
+from tests.learner.synthetic import play
+
+SPLITS = {"train": 5, "valid_unseen": 3}
+
+
+def configured(run_name, timeout_s=30.0):
+    return Config.model_validate(
+        {
+            "run": {"name": run_name},
+            "evaluation": {"episodes": 7},
+            "learner": {"group_timeout_s": timeout_s},
+        }
+    )
+
+
+@pytest.fixture
+def buffer(redis_url, run_name):
+    buffer = Buffer.connect(redis_url, run_name, configured(run_name).buffer, max_attempts=1)
+    yield buffer
+    buffer.close()
+
+
+def test_panels_are_paired_and_wrap_around():
+    before, after = (panel(configured("run"), SPLITS, stream) for stream in ("eval-0", "eval-1"))
+    assert [ticket.task.index for ticket in before] == [0, 1, 2, 0, 1, 2, 0]
+    assert [(t.seed, t.task, t.temperature) for t in before] == [(t.seed, t.task, t.temperature) for t in after]
+    assert len({ticket.seed for ticket in before}) == 7
+    assert before[0].temperature == 0.4
+    with pytest.raises(EnvironmentUnavailable, match="valid_unseen"):
+        panel(configured("run"), {"train": 5}, "eval-0")
+
+
+def test_evaluation_beside_training_leaves_nothing_behind(buffer, run_name):
+    config, progress, finished = configured(run_name), [], threading.Event()
+    train = [panel(config, SPLITS, "eval")[0].model_copy(update={"stream": "train"})]
+    buffer.issue(train)
+    played = {}
+
+    def actors():
+        while not finished.is_set():
+            for ticket in buffer.lease("actor", 2, 30.0):
+                if ticket.stream == "train":
+                    buffer.release("actor", [ticket.id])
+                elif ticket.group == 4:
+                    buffer.fail("actor", ticket.id, "broken game")
+                else:
+                    played[ticket.group] = play(ticket, version=3 + ticket.group % 2)
+                    buffer.store(played[ticket.group])
+
+    thread = threading.Thread(target=actors, daemon=True)
+    thread.start()
+    result = evaluate(
+        config, buffer, SPLITS, stream="eval-3", version=3, on_progress=lambda *done: progress.append(done)
+    )
+    finished.set()
+    thread.join()
+    episodes = list(played.values())
+    assert result.success == Rate(sum(e.won for e in episodes), 6)
+    assert result.mean_score == pytest.approx(sum(e.won for e in episodes) / 6)
+    assert result.mean_steps == pytest.approx(sum(len(e.steps) for e in episodes) / 6)
+    assert result.task_types == {"look": result.success}
+    assert (result.oldest_version, result.newest_version, result.cancelled, result.complete) == (3, 4, 1, True)
+    assert progress[-1] == (7, 7)
+    assert buffer.known("eval-3") == set()
+    assert buffer.known("train") == {0}
+
+
+def test_stop_and_stall(buffer, run_name):
+    stopped = evaluate(configured(run_name), buffer, SPLITS, stream="eval-0", should_stop=lambda: True)
+    assert not stopped.complete
+    assert stopped.success.interval == (0.0, 1.0)
+    with pytest.raises(RunStalled, match=r"no episode ended for 0\.1 s \(0 of 7 have\)"):
+        evaluate(configured(run_name, 0.1), buffer, SPLITS, stream="eval-0")
+    assert buffer.known("eval-0") == set()
+
+
+@given(st.integers(0, 200), st.integers(1, 200))
+def test_interval_holds_the_rate(won, episodes):
+    rate = Rate(min(won, episodes), episodes)
+    low, high = rate.interval
+    assert 0 <= low <= rate.value + 1e-12
+    assert rate.value - 1e-12 <= high <= 1
+
+
+def test_interval_is_wilsons():
+    assert Rate(15, 20).interval == pytest.approx((0.5313, 0.8881), abs=1e-4)
+    assert summarise("s", None, [], cancelled=0, complete=True).oldest_version is None

@@ -1,0 +1,69 @@
+import numpy as np
+
+from learner.dispatch import Dispatcher
+from learner.rows import prepare, step_rows
+from services.config.tree import Config
+from tests.learner.synthetic import play
+
+
+def groups_of(config, count=3):
+    tickets = Dispatcher(config, {"train": 50}).tickets(range(count))
+    return [[play(ticket) for ticket in tickets if ticket.group == group] for group in range(count)]
+
+
+def configured(**sections):
+    return Config.model_validate({"learner": {"group_size": 4}, "loss": {"kl_coef": 0.0}, **sections})
+
+
+def all_batches(update):
+    return [batch for own in update.work for step in own for batch in step.batches]
+
+
+def test_rows_follow_groups_members_and_steps():
+    groups = groups_of(configured())
+    rows = step_rows(groups, configured())
+    steps = [step for group in groups for episode in group for step in episode.steps]
+    assert rows.reward.tolist() == [step.reward for step in steps]
+    assert rows.valid.tolist() == [step.valid for step in steps]
+    assert np.bincount(rows.group).tolist() == [sum(len(e.steps) for e in group) for group in groups]
+    assert np.bincount(rows.trajectory).tolist() == [len(e.steps) for group in groups for e in group]
+    assert rows.step.tolist() == [k for group in groups for e in group for k in range(len(e.steps))]
+
+
+def test_rows_that_cannot_move_the_policy_are_left_out_but_counted():
+    config = configured(algorithm="grpo", advantage={"invalid_action_penalty": 0.0})
+    groups = groups_of(config, count=8)
+    update = prepare(groups, config, 0)
+    undecided = [group for group in groups if len({episode.won for episode in group}) == 1]
+    lost = sum(len(episode.steps) for group in undecided for episode in group)
+    assert 0 < lost < update.rows
+    assert update.trained_rows == update.rows - lost
+    assert {step.total_tokens for own in update.work for step in own} == {update.response_tokens}
+    assert all((np.abs(batch.advantage) > 0).all() for batch in all_batches(update))
+
+
+def test_with_other_loss_terms_every_row_is_needed():
+    config = configured(algorithm="grpo", loss={"kl_coef": 0.1})
+    update = prepare(groups_of(config, count=8), config, 0)
+    assert update.trained_rows == update.rows
+
+
+def test_without_any_advantage_the_optimizer_step_remains():
+    config = configured(algorithm="grpo", advantage={"invalid_action_penalty": 0.0})
+    groups = groups_of(config, count=8)
+    undecided = [group for group in groups if len({episode.won for episode in group}) == 1]
+    update = prepare(undecided, config, 0)
+    assert update.trained_rows == 0
+    (batch,) = all_batches(update)
+    assert not batch.advantage.any()
+
+
+def test_minibatches_split_the_rows_and_differ_from_update_to_update():
+    config = configured(learner={"group_size": 4, "minibatches": 3, "ranks": 2})
+    groups = groups_of(config)
+    first, again, second = prepare(groups, config, 0), prepare(groups, config, 0), prepare(groups, config, 1)
+    for own in first.work:
+        assert len(own) == 3
+        assert sum(step.total_tokens for step in own) == first.response_tokens
+    assert [step.total_tokens for step in first.work[0]] == [step.total_tokens for step in again.work[0]]
+    assert [step.total_tokens for step in first.work[0]] != [step.total_tokens for step in second.work[0]]

@@ -1,0 +1,199 @@
+"""The whole loop: real Redis, real DeepSpeed rank, a real weight channel, and a thread that plays the actors."""
+
+import json
+import os
+import signal
+import threading
+from collections import Counter
+
+import pytest
+import torch
+
+from learner.checkpoint import latest
+from learner.ledger import Ledger
+from learner.rank_group import start_ranks
+from learner.trainer import Trainer
+from services.buffer import Buffer
+from services.config.tree import Config
+from services.errors import CheckpointFailed, RunStalled
+from services.weights.directory import DirectoryChannel
+from tests.learner.synthetic import play
+
+SPLITS = {"train": 5}
+
+
+class Actors:
+    """Plays every ticket with the newest published version, until stopped. Fails groups in `broken` for good."""
+
+    def __init__(self, buffer, channel, version=None, broken=()):
+        self._buffer, self._channel, self._version, self._broken = buffer, channel, version, broken
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self):
+        while not self._stop.is_set():
+            # Last leased first played: groups complete out of order.
+            for ticket in reversed(self._buffer.lease("actor", 8, 30.0)):
+                if ticket.group in self._broken:
+                    self._buffer.fail("actor", ticket.id, "broken game")
+                    continue
+                newest = self._channel.latest().version
+                self._buffer.store(play(ticket, newest if self._version is None else self._version(newest)))
+            self._stop.wait(0.01)
+
+
+@pytest.fixture
+def buffer(redis_url, tiny_config):
+    buffer = Buffer.connect(redis_url, tiny_config.run.name, tiny_config.buffer, max_attempts=1)
+    yield buffer
+    buffer.close()
+
+
+@pytest.fixture
+def channel(tiny_config):
+    return DirectoryChannel(tiny_config.run.folder / "weights", 30.0)
+
+
+@pytest.fixture(scope="module")
+def started(ray_cluster, tiny_settings, tmp_path_factory):
+    """One rank for all tests, and its engine as it was at the start."""
+    group, beginning = start_ranks(Config.model_validate(tiny_settings)), tmp_path_factory.mktemp("engine")
+    group.save(beginning)
+    yield group, beginning
+    group.stop()
+
+
+@pytest.fixture
+def ranks(started):
+    group, beginning = started
+    group.load(beginning)
+    return group
+
+
+class NoRanks:
+    """Ranks for tests that never get as far as an update."""
+
+    checkpoint_bytes = 0
+
+    def weights(self):
+        return {"weight": torch.zeros(1)}
+
+
+def trainer(config, buffer, channel, ranks, **hooks):
+    return Trainer(config, buffer, channel, ranks, config.run.folder, SPLITS, **hooks)
+
+
+def with_learner(config, **values):
+    return Config.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | values})
+
+
+def trained(config):
+    return [(entry.update, entry.group) for entry in Ledger(config.run.folder / "ledger.jsonl").read()]
+
+
+def test_killed_and_resumed_run_trains_each_group_once_and_ends_with_the_same_weights(
+    tiny_config, buffer, channel, ranks
+):
+    config = with_learner(tiny_config, updates=7, max_staleness=1)
+    reports = []
+
+    class Killed(BaseException):
+        pass
+
+    def die_after_the_third(report):
+        reports.append(report)
+        if report.update == 3:
+            raise Killed
+
+    def kill_the_rank_once(report):
+        reports.append(report)
+        if report.update == 5 and sum(r.update == 5 for r in reports) == 1:
+            os.kill(ranks.pids[0], signal.SIGKILL)
+
+    with Actors(buffer, channel, broken=(1,)):
+        with pytest.raises(Killed):
+            trainer(config, buffer, channel, ranks, on_update=die_after_the_third).train()
+        # Update 3 is lost, its groups are not.
+        assert latest(config.run.folder / "checkpoints").name == "000002"
+        assert {2 * 2 + 1, 2 * 2 + 2} <= set(buffer.complete("train"))
+        second = trainer(config, buffer, channel, ranks, on_update=kill_the_rank_once)
+        second.train(resume=True)
+
+    assert second.version == 7
+    assert [report.update for report in reports] == [1, 2, 3, 3, 4, 5, 5, 6, 7]
+    groups = [group for group in range(15) if group != 1]
+    assert trained(config) == [(1 + place // 2, group) for place, group in enumerate(groups)]
+    assert sum(report.cancelled for report in reports[:3]) == 1
+    assert max(report.staleness_max for report in reports) <= 1
+    assert buffer.known("train") == set()
+    # The lost updates were done again on the same groups: same loss, to the bit.
+    by_update = {update: [r.loss["loss"] for r in reports if r.update == update] for update in (3, 5)}
+    assert all(first == second for first, second in by_update.values())
+    newest = channel.latest()
+    assert newest.version == 7
+    for name, tensor in channel.fetch(newest).items():
+        assert torch.equal(tensor, ranks.weights()[name])
+    steps = [json.loads(line)["step"] for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 8))
+    assert latest(config.run.folder / "checkpoints").name == "000007"
+    record = buffer.metrics()[-1]
+    assert (record["kind"], record["update"]) == ("update", 7)
+    assert record["loss/ratio"] == pytest.approx(1.0)
+
+
+def test_stale_groups_are_dropped_and_played_again(tiny_config, buffer, channel, ranks):
+    config = with_learner(tiny_config, updates=3, max_staleness=0)
+    played: Counter[int] = Counter()
+
+    def late(newest):
+        """The first episodes after each publication still come from the version before."""
+        played[newest] += 1
+        return newest - 1 if newest and played[newest] <= 2 else newest
+
+    reports = []
+    with Actors(buffer, channel, late):
+        trainer(config, buffer, channel, ranks, on_update=reports.append).train()
+    assert [report.staleness_max for report in reports] == [0, 0, 0]
+    assert [report.dropped_stale for report in reports] == [0, 1, 1]
+    assert trained(config) == [(1, 0), (1, 1), (2, 2), (2, 3), (3, 4), (3, 5)]
+
+
+def test_stop_leaves_a_checkpoint_and_groups_lost_by_redis_are_issued_again(tiny_config, buffer, channel, ranks):
+    config = with_learner(tiny_config, updates=50)
+    reports = []
+    with Actors(buffer, channel):
+        stopped = trainer(
+            config, buffer, channel, ranks, on_update=reports.append, should_stop=lambda: len(reports) >= 3
+        )
+        stopped.train()
+    assert latest(config.run.folder / "checkpoints").name == "000003"
+    with pytest.raises(CheckpointFailed, match="resume the run"):
+        trainer(config, buffer, channel, ranks).train()
+    buffer.remove("train", sorted(buffer.known("train")))
+    with Actors(buffer, channel):
+        trainer(with_learner(config, updates=5), buffer, channel, ranks).train(resume=True)
+    assert trained(config) == [(1 + group // 2, group) for group in range(10)]
+
+
+def test_nothing_completes(tiny_config, buffer, channel):
+    config = with_learner(tiny_config, group_timeout_s=0.2)
+    with pytest.raises(RunStalled, match=r"no group completed for 0\.2 s"):
+        trainer(config, buffer, channel, NoRanks()).train()
+
+
+def test_every_group_is_cancelled(tiny_config, buffer, channel):
+    with Actors(buffer, channel, broken=range(1000)), pytest.raises(RunStalled, match="were cancelled"):
+        trainer(tiny_config, buffer, channel, NoRanks()).train()
+
+
+def test_every_group_is_stale(tiny_config, buffer, channel):
+    with Actors(buffer, channel, lambda newest: -9), pytest.raises(RunStalled, match="too old"):
+        trainer(tiny_config, buffer, channel, NoRanks()).train()

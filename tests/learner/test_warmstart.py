@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from learner import warmstart
+from services.config.tree import WarmstartConfig
+
+SMALL = WarmstartConfig(
+    vocab_size=300, hidden_size=32, intermediate_size=64, layers=2, tokens=120_000, batch_tokens=400, lr=5e-3
+)
+TEXTS = ["see: pen\ndo: take pen", "see: mug\ndo: take mug"] * 50
+
+
+@dataclass
+class Pair:
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+def test_a_small_policy_learns_to_copy_and_the_folder_loads_again(tmp_path: Path) -> None:
+    tokenizer = warmstart.train_tokenizer(TEXTS, SMALL.vocab_size)
+    model = warmstart.new_model(SMALL, len(tokenizer), tokenizer.eos_token_id, 64, seed=0)
+    pairs = []
+    for text in TEXTS * 120:
+        prompt, response = text.split(" take", 1)
+        encoded = [tokenizer.encode(part) for part in (prompt, " take" + response)]
+        pairs.append(Pair(encoded[0], [*encoded[1], tokenizer.eos_token_id]))
+    seen: list[warmstart.FitProgress] = []
+    warmstart.fit(model, pairs, SMALL, seen.append)
+    assert seen[-1].response_loss < 0.05 < seen[0].response_loss
+    warmstart.save(model, tokenizer, tmp_path)
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for noun in ("pen", "mug"):
+        ids = torch.tensor([again.encode(f"see: {noun}\ndo:")])
+        answer = loaded.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        assert again.decode(answer[0, ids.shape[1] :], skip_special_tokens=True) == f" take {noun}"
+
+
+def test_the_seed_decides_the_weights() -> None:
+    first, second = (warmstart.new_model(SMALL, 300, 0, 64, seed=3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_every_token_of_a_common_word_is_one() -> None:
+    tokenizer = warmstart.train_tokenizer(TEXTS, SMALL.vocab_size)
+    assert len(tokenizer.encode(" take pen")) == 2
