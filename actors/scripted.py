@@ -103,8 +103,8 @@ async def play_scripted(client: EnvironmentClient, task: Task, player: Player, m
         await client.close_session(result.session)
 
 
-def to_example(turn: Turn, prompts: PromptBuilder, tokenizer: Any) -> Example:
-    """The turn as the policy would see it: the response is the action and the end-of-sequence token."""
+def to_example(turn: Turn, action: str, prompts: PromptBuilder, tokenizer: Any) -> Example:
+    """The turn as the policy would see it; the response to imitate is `action` and the end-of-sequence token."""
     prompt = prompts.build(turn.goal, turn.history, turn.result)
-    response = tokenizer.encode(" " + turn.action, add_special_tokens=False)
+    response = tokenizer.encode(" " + action, add_special_tokens=False)
     return Example(prompt.ids, [*response, tokenizer.eos_token_id])

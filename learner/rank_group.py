@@ -139,7 +139,7 @@ def _place(ranks: int, gpus: int) -> Any:
 
 def _environment(threads: int, gpus: int) -> dict[str, str]:
     # PASSIVE: threads that wait must not spin, the actors need the cores.
-    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return own if gpus else own | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 

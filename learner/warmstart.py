@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.config.tree import WarmstartConfig
+from services.config.tree import WarmstartConfig, WarmstartPhase
 
 END_OF_TEXT = "<|endoftext|>"
 _PROMPT_ROWS = 4
@@ -86,30 +86,38 @@ def new_model(config: WarmstartConfig, vocab_size: int, eos_token_id: int, max_t
 def fit(
     model: Any,
     examples: Iterable[Example],
-    config: WarmstartConfig,
+    phase: WarmstartPhase,
+    batch_tokens: int,
     on_progress: Callable[[FitProgress], None],
 ) -> None:
-    """Train `model` in place until the examples run out or `config.tokens` were seen."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    """Train `model` in place until the examples run out or `phase.tokens` were seen."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     tokens = 0
     recent: list[tuple[float, float]] = []
-    for step, batch in enumerate(_batches(examples, config.batch_tokens), start=1):
-        rate = config.lr * _schedule(tokens / config.tokens)
+    for step, batch in enumerate(_batches(examples, batch_tokens), start=1):
+        rate = phase.lr * _schedule(tokens / phase.tokens)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        response_loss, prompt_loss = _losses(model, batch)
+        response_loss, prompt_loss = _losses(model, batch, with_prompt=phase.prompt_weight > 0)
         optimizer.zero_grad(set_to_none=True)
-        (response_loss + config.prompt_weight * prompt_loss).backward()
+        torch.autograd.backward(response_loss + phase.prompt_weight * prompt_loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         tokens += sum(len(e.prompt_ids) + len(e.response_ids) for e in batch)
         recent = [*recent[-49:], (response_loss.item(), prompt_loss.item())]
         response_mean, prompt_mean = (sum(column) / len(recent) for column in zip(*recent, strict=True))
         on_progress(FitProgress(step, tokens, response_mean, prompt_mean, rate))
-        if tokens >= config.tokens:
+        if tokens >= phase.tokens:
             break
     model.eval()
+
+
+def load(folder: Path) -> Any:
+    """The model of a folder that `save` wrote, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -153,8 +161,8 @@ def _split(pool: list[Example], budget: int, generator: torch.Generator) -> Iter
         yield batches[number]
 
 
-def _losses(model: Any, batch: list[Example]) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of the response tokens, and of the prompt tokens of every fourth row.
+def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the response tokens, and of the prompt tokens of every fourth row (0 without them).
 
     Rows are padded on the right: with causal attention nothing real sees the padding.
     """
@@ -168,7 +176,8 @@ def _losses(model: Any, batch: list[Example]) -> tuple[Tensor, Tensor]:
         response[number, start : len(row)] = True
         prompt[number, 1:start] = number % _PROMPT_ROWS == 0
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    of_response, of_prompt = (
-        functional.cross_entropy(model.lm_head(hidden[mask[:, 1:]]).float(), ids[mask]) for mask in (response, prompt)
-    )
-    return of_response, of_prompt
+
+    def loss(mask: Tensor) -> Tensor:
+        return functional.cross_entropy(model.lm_head(hidden[mask[:, 1:]]).float(), ids[mask])
+
+    return loss(response), loss(prompt) if with_prompt else torch.zeros(())

@@ -34,7 +34,8 @@ class Task(BaseModel):
 class Ticket(BaseModel):
     """The order to play one episode.
 
-    `stream` separates training (`train`) from evaluation panels (`eval-000040`), whose groups have numbers of their own.
+    `stream` separates training (`train`) from evaluation panels (`eval-000040`), whose groups are
+    numbered apart.
     `seed` seeds the sampling of this episode; `temperature` is the sampling temperature.
     """
 

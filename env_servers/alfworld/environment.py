@@ -71,7 +71,7 @@ class AlfWorld(Environment):
         if expert:
             shadow = play if isinstance(play, NativeGame) else NativeGame(game_source().game(split, index))
             self._shadow = None if shadow is play else shadow
-            self._expert = Searcher(shadow, f"{split} {index}")
+            self._expert = Searcher(shadow)
         self._facts = {"task_type": goal.task_type, "goal": goal_text}
         return self._observe(play, play.introduction)
 

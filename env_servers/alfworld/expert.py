@@ -1,13 +1,13 @@
 """Scripted experts for ALFWorld: one that plans over the true state, one that must search like an agent.
 
 `Planner` knows where everything is and wins every solvable game. `Searcher` plans the same way but only over what the
-session has seen; until the object has been seen it opens and visits receptacles that could hold it, likely ones first.
+session has seen; until the object has been seen it visits and opens places that could
+hold it, open ones first.
 Both choose from the present state alone, so they go on from wherever other actions left the game.
 """
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 
 from env_servers.alfworld.native import NativeGame
@@ -154,13 +154,13 @@ class Planner(Expert):
 
 
 class Searcher(Expert):
-    """Plans over what has been seen and searches for the rest. `seed` decides ties in the order of search."""
+    """Plans over what has been seen and searches for the rest, open places before those that must be opened."""
 
-    def __init__(self, play: NativeGame, seed: str) -> None:
+    def __init__(self, play: NativeGame) -> None:
         super().__init__(play)
         self._seen: set[int] = set()
-        rng = random.Random(f"alfworld searcher {seed}")
-        self._order = rng.sample(range(len(play.game.receptacles)), len(play.game.receptacles))
+        places = play.game.receptacles
+        self._order = sorted(range(len(places)), key=lambda n: (places[n].openable, _natural(places[n].name)))
         self.observe()
 
     def observe(self) -> None:
@@ -173,11 +173,16 @@ class Searcher(Expert):
         return receptacle in self._seen
 
     def _explore(self) -> str | None:
-        play = self._play
-        game = play.game
-        wanted = game.goal.object_type if play.held is None else game.goal.target_type
+        game = self._play.game
+        wanted = game.goal.object_type if self._play.held is None else game.goal.target_type
         unseen = [number for number in self._order if number not in self._seen]
         likely = [n for n in unseen if (game.receptacles[n].type, wanted) in game.can_contain]
         for number in (likely or unseen)[:1]:
             return self._reach(number)
         return None
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """`cabinet 10` after `cabinet 9`."""
+    base, _, number = name.rpartition(" ")
+    return base, int(number) if number.isdigit() else 0

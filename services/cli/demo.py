@@ -50,7 +50,7 @@ def run_demo(config: Config, *, console: Console) -> bool:
     report_page.write(folder, config, {"before": before, "after": after})
     console.print(report_page.terminal_curve(curve, "success rate of the training episodes, by update"))
     console.print(results_table({"before": before, "after": after}))
-    gain, low, high = figures["gain_points"], *figures["gain_interval_95"]
+    gain, (low, high) = figures["gain_points"], figures["gain_interval_95"]
     console.print(
         f"success on {config.evaluation.episodes} held-out tasks: {100 * before.success.value:.1f} % → "
         f"{100 * after.success.value:.1f} %, {gain:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}) "

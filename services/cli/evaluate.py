@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.progress import bar
-from services.cli.stack import Stack, stop_on_signals
+from services.cli.stack import Stack, stop_on_signals, watched
 from services.config.tree import Config
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def evaluate_on(
             stack.splits,
             stream=f"eval-{version:06d}",
             version=version,
-            should_stop=should_stop,
+            should_stop=watched(stack, should_stop),
             on_progress=lambda done, total: tell(done, ""),
         )
 

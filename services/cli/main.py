@@ -67,15 +67,22 @@ def warmstart(
     out: Annotated[Path, typer.Argument(help="Folder to write the policy to.")],
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")] = Path("configs/starter.yaml"),
     overrides: Overrides = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Go on from this folder, which earlier phases have written.")
+    ] = None,
+    first_phase: Annotated[int, typer.Option(min=1, help="Number of the first phase to do.")] = 1,
 ) -> None:
     """Make a starter policy from scripted play. Example: anchorage warmstart models/mine configs/starter.yaml"""
     from services.cli.progress import bar
     from services.cli.warmstart import make_starter
 
     config = _configure(recipe, overrides)
-    with bar(console, "warm start", config.warmstart.tokens, "tokens") as tell:
-        figures = make_starter(config, out, lambda p, total: tell(min(p.tokens, total), f"loss {p.response_loss:.3f}"))
-    console.print_json(data=figures)
+    total = sum(phase.tokens for phase in config.warmstart.phases[first_phase - 1 :])
+    with bar(console, "warm start", total, "tokens") as tell:
+        result = make_starter(
+            config, out, lambda done, loss: tell(min(done, total), f"loss {loss:.3f}"), start, first_phase
+        )
+    console.print_json(data=result["phases"])
 
 
 @app.command()

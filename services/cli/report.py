@@ -33,7 +33,8 @@ SMOOTHING = 0.8
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: left }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: left }}
 img {{ max-width: 100% }} pre {{ background: #f6f6f6; padding: 1rem; overflow: auto }}
 </style></head><body><h1>{title}</h1>{body}</body></html>
 """
@@ -75,7 +76,7 @@ def terminal_curve(points: Sequence[tuple[int, float]], title: str) -> str:
     plotext.plot_size(76, 16)
     plotext.title(title)
     plotext.plot([x for x, _ in points], smooth([y for _, y in points]))
-    return str(plotext.build())
+    return str(plotext.uncolorize(plotext.build()))
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Everything a run needs around the learner, started in order and stopped in reverse: Redis, environment server, Ray, pool.
+"""Everything a run needs around the learner, started in order, stopped in reverse: Redis, environment, Ray, pool.
 
 Invariants
 - What this process started it also ends, whatever the reason it ends for; what it was only pointed at it leaves alone.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.buffer import Buffer
 from services.config.load import dump_config
@@ -25,10 +25,15 @@ from services.config.tree import Config
 from services.errors import EnvironmentUnavailable, RayUnavailable, RunBusy, RunStalled
 from services.weights import WeightChannel, open_channel
 
+if TYPE_CHECKING:
+    from env_servers.launch import ServerProcess
+    from services.redis_server import EmbeddedRedis
+
 NAMESPACE = "anchorage"
 TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 DATA_VARIABLE = "ALFWORLD_DATA"
 STOP_TIMEOUT_S = 30.0
+CHECK_EVERY_S = 2.0
 OBJECT_STORE_BYTES = 256 * 2**20
 
 log = logging.getLogger(__name__)
@@ -47,6 +52,9 @@ class Stack:
         self.config = config
         self._announce = announce
         self._exit = ExitStack()
+        self._redis: EmbeddedRedis | None = None
+        self._server: ServerProcess | None = None
+        self._checked = 0.0
 
     def __enter__(self) -> Stack:
         with ExitStack() as opened:
@@ -81,32 +89,42 @@ class Stack:
         if url:
             return url
         self._announce("starting redis")
-        return self._exit.enter_context(EmbeddedRedis(folder / "redis")).url
+        self._redis = self._exit.enter_context(EmbeddedRedis(folder / "redis"))
+        return self._redis.url
 
     def _start_environment(self, folder: Path) -> str:
-        from env_servers.errors import ServerError
-        from env_servers.launch import start_server
-
         env = self.config.env
         url = env.url
         if url is None:
             if env.data is not None:
                 os.environ[DATA_VARIABLE] = str(env.data)
-            name = env.name if env.engine == "native" else f"{env.name}-{env.engine}"
-            ready = folder / "environment.url"
-            command = [sys.executable, "-m", "env_servers", name, "--port", "0", "--ready-file", str(ready)]
             self._announce(f"starting the {env.name} server")
-            try:
-                server = self._exit.enter_context(start_server(command, ready))
-            except ServerError as error:
-                raise EnvironmentUnavailable(str(error)) from None
-            url = server.url
+            self._server = self._serve(folder, port=0)
+            self._exit.callback(self._stop_environment)
+            url = self._server.url
         info = _ask_info(url, env.request_timeout_s)
         if info.name != env.name:
             raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, the run wants {env.name} (env.name)")
         self.splits = info.splits
         self.env_engine, self.env_source = info.engine, info.source
         return url
+
+    def _stop_environment(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+    def _serve(self, folder: Path, port: int) -> ServerProcess:
+        from env_servers.errors import ServerError
+        from env_servers.launch import start_server
+
+        env = self.config.env
+        name = env.name if env.engine == "native" else f"{env.name}-{env.engine}"
+        ready = folder / "environment.url"
+        command = [sys.executable, "-m", "env_servers", name, "--port", str(port), "--ready-file", str(ready)]
+        try:
+            return start_server(command, ready)
+        except ServerError as error:
+            raise EnvironmentUnavailable(str(error)) from None
 
     def _start_ray(self) -> None:
         import ray
@@ -144,6 +162,27 @@ class Stack:
 
         self._exit.callback(stop)
 
+    def check(self) -> None:
+        """Look after the parts that were started here: call it often, from the main thread.
+
+        A Redis or an environment server that died is started again where it was.
+
+        Raises:
+            RunStalled: the rollout actors keep dying.
+        """
+        now = time.monotonic()
+        if now - self._checked < CHECK_EVERY_S:
+            return
+        self._checked = now
+        if self._redis is not None:
+            self._redis.ensure_running()
+        if self._server is not None and not self._server.alive:
+            log.warning("the environment server died, starting it again")
+            port = int(self._server.url.rpartition(":")[2])
+            self._server = self._serve(self.config.run.folder, port)
+        if (reason := self.pool_error()) is not None:
+            raise RunStalled(f"the rollout actors cannot run: {reason}")
+
     def pool_error(self) -> str | None:
         """Why the rollout actors keep dying, when three in a row have; None while the pool is well."""
         import ray
@@ -168,8 +207,7 @@ class Stack:
             actors = self.buffer.actors()
             if actors and all(_as_int(actor.get("version")) >= version for actor in actors.values()):
                 return
-            if (reason := self.pool_error()) is not None:
-                raise RunStalled(f"the rollout actors cannot run: {reason}")
+            self.check()
             if time.monotonic() > deadline:
                 raise RunStalled(f"no rollout actor served policy version {version} within {timeout_s:g} s")
             time.sleep(0.2)
@@ -192,6 +230,16 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def watched(stack: Stack, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`should_stop` that also looks after the stack whenever it is asked."""
+
+    def ask() -> bool:
+        stack.check()
+        return should_stop()
+
+    return ask
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from services.cli.progress import bar, summary
-from services.cli.stack import Stack, stop_on_signals
+from services.cli.stack import Stack, stop_on_signals, watched
 from services.config.tree import Config
 
 
@@ -53,7 +53,7 @@ def train_on(
             config.run.folder,
             stack.splits,
             on_update=note,
-            should_stop=should_stop,
+            should_stop=watched(stack, should_stop),
         )
         trainer.train(resume=resume)
         return trainer.version

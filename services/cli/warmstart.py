@@ -11,50 +11,71 @@ from pathlib import Path
 from typing import Any
 
 from services.config.load import dump_config
-from services.config.tree import Config
+from services.config.tree import Config, WarmstartPhase
 from services.schemas import Task
 
 _TOKENIZER_EPISODES = 600
 _RECIPE_FILE = "warmstart.json"
 
 
-def make_starter(config: Config, out: Path, on_progress: Callable[[Any, int], None]) -> dict[str, object]:
+def make_starter(
+    config: Config,
+    out: Path,
+    on_progress: Callable[[int, float], None],
+    start: Path | None = None,
+    first_phase: int = 1,
+) -> dict[str, object]:
     """Train a starter policy and write it to `out`; answers the figures that stand in its recipe file.
 
-    `on_progress` gets a `FitProgress` and the number of tokens of the whole training.
+    `start` names a folder that earlier phases have written: the phases from number `first_phase` on go on from it.
+    `on_progress` gets the tokens done so far and the mean loss of the last responses.
     """
     import torch
 
-    from actors.prompts import PromptBuilder
+    from actors.prompts import PromptBuilder, load_tokenizer
     from learner import warmstart
 
     torch.set_num_threads(config.warmstart.threads)
-    started = time.time()
-    tokenizer = warmstart.train_tokenizer(_texts(config), config.warmstart.vocab_size)
-    limit = config.model.max_prompt_tokens + config.model.max_response_tokens
-    model = warmstart.new_model(
-        config.warmstart, len(tokenizer), tokenizer.eos_token_id, max(1024, limit), config.run.seed
-    )
+    if start is None:
+        tokenizer = warmstart.train_tokenizer(_texts(config), config.warmstart.vocab_size)
+        limit = config.model.max_prompt_tokens + config.model.max_response_tokens
+        model = warmstart.new_model(
+            config.warmstart, len(tokenizer), tokenizer.eos_token_id, max(1024, limit), config.run.seed
+        )
+        figures: list[dict[str, object]] = []
+    else:
+        tokenizer, model = load_tokenizer(start), warmstart.load(start)
+        figures = json.loads((start / _RECIPE_FILE).read_text())["phases"] if (start / _RECIPE_FILE).exists() else []
     prompts = PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens)
-    last: list[Any] = []
+    tokens = 0
+    for number, phase in enumerate(config.warmstart.phases[first_phase - 1 :], start=first_phase):
+        began = time.time()
+        last: list[Any] = []
 
-    def note(progress: Any) -> None:
-        last[:] = [progress]
-        on_progress(progress, config.warmstart.tokens)
+        def note(progress: Any, last: list[Any] = last, before: int = tokens) -> None:
+            last[:] = [progress]
+            on_progress(before + progress.tokens, progress.response_loss)
 
-    warmstart.fit(model, _examples(config, prompts, tokenizer), config.warmstart, note)
+        examples = _examples(config, phase, f"phase {number}", prompts, tokenizer)
+        warmstart.fit(model, examples, phase, config.warmstart.batch_tokens, note)
+        tokens += last[0].tokens
+        figures.append(
+            {
+                "phase": number,
+                "seconds": round(time.time() - began, 1),
+                "steps": last[0].step,
+                "tokens": last[0].tokens,
+                "response_loss": round(last[0].response_loss, 4),
+            }
+        )
     warmstart.save(model, tokenizer, out)
-    figures = {
+    recipe = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(time.time() - started, 1),
-        "steps": last[0].step,
-        "tokens": last[0].tokens,
-        "response_loss": round(last[0].response_loss, 4),
-        "prompt_loss": round(last[0].prompt_loss, 4),
+        "phases": figures,
+        "config": dump_config(config),
     }
-    recipe = {"figures": figures, "config": dump_config(config)}
     (out / _RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n")
-    return figures
+    return recipe
 
 
 def _episodes(config: Config, salt: str) -> Iterator[tuple[Task, random.Random]]:
@@ -70,38 +91,41 @@ def _episodes(config: Config, salt: str) -> Iterator[tuple[Task, random.Random]]
         number += 1
 
 
-def _turns(config: Config, salt: str) -> Iterator[list[Any]]:
+def _turns(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[list[Any]]:
     """The turns of endless scripted episodes, an episode at a time."""
     from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted
     from env_servers.client import LocalClient
     from env_servers.registry import load_environment
 
     client = LocalClient(load_environment(config.env.name))
-    low, high = config.warmstart.noise
+    low, high = phase.noise
 
     async def episode(task: Task, player: Player) -> list[Any]:
         return [turn async for turn in play_scripted(client, task, player, config.env.max_steps)]
 
     with asyncio.Runner() as runner:
         for task, rng in _episodes(config, salt):
-            expert = rng.random() < config.warmstart.expert_share
+            expert = rng.random() < phase.expert_share
             player: Player = NoisyExpert(rng, rng.uniform(low, high)) if expert else HabitualPlayer(rng)
             yield runner.run(episode(task, player))
 
 
 def _texts(config: Config) -> Iterator[str]:
+    """What the tokenizer is trained on: prompts and actions of scripted episodes."""
     from actors.prompts import render_compact
 
-    turns = _turns(config, "tokenizer")
+    turns = _turns(config, config.warmstart.phases[0], "tokenizer")
     for _ in range(_TOKENIZER_EPISODES):
         for turn in next(turns):
             recent = turn.history[-config.prompt.history_length :] if config.prompt.history_length else ()
             yield render_compact(turn.goal, recent, turn.result) + f" {turn.action}"
 
 
-def _examples(config: Config, prompts: Any, tokenizer: Any) -> Iterator[Any]:
+def _examples(config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any) -> Iterator[Any]:
     from actors.scripted import to_example
 
-    for turns in _turns(config, "examples"):
+    for turns in _turns(config, phase, salt):
         for turn in turns:
-            yield to_example(turn, prompts, tokenizer)
+            response = turn.action if phase.imitate == "played" else turn.result.expert
+            if response is not None:
+                yield to_example(turn, response, prompts, tokenizer)

@@ -210,6 +210,21 @@ class TelemetryConfig(Section):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
+class WarmstartPhase(Section):
+    tokens: int = Field(16_000_000, ge=1000)
+    """Tokens to train on, prompts included."""
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate; warm-up over the first 2 % of the phase, cosine decay to a twentieth."""
+    prompt_weight: float = Field(0.2, ge=0)
+    """Weight of the cross-entropy on prompt tokens; 0 skips its computation."""
+    imitate: Literal["played", "expert"] = "played"
+    """The response to imitate: what the scripted player did, or what the expert would have done in its place."""
+    expert_share: Fraction = 0.6
+    """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
+    noise: tuple[Fraction, Fraction] = (0.0, 0.5)
+    """Range of the expert's share of random actions, drawn once an episode."""
+
+
 class WarmstartConfig(Section):
     vocab_size: int = Field(1024, ge=300)
     """Largest size of the byte-level BPE vocabulary."""
@@ -218,17 +233,10 @@ class WarmstartConfig(Section):
     layers: int = Field(3, ge=1)
     heads: int = Field(4, ge=1)
     kv_heads: int = Field(2, ge=1)
-    tokens: int = Field(50_000_000, ge=1000)
-    """Tokens to train on, prompts included."""
-    batch_tokens: int = Field(8192, ge=64)
+    batch_tokens: int = Field(3072, ge=64)
     """Tokens of one optimizer step."""
-    lr: float = Field(3e-3, gt=0)
-    prompt_weight: float = Field(0.2, ge=0)
-    """Weight of the cross-entropy on prompt tokens."""
-    expert_share: Fraction = 0.6
-    """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
-    noise: tuple[Fraction, Fraction] = (0.0, 0.5)
-    """Range of the expert's share of random actions, drawn once an episode."""
+    phases: tuple[WarmstartPhase, ...] = Field((WarmstartPhase(),), min_length=1)
+    """What is imitated, one phase after the other."""
     threads: int = Field(2, ge=1)
 
 

@@ -27,7 +27,12 @@ def test_think(response: str, action: str, valid: bool) -> None:
 
 @pytest.mark.parametrize(
     ("response", "action", "valid"),
-    [(" look", "look", True), (" go  to desk 1", "go to desk 1", True), ("look\nlook", "look look", False), ("", "", False)],
+    [
+        (" look", "look", True),
+        (" go  to desk 1", "go to desk 1", True),
+        ("look\nlook", "look look", False),
+        ("", "", False),
+    ],
 )
 def test_compact(response: str, action: str, valid: bool) -> None:
     parsed = parse_action("compact", response, ADMISSIBLE, "admissible")

@@ -39,9 +39,15 @@ class Chat(Characters):
 
 def result(observation: str = "You see a desk 1.", admissible: list[str] | None = None) -> StepResult:
     return StepResult(
-        session="s", step=3, observation=observation, reward=0, terminated=False, truncated=False, admissible=admissible,
+        session="s",
+        step=3,
+        observation=observation,
+        reward=0,
+        terminated=False,
+        truncated=False,
+        admissible=admissible,
         anchor="",
-    )  # fmt: skip
+    )
 
 
 HISTORY = [("first view", "look"), ("second view", "go to desk 1"), ("third view", "open desk 1")]
