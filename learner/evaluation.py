@@ -128,7 +128,7 @@ def evaluate(
 
     Raises:
         EnvironmentUnavailable: the environment has no such split.
-        RunStalled: no episode ended for `learner.group_timeout_s`.
+        RunStalled: no episode ended for `learner.group_timeout_s`, or every one of them was cancelled.
     """
     tickets = panel(config, env_splits, stream)
     buffer.remove(stream, sorted(buffer.known(stream)))
@@ -136,10 +136,12 @@ def evaluate(
     try:
         ended = _wait(buffer, stream, tickets, config.learner.group_timeout_s, should_stop, on_progress)
         played = [buffer.read(stream, group)[0] for group in buffer.complete(stream)]
-        cancelled = len(buffer.cancelled(stream))
+        reasons = buffer.cancelled(stream)
     finally:
         buffer.remove(stream, [ticket.group for ticket in tickets])
-    return summarise(stream, version, played, cancelled=cancelled, complete=ended == len(tickets))
+    if reasons and not played:
+        raise RunStalled(f"evaluation {stream}: no episode could be played; {next(iter(reasons.values()))}")
+    return summarise(stream, version, played, cancelled=len(reasons), complete=ended == len(tickets))
 
 
 def summarise(

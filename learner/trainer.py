@@ -81,6 +81,7 @@ class Trainer:
         self._saved_version = 0
         self._seconds = 0.0
         self._restarts = 0
+        self._last_reason = ""
         self._metrics: MetricsWriter | None = None
 
     @property
@@ -149,7 +150,8 @@ class Trainer:
         weights = self._publish()
         published = time.monotonic()
         self._seconds += published - started
-        if self._version % self._config.checkpoint.every == 0:
+        # Groups stay in Redis until a checkpoint: without one a full buffer would starve the actors.
+        if self._version % self._config.checkpoint.every == 0 or self._buffer.stats().full:
             self._save(weights)
         return describe(
             self._version,
@@ -194,7 +196,8 @@ class Trainer:
         reasons = self._buffer.cancelled(TRAIN_STREAM)
         given_up = [group for group in reasons if group in self._dispatcher.outstanding]
         for group in given_up:
-            log.warning("group %d is given up: %s", group, reasons[group])
+            self._last_reason = reasons[group]
+            log.warning("group %d is given up: %s", group, self._last_reason)
         self._dispatcher.settle(given_up)
         return len(given_up)
 
@@ -218,7 +221,7 @@ class Trainer:
     def _check_waste(self, dropped: int, cancelled: int) -> None:
         limit = WASTE_LIMIT * self._dispatcher.capacity
         if cancelled > limit:
-            raise RunStalled(f"{cancelled} groups were cancelled while one update waited; the log has the reasons")
+            raise RunStalled(f"{cancelled} groups were cancelled while one update waited, the last: {self._last_reason}")
         if dropped > limit:
             raise RunStalled(f"{dropped} groups of one update were too old to use; do the actors load new weights?")
 

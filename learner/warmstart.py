@@ -25,6 +25,7 @@ from services.config.tree import WarmstartConfig, WarmstartPhase
 
 END_OF_TEXT = "<|endoftext|>"
 _PROMPT_ROWS = 4
+_WORD = r" ?[a-z]+ \d+| ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s+"
 
 
 class Example(Protocol):
@@ -48,15 +49,30 @@ class FitProgress:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocab_size` entries, as a transformers fast tokenizer."""
-    from tokenizers import ByteLevelBPETokenizer
+    """A byte-level BPE tokenizer of at most `vocab_size` entries, as a transformers fast tokenizer.
+
+    A name with its number (`desk 1`) may become one token, so that to name a thing is to copy one token.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
-    bpe.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, special_tokens=[END_OF_TEXT])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, bos_token=None
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORD), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
 def new_model(config: WarmstartConfig, vocab_size: int, eos_token_id: int, max_tokens: int, seed: int) -> Any:

@@ -226,7 +226,7 @@ class WarmstartPhase(Section):
 
 
 class WarmstartConfig(Section):
-    vocab_size: int = Field(1024, ge=300)
+    vocab_size: int = Field(2048, ge=300)
     """Largest size of the byte-level BPE vocabulary."""
     hidden_size: int = Field(128, ge=8)
     intermediate_size: int = Field(256, ge=8)

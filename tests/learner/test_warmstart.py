@@ -7,11 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner import warmstart
-from services.config.tree import WarmstartConfig
+from services.config.tree import WarmstartConfig, WarmstartPhase
 
-SMALL = WarmstartConfig(
-    vocab_size=300, hidden_size=32, intermediate_size=64, layers=2, tokens=120_000, batch_tokens=400, lr=5e-3
-)
+SMALL = WarmstartConfig(vocab_size=300, hidden_size=32, intermediate_size=64, layers=2)
+PHASE = WarmstartPhase(tokens=100_000, lr=5e-3)
 TEXTS = ["see: pen\ndo: take pen", "see: mug\ndo: take mug"] * 50
 
 
@@ -30,7 +29,7 @@ def test_a_small_policy_learns_to_copy_and_the_folder_loads_again(tmp_path: Path
         encoded = [tokenizer.encode(part) for part in (prompt, " take" + response)]
         pairs.append(Pair(encoded[0], [*encoded[1], tokenizer.eos_token_id]))
     seen: list[warmstart.FitProgress] = []
-    warmstart.fit(model, pairs, SMALL, seen.append)
+    warmstart.fit(model, pairs, PHASE, 400, seen.append)
     assert seen[-1].response_loss < 0.05 < seen[0].response_loss
     warmstart.save(model, tokenizer, tmp_path)
 
@@ -47,6 +46,8 @@ def test_the_seed_decides_the_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_every_token_of_a_common_word_is_one() -> None:
-    tokenizer = warmstart.train_tokenizer(TEXTS, SMALL.vocab_size)
-    assert len(tokenizer.encode(" take pen")) == 2
+def test_common_words_and_numbered_names_are_one_token_and_every_text_survives() -> None:
+    tokenizer = warmstart.train_tokenizer([*TEXTS, "go to desk 1; take pen 12 from desk 1\n"] * 9, 350)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode(" take pen 12")) == ["Ġtake", "ĠpenĠ12"]
+    for text in ("Größe 10 km², <action>\n\tx</action>", " desk 1desk 2", "pen  12"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
