@@ -221,7 +221,9 @@ class Trainer:
     def _check_waste(self, dropped: int, cancelled: int) -> None:
         limit = WASTE_LIMIT * self._dispatcher.capacity
         if cancelled > limit:
-            raise RunStalled(f"{cancelled} groups were cancelled while one update waited, the last: {self._last_reason}")
+            raise RunStalled(
+                f"{cancelled} groups were cancelled while one update waited, the last: {self._last_reason}"
+            )
         if dropped > limit:
             raise RunStalled(f"{dropped} groups of one update were too old to use; do the actors load new weights?")
 

@@ -80,7 +80,7 @@ def new_model(config: WarmstartConfig, vocab_size: int, eos_token_id: int, max_t
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
+    model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocab_size,
             hidden_size=config.hidden_size,
@@ -97,6 +97,13 @@ def new_model(config: WarmstartConfig, vocab_size: int, eos_token_id: int, max_t
             use_cache=True,
         )
     )
+    # The customary deviation of 0.02 is for wide models; in a narrow one it leaves attention flat for a long time.
+    for name, parameter in model.named_parameters():
+        if "embed" in name:
+            torch.nn.init.normal_(parameter, std=0.03)
+        elif parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.9 / math.sqrt(parameter.shape[1]))
+    return model
 
 
 def fit(
@@ -107,23 +114,26 @@ def fit(
     on_progress: Callable[[FitProgress], None],
 ) -> None:
     """Train `model` in place until the examples run out or `phase.tokens` were seen."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers = _optimizers(model, phase.lr)
+    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     tokens = 0
     recent: list[tuple[float, float]] = []
     for step, batch in enumerate(_batches(examples, batch_tokens), start=1):
-        rate = phase.lr * _schedule(tokens / phase.tokens)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        factor = _schedule(tokens / phase.tokens)
+        groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * factor
         response_loss, prompt_loss = _losses(model, batch, with_prompt=phase.prompt_weight > 0)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         torch.autograd.backward(response_loss + phase.prompt_weight * prompt_loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         tokens += sum(len(e.prompt_ids) + len(e.response_ids) for e in batch)
         recent = [*recent[-49:], (response_loss.item(), prompt_loss.item())]
         response_mean, prompt_mean = (sum(column) / len(recent) for column in zip(*recent, strict=True))
-        on_progress(FitProgress(step, tokens, response_mean, prompt_mean, rate))
+        on_progress(FitProgress(step, tokens, response_mean, prompt_mean, phase.lr * factor))
         if tokens >= phase.tokens:
             break
     model.eval()
@@ -141,6 +151,16 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
+
+
+def _optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, biases and norms (arXiv 2502.16982)."""
+    layers = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(layers, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.6 * lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 def _schedule(progress: float) -> float:

@@ -1,4 +1,4 @@
-"""What the packages' tests share: a real redis-server a session, a run name a test, Hypothesis without deadlines."""
+"""What the packages' tests share: a real redis-server and Ray a session, a run name a test, no deadlines."""
 
 from __future__ import annotations
 
@@ -26,3 +26,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def run_name() -> str:
     """A run that no other test uses."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster for all tests: two rollout actors and three learner ranks have room."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        resources={"rollout": 2, "learner": 3},
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=200 * 2**20,
+    )
+    yield
+    ray.shutdown()

@@ -213,8 +213,9 @@ class TelemetryConfig(Section):
 class WarmstartPhase(Section):
     tokens: int = Field(16_000_000, ge=1000)
     """Tokens to train on, prompts included."""
-    lr: float = Field(3e-3, gt=0)
-    """Peak learning rate; warm-up over the first 2 % of the phase, cosine decay to a twentieth."""
+    lr: float = Field(5e-3, gt=0)
+    """Peak learning rate of the layers' matrices (Muon), 0.6 of it for the rest (AdamW); warm-up over the
+    first 2 % of the phase, cosine decay to a twentieth."""
     prompt_weight: float = Field(0.2, ge=0)
     """Weight of the cross-entropy on prompt tokens; 0 skips its computation."""
     imitate: Literal["played", "expert"] = "played"

@@ -1,8 +1,7 @@
-"""A tiny model on disk, and one Ray cluster for all tests that need ranks."""
+"""A tiny model on disk and the settings of tiny runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,15 +50,3 @@ def tiny_settings(tiny_model: Path) -> dict[str, dict[str, object]]:
 def tiny_config(tiny_settings: dict[str, dict[str, object]], tmp_path: Path, run_name: str) -> Config:
     """The settings in a run of the test's own."""
     return Config.model_validate(tiny_settings | {"run": {"name": run_name, "dir": tmp_path}})
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A Ray cluster of this process, with room for three learner ranks."""
-    import ray
-
-    ray.init(
-        num_cpus=2, resources={"learner": 3}, include_dashboard=False, log_to_driver=False, configure_logging=False
-    )
-    yield
-    ray.shutdown()
