@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
-from actors.model_folder import check_model_folder
 from services.config.tree import ModelConfig, RolloutConfig
+from services.model_folder import check_model_folder
 from services.schemas import VersionSpan
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import Any
 from env_servers.protocol import StepResult
 from services.config.tree import PromptConfig
 from services.errors import ModelUnavailable
+from services.model_folder import check_model_folder
 
 History = Sequence[tuple[str, str]]
 """Earlier (observation, action) pairs of an episode, oldest first."""
@@ -142,8 +143,7 @@ def load_tokenizer(path: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not (path / "config.json").is_file():
-        raise ModelUnavailable(f"no model at {path}: expected a Hugging Face folder with config.json (model.path=…)")
+    check_model_folder(path)
     try:
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError) as error:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from actors.engine import InferenceEngine
-from actors.model_folder import check_model_folder
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
 from env_servers.client import HttpClient
 from services.buffer import Buffer
 from services.config.tree import Config
+from services.model_folder import check_model_folder
 from services.weights import open_channel
 
 EngineFactory = Callable[[Config], InferenceEngine]

@@ -59,6 +59,13 @@ def identity(config: Config) -> dict[str, object]:
     }
 
 
+def require_none(folder: Path) -> None:
+    """Raise `CheckpointFailed` where a new run would find the checkpoints of an old one."""
+    found = latest(folder)
+    if found is not None:
+        raise CheckpointFailed(f"{found} is there already: go on with --resume, or give the new run another run.name")
+
+
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`, if there is one."""
     found = sorted(_complete(folder))

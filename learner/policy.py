@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from services.errors import ModelUnavailable
+from services.model_folder import check_model_folder
 
 MAX_LOGITS = 2**26
 """Most logits held at once; more positions are done in pieces that are recomputed in the backward pass."""
@@ -74,8 +75,7 @@ def load_policy(folder: Path, dtype: str, temperature: float) -> Policy:
     """
     from transformers import AutoModelForCausalLM
 
-    if not (folder / "config.json").is_file():
-        raise ModelUnavailable(f"model.path: {folder} holds no config.json; give a local Hugging Face model folder")
+    check_model_folder(folder)
     try:
         lm = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], attn_implementation="sdpa", local_files_only=True

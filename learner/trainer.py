@@ -25,7 +25,7 @@ from learner.report import Timings, UpdateReport, describe, staleness
 from learner.rows import OptimizerStep, prepare
 from services.buffer import Buffer
 from services.config.tree import Config
-from services.errors import CheckpointFailed, RunStalled
+from services.errors import RunStalled
 from services.schemas import TRAIN_STREAM, Trajectory
 from services.telemetry import MetricsWriter
 from services.weights import WeightChannel
@@ -257,9 +257,7 @@ class Trainer:
 
     def _clear(self) -> None:
         """A new run starts from nothing."""
-        found = checkpoint.latest(self._checkpoints)
-        if found is not None:
-            raise CheckpointFailed(f"{found} is there already: resume the run, or give the new one another run.name")
+        checkpoint.require_none(self._checkpoints)
         self._buffer.remove(TRAIN_STREAM, sorted(self._buffer.known(TRAIN_STREAM)))
 
     def _restore(self) -> None:

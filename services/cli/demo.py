@@ -6,6 +6,7 @@ Every figure it prints or writes was measured in this run.
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from services.cli.evaluate import as_json, evaluate_on, results_table
 from services.cli.stack import Stack, stop_on_signals
 from services.cli.train import train_on
 from services.config.tree import Config
+from services.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 def run_demo(config: Config, *, console: Console) -> bool:
     """Run the demo; answers whether it came to its end. Leaves `summary.json` and `report.html` in the run's folder."""
     started = time.monotonic()
+    check_model_folder(config.model.path)
+    _set_aside(config.run.folder)
     reports: list[Any] = []
     with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:
         stack.publish_initial()
@@ -57,6 +61,14 @@ def run_demo(config: Config, *, console: Console) -> bool:
         f"after {len(reports)} updates in {wall_s / 60:.1f} minutes; page: {folder / 'report.html'}"
     )
     return True
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep what the last demo left, under another name, so that this one starts from nothing."""
+    if folder.exists():
+        previous = folder.with_name(f"{folder.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
 
 
 class _RanksStarting:

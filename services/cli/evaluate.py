@@ -14,6 +14,7 @@ from rich.table import Table
 from services.cli.progress import bar
 from services.cli.stack import Stack, stop_on_signals, watched
 from services.config.tree import Config
+from services.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult, Rate
@@ -23,6 +24,7 @@ LOAD_TIMEOUT_S = 180.0
 
 def run_evaluation(config: Config, *, json_file: Path | None, console: Console) -> None:
     """Evaluate the policy in `model.path` on the panel of `evaluation`."""
+    check_model_folder(config.model.path)
     with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:
         stack.publish_initial()
         result = evaluate_on(stack, "evaluation", 0, console=console, should_stop=stopped)

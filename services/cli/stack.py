@@ -192,7 +192,7 @@ class Stack:
 
     def publish_initial(self) -> None:
         """Announce the weights of `model.path` as version 0, so that actors can play before a learner runs."""
-        from services.weights.folder import read_weights
+        from services.model_folder import read_weights
 
         self.channel.publish(0, read_weights(self.config.model.path))
 

@@ -9,12 +9,17 @@ from rich.console import Console
 from services.cli.progress import bar, summary
 from services.cli.stack import Stack, stop_on_signals, watched
 from services.config.tree import Config
+from services.model_folder import check_model_folder
 
 
 def run_training(config: Config, *, resume: bool, console: Console) -> bool:
     """Train; answers whether the run came to its end (False: it was asked to stop, and left a checkpoint)."""
+    from learner.checkpoint import require_none
     from learner.rank_group import start_ranks
 
+    check_model_folder(config.model.path)
+    if not resume:
+        require_none(config.run.folder / "checkpoints")
     with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:
         console.print("starting the learner")
         ranks = start_ranks(config)

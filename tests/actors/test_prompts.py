@@ -106,5 +106,5 @@ def test_the_oldest_history_goes_first() -> None:
 
 
 def test_missing_model_folder_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match=r"no model at .*model\.path"):
+    with pytest.raises(ModelUnavailable, match=r"model\.path .* holds no config\.json"):
         load_tokenizer(tmp_path)

@@ -1,10 +1,14 @@
-"""Whether a folder holds a model that an engine can load, told before anything heavy is imported."""
+"""A local Hugging Face model folder: whether it can be loaded, told before anything heavy is imported; its weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.errors import ModelUnavailable
+
+if TYPE_CHECKING:
+    import torch
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
@@ -20,3 +24,24 @@ def check_model_folder(path: Path) -> None:
         raise ModelUnavailable(f"model.path {path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); copy it there")
     if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
         raise ModelUnavailable(f"model.path {path} holds no weights ({', '.join(WEIGHT_PATTERNS)}); copy them there")
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the folder's safetensors files, by name.
+
+    Raises:
+        ModelUnavailable: there are none, or one cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelUnavailable(f"no *.safetensors in {folder}; give a local Hugging Face model folder (model.path)")
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ModelUnavailable(f"cannot read {file}: {error}") from None
+    return weights
