@@ -12,6 +12,8 @@ Invariants
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,8 @@ from services.config.tree import WarmstartConfig, WarmstartPhase
 
 END_OF_TEXT = "<|endoftext|>"
 _PROMPT_ROWS = 4
-_WORD = r" ?[a-z]+ \d+| ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s+"
+_NUMBERED_NAME = re.compile(r" [a-z]+ \d+")
+_NAME_FREQUENCY = 50
 
 
 class Example(Protocol):
@@ -49,30 +52,21 @@ class FitProgress:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocab_size` entries, as a transformers fast tokenizer.
+    """A byte-level BPE tokenizer of at most `vocab_size` entries, as transformers loads it for a Qwen2 model.
 
-    A name with its number (`desk 1`) may become one token, so that to name a thing is to copy one token.
+    A frequent name with its number (` desk 1`) is one token, so that to name a thing is to copy one token. These are
+    added tokens: transformers gives every Qwen2 model Qwen2's own splitting, which would cut them at the digits.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORD), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    texts = list(texts)
+    counts = Counter(name for text in texts for name in _NUMBERED_NAME.findall(text))
+    names = sorted(name for name, count in counts.items() if count >= _NAME_FREQUENCY)
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size - len(names), show_progress=False)
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
+    tokenizer.pad_token = tokenizer.eos_token = END_OF_TEXT
+    return tokenizer
 
 
 def new_model(config: WarmstartConfig, vocab_size: int, eos_token_id: int, max_tokens: int, seed: int) -> Any:

@@ -19,7 +19,7 @@ from env_servers.alfworld.expert import Planner
 from env_servers.alfworld.native import NativeGame
 from env_servers.alfworld.package import alfworld_module, alfworld_text
 from env_servers.alfworld.problem import TASK_TYPES, parse_game
-from env_servers.alfworld.rooms import LAMP_PLACES, LAMPS, OPENABLE, ROOMS, RoomKind
+from env_servers.alfworld.rooms import LAMP_PLACES, LAMPS, OPENABLE, ROOMS, SCENE_SIZES, RoomKind
 
 SPLITS: Mapping[str, int] = {"train": 4096, "valid_seen": 256, "valid_unseen": 256}
 
@@ -60,9 +60,10 @@ def generate(split: str, index: int) -> dict[str, object]:
 def _scene(name: str, number: int) -> tuple[_Placed, ...]:
     """The receptacles of a scene; drawers and cabinets sometimes share a place to stand."""
     rng = random.Random(f"alfworld scene {name} {number}")
+    size = rng.choice(SCENE_SIZES)
     placed: list[_Placed] = []
     for kind, (least, most) in ROOMS[name].receptacles.items():
-        for _ in range(rng.randint(least, most)):
+        for _ in range(rng.randint(least, least + round(size * (most - least)))):
             shared = bool(placed) and placed[-1].type == kind and kind in OPENABLE and rng.random() < 0.15
             location = placed[-1].location if shared else _location(rng)
             placed.append(_Placed(_identity(rng, kind), kind, location))
@@ -71,9 +72,8 @@ def _scene(name: str, number: int) -> tuple[_Placed, ...]:
 
 def _game(rng: random.Random, name: str, number: int, task_type: str, title: str) -> dict[str, object]:
     room, receptacles = ROOMS[name], _scene(name, number)
-    objects = [
-        _Placed(_identity(rng, kind), kind, "") for kind in sorted(room.objects) for _ in _count(rng, room, kind)
-    ]
+    kinds = sorted(rng.sample(sorted(room.objects), min(len(room.objects), len(receptacles) + rng.randint(0, 4))))
+    objects = [_Placed(_identity(rng, kind), kind, "") for kind in kinds for _ in _count(rng, room, kind)]
     fits = _constants().VAL_RECEPTACLE_OBJECTS
     home: dict[str, _Placed] = {}
     for thing in objects:

@@ -25,6 +25,8 @@ class RoomKind:
 
 
 OPENABLE = frozenset({"Fridge", "Cabinet", "Microwave", "Drawer", "Safe"})
+SCENE_SIZES = (0.1, 0.2, 0.3, 0.5, 1.0)
+"""How much of the range between least and most receptacles a scene uses; 1 gives rooms like the official ones."""
 LAMPS = ("DeskLamp", "FloorLamp")
 LAMP_PLACES = ("SideTable", "Desk", "Dresser", "Shelf", "CoffeeTable")
 
@@ -33,18 +35,18 @@ _PLACING = ("pick_and_place_simple", "pick_two_obj_and_place")
 ROOMS: Mapping[str, RoomKind] = {
     "kitchen": RoomKind(
         receptacles={
-            "Cabinet": (4, 20),
+            "Cabinet": (2, 22),
             "CoffeeMachine": (1, 1),
-            "CounterTop": (1, 3),
+            "CounterTop": (1, 4),
             "DiningTable": (0, 2),
-            "Drawer": (2, 10),
+            "Drawer": (1, 11),
             "Fridge": (1, 1),
             "GarbageCan": (1, 1),
             "Microwave": (1, 1),
             "Shelf": (0, 3),
             "SideTable": (0, 1),
             "SinkBasin": (1, 1),
-            "StoveBurner": (2, 4),
+            "StoveBurner": (1, 5),
             "Toaster": (1, 1),
         },
         objects={
@@ -128,7 +130,7 @@ ROOMS: Mapping[str, RoomKind] = {
             "Bed": (1, 1),
             "Cabinet": (0, 3),
             "Desk": (1, 2),
-            "Drawer": (2, 10),
+            "Drawer": (1, 11),
             "Dresser": (0, 1),
             "GarbageCan": (1, 1),
             "LaundryHamper": (0, 1),

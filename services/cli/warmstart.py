@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
+import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,8 +127,22 @@ def _texts(config: Config) -> Iterator[str]:
 def _examples(config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any) -> Iterator[Any]:
     from actors.scripted import to_example
 
+    keep = _Balance(random.Random(f"warmstart balance {salt} {config.run.seed}")) if phase.balance else None
     for turns in _turns(config, phase, salt):
         for turn in turns:
             response = turn.action if phase.imitate == "played" else turn.result.expert
-            if response is not None:
+            if response is not None and (keep is None or keep(response)):
                 yield to_example(turn, response, prompts, tokenizer)
+
+
+class _Balance:
+    """Decides which examples to keep: those of a verb that is n times as common as the median verb by 1/√n."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._counts: Counter[str] = Counter()
+
+    def __call__(self, action: str) -> bool:
+        verb = action.partition(" ")[0]
+        self._counts[verb] += 1
+        return self._rng.random() < math.sqrt(statistics.median(self._counts.values()) / self._counts[verb])

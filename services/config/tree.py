@@ -224,6 +224,8 @@ class WarmstartPhase(Section):
     """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
     noise: tuple[Fraction, Fraction] = (0.0, 0.5)
     """Range of the expert's share of random actions, drawn once an episode."""
+    balance: bool = True
+    """Keep fewer of the examples whose verb is common: most steps only walk about."""
 
 
 class WarmstartConfig(Section):
@@ -233,7 +235,7 @@ class WarmstartConfig(Section):
     intermediate_size: int = Field(256, ge=8)
     layers: int = Field(3, ge=1)
     heads: int = Field(4, ge=1)
-    kv_heads: int = Field(2, ge=1)
+    kv_heads: int = Field(4, ge=1)
     batch_tokens: int = Field(3072, ge=64)
     """Tokens of one optimizer step."""
     phases: tuple[WarmstartPhase, ...] = Field((WarmstartPhase(),), min_length=1)
