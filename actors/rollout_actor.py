@@ -144,11 +144,20 @@ class Rollout:
             room = self._config.rollout.episodes_in_flight - len(self._episodes)
             may_begin = not self._stopping and not self._ended.is_set() and self._weights.episodes.open
             tickets = await self._lease_tickets(room) if room > 0 and may_begin else []
+            if tickets:
+                await self._catch_up(tickets)
             for ticket in tickets:
                 self._episodes[ticket.id] = asyncio.create_task(self._play(ticket))
             if not tickets:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._room.wait(), POLL_S)
+
+    async def _catch_up(self, tickets: list[Ticket]) -> None:
+        try:
+            await self._weights.catch_up()
+        except BaseException:
+            await asyncio.to_thread(self._buffer.release, self.name, [ticket.id for ticket in tickets])
+            raise
 
     async def _lease_tickets(self, room: int) -> list[Ticket]:
         lease_s = self._config.rollout.lease_s

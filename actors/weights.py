@@ -93,6 +93,7 @@ class WeightFollower:
         self._engine = engine
         self._update = update
         self._loaded: WeightVersion | None = None
+        self._loading = asyncio.Lock()
         self.responses = Gate()
         self.episodes = Gate()
 
@@ -111,6 +112,15 @@ class WeightFollower:
         """Load each newer version soon after it is announced; ends only by an error, as for `first`."""
         while True:
             await asyncio.sleep(POLL_S)
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Load the newest version now, if it is not loaded; errors as for `first`.
+
+        A ticket is issued after the version it may count on was announced: who catches up between leasing a ticket and
+        playing it plays with no older one.
+        """
+        async with self._loading:
             await self._load_newest()
 
     async def _load_newest(self) -> None:

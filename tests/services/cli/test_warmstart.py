@@ -1,0 +1,45 @@
+"""A starter policy in miniature: both ways in, and what is left in the folder."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from services.cli.warmstart import _Balance, make_starter
+from services.config import Config, load_config
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def small(tmp_path: Path) -> Config:
+    phases = "[{tokens: 6000, expert_share: 1.0}, {tokens: 6000, imitate: played}]"
+    shape = ["warmstart.hidden_size=32", "warmstart.intermediate_size=32", "warmstart.layers=1", "warmstart.heads=2"]
+    return load_config(
+        ROOT / "configs" / "starter.yaml",
+        [f"warmstart.phases={phases}", *shape, "warmstart.kv_heads=2", "warmstart.batch_tokens=1000"],
+    )
+
+
+def test_phases_can_be_done_apart(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    told: list[int] = []
+    make_starter(config, tmp_path / "first", lambda tokens, loss: told.append(tokens))
+    assert told == sorted(told)
+    assert told[-1] >= 12_000
+
+    make_starter(config, tmp_path / "second", lambda tokens, loss: None, start=tmp_path / "first", first_phase=2)
+    recipe = json.loads((tmp_path / "second" / "warmstart.json").read_text())
+    assert [phase["phase"] for phase in recipe["phases"]] == [1, 2, 2]
+    assert {path.name for path in (tmp_path / "second").iterdir()} >= {"config.json", "tokenizer.json"}
+
+
+def test_common_verbs_are_thinned_out_and_rare_ones_kept() -> None:
+    balance = _Balance(random.Random(0))
+    rng = random.Random(1)
+    actions = rng.choices(["go to desk 1", "take pen 1", "open drawer 1"], [80, 10, 10], k=4000)
+    kept = Counter(action.split()[0] for action in actions if balance(action))
+    seen = Counter(action.split()[0] for action in actions)
+    assert kept["go"] < 0.5 * seen["go"]
+    assert kept["take"] > 0.9 * seen["take"]
