@@ -73,6 +73,7 @@ def load_policy(folder: Path, dtype: str, temperature: float) -> Policy:
     Raises:
         ModelUnavailable: the folder holds no model that can be loaded.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     check_model_folder(folder)
@@ -80,6 +81,6 @@ def load_policy(folder: Path, dtype: str, temperature: float) -> Policy:
         lm = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], attn_implementation="sdpa", local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"model.path: cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
     return Policy(lm, temperature)

@@ -178,8 +178,6 @@ class EvaluationConfig(Section):
     """Tasks of the panel, the first of the split, one episode each; the panel wraps around a smaller split."""
     temperature: float = Field(0.4, gt=0)
     """Sampling temperature in evaluation (0.4 as published)."""
-    every: int = Field(0, ge=0)
-    """Updates between evaluations; 0: only where a command asks for one."""
 
 
 class BufferConfig(Section):

@@ -6,7 +6,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.processes import Command
+
+pytestmark = pytest.mark.timeout(900)
 
 UPDATES = 8
 SMALL = [

@@ -54,5 +54,7 @@ def test_no_model(tmp_path):
     with pytest.raises(ModelUnavailable, match=r"holds no config\.json"):
         load_policy(tmp_path, "float32", 1.0)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(ModelUnavailable, match="cannot load"):
         load_policy(tmp_path, "float32", 1.0)

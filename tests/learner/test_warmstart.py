@@ -47,7 +47,7 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 def test_common_words_and_numbered_names_are_one_token_and_every_text_survives() -> None:
-    tokenizer = warmstart.train_tokenizer([*TEXTS, "go to desk 1; take pen 12 from desk 1\n"] * 9, 350)
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode(" take pen 12")) == ["Ġtake", "ĠpenĠ12"]
+    tokenizer = warmstart.train_tokenizer([*TEXTS, "go to desk 1; take pen 12 from desk 1\n"] * 60, 350)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode(" take pen 12")) == ["Ġtake", " pen 12"]
     for text in ("Größe 10 km², <action>\n\tx</action>", " desk 1desk 2", "pen  12"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
