@@ -106,12 +106,13 @@ def fit(
     phase: WarmstartPhase,
     batch_tokens: int,
     on_progress: Callable[[FitProgress], None],
-) -> None:
-    """Train `model` in place until the examples run out or `phase.tokens` were seen."""
+) -> FitProgress:
+    """Train `model` in place until the examples run out or `phase.tokens` were seen; answers where it ended."""
     optimizers = _optimizers(model, phase.lr)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     tokens = 0
+    progress = FitProgress(0, 0, math.nan, math.nan, 0.0)
     recent: list[tuple[float, float]] = []
     for step, batch in enumerate(_batches(examples, batch_tokens), start=1):
         factor = _schedule(tokens / phase.tokens)
@@ -127,10 +128,12 @@ def fit(
         tokens += sum(len(e.prompt_ids) + len(e.response_ids) for e in batch)
         recent = [*recent[-49:], (response_loss.item(), prompt_loss.item())]
         response_mean, prompt_mean = (sum(column) / len(recent) for column in zip(*recent, strict=True))
-        on_progress(FitProgress(step, tokens, response_mean, prompt_mean, phase.lr * factor))
+        progress = FitProgress(step, tokens, response_mean, prompt_mean, phase.lr * factor)
+        on_progress(progress)
         if tokens >= phase.tokens:
             break
     model.eval()
+    return progress
 
 
 def load(folder: Path) -> Any:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from services.cli import report as report_page
 from services.cli.evaluate import as_json, evaluate_on, results_table
-from services.cli.stack import Stack, stop_on_signals
+from services.cli.stack import Stack, locked, stop_on_signals
 from services.cli.train import train_on
 from services.config.tree import Config
 from services.model_folder import check_model_folder
@@ -65,7 +65,9 @@ def run_demo(config: Config, *, console: Console) -> bool:
 
 def _set_aside(folder: Path) -> None:
     """Keep what the last demo left, under another name, so that this one starts from nothing."""
-    if folder.exists():
+    if not folder.exists():
+        return
+    with locked(folder):
         previous = folder.with_name(f"{folder.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)

@@ -68,7 +68,7 @@ class Stack:
 
     def _open(self) -> None:
         config, folder = self.config, self.config.run.folder
-        self._exit.enter_context(_locked(folder))
+        self._exit.enter_context(locked(folder))
         (folder / "config.yaml").write_text(dump_config(config))
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
@@ -243,7 +243,7 @@ def watched(stack: Stack, should_stop: Callable[[], bool]) -> Callable[[], bool]
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """The run's folder, made when missing, held against a second process on the same run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

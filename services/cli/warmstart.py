@@ -53,22 +53,20 @@ def make_starter(
     tokens = 0
     for number, phase in enumerate(config.warmstart.phases[first_phase - 1 :], start=first_phase):
         began = time.time()
-        last: list[Any] = []
 
-        def note(progress: Any, last: list[Any] = last, before: int = tokens) -> None:
-            last[:] = [progress]
+        def note(progress: Any, before: int = tokens) -> None:
             on_progress(before + progress.tokens, progress.response_loss)
 
         examples = _examples(config, phase, f"phase {number}", prompts, tokenizer)
-        warmstart.fit(model, examples, phase, config.warmstart.batch_tokens, note)
-        tokens += last[0].tokens
+        last = warmstart.fit(model, examples, phase, config.warmstart.batch_tokens, note)
+        tokens += last.tokens
         figures.append(
             {
                 "phase": number,
                 "seconds": round(time.time() - began, 1),
-                "steps": last[0].step,
-                "tokens": last[0].tokens,
-                "response_loss": round(last[0].response_loss, 4),
+                "steps": last.step,
+                "tokens": last.tokens,
+                "response_loss": round(last.response_loss, 4),
             }
         )
     warmstart.save(model, tokenizer, out)
