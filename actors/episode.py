@@ -20,7 +20,7 @@ import numpy as np
 
 from actors.engine import Sampler
 from actors.parsing import parse_action
-from actors.prompts import PromptBuilder
+from actors.prompts import Exchange, PromptBuilder
 from env_servers.client import EnvironmentClient, SessionLost
 from env_servers.protocol import ResetRequest, StepResult
 from services.config.tree import Config
@@ -99,21 +99,19 @@ class _Attempt:
                 raise EpisodeFailed("the environment ended before the first action")
             facts: dict[str, object] = dict(state.facts)
             goal = str(facts["goal"]) if facts.get("goal") else None
-            history: list[tuple[str, str]] = []
+            history: list[Exchange] = []
             steps: list[Step] = []
             while not state.done:
                 step, after = await self._step(state, goal, history)
                 steps.append(step)
-                history.append((state.observation, step.action))
+                history.append(Exchange(state.observation, step.action, step.response, step.response_ids.tolist()))
                 facts.update(after.facts)
                 state = after
             return tuple(steps), facts
         finally:
             await self.client.close_session(state.session)
 
-    async def _step(
-        self, state: StepResult, goal: str | None, history: Sequence[tuple[str, str]]
-    ) -> tuple[Step, StepResult]:
+    async def _step(self, state: StepResult, goal: str | None, history: Sequence[Exchange]) -> tuple[Step, StepResult]:
         config = self.config
         number = state.step + 1
         prompt = self.prompts.build(goal, history, state)

@@ -2,17 +2,18 @@
 
 `think` is the GiGPO paper's: task, the last observation–action pairs, the observation, the admissible actions, and the
 demand for `<think>…</think><action>…</action>`; it goes through the tokenizer's chat template where there is one.
-`compact` is for small policies: task, the last actions, the observation, the admissible actions grouped by verb, and
-the answer is the action alone.
+`compact` is for small policies: the episode so far as a terminal would show it, and the answer is the action alone.
 
 Invariants
 - A prompt never exceeds `max_prompt_tokens`: the oldest history goes first, then the left end of the text.
 - The ids are made here, once; nothing downstream tokenises a prompt again.
+- A `compact` prompt begins with the ids of the one before it and of its response, as they were sampled, until the
+  limit is met. So the engine's prefix cache computes each token once, and so does the learner.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,19 @@ from services.config.tree import PromptConfig
 from services.errors import ModelUnavailable
 from services.model_folder import check_model_folder
 
-History = Sequence[tuple[str, str]]
-"""Earlier (observation, action) pairs of an episode, oldest first."""
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An earlier step of the episode: what was seen, what was done, and the sampled response in text and tokens."""
+
+    observation: str
+    action: str
+    response: str = ""
+    response_ids: Sequence[int] = ()
+
+
+History = Sequence[Exchange]
+"""Earlier steps of an episode, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +53,50 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._max_tokens = max_prompt_tokens
         self._chat = config.template == "think" and bool(getattr(tokenizer, "chat_template", None))
+        self._encode_piece = functools.lru_cache(maxsize=4096)(self._encode)
 
     def build(self, goal: str | None, history: History, result: StepResult) -> Prompt:
         """The prompt for the state `result`, reached after `history`, on the way to `goal`."""
+        if self._config.template == "compact":
+            return self._compact(goal, history, result)
         shown = min(self._config.history_length, len(history))
         while True:
-            text = self._render(goal, history, shown, result)
+            text = render_think(goal, history[len(history) - shown :], len(history), result)
             ids = self._encode(text)
             if len(ids) <= self._max_tokens:
-                return Prompt(text, ids)
+                return Prompt(text, list(ids))
             if shown == 0:
-                return Prompt(text, ids[-self._max_tokens :])
+                return Prompt(text, list(ids[-self._max_tokens :]))
             shown -= 1
 
-    def _render(self, goal: str | None, history: History, shown: int, result: StepResult) -> str:
-        recent = history[len(history) - shown :]
-        if self._config.template == "compact":
-            return render_compact(goal, recent, result)
-        return render_think(goal, recent, len(history), result)
+    def _compact(self, goal: str | None, history: History, result: StepResult) -> Prompt:
+        """First what was seen at the start, then response and observation in turn.
 
-    def _encode(self, text: str) -> list[int]:
+        Beyond the limit the older half of the exchanges goes at once, so that the prompts after that are prefixes of
+        one another again.
+        """
+        observations = [*(exchange.observation for exchange in history), result.observation]
+        opening = render_opening(goal, observations[0])
+        turns = [
+            (exchange, render_observation(observation))
+            for exchange, observation in zip(history, observations[1:], strict=True)
+        ]
+        while True:
+            text, ids = opening, list(self._encode_piece(opening))
+            for exchange, seen in turns:
+                text += exchange.response + seen
+                ids += [*exchange.response_ids, *self._encode_piece(seen)]
+            if len(ids) <= self._max_tokens or len(turns) <= 1:
+                return Prompt(text, ids[-self._max_tokens :])
+            turns = turns[len(turns) // 2 :]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
         if self._chat:
             messages = [{"role": "user", "content": text}]
             ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         else:
             ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return list(ids)
+        return tuple(ids)
 
 
 def render_think(goal: str | None, recent: History, steps_taken: int, result: StepResult) -> str:
@@ -80,8 +110,8 @@ def render_think(goal: str | None, recent: History, steps_taken: int, result: St
             f"The last {len(recent)} observations and the actions you took on them:"
         )
         first = steps_taken - len(recent) + 1
-        for number, (observation, action) in enumerate(recent, start=first):
-            lines.append(f"[Observation {number}: '{observation}', Action {number}: '{action}']")
+        for number, past in enumerate(recent, start=first):
+            lines.append(f"[Observation {number}: '{past.observation}', Action {number}: '{past.action}']")
     lines.append(f"You are now at step {steps_taken + 1} and your current observation is: {result.observation}")
     if result.admissible is not None:
         lines.append("Your admissible actions are: [" + ", ".join(f"'{a}'" for a in result.admissible) + "].")
@@ -93,46 +123,19 @@ def render_think(goal: str | None, recent: History, steps_taken: int, result: St
     return "\n".join(lines)
 
 
-def render_compact(goal: str | None, recent: History, result: StepResult) -> str:
-    """A short prompt that ends where the action begins."""
-    lines = [f"task: {goal}"] if goal else []
-    if recent:
-        lines.append("did: " + "; ".join(action for _, action in recent))
-    lines.append("see: " + " ".join(result.observation.split()))
-    if result.admissible is not None:
-        lines.append("can: " + "; ".join(group_actions(result.admissible)))
-    lines.append("do:")
-    return "\n".join(lines)
+def render_opening(goal: str | None, observation: str) -> str:
+    """How a `compact` prompt begins: the first observation, after the goal where the observation does not say it."""
+    told = f"{goal}\n" if goal and goal not in observation else ""
+    return f"{told}{_one_line(observation)}\n>"
 
 
-def group_actions(actions: Sequence[str]) -> list[str]:
-    """Actions that share verb and ending written once: `take.. from desk 1: pen 1 pencil 2`."""
-    groups = []
-    for _, same_verb in itertools.groupby(sorted(actions), key=lambda action: action.split(" ", 1)[0]):
-        for ending, commands in itertools.groupby(sorted(same_verb, key=_ending), key=_ending):
-            groups.append(_join(list(commands), ending))
-    return groups
+def render_observation(observation: str) -> str:
+    """What a `compact` prompt shows after a response."""
+    return f"\n{_one_line(observation)}\n>"
 
 
-def _ending(action: str) -> str:
-    """What follows the second preposition-like part: `from desk 1` in `take pen 1 from desk 1`."""
-    words = action.split()
-    for position in range(2, len(words) - 1):
-        if words[position] in ("from", "to", "with"):
-            return " ".join(words[position:])
-    return ""
-
-
-def _join(commands: list[str], ending: str) -> str:
-    if len(commands) == 1:
-        return commands[0]
-    split = [command.split() for command in commands]
-    shared = len(ending.split())
-    same = [len(set(column)) == 1 for column in zip(*split, strict=False)]
-    prefix = len(list(itertools.takewhile(bool, same)))
-    prefix = min(prefix, *(len(words) - shared - 1 for words in split))
-    items = (" ".join(words[prefix : len(words) - shared]) for words in split)
-    return f"{' '.join(split[0][:prefix])}{' ' + ending if ending else ''}: {' '.join(items)}"
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -5,18 +5,18 @@ then does something random, and habitual players that know the rules but not the
 
 Invariants
 - Everything is decided by the seed: the same seed gives the same episode in every process.
-- Every example is what the policy would have read (prompt ids) and should have answered (response ids).
+- Every example is what the policy would have read and written, token for token.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from actors.prompts import PromptBuilder
+from actors.prompts import Exchange, PromptBuilder
 from env_servers.client import EnvironmentClient
 from env_servers.protocol import ResetRequest, StepResult
 from services.schemas import Task
@@ -29,16 +29,25 @@ class Player(Protocol):
 
 
 class NoisyExpert:
-    """The environment's expert that takes a random admissible action with probability `noise`."""
+    """The environment's expert that with probability `noise` does something else.
 
-    def __init__(self, rng: random.Random, noise: float) -> None:
+    That is a random admissible action, or, for a share `mistakes` of them, one that was so before but no longer is.
+    """
+
+    def __init__(self, rng: random.Random, noise: float, mistakes: float = 0.1) -> None:
         self._rng = rng
         self._noise = noise
+        self._mistakes = mistakes
+        self._met: dict[str, None] = {}
 
     def act(self, result: StepResult) -> str | None:
-        if result.admissible and self._rng.random() < self._noise:
-            return self._rng.choice(result.admissible)
-        return result.expert
+        choices = list(result.admissible or ())
+        past = [action for action in self._met if action not in choices]
+        self._met.update(dict.fromkeys(choices))
+        if not choices or self._rng.random() >= self._noise:
+            return result.expert
+        mistaken = past and self._rng.random() < self._mistakes
+        return self._rng.choice(past if mistaken else choices)
 
 
 class HabitualPlayer:
@@ -73,38 +82,56 @@ class Turn:
     """One state and the action that a scripted player took in it."""
 
     result: StepResult
-    history: Sequence[tuple[str, str]]
     goal: str | None
     action: str
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and the response to imitate, as token ids."""
+    """A prompt, the responses in it and what was seen between them, as one row of tokens.
 
-    prompt_ids: list[int]
-    response_ids: list[int]
+    Attributes:
+        tokens: ids, as the policy would have read and written them.
+        imitate: for every token whether it belongs to a response to imitate.
+    """
+
+    tokens: list[int]
+    imitate: list[bool]
 
 
 async def play_scripted(client: EnvironmentClient, task: Task, player: Player, max_steps: int) -> AsyncIterator[Turn]:
     """The turns of one episode of `player`."""
     result = await client.reset(ResetRequest(split=task.split, index=task.index, max_steps=max_steps, expert=True))
     goal = result.facts.get("goal")
-    history: list[tuple[str, str]] = []
     try:
         while not (result.terminated or result.truncated):
             action = player.act(result)
             if action is None:
                 return
-            yield Turn(result, tuple(history), str(goal) if goal else None, action)
-            history.append((result.observation, action))
+            yield Turn(result, str(goal) if goal else None, action)
             result = await client.step(result.session, result.step + 1, action)
     finally:
         await client.close_session(result.session)
 
 
-def to_example(turn: Turn, action: str, prompts: PromptBuilder, tokenizer: Any) -> Example:
-    """The turn as the policy would see it; the response to imitate is `action` and the end-of-sequence token."""
-    prompt = prompts.build(turn.goal, turn.history, turn.result)
-    response = tokenizer.encode(" " + action, add_special_tokens=False)
-    return Example(prompt.ids, [*response, tokenizer.eos_token_id])
+def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, only_experts: bool) -> Iterator[Example]:
+    """The episode as the policy would see it; a prompt that goes on from the row before it becomes part of that row.
+
+    Admissible actions are imitated, or with `only_experts` those that the expert would have taken as well.
+    """
+    history: list[Exchange] = []
+    row: Example | None = None
+    for turn in turns:
+        result, response = turn.result, " " + turn.action
+        prompt = prompts.build(turn.goal, history, result)
+        ids = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+        history.append(Exchange(result.observation, turn.action, response, ids))
+        if row is None or prompt.ids[: len(row.tokens)] != row.tokens:
+            if row is not None:
+                yield row
+            row = Example([], [])
+        good = turn.action == result.expert if only_experts else turn.action in (result.admissible or (turn.action,))
+        row.imitate.extend([False] * (len(prompt.ids) - len(row.tokens)) + [good] * len(ids))
+        row.tokens.extend(prompt.ids[len(row.tokens) :] + ids)
+    if row is not None:
+        yield row

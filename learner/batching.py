@@ -5,7 +5,8 @@ Invariants
 - A forward pass holds at most the budget's tokens, padding included (a longer single row goes alone).
 - Every rank does the same number of forward passes, as collectives need it: one that is short of work repeats the
   first rank's last batch with weight 0.
-- Rows of the very same tokens are run once and share their hidden states; each keeps its own loss.
+- A row whose tokens begin another row's shares that one's forward pass: in causal attention its hidden states are the
+  same there. Each row keeps its own loss. An episode whose prompts go on from one another is thus one sequence.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class MicroBatch:
         behaviour: float32 [T], the sampler's log-probabilities.
         advantage: float32 [T].
         weight: float32 [T], 1 or 0.
+        tokens: of the sequences, without padding.
     """
 
     input_ids: Ids
@@ -60,6 +62,7 @@ class MicroBatch:
     behaviour: Floats
     advantage: Floats
     weight: Floats
+    tokens: int
 
 
 def plan(rows: Sequence[Row], ranks: int, budget: int) -> list[list[MicroBatch]]:
@@ -70,20 +73,27 @@ def plan(rows: Sequence[Row], ranks: int, budget: int) -> list[list[MicroBatch]]
     """
     if not rows:
         raise ValueError("no rows to train on")
-    families = _same_tokens(rows)
+    families = _families(rows)
     shares = _deal(families, rows, ranks)
     batches = [[_pack(part, rows) for part in _cut(share, rows, budget)] for share in shares]
     passes = max(len(own) for own in batches)
-    filler = replace(batches[0][-1], weight=np.zeros_like(batches[0][-1].weight))
+    filler = replace(batches[0][-1], weight=np.zeros_like(batches[0][-1].weight), tokens=0)
     return [own + [filler] * (passes - len(own)) for own in batches]
 
 
-def _same_tokens(rows: Sequence[Row]) -> list[list[int]]:
-    """Row numbers by equal tokens and split of prompt and response; longest first, ties in row order."""
-    families: dict[tuple[bytes, int], list[int]] = {}
-    for number, row in enumerate(rows):
-        families.setdefault((row.tokens.tobytes(), row.response_tokens), []).append(number)
-    return sorted(families.values(), key=lambda family: -len(rows[family[0]].tokens))
+def _families(rows: Sequence[Row]) -> list[list[int]]:
+    """Numbers of the rows that share a sequence, the one that holds the others first; longest first, ties in row order.
+
+    In lexicographic order a row comes right before those that it begins, so one walk from the end finds them all.
+    """
+    texts = [row.tokens.astype(">u4").tobytes() for row in rows]
+    families: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=texts.__getitem__, reverse=True):
+        if families and texts[families[-1][0]].startswith(texts[number]):
+            families[-1].append(number)
+        else:
+            families.append([number])
+    return sorted(families, key=lambda family: (-len(texts[family[0]]), family[0]))
 
 
 def _deal(families: list[list[int]], rows: Sequence[Row], ranks: int) -> list[list[list[int]]]:
@@ -113,9 +123,10 @@ def _pack(families: list[list[int]], rows: Sequence[Row]) -> MicroBatch:
         input_ids[line, : len(tokens)] = tokens
         for number in family:
             row = rows[number]
-            first = len(tokens) - row.response_tokens
-            positions.append(np.arange(first - 1, len(tokens) - 1) + line * length)
-            targets.append(tokens[first:])
+            last = len(row.tokens)
+            first = last - row.response_tokens
+            positions.append(np.arange(first - 1, last - 1) + line * length)
+            targets.append(tokens[first:last])
             behaviour.append(row.logprobs)
             advantage.append(np.full(row.response_tokens, row.advantage))
     return MicroBatch(
@@ -125,4 +136,5 @@ def _pack(families: list[list[int]], rows: Sequence[Row]) -> MicroBatch:
         behaviour=np.concatenate(behaviour).astype(np.float32),
         advantage=np.concatenate(advantage).astype(np.float32),
         weight=np.ones(len(np.concatenate(targets)), dtype=np.float32),
+        tokens=sum(len(rows[family[0]].tokens) for family in families),
     )

@@ -39,7 +39,7 @@ class PreparedUpdate:
     Attributes:
         work: one list of optimizer steps for each rank.
         rows / trained_rows: steps of the groups, and those left after dropping zero advantages.
-        tokens: prompt and response tokens of the rows. response_tokens: of all rows.
+        tokens: prompt and response tokens that go through the model. response_tokens: of all rows.
         step_group_sizes: int64, size of every step group.
         advantage_deviation: standard deviation of the rows' advantages.
     """
@@ -58,15 +58,14 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     rows = step_rows(groups, config)
     advantages = ESTIMATORS[config.algorithm](rows, config.advantage).total
-    order = np.random.default_rng([config.run.seed, update]).permutation(len(steps))
     kept = _kept(advantages, config)
-    parts = [[int(i) for i in part] for part in np.array_split(order, min(config.learner.minibatches, len(steps)))]
+    parts = _minibatches(rows.trajectory, config, update)
     ranks = config.learner.ranks
     work: list[list[OptimizerStep]] = [[] for _ in range(ranks)]
     for part in parts:
         total = sum(len(steps[i].response_ids) for i in part)
         # With nothing left, one row of advantage 0 keeps the optimizer step (its momentum moves on).
-        trained = sorted(i for i in part if kept[i]) or part[:1]
+        trained = [i for i in part if kept[i]] or part[:1]
         shares = plan([_row(steps[i], float(advantages[i])) for i in trained], ranks, config.learner.microbatch_tokens)
         for own, batches in zip(work, shares, strict=True):
             own.append(OptimizerStep(total_tokens=total, batches=batches))
@@ -74,7 +73,7 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
         work=work,
         rows=len(steps),
         trained_rows=int(kept.sum()),
-        tokens=sum(len(step.prompt_ids) + len(step.response_ids) for step in steps),
+        tokens=sum(batch.tokens for own in work for step in own for batch in step.batches),
         response_tokens=sum(len(step.response_ids) for step in steps),
         step_group_sizes=np.bincount(rows.step_group),
         advantage_deviation=float(advantages.std()),
@@ -95,6 +94,14 @@ def step_rows(groups: Sequence[Sequence[Trajectory]], config: Config) -> StepRow
         reward=np.array([step.reward for step in steps], dtype=np.float64),
         valid=np.array([step.valid for step in steps], dtype=np.bool_),
     )
+
+
+def _minibatches(trajectory: NDArray[np.int64], config: Config, update: int) -> list[list[int]]:
+    """Row numbers of each optimizer step: whole trajectories in random order, as their rows may share sequences."""
+    count = int(trajectory[-1]) + 1
+    order = np.random.default_rng([config.run.seed, update]).permutation(count)
+    parts = np.array_split(order, min(config.learner.minibatches, count))
+    return [np.flatnonzero(np.isin(trajectory, part)).tolist() for part in parts]
 
 
 def _kept(advantages: NDArray[np.float64], config: Config) -> NDArray[np.bool_]:

@@ -28,16 +28,16 @@ from services.config.tree import WarmstartConfig, WarmstartPhase
 END_OF_TEXT = "<|endoftext|>"
 _PROMPT_ROWS = 4
 _NUMBERED_NAME = re.compile(r" [a-z]+ \d+")
-_NAME_FREQUENCY = 50
+_NAME_FREQUENCY = 10
 
 
 class Example(Protocol):
-    """A prompt and the response to imitate, as token ids."""
+    """A row of token ids, and for each of them whether it belongs to a response to imitate."""
 
     @property
-    def prompt_ids(self) -> list[int]: ...
+    def tokens(self) -> list[int]: ...
     @property
-    def response_ids(self) -> list[int]: ...
+    def imitate(self) -> list[bool]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def fit(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        tokens += sum(len(e.prompt_ids) + len(e.response_ids) for e in batch)
+        tokens += sum(len(e.tokens) for e in batch)
         recent = [*recent[-49:], (response_loss.item(), prompt_loss.item())]
         response_mean, prompt_mean = (sum(column) / len(recent) for column in zip(*recent, strict=True))
         progress = FitProgress(step, tokens, response_mean, prompt_mean, phase.lr * factor)
@@ -174,7 +174,7 @@ def _batches(examples: Iterable[Example], budget: int) -> Iterator[list[Example]
     size = 0
     for example in examples:
         pool.append(example)
-        size += len(example.prompt_ids) + len(example.response_ids)
+        size += len(example.tokens)
         if size >= 16 * budget:
             yield from _split(pool, budget, generator)
             pool, size = [], 0
@@ -183,11 +183,10 @@ def _batches(examples: Iterable[Example], budget: int) -> Iterator[list[Example]
 
 
 def _split(pool: list[Example], budget: int, generator: torch.Generator) -> Iterator[list[Example]]:
-    pool.sort(key=lambda e: len(e.prompt_ids) + len(e.response_ids))
+    pool.sort(key=lambda e: len(e.tokens))
     batches: list[list[Example]] = [[]]
     for example in pool:
-        longest = len(example.prompt_ids) + len(example.response_ids)
-        if batches[-1] and (len(batches[-1]) + 1) * longest > budget:
+        if batches[-1] and (len(batches[-1]) + 1) * len(example.tokens) > budget:
             batches.append([])
         batches[-1].append(example)
     for number in torch.randperm(len(batches), generator=generator).tolist():
@@ -195,22 +194,23 @@ def _split(pool: list[Example], budget: int, generator: torch.Generator) -> Iter
 
 
 def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of the response tokens, and of the prompt tokens of every fourth row (0 without them).
+    """Mean cross-entropy of the responses to imitate, and of all other tokens of every fourth row (0 without them).
 
     Rows are padded on the right: with causal attention nothing real sees the padding.
     """
-    rows = [e.prompt_ids + e.response_ids for e in batch]
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    ids = torch.zeros(len(batch), max(len(e.tokens) for e in batch), dtype=torch.long)
     response = torch.zeros_like(ids, dtype=torch.bool)
     prompt = torch.zeros_like(response)
-    for number, (row, example) in enumerate(zip(rows, batch, strict=True)):
-        start = len(example.prompt_ids)
-        ids[number, : len(row)] = torch.tensor(row)
-        response[number, start : len(row)] = True
-        prompt[number, 1:start] = number % _PROMPT_ROWS == 0
+    for number, example in enumerate(batch):
+        length = len(example.tokens)
+        ids[number, :length] = torch.tensor(example.tokens)
+        response[number, 1:length] = torch.tensor(example.imitate[1:])
+        prompt[number, 1:length] = ~response[number, 1:length] & (number % _PROMPT_ROWS == 0)
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
 
     def loss(mask: Tensor) -> Tensor:
-        return functional.cross_entropy(model.lm_head(hidden[mask[:, 1:]]).float(), ids[mask])
+        targets = ids[mask]
+        logits = model.lm_head(hidden[mask[:, 1:]]).float()
+        return functional.cross_entropy(logits, targets, reduction="sum") / max(len(targets), 1)
 
     return loss(response), loss(prompt) if with_prompt else torch.zeros(())

@@ -160,7 +160,7 @@ class Searcher(Expert):
         super().__init__(play)
         self._seen: set[int] = set()
         places = play.game.receptacles
-        self._order = sorted(range(len(places)), key=lambda n: (places[n].openable, _natural(places[n].name)))
+        self._order = sorted(range(len(places)), key=lambda n: places[n].openable)
         self.observe()
 
     def observe(self) -> None:
@@ -180,9 +180,3 @@ class Searcher(Expert):
         for number in (likely or unseen)[:1]:
             return self._reach(number)
         return None
-
-
-def _natural(name: str) -> tuple[str, int]:
-    """`cabinet 10` after `cabinet 9`."""
-    base, _, number = name.rpartition(" ")
-    return base, int(number) if number.isdigit() else 0

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import random
-import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,35 +109,19 @@ def _turns(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[list[An
 
 
 def _texts(config: Config) -> Iterator[str]:
-    """What the tokenizer is trained on: prompts and actions of scripted episodes."""
-    from actors.prompts import render_compact
+    """What the tokenizer is trained on: the texts and actions of scripted episodes."""
+    from actors.prompts import render_observation, render_opening
 
     turns = _turns(config, config.warmstart.phases[0], "tokenizer")
     for _ in range(_TOKENIZER_EPISODES):
         for turn in next(turns):
-            recent = turn.history[-config.prompt.history_length :] if config.prompt.history_length else ()
-            yield render_compact(turn.goal, recent, turn.result) + f" {turn.action}"
+            seen = turn.result.observation
+            yield render_observation(seen) if turn.result.step else render_opening(turn.goal, seen)
+            yield f" {turn.action}"
 
 
 def _examples(config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any) -> Iterator[Any]:
-    from actors.scripted import to_example
+    from actors.scripted import to_examples
 
-    keep = _Balance(random.Random(f"warmstart balance {salt} {config.run.seed}")) if phase.balance else None
     for turns in _turns(config, phase, salt):
-        for turn in turns:
-            response = turn.action if phase.imitate == "played" else turn.result.expert
-            if response is not None and (keep is None or keep(response)):
-                yield to_example(turn, response, prompts, tokenizer)
-
-
-class _Balance:
-    """Decides which examples to keep: those of a verb that is n times as common as the median verb by 1/√n."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._counts: Counter[str] = Counter()
-
-    def __call__(self, action: str) -> bool:
-        verb = action.partition(" ")[0]
-        self._counts[verb] += 1
-        return self._rng.random() < math.sqrt(statistics.median(self._counts.values()) / self._counts[verb])
+        yield from to_examples(turns, prompts, tokenizer, only_experts=phase.imitate == "expert")

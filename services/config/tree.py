@@ -70,7 +70,7 @@ class PromptConfig(Section):
     template: Literal["think", "compact"] = "think"
     """`think`: the paper's prompt, `<think>…</think><action>…</action>`. `compact`: small policies, the action only."""
     history_length: int = Field(2, ge=0)
-    """Earlier steps shown in the prompt: observation–action pairs (`think`) or actions alone (`compact`)."""
+    """Earlier observation–action pairs shown in a `think` prompt; a `compact` one shows what fits."""
     validity: Literal["admissible", "well_formed"] = "admissible"
     """When a response counts as valid: well-formed, and by default also an admissible action."""
 
@@ -217,13 +217,11 @@ class WarmstartPhase(Section):
     prompt_weight: float = Field(0.2, ge=0)
     """Weight of the cross-entropy on prompt tokens; 0 skips its computation."""
     imitate: Literal["played", "expert"] = "played"
-    """The response to imitate: what the scripted player did, or what the expert would have done in its place."""
+    """What to imitate of a scripted episode: all admissible actions, or only those that the expert would have taken."""
     expert_share: Fraction = 0.6
     """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
     noise: tuple[Fraction, Fraction] = (0.0, 0.5)
     """Range of the expert's share of random actions, drawn once an episode."""
-    balance: bool = True
-    """Keep fewer of the examples whose verb is common: most steps only walk about."""
 
 
 class WarmstartConfig(Section):

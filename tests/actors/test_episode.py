@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -78,7 +80,10 @@ async def test_a_step_holds_what_was_read_said_and_earned(config: Config) -> Non
     assert trajectory.steps[0].anchor != last.anchor
     assert last.action == last.response == "up"
     assert last.valid
-    assert "see: The count is 2, the target is 3." in last.prompt
+    assert last.prompt.endswith("The count is 2, the target is 3.\n>")
+    for before, after in itertools.pairwise(trajectory.steps):
+        begun = [*before.prompt_ids, *before.response_ids]
+        assert after.prompt_ids[: len(begun)].tolist() == begun
     assert last.prompt_ids.dtype == last.response_ids.dtype == np.int32
     assert last.logprobs.dtype == np.float32
     assert len(last.logprobs) == len(last.response_ids) == last.versions[0].tokens

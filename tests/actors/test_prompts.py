@@ -5,20 +5,10 @@ from typing import Any
 
 import pytest
 
-from actors.prompts import PromptBuilder, group_actions, load_tokenizer, render_think
+from actors.prompts import Exchange, Prompt, PromptBuilder, load_tokenizer, render_think
 from env_servers.protocol import StepResult
 from services.config.tree import PromptConfig
 from services.errors import ModelUnavailable
-
-ACTIONS = [
-    "go to desk 1",
-    "go to shelf 2",
-    "look",
-    "move pen 1 to desk 1",
-    "take mug 1 from desk 1",
-    "take pen 2 from desk 1",
-    "take cd 1 from shelf 2",
-]
 
 
 class Characters:
@@ -50,37 +40,53 @@ def result(observation: str = "You see a desk 1.", admissible: list[str] | None 
     )
 
 
-HISTORY = [("first view", "look"), ("second view", "go to desk 1"), ("third view", "open desk 1")]
+def exchange(observation: str, action: str) -> Exchange:
+    response = f" {action}~"
+    return Exchange(observation, action, response, [ord(character) for character in response])
 
 
-def test_actions_of_one_verb_and_ending_are_written_once() -> None:
-    assert group_actions(ACTIONS) == [
-        "go to: desk 1 shelf 2",
-        "look",
-        "move pen 1 to desk 1",
-        "take from desk 1: mug 1 pen 2",
-        "take cd 1 from shelf 2",
-    ]
+HISTORY = [
+    exchange("first view", "look"),
+    exchange("second view", "go to desk 1"),
+    exchange("third\n view", "open desk 1"),
+]
 
 
-def test_grouping_does_not_depend_on_the_order() -> None:
-    assert group_actions(ACTIONS[::-1]) == group_actions(ACTIONS)
+def compact(history: list[Exchange], limit: int = 1000, observation: str = "You see a desk 1.") -> Prompt:
+    builder = PromptBuilder(PromptConfig(template="compact"), Characters(), limit)
+    return builder.build("find a pen", history, result(observation))
 
 
-def test_compact_shows_the_last_actions_and_ends_where_the_answer_begins() -> None:
-    builder = PromptBuilder(PromptConfig(template="compact", history_length=2), Characters(), 1000)
-    prompt = builder.build("find a pen", HISTORY, result(admissible=["look", "help"]))
+def test_compact_shows_the_episode_so_far_and_ends_where_the_answer_begins() -> None:
+    prompt = compact(HISTORY)
     assert prompt.text == (
-        "task: find a pen\ndid: go to desk 1; open desk 1\nsee: You see a desk 1.\ncan: help; look\ndo:"
+        "find a pen\nfirst view\n> look~\nsecond view\n> go to desk 1~\n"
+        "third view\n> open desk 1~\nYou see a desk 1.\n>"
     )
     assert prompt.ids == [ord(character) for character in prompt.text]
+
+
+def test_compact_does_not_repeat_a_goal_that_the_observation_tells() -> None:
+    assert compact([], observation="You must find a pen here.").text == "You must find a pen here.\n>"
+
+
+def test_a_compact_prompt_goes_on_from_the_one_before_it() -> None:
+    before = compact(HISTORY[:2], observation=HISTORY[2].observation)
+    after = compact(HISTORY)
+    begun = [*before.ids, *HISTORY[2].response_ids]
+    assert after.ids[: len(begun)] == begun
+
+
+def test_compact_reads_the_response_as_it_was_sampled() -> None:
+    sampled = Exchange("first view", "look", " look", [7, 7])
+    assert compact([sampled]).ids.count(7) == 2
 
 
 def test_think_shows_pairs_with_their_step_numbers() -> None:
     text = render_think("find a pen", HISTORY[-2:], 3, result(admissible=["look"]))
     assert "taken 3 step(s)" in text
     assert "[Observation 2: 'second view', Action 2: 'go to desk 1']" in text
-    assert "[Observation 3: 'third view', Action 3: 'open desk 1']" in text
+    assert "[Observation 3: 'third\n view', Action 3: 'open desk 1']" in text
     assert "You are now at step 4" in text
     assert "['look']" in text
 
@@ -92,17 +98,25 @@ def test_think_goes_through_the_chat_template() -> None:
 
 @pytest.mark.parametrize("limit", [120, 90, 40, 10])
 def test_a_prompt_never_exceeds_its_limit_and_keeps_its_end(limit: int) -> None:
-    builder = PromptBuilder(PromptConfig(template="compact", history_length=3), Characters(), limit)
-    prompt = builder.build("find a pen", HISTORY, result(admissible=["look"]))
+    prompt = compact(HISTORY, limit)
     assert len(prompt.ids) <= limit
-    assert prompt.ids[-3:] == [ord(c) for c in "do:"]
+    assert prompt.ids[-7:] == [ord(c) for c in "sk 1.\n>"]
 
 
-def test_the_oldest_history_goes_first() -> None:
-    config = PromptConfig(template="compact", history_length=3)
-    whole = PromptBuilder(config, Characters(), 1000).build("find a pen", HISTORY, result()).text
+def test_beyond_the_limit_the_older_half_goes_and_the_opening_stays() -> None:
+    history = [*HISTORY, exchange("fourth view", "help")]
+    kept = "find a pen\nfirst view\n> open desk 1~\nfourth view\n> help~\nYou see a desk 1.\n>"
+    assert compact(history, len(compact(history).text) - 1).text == kept
+    assert compact(history, len(kept)).text == kept
+
+
+def test_think_drops_its_oldest_history_first() -> None:
+    config = PromptConfig(template="think", history_length=3)
+    whole = PromptBuilder(config, Characters(), 10_000).build("find a pen", HISTORY, result()).text
     cut = PromptBuilder(config, Characters(), len(whole) - 1).build("find a pen", HISTORY, result()).text
-    assert cut == whole.replace("look; ", "")
+    assert "[Observation 1" in whole
+    assert "[Observation 1" not in cut
+    assert "[Observation 2" in cut
 
 
 def test_missing_model_folder_is_one_clear_line(tmp_path: Path) -> None:

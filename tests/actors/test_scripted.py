@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import random
 
-from actors.scripted import HabitualPlayer, NoisyExpert, Turn, play_scripted
+from actors.prompts import PromptBuilder
+from actors.scripted import HabitualPlayer, NoisyExpert, Turn, play_scripted, to_examples
 from env_servers.alfworld.environment import AlfWorld
 from env_servers.client import LocalClient
+from services.config.tree import PromptConfig
 from services.schemas import Task
 
 TASKS = [Task(env="alfworld", split="train", index=index) for index in range(24)]
@@ -40,3 +42,46 @@ async def test_players_without_a_goal_stay_within_the_rules_and_rarely_win() -> 
 async def test_the_seed_decides_the_episode() -> None:
     first, second = await episodes(expert=True, noise=0.5), await episodes(expert=True, noise=0.5)
     assert [[t.action for t in turns] for turns in first] == [[t.action for t in turns] for turns in second]
+
+
+class Characters:
+    """A tokenizer whose tokens are characters."""
+
+    eos_token_id = 0
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [ord(character) for character in text]
+
+
+def spoken(tokens: list[int], imitate: list[bool]) -> list[str]:
+    """The responses to imitate."""
+    text = "".join(chr(token) if good else "|" for token, good in zip(tokens, imitate, strict=True))
+    return [part.strip("|\0 ") for part in text.split("\0") if part.strip("|\0 ")]
+
+
+async def test_an_episode_is_one_row_and_only_good_actions_are_imitated() -> None:
+    turns = max(await episodes(expert=True, noise=0.5), key=len)
+    prompts = PromptBuilder(PromptConfig(template="compact"), Characters(), 100_000)
+    for only_experts in (False, True):
+        (row,) = to_examples(turns, prompts, Characters(), only_experts)
+        good = [
+            t.action for t in turns if t.action in ([t.result.expert] if only_experts else t.result.admissible or [])
+        ]
+        assert spoken(row.tokens, row.imitate) == good
+        assert 0 < len(good) < len(turns)
+        assert "".join(map(chr, row.tokens)).count("\n>") == len(turns)
+
+
+async def test_mistakes_are_commands_that_no_longer_apply() -> None:
+    turns = [turn for played in await episodes(expert=True, noise=0.5) for turn in played]
+    wrong = [turn for turn in turns if turn.action not in (turn.result.admissible or [])]
+    assert 0 < len(wrong) < len(turns) / 10
+
+
+async def test_an_episode_beyond_the_limit_becomes_several_rows() -> None:
+    turns = max(await episodes(expert=True, noise=0.5), key=len)
+    prompts = PromptBuilder(PromptConfig(template="compact"), Characters(), 1500)
+    rows = list(to_examples(turns, prompts, Characters(), only_experts=False))
+    assert len(rows) > 1
+    good = [turn.action for turn in turns if turn.action in (turn.result.admissible or [])]
+    assert [action for row in rows for action in spoken(row.tokens, row.imitate)] == good

@@ -62,6 +62,25 @@ def test_rows_of_the_same_tokens_share_a_sequence_and_keep_their_own_losses():
     assert batch.behaviour.tolist() == [-1.0, -1.0, -2.0, -2.0]
 
 
+def test_steps_that_go_on_from_one_another_are_one_sequence():
+    tokens = np.arange(1, 13, dtype=np.int32)
+    steps = [Row(tokens[:end], np.full(2, -float(end), np.float32), float(end)) for end in (4, 8, 12)]
+    other = Row(np.array([1, 2, 3, 9, 9], np.int32), np.zeros(1, np.float32), 5.0)
+    ((batch,),) = plan([*steps, other], 1, 64)
+    assert batch.input_ids.shape == (2, 12)
+    assert batch.tokens == 17
+    assert sorted(content(batch)) == sorted(t for row in [*steps, other] for t in expected(row))
+
+
+@given(rows, st.integers(1, 3))
+def test_as_few_sequences_as_the_rows_allow(some, ranks):
+    texts = {tuple(row.tokens.tolist()) for row in some}
+    leaves = [t for t in texts if not any(len(o) > len(t) and o[: len(t)] == t for o in texts)]
+    planned = plan(some, ranks, 64)
+    assert sum(len(b.input_ids) for own in planned for b in own if b.weight.all()) == len(leaves)
+    assert sum(b.tokens for own in planned for b in own) == sum(map(len, leaves))
+
+
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="no rows"):
         plan([], 1, 64)

@@ -58,7 +58,7 @@ def test_without_any_advantage_the_optimizer_step_remains():
     assert not batch.advantage.any()
 
 
-def test_minibatches_split_the_rows_and_differ_from_update_to_update():
+def test_minibatches_split_the_trajectories_and_differ_from_update_to_update():
     config = configured(learner={"group_size": 4, "minibatches": 3, "ranks": 2})
     groups = groups_of(config)
     first, again, second = prepare(groups, config, 0), prepare(groups, config, 0), prepare(groups, config, 1)

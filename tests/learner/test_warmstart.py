@@ -15,21 +15,21 @@ TEXTS = ["see: pen\ndo: take pen", "see: mug\ndo: take mug"] * 50
 
 
 @dataclass
-class Pair:
-    prompt_ids: list[int]
-    response_ids: list[int]
+class Row:
+    tokens: list[int]
+    imitate: list[bool]
 
 
 def test_a_small_policy_learns_to_copy_and_the_folder_loads_again(tmp_path: Path) -> None:
     tokenizer = warmstart.train_tokenizer(TEXTS, SMALL.vocab_size)
     model = warmstart.new_model(SMALL, len(tokenizer), tokenizer.eos_token_id, 64, seed=0)
-    pairs = []
+    rows = []
     for text in TEXTS * 120:
         prompt, response = text.split(" take", 1)
-        encoded = [tokenizer.encode(part) for part in (prompt, " take" + response)]
-        pairs.append(Pair(encoded[0], [*encoded[1], tokenizer.eos_token_id]))
+        read, written = tokenizer.encode(prompt), [*tokenizer.encode(" take" + response), tokenizer.eos_token_id]
+        rows.append(Row(read + written, [False] * len(read) + [True] * len(written)))
     seen: list[warmstart.FitProgress] = []
-    warmstart.fit(model, pairs, PHASE, 400, seen.append)
+    warmstart.fit(model, rows, PHASE, 400, seen.append)
     assert seen[-1].response_loss < 0.05 < seen[0].response_loss
     warmstart.save(model, tokenizer, tmp_path)
 
