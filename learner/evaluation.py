@@ -22,6 +22,7 @@ from services.schemas import Task, Ticket, Trajectory
 
 POLL_S = 0.5
 Z_95 = 1.959963984540054
+HELD_OUT = ("valid_unseen", "valid_seen", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class EvaluationResult:
     """What a panel showed.
 
     Attributes:
-        stream: its name. version: the policy it was asked for; None: whatever was served.
+        stream: its name. split: of its tasks. version: the policy it was asked for; None: whatever was served.
         success: over all finished episodes. task_types: the same by `task_type`.
         mean_score: of the environment's `score`, else of the reward. mean_steps: per episode. valid_fraction: of steps.
         oldest_version / newest_version: of the policy that played, None without episodes.
@@ -80,6 +81,7 @@ class EvaluationResult:
     """
 
     stream: str
+    split: str
     version: int | None
     success: Rate
     mean_score: float
@@ -99,14 +101,15 @@ def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket
         EnvironmentUnavailable: the environment has no such split.
     """
     evaluation, env = config.evaluation, config.env
-    size = split_size(splits, evaluation.split, env.name)
+    split = evaluation.split or next((name for name in HELD_OUT if splits.get(name)), HELD_OUT[0])
+    size = split_size(splits, split, env.name)
     return [
         Ticket(
             stream=stream,
             group=group,
             member=0,
             group_size=1,
-            task=Task(env=env.name, split=evaluation.split, index=group % size),
+            task=Task(env=env.name, split=split, index=group % size),
             seed=ticket_seed(config.run.seed, "evaluation", group, 0),
             temperature=evaluation.temperature,
         )
@@ -141,11 +144,12 @@ def evaluate(
         buffer.remove(stream, [ticket.group for ticket in tickets])
     if reasons and not played:
         raise RunStalled(f"evaluation {stream}: no episode could be played; {next(iter(reasons.values()))}")
-    return summarise(stream, version, played, cancelled=len(reasons), complete=ended == len(tickets))
+    split = tickets[0].task.split
+    return summarise(stream, split, version, played, cancelled=len(reasons), complete=ended == len(tickets))
 
 
 def summarise(
-    stream: str, version: int | None, played: Sequence[Trajectory], *, cancelled: int, complete: bool
+    stream: str, split: str, version: int | None, played: Sequence[Trajectory], *, cancelled: int, complete: bool
 ) -> EvaluationResult:
     """Sum up episodes."""
     by_type: defaultdict[str, list[Trajectory]] = defaultdict(list)
@@ -155,6 +159,7 @@ def summarise(
     versions = [span.version for step in steps for span in step.versions]
     return EvaluationResult(
         stream=stream,
+        split=split,
         version=version,
         success=_rate(played),
         mean_score=_mean([_score(episode) for episode in played]),

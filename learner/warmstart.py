@@ -115,7 +115,7 @@ def fit(
     progress = FitProgress(0, 0, math.nan, math.nan, 0.0)
     recent: list[tuple[float, float]] = []
     for step, batch in enumerate(_batches(examples, batch_tokens), start=1):
-        factor = _schedule(tokens / phase.tokens)
+        factor = _schedule(tokens / (phase.decay_tokens or phase.tokens))
         groups = (group for optimizer in optimizers for group in optimizer.param_groups)
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * factor

@@ -115,7 +115,7 @@ def _figures(
     return {
         **facts,
         "algorithm": config.algorithm,
-        "split": config.evaluation.split,
+        "split": before.split,
         "evaluation_episodes": config.evaluation.episodes,
         "evaluation_temperature": config.evaluation.temperature,
         "success_before": before.success.value,

@@ -172,8 +172,8 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    split: str = "valid_unseen"
-    """Split of the evaluation panel."""
+    split: str | None = None
+    """Split of the evaluation panel; none: the first of `valid_unseen`, `valid_seen`, `test` there is."""
     episodes: int = Field(128, ge=1)
     """Tasks of the panel, the first of the split, one episode each; the panel wraps around a smaller split."""
     temperature: float = Field(0.4, gt=0)
@@ -213,7 +213,9 @@ class WarmstartPhase(Section):
     """Tokens to train on, prompts included."""
     lr: float = Field(5e-3, gt=0)
     """Peak learning rate of the layers' matrices (Muon), 0.6 of it for the rest (AdamW); warm-up over the
-    first 2 % of the phase, cosine decay to a twentieth."""
+    first 2 %, cosine decay to a twentieth."""
+    decay_tokens: int | None = Field(None, ge=1000)
+    """Tokens that warm-up and decay take; none: the phase's. A phase that ends before leaves the rest to the next."""
     prompt_weight: float = Field(0.2, ge=0)
     """Weight of the cross-entropy on prompt tokens; 0 skips its computation."""
     imitate: Literal["played", "expert"] = "played"
@@ -242,7 +244,7 @@ class WarmstartConfig(Section):
 class Config(Section):
     """The whole of a run."""
 
-    algorithm: Literal["gigpo", "grpo"] = "gigpo"
+    algorithm: Literal["gigpo", "grpo", "rloo"] = "gigpo"
     """Advantage estimator."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()

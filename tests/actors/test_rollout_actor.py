@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from actors import weights
 from actors.engine import EngineFailed
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
@@ -103,6 +104,21 @@ async def test_all_tickets_of_all_groups_are_played_with_the_newest_weights(make
         assert [trajectory.ticket for trajectory in played] == group(number)
         assert {span.version for t in played for step in t.steps for span in step.versions} == {4}
         assert all(trajectory.won and trajectory.actor == "actor-1" for trajectory in played)
+
+
+async def test_a_ticket_is_played_with_the_version_announced_before_it_was_leased(
+    make: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make()
+    scene.publish(0)
+    monkeypatch.setattr(weights, "POLL_S", 600.0)
+    async with scene.playing():
+        await until(lambda: scene.buffer.actors().get("actor-1", {}).get("state") == "playing")
+        scene.publish(1)
+        scene.buffer.issue(group(0))
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
+    played = scene.buffer.read(TRAIN_STREAM, 0)
+    assert {span.version for t in played for step in t.steps for span in step.versions} == {1}
 
 
 async def test_nothing_is_sampled_before_the_first_version(make: MakeScene) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from learner.evaluation import Rate, evaluate, panel, summarise
 from services.buffer import Buffer
-from services.config.tree import Config
+from services.config.tree import Config, EvaluationConfig
 from services.errors import EnvironmentUnavailable, RunStalled
 from tests.learner.synthetic import play
 
@@ -38,6 +38,13 @@ def test_panels_are_paired_and_wrap_around():
     assert before[0].temperature == 0.4
     with pytest.raises(EnvironmentUnavailable, match="valid_unseen"):
         panel(configured("run"), {"train": 5}, "eval-0")
+
+
+def test_held_out_tasks_come_from_the_first_such_split_there_is():
+    splits = {"train": 5, "test": 4, "valid_seen": 2, "valid_unseen": 0}
+    assert {ticket.task.split for ticket in panel(configured("run"), splits, "eval")} == {"valid_seen"}
+    named = configured("run").model_copy(update={"evaluation": EvaluationConfig(split="train")})
+    assert {ticket.task.split for ticket in panel(named, splits, "eval")} == {"train"}
 
 
 def test_evaluation_beside_training_leaves_nothing_behind(buffer, run_name):
@@ -94,4 +101,4 @@ def test_interval_holds_the_rate(won, episodes):
 
 def test_interval_is_wilsons():
     assert Rate(15, 20).interval == pytest.approx((0.5313, 0.8881), abs=1e-4)
-    assert summarise("s", None, [], cancelled=0, complete=True).oldest_version is None
+    assert summarise("s", "test", None, [], cancelled=0, complete=True).oldest_version is None
