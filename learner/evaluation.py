@@ -93,6 +93,18 @@ class EvaluationResult:
     cancelled: int
     complete: bool
 
+    def scalars(self) -> dict[str, float]:
+        """The record as named numbers."""
+        low, high = self.success.interval
+        return {
+            "evaluation/success_rate": self.success.value,
+            "evaluation/success_low": low,
+            "evaluation/success_high": high,
+            "evaluation/mean_score": self.mean_score,
+            "evaluation/mean_steps": self.mean_steps,
+            "evaluation/valid_fraction": self.valid_fraction,
+        }
+
 
 def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket]:
     """The panel's tickets: groups of one, the first tasks of the split, around again if it is smaller.

@@ -52,7 +52,8 @@ class Ranks(Protocol):
 class Trainer:
     """One run of the learner. `folder` is the run's; `splits` are the environment's split sizes.
 
-    `on_update` is called after each published update; `should_stop` is asked while waiting and between updates.
+    `on_update` is called after each published update; `evaluate`, every `evaluation.every` of them, with the version,
+    and answers numbers to record; `should_stop` is asked while waiting and between updates.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Trainer:
         folder: Path,
         splits: Mapping[str, int],
         on_update: Callable[[UpdateReport], None] = lambda report: None,
+        evaluate: Callable[[int], Mapping[str, float]] = lambda version: {},
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
@@ -75,6 +77,7 @@ class Trainer:
         self._ledger = Ledger(folder / "ledger.jsonl")
         self._splits = splits
         self._on_update = on_update
+        self._evaluate = evaluate
         self._should_stop = should_stop
         self._dispatcher = Dispatcher(config, splits)
         self._version = 0
@@ -280,10 +283,16 @@ class Trainer:
         self._metrics = MetricsWriter(self._folder, self._config.telemetry.tensorboard, resume_step=self._version)
 
     def _tell(self, report: UpdateReport) -> None:
-        if self._metrics is not None:
-            self._metrics.write(report.update, report.scalars())
-        self._buffer.append_metrics({"kind": "update", "update": report.update, **report.scalars()})
+        self._record("update", report.update, report.scalars())
         self._on_update(report)
+        every = self._config.evaluation.every
+        if every is not None and report.update % every == 0 and not self._should_stop():
+            self._record("evaluation", report.update, self._evaluate(report.update))
+
+    def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
+        if self._metrics is not None:
+            self._metrics.write(update, scalars)
+        self._buffer.append_metrics({"kind": kind, "update": update, **scalars})
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult
 
 CURVES = {
+    "evaluation/success_rate": "success rate on the evaluation panel",
     "rollout/success_rate": "success rate of training episodes",
     "rollout/mean_steps": "steps per episode",
     "rollout/valid_fraction": "share of valid actions",

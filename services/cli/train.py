@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 
@@ -40,15 +40,22 @@ def train_on(
     on_report: Callable[[object], None] = lambda report: None,
 ) -> int:
     """Train on a running stack; answers the policy version reached."""
+    from learner.evaluation import evaluate
     from learner.report import UpdateReport
     from learner.trainer import Trainer
 
     config = stack.config
+    stop = watched(stack, should_stop)
     with bar(console, "training", config.learner.updates, "updates") as tell:
 
         def note(report: UpdateReport) -> None:
             tell(report.update, summary(report))
             on_report(report)
+
+        def play_panel(version: int) -> Mapping[str, float]:
+            stream = f"eval-{version:06d}"
+            result = evaluate(config, stack.buffer, stack.splits, stream=stream, version=version, should_stop=stop)
+            return result.scalars() if result.complete else {}
 
         trainer = Trainer(
             config,
@@ -58,7 +65,8 @@ def train_on(
             config.run.folder,
             stack.splits,
             on_update=note,
-            should_stop=watched(stack, should_stop),
+            evaluate=play_panel,
+            should_stop=stop,
         )
         trainer.train(resume=resume)
         return trainer.version

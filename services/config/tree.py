@@ -178,6 +178,8 @@ class EvaluationConfig(Section):
     """Tasks of the panel, the first of the split, one episode each; the panel wraps around a smaller split."""
     temperature: float = Field(0.4, gt=0)
     """Sampling temperature in evaluation (0.4 as published)."""
+    every: int | None = Field(None, ge=1)
+    """Play the panel after every so many updates of a training run, with the learner waiting; none: never."""
 
 
 class BufferConfig(Section):
