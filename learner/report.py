@@ -33,7 +33,7 @@ class UpdateReport:
         staleness_mean / staleness_max: over groups, in updates.
         dropped_stale / cancelled: groups, since the update before.
         loss: metrics of the ranks, averaged over the tokens trained on.
-        tokens_per_second: prompt and response tokens of all rows over the ranks' seconds.
+        tokens_per_second: prompt and response tokens that went through the model over the ranks' seconds.
     """
 
     update: int
