@@ -52,8 +52,8 @@ class Ranks(Protocol):
 class Trainer:
     """One run of the learner. `folder` is the run's; `splits` are the environment's split sizes.
 
-    `on_update` is called after each published update; `evaluate`, every `evaluation.every` of them, with the version,
-    and answers numbers to record; `should_stop` is asked while waiting and between updates.
+    `on_update` is called after each published update; `evaluate`, before the first and after every `evaluation.every` of
+    them, with the version, and answers numbers to record; `should_stop` is asked while waiting and between updates.
     """
 
     def __init__(
@@ -103,6 +103,8 @@ class Trainer:
             self._clear()
         try:
             self._start()
+            if self._version == 0:
+                self._play_panel()
             while True:
                 try:
                     if self._over():
@@ -285,9 +287,12 @@ class Trainer:
     def _tell(self, report: UpdateReport) -> None:
         self._record("update", report.update, report.scalars())
         self._on_update(report)
+        self._play_panel()
+
+    def _play_panel(self) -> None:
         every = self._config.evaluation.every
-        if every is not None and report.update % every == 0 and not self._should_stop():
-            self._record("evaluation", report.update, self._evaluate(report.update))
+        if every is not None and self._version % every == 0 and not self._should_stop():
+            self._record("evaluation", self._version, self._evaluate(self._version))
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
         if self._metrics is not None:

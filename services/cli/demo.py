@@ -20,6 +20,7 @@ from services.cli.stack import Stack, locked, stop_on_signals
 from services.cli.train import train_on
 from services.config.tree import Config
 from services.model_folder import check_model_folder
+from services.telemetry import MetricsWriter
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult
@@ -36,11 +37,13 @@ def run_demo(config: Config, *, console: Console) -> bool:
         starting = _RanksStarting(config)
         try:
             before = evaluate_on(stack, "before training", 0, console=console, should_stop=stopped)
+            _record(config, before, 0)
             ranks = starting.result()
             version = train_on(
                 stack, ranks, resume=False, console=console, should_stop=stopped, on_report=reports.append
             )
             after = evaluate_on(stack, "after training", version, console=console, should_stop=stopped)
+            _record(config, after, version)
         finally:
             starting.stop()
         facts = {"env": config.env.name, "engine": stack.env_engine, "games": stack.env_source}
@@ -49,9 +52,9 @@ def run_demo(config: Config, *, console: Console) -> bool:
     wall_s = time.monotonic() - started
     figures = _figures(config, facts, before, after, reports, wall_s)
     folder = config.run.folder
-    (folder / "summary.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (folder / report_page.SUMMARY_NAME).write_text(json.dumps(figures, indent=1) + "\n")
     curve = [(r.update, r.success_rate) for r in reports]
-    report_page.write(folder, config, {"before": before, "after": after})
+    report_page.write(folder, config)
     console.print(report_page.terminal_curve(curve, "success rate of the training episodes, by update"))
     console.print(results_table({"before": before, "after": after}))
     gain, (low, high) = figures["gain_points"], figures["gain_interval_95"]
@@ -71,6 +74,11 @@ def _set_aside(folder: Path) -> None:
         previous = folder.with_name(f"{folder.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
+
+
+def _record(config: Config, result: EvaluationResult, version: int) -> None:
+    with MetricsWriter(config.run.folder, config.telemetry.tensorboard) as metrics:
+        metrics.write(version, result.scalars())
 
 
 class _RanksStarting:

@@ -86,11 +86,18 @@ def warmstart(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
-    """Write a run's curves as one HTML file. Example: anchorage report runs/demo"""
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    picture: Annotated[Path | None, typer.Option(help="Draw the curves of all of them into this PNG file.")] = None,
+) -> None:
+    """Write each run's curves as one HTML file. Example: anchorage report runs/gigpo runs/grpo --picture both.png"""
     from services.cli import report as report_page
 
-    console.print(str(report_page.write(run, load_config(run / "config.yaml"), {})))
+    for run in runs:
+        console.print(str(report_page.write(run, load_config(run / "config.yaml"))))
+    if picture is not None:
+        report_page.write_picture(runs, picture)
+        console.print(str(picture))
 
 
 @env_app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -1,4 +1,4 @@
-"""`anchorage report`: a run's curves and tables as one HTML file that stands alone, and a curve for the terminal."""
+"""`anchorage report`: a run's tables and curves as one HTML file that stands alone, curves of several as a picture."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from services.config.load import dump_config
 from services.config.tree import Config
 from services.errors import AnchorageError
 from services.telemetry import METRICS_NAME
-
-if TYPE_CHECKING:
-    from learner.evaluation import EvaluationResult
 
 CURVES = {
     "evaluation/success_rate": "success rate on the evaluation panel",
@@ -30,6 +27,7 @@ CURVES = {
     "time/tokens_per_second": "learner tokens/s",
 }
 SMOOTHING = 0.8
+SUMMARY_NAME = "summary.json"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -41,16 +39,36 @@ img {{ max-width: 100% }} pre {{ background: #f6f6f6; padding: 1rem; overflow: a
 """
 
 
-def write(folder: Path, config: Config, results: Mapping[str, EvaluationResult]) -> Path:
-    """Write `report.html` into the run's folder and answer its path."""
+def write(folder: Path, config: Config) -> Path:
+    """Write `report.html` into the run's folder and answer its path.
+
+    Raises:
+        AnchorageError: the folder holds no metrics.
+    """
     records = read_metrics(folder)
-    parts = [_results_html(results)] if results else []
+    parts = []
+    if (folder / SUMMARY_NAME).exists():
+        parts.append(_results_html(json.loads((folder / SUMMARY_NAME).read_text())))
     if records:
-        parts.append(f'<h2>Curves</h2><img alt="curves" src="data:image/png;base64,{_curves_png(records)}">')
+        picture = base64.b64encode(_curves_png({config.run.name: records})).decode()
+        parts.append(f'<h2>Curves</h2><img alt="curves" src="data:image/png;base64,{picture}">')
     parts.append(f"<h2>Configuration</h2><pre>{html.escape(dump_config(config))}</pre>")
     page = folder / "report.html"
     page.write_text(_PAGE.format(title=html.escape(f"Anchorage run {config.run.name}"), body="".join(parts)))
     return page
+
+
+def write_picture(folders: Sequence[Path], file: Path) -> None:
+    """Draw the curves of one or several runs into a PNG file.
+
+    Raises:
+        AnchorageError: a folder holds no metrics, or the file cannot be written.
+    """
+    picture = _curves_png({folder.name: read_metrics(folder) for folder in folders})
+    try:
+        file.write_bytes(picture)
+    except OSError as error:
+        raise AnchorageError(f"cannot write {file}: {error.strerror}") from None
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -90,40 +108,55 @@ def smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def _curves_png(records: Sequence[Mapping[str, float]]) -> str:
+def _curves_png(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """A panel for each of `CURVES` that a run recorded; evaluations as they are, everything else also smoothed."""
     from matplotlib.figure import Figure
 
-    shown = [name for name in CURVES if any(record.get(name) is not None for record in records)]
+    shown = [name for name in CURVES if any(_points(records, name) for records in runs.values())]
     rows = (len(shown) + 1) // 2
-    figure = Figure(figsize=(10, 2.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).flatten()
+    figure = Figure(figsize=(10, 2.6 * max(rows, 1)), layout="constrained")
+    axes = figure.subplots(max(rows, 1), 2, squeeze=False).flatten()
     for name, axis in zip(shown, axes, strict=False):
-        points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
-        steps, values = [x for x, _ in points], [y for _, y in points]
-        axis.plot(steps, values, alpha=0.3)
-        axis.plot(steps, smooth(values), color="C0")
+        for number, (run, records) in enumerate(runs.items()):
+            points = _points(records, name)
+            steps, values = [x for x, _ in points], [y for _, y in points]
+            if name.startswith("evaluation/"):
+                axis.plot(steps, values, marker="o", color=f"C{number}", label=run)
+            else:
+                axis.plot(steps, values, alpha=0.25, color=f"C{number}")
+                axis.plot(steps, smooth(values), color=f"C{number}", label=run)
         axis.set_title(CURVES[name], fontsize=10)
         axis.set_xlabel("update", fontsize=8)
         axis.grid(alpha=0.3)
+        if len(runs) > 1:
+            axis.legend(fontsize=8)
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
-def _results_html(results: Mapping[str, EvaluationResult]) -> str:
-    kinds = sorted({kind for result in results.values() for kind in result.task_types})
+def _points(records: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
+    return [(record["step"], record[name]) for record in records if record.get(name) is not None]
+
+
+def _results_html(summary: Mapping[str, Any]) -> str:
+    """Success before and after training, overall and by task type."""
+    results = {f"{name} training": summary[name] for name in ("before", "after")}
+    kinds = sorted({kind for result in results.values() for kind in result["task_types"]})
     head = "".join(f"<th>{html.escape(name)}</th>" for name in results)
     rows = []
     for kind in [*kinds, "all tasks"]:
-        cells = []
-        for result in results.values():
-            rate = result.success if kind == "all tasks" else result.task_types.get(kind)
-            if rate is None:
-                cells.append("<td>–</td>")
-                continue
-            low, high = rate.interval
-            cells.append(f"<td>{100 * rate.value:.1f} % ({100 * low:.0f}–{100 * high:.0f}), n = {rate.episodes}</td>")
-        rows.append(f"<tr><td>{html.escape(kind)}</td>{''.join(cells)}</tr>")
+        rates = (
+            result["success"] if kind == "all tasks" else result["task_types"].get(kind) for result in results.values()
+        )
+        rows.append(f"<tr><td>{html.escape(kind)}</td>{''.join(map(_rate_cell, rates))}</tr>")
     return f"<h2>Success</h2><table><tr><th>task type</th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _rate_cell(rate: Mapping[str, Any] | None) -> str:
+    if rate is None:
+        return "<td>–</td>"
+    low, high = rate["interval_95"]
+    return f"<td>{100 * rate['rate']:.1f} % ({100 * low:.0f}–{100 * high:.0f}), n = {rate['episodes']}</td>"

@@ -179,7 +179,7 @@ class EvaluationConfig(Section):
     temperature: float = Field(0.4, gt=0)
     """Sampling temperature in evaluation (0.4 as published)."""
     every: int | None = Field(None, ge=1)
-    """Play the panel after every so many updates of a training run, with the learner waiting; none: never."""
+    """Play the panel before a training run and after every so many updates, the learner waiting; none: never."""
 
 
 class BufferConfig(Section):

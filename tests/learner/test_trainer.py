@@ -109,10 +109,10 @@ def test_the_panel_is_played_at_fixed_intervals_with_the_version_just_published(
 
     with Actors(buffer, channel):
         trainer(config, buffer, channel, ranks, evaluate=play_panel).train()
-    assert panels == [(2, 2), (4, 4)]
+    assert panels == [(0, 0), (2, 2), (4, 4)]
     records = [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
     rates = [(r["step"], r["evaluation/success_rate"]) for r in records if "evaluation/success_rate" in r]
-    assert rates == [(2, 0.2), (4, 0.4)]
+    assert rates == [(0, 0.0), (2, 0.2), (4, 0.4)]
 
 
 def test_killed_and_resumed_run_trains_each_group_once_and_ends_with_the_same_weights(
