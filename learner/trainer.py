@@ -52,8 +52,8 @@ class Ranks(Protocol):
 class Trainer:
     """One run of the learner. `folder` is the run's; `splits` are the environment's split sizes.
 
-    `on_update` is called after each published update; `evaluate`, before the first and after every `evaluation.every` of
-    them, with the version, and answers numbers to record; `should_stop` is asked while waiting and between updates.
+    `on_update` is called after each published update; `evaluate` with the version, before the first update and after
+    every `evaluation.every` of them, for numbers to record; `should_stop` is asked while waiting and between updates.
     """
 
     def __init__(
