@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from actors.prompts import Exchange, PromptBuilder
 from env_servers.client import EnvironmentClient
 from env_servers.protocol import ResetRequest, StepResult
 from services.schemas import Task
+
+_NUMBERED_NAME = re.compile(r"\b([a-z]+) (\d+)\b")
 
 
 class Player(Protocol):
@@ -32,16 +35,34 @@ class NoisyExpert:
     """The environment's expert that with probability `noise` does something else.
 
     That is a random admissible action, or, for a share `mistakes` of them, one that was so before but no longer is.
+    With probability `slips` the number in the action (`desk 1`) is then drawn anew, which makes it wrong as a young
+    policy is wrong. Actions to `avoid` are never taken at random.
     """
 
-    def __init__(self, rng: random.Random, noise: float, mistakes: float = 0.1) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        noise: float,
+        *,
+        mistakes: float = 0.1,
+        slips: float = 0.0,
+        avoid: Collection[str] = (),
+    ) -> None:
         self._rng = rng
         self._noise = noise
         self._mistakes = mistakes
+        self._slips = slips
+        self._avoid = avoid
         self._met: dict[str, None] = {}
 
     def act(self, result: StepResult) -> str | None:
-        choices = list(result.admissible or ())
+        action = self._choose(result)
+        if action is not None and self._slips and self._rng.random() < self._slips:
+            return _NUMBERED_NAME.sub(lambda name: f"{name[1]} {self._rng.randint(1, 4)}", action, count=1)
+        return action
+
+    def _choose(self, result: StepResult) -> str | None:
+        choices = [action for action in result.admissible or () if action not in self._avoid]
         past = [action for action in self._met if action not in choices]
         self._met.update(dict.fromkeys(choices))
         if not choices or self._rng.random() >= self._noise:
@@ -112,6 +133,32 @@ async def play_scripted(client: EnvironmentClient, task: Task, player: Player, m
             result = await client.step(result.session, result.step + 1, action)
     finally:
         await client.close_session(result.session)
+
+
+def renumbered(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
+    """The episode with the numbers of each name permuted throughout, so that to name a thing is to copy its name."""
+    numbers: dict[str, set[str]] = {}
+    for turn in turns:
+        for name, number in _NUMBERED_NAME.findall(turn.result.observation):
+            numbers.setdefault(name, set()).add(number)
+    new: dict[tuple[str, str], str] = {}
+    for name in sorted(numbers):
+        before = sorted(numbers[name])
+        new |= {(name, number): other for number, other in zip(before, rng.sample(before, len(before)), strict=True)}
+
+    def rename(text: str) -> str:
+        return _NUMBERED_NAME.sub(lambda found: f"{found[1]} {new.get((found[1], found[2]), found[2])}", text)
+
+    def renamed(turn: Turn) -> Turn:
+        result = turn.result
+        changes = {
+            "observation": rename(result.observation),
+            "admissible": result.admissible and [rename(action) for action in result.admissible],
+            "expert": result.expert and rename(result.expert),
+        }
+        return replace(turn, result=result.model_copy(update=changes), action=rename(turn.action))
+
+    return [renamed(turn) for turn in turns]
 
 
 def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, only_experts: bool) -> Iterator[Example]:

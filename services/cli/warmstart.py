@@ -91,7 +91,7 @@ def _episodes(config: Config, salt: str) -> Iterator[tuple[Task, random.Random]]
 
 def _turns(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[list[Any]]:
     """The turns of endless scripted episodes, an episode at a time."""
-    from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted
+    from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted, renumbered
     from env_servers.client import LocalClient
     from env_servers.registry import load_environment
 
@@ -104,8 +104,11 @@ def _turns(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[list[An
     with asyncio.Runner() as runner:
         for task, rng in _episodes(config, salt):
             expert = rng.random() < phase.expert_share
-            player: Player = NoisyExpert(rng, rng.uniform(low, high)) if expert else HabitualPlayer(rng)
-            yield runner.run(episode(task, player))
+            player: Player = HabitualPlayer(rng)
+            if expert:
+                player = NoisyExpert(rng, rng.uniform(low, high), slips=phase.slips, avoid=phase.avoid)
+            turns = runner.run(episode(task, player))
+            yield renumbered(turns, rng) if rng.random() < phase.renumbered else turns
 
 
 def _texts(config: Config) -> Iterator[str]:

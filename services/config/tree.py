@@ -226,6 +226,12 @@ class WarmstartPhase(Section):
     """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
     noise: tuple[Fraction, Fraction] = (0.0, 0.5)
     """Range of the expert's share of random actions, drawn once an episode."""
+    slips: Fraction = 0.0
+    """Share of the expert's actions that get a wrong number (`desk 2` for `desk 1`), to learn to recover."""
+    avoid: tuple[str, ...] = ()
+    """Actions that the expert does not take at random, such as one whose answer is long."""
+    renumbered: Fraction = 0.0
+    """Share of the episodes in which the numbers of names are permuted."""
 
 
 class WarmstartConfig(Section):

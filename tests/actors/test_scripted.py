@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 from actors.prompts import PromptBuilder
-from actors.scripted import HabitualPlayer, NoisyExpert, Turn, play_scripted, to_examples
+from actors.scripted import HabitualPlayer, NoisyExpert, Turn, play_scripted, renumbered, to_examples
 from env_servers.alfworld.environment import AlfWorld
 from env_servers.client import LocalClient
 from services.config.tree import PromptConfig
@@ -85,3 +85,32 @@ async def test_an_episode_beyond_the_limit_becomes_several_rows() -> None:
     assert len(rows) > 1
     good = [turn.action for turn in turns if turn.action in (turn.result.admissible or [])]
     assert [action for row in rows for action in spoken(row.tokens, row.imitate)] == good
+
+
+async def test_slips_are_wrong_numbers_and_what_is_to_be_avoided_is_not_done() -> None:
+    client, actions = LocalClient(AlfWorld), []
+    for task in TASKS:
+        player = NoisyExpert(random.Random(task.index), 0.8, mistakes=0.0, slips=0.3, avoid=["help", "look"])
+        actions += [turn async for turn in play_scripted(client, task, player, 30)]
+    await client.close()
+    wrong = [turn for turn in actions if turn.action not in (turn.result.admissible or [])]
+    assert len(actions) / 20 < len(wrong) < len(actions) / 3
+    assert all(turn.action[-1].isdigit() for turn in wrong)
+    assert not {"help", "look"} & {turn.action for turn in actions}
+
+
+async def test_renumbering_renames_things_and_changes_nothing_else() -> None:
+    (played, *_) = await episodes(expert=True, noise=0.3)
+    other = renumbered(played, random.Random(0))
+    assert [turn.action for turn in other] != [turn.action for turn in played]
+    there = {}
+    for before, after in zip(played, other, strict=True):
+        for old, new in (
+            (before.action, after.action),
+            *zip(before.result.admissible or [], after.result.admissible or [], strict=True),
+        ):
+            assert there.setdefault(old, new) == new
+        assert after.result.observation.split()[:4] == before.result.observation.split()[:4]
+        assert (after.action in (after.result.admissible or [])) == (before.action in (before.result.admissible or []))
+        assert (after.action == after.result.expert) == (before.action == before.result.expert)
+    assert len(set(there.values())) == len(there)
