@@ -21,6 +21,7 @@ from torch import Tensor
 from learner.batching import MicroBatch
 from learner.losses import LossTerms
 from learner.policy import DTYPES, Policy, load_policy
+from learner.schedule import rate_factor
 from services.config.tree import Config
 from services.errors import CheckpointFailed
 
@@ -93,9 +94,7 @@ class DeepSpeedEngine:
 
     def step(self) -> dict[str, float]:
         """Clip, apply and clear the gradient; answers `learning_rate` and, where DeepSpeed knows it, `grad_norm`."""
-        optimizer = self._config.optimizer
-        warmup = optimizer.warmup_updates * self._config.learner.minibatches
-        rate = optimizer.lr * min(1.0, (self.steps + 1) / max(1, warmup))
+        rate = self._config.optimizer.lr * rate_factor(self.steps, self._config)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()

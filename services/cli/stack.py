@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from services.buffer import Buffer
 from services.config.load import dump_config
 from services.config.tree import Config
-from services.errors import EnvironmentUnavailable, RayUnavailable, RunBusy, RunStalled
+from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
 from services.weights import WeightChannel, open_channel
 
 if TYPE_CHECKING:
@@ -153,7 +153,10 @@ class Stack:
         self.pool = pool
 
         def stop() -> None:
-            self.buffer.set_state("stopping")
+            try:
+                self.buffer.set_state("stopping")
+            except RedisUnavailable as error:
+                log.warning("the rollout actors cannot be told to stop: %s", error)
             try:
                 ray.get(pool.stop.remote(), timeout=STOP_TIMEOUT_S)
             except ray.exceptions.RayError as error:

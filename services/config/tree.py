@@ -135,6 +135,8 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup_updates: int = Field(0, ge=0)
     """Linear warm-up of the learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up: stays, or falls to a tenth over `learner.updates`."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
 
