@@ -36,8 +36,10 @@ class Hit(NamedTuple):
     score: float
 
 
-def build(documents: Documents, folder: Path) -> None:
+def build(documents: Documents, folder: Path, source: str = "") -> None:
     """Write an index to a new folder. Documents are taken one by one and may be more than memory holds.
+
+    `source` is recorded and stands for the documents: a checksum of their file, say.
 
     Raises:
         SearchIndexError: the folder is there already or cannot be written, or the documents cannot be indexed.
@@ -47,7 +49,7 @@ def build(documents: Documents, folder: Path) -> None:
             builder = PostingsBuilder(storage.RunFolder(Path(runs)).keep)
             _add(builder, documents)
             builder.write(partial(storage.allocate_in, partial_folder))
-        storage.seal(partial_folder)
+        storage.seal(partial_folder, source)
 
 
 class SearchIndex:
@@ -59,13 +61,13 @@ class SearchIndex:
         self._documents_with_terms = int(np.count_nonzero(postings.lengths))
 
     @classmethod
-    def open(cls, folder: Path) -> SearchIndex:
-        """An index that `build` wrote, memory-mapped.
+    def open(cls, folder: Path, source: str | None = None) -> SearchIndex:
+        """An index that `build` wrote, memory-mapped; of the same `source` where one is given.
 
         Raises:
-            SearchIndexError: there is no index of this version in the folder, or it is damaged.
+            SearchIndexError: there is no index of this version and source in the folder, or it is damaged.
         """
-        return cls(storage.load(folder))
+        return cls(storage.load(folder, source))
 
     @classmethod
     def build_in_memory(cls, documents: Documents) -> SearchIndex:

@@ -49,7 +49,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         try:
             partial.rename(folder)
         except OSError as error:
-            raise _exists(folder) from error
+            if folder.exists():
+                raise _exists(folder) from error
+            raise _not_written(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -59,7 +61,11 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SearchIndexError(f"cannot write the search index at {path}: {error.strerror}") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> SearchIndexError:
+    return SearchIndexError(f"cannot write the search index at {path}: {error.strerror}")
 
 
 def _exists(folder: Path) -> SearchIndexError:
@@ -92,21 +98,25 @@ def allocate_in(folder: Path, name: str, kind: np.dtype[Any], size: int) -> NDAr
     return np.asarray(filled)
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest: the arrays are complete."""
+def seal(folder: Path, source: str) -> None:
+    """Write the manifest: the arrays are complete, and made of the documents that `source` stands for."""
     with _writing(folder):
         checksums = {name: _checksum(_path(folder, name)) for name in TYPES}
-        manifest = {"format": FORMAT, "version": VERSION, "checksums": checksums}
+        manifest = {"format": FORMAT, "version": VERSION, "source": source, "checksums": checksums}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def load(folder: Path) -> Postings:
-    """Map the arrays of a folder.
+def load(folder: Path, source: str | None) -> Postings:
+    """Map the arrays of a folder; they must be of `source` where that is given.
 
     Raises:
-        SearchIndexError: there is no index of this version in the folder, or it is damaged.
+        SearchIndexError: there is no index of this version and source in the folder, or it is damaged.
     """
-    checksums = _checksums(folder)
+    manifest = _manifest(folder)
+    if source is not None and manifest.get("source") != source:
+        raise SearchIndexError(f"the search index {folder} is of other products: remove it and build it again")
+    recorded = manifest.get("checksums")
+    checksums = recorded if isinstance(recorded, dict) else {}
     arrays: dict[str, NDArray[Any]] = {}
     for name, kind in TYPES.items():
         path = _path(folder, name)
@@ -124,7 +134,7 @@ def load(folder: Path) -> Postings:
     return Postings(**arrays)
 
 
-def _checksums(folder: Path) -> dict[str, object]:
+def _manifest(folder: Path) -> dict[str, object]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -135,8 +145,7 @@ def _checksums(folder: Path) -> dict[str, object]:
         raise SearchIndexError(
             f"the search index {folder} is of version {manifest.get('version')}, this is {VERSION}: build it again"
         )
-    checksums = manifest.get("checksums")
-    return checksums if isinstance(checksums, dict) else {}
+    return manifest
 
 
 def _path(folder: Path, name: str) -> Path:

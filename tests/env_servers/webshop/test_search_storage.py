@@ -56,7 +56,7 @@ def test_an_opened_index_answers_as_one_in_memory(folder: Path) -> None:
 
 
 def test_the_arrays_are_mapped_and_cannot_be_written(folder: Path) -> None:
-    found = storage.load(folder)
+    found = storage.load(folder, source=None)
     for name in TYPES:
         values = getattr(found, name)
         assert isinstance(values.base, np.memmap | mmap)
@@ -136,7 +136,7 @@ def test_damage_is_one_clear_line(folder: Path, name: str, damage: str) -> None:
 
 def test_arrays_of_another_type_are_refused(folder: Path) -> None:
     np.save(folder / "counts.npy", np.array([b"x"]))
-    storage.seal(folder)
+    storage.seal(folder, source="")
     with pytest.raises(SearchIndexError, match=r"counts\.npy: it holds \|S1"):
         SearchIndex.open(folder)
 
@@ -159,6 +159,15 @@ def test_foreign_folders_are_refused(folder: Path, manifest: str | None, message
         (folder / storage.MANIFEST).write_text(manifest)
     with pytest.raises(SearchIndexError, match=message) as error:
         SearchIndex.open(folder)
+    assert str(folder) in _one_line(error)
+
+
+def test_an_index_of_other_documents_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    build(DOCUMENTS, folder, source="some products")
+    assert len(SearchIndex.open(folder)) == len(SearchIndex.open(folder, source="some products")) == 3
+    with pytest.raises(SearchIndexError, match="is of other products: remove it") as error:
+        SearchIndex.open(folder, source="other products")
     assert str(folder) in _one_line(error)
 
 
