@@ -18,6 +18,8 @@ from env_servers.webshop.products import Product
 from env_servers.webshop.reward import meets_option
 from env_servers.webshop.shop import RESULTS, Shop
 
+MAX_QUERY_CHARS = 500
+
 _PRICE_LIMIT = re.compile(r", and price lower than [\d.]+ dollars$")
 _NOT_IN_A_QUERY = re.compile(r"[\[\]\n]")
 
@@ -77,7 +79,7 @@ def choose_query(shop: Shop, goal: Goal) -> str:
     """The words that find the goal's product on the earliest page, the instruction's own before others."""
     pages: dict[str, int] = {}
     for words in _queries(goal):
-        query = " ".join(_NOT_IN_A_QUERY.sub(" ", words).lower().split())
+        query = " ".join(_NOT_IN_A_QUERY.sub(" ", words[:MAX_QUERY_CHARS]).lower().split())
         hits = shop.find(query)
         pages[query] = hits.index(goal.product) // PAGE_SIZE if goal.product in hits else RESULTS
         if pages[query] == 0:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from env_servers.environment import BrokenTask
 from env_servers.webshop.generator import generate_products
@@ -13,7 +15,7 @@ from env_servers.webshop.goals import draw_prices, human_goals, synthetic_goals
 from env_servers.webshop.nouns import open_tagger
 from env_servers.webshop.official import load_official
 from env_servers.webshop.products import Product
-from env_servers.webshop.search.index import SearchIndex
+from env_servers.webshop.search.index import SearchIndex, build
 from env_servers.webshop.search.postings import SearchIndexError
 from env_servers.webshop.settings import DATA_VARIABLE, WebShopSettings
 from env_servers.webshop.shop import Shop
@@ -34,7 +36,8 @@ def open_shop(settings: WebShopSettings) -> Shop:
     goals = (human_goals if settings.goals == "human" else synthetic_goals)(products, prices, rng)
     if not goals:
         raise BrokenTask(f"none of the {len(products)} products has {settings.goals} instructions: no goals to play")
-    shop = Shop(products, prices, goals, _index(products), open_tagger(settings.tagger))
+    search = open_index(products, settings.index)
+    shop = Shop(products, prices, goals, search, open_tagger(settings.tagger))
     logger.info(
         "opened a shop of %d %s products with %d %s goals in %.1f s",
         len(products),
@@ -46,11 +49,33 @@ def open_shop(settings: WebShopSettings) -> Shop:
     return shop
 
 
-def _index(products: Sequence[Product]) -> SearchIndex:
+def open_index(products: Sequence[Product], folder: Path | None = None) -> SearchIndex:
+    """The search index of the products: in memory, or kept in a folder, where it is built if that is not there yet.
+
+    Raises:
+        BrokenTask: the products cannot be indexed, or the folder holds something else.
+    """
     try:
-        return SearchIndex.build_in_memory((product.asin, document_text(product)) for product in products)
+        if folder is None:
+            return SearchIndex.build_in_memory(_documents(products))
+        source = _digest(products)
+        if not folder.exists():
+            logger.info("building a search index of %d products in %s", len(products), folder)
+            build(_documents(products), folder, source)
+        return SearchIndex.open(folder, source)
     except SearchIndexError as error:
-        raise BrokenTask(f"the products cannot be indexed: {error}") from None
+        raise BrokenTask(f"no search index of the products: {error}") from None
+
+
+def _documents(products: Sequence[Product]) -> Iterator[tuple[str, str]]:
+    return ((product.asin, document_text(product)) for product in products)
+
+
+def _digest(products: Sequence[Product]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for asin, text in _documents(products):
+        digest.update(f"{asin} {len(text)} {text}".encode())
+    return digest.hexdigest()
 
 
 def source_name(settings: WebShopSettings) -> str:

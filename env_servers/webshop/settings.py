@@ -23,6 +23,8 @@ class WebShopSettings(BaseModel):
 
     data: Path | None = None
     """Folder of the official files; none: a generated catalogue."""
+    index: Path | None = None
+    """Folder that keeps the search index, for large catalogues; none: it is made in memory at every start."""
     products: int | None = Field(None, ge=1)
     """Sell only the first so many products; none: all."""
     goals: Literal["synthetic", "human"] = "synthetic"
