@@ -3,6 +3,7 @@
 Invariants
 - Whatever the response, there is an action to send: the environment decides what an odd one does.
 - `well_formed` asks for the template's form alone; `admissible` also for one of the environment's admissible actions.
+  One of those may leave a text open, such as `search[<your query>]`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from env_servers.protocol import FREE_TEXT
 
 MAX_ACTION_CHARS = 512
 
@@ -43,5 +46,15 @@ def parse_action(
         text = response
         well_formed = bool(response.strip()) and "\n" not in response.strip()
     action = " ".join(text.split())[:MAX_ACTION_CHARS]
-    known = validity == "well_formed" or admissible is None or action in admissible
+    known = validity == "well_formed" or admissible is None or is_admissible(action, admissible)
     return ParsedAction(action, well_formed and bool(action) and known)
+
+
+def is_admissible(action: str, admissible: Sequence[str]) -> bool:
+    """Whether an action is one of those that are admissible, or one that an admissible action with open text allows."""
+    return action in admissible or any(_fills(action, known) for known in admissible if FREE_TEXT in known)
+
+
+def _fills(action: str, known: str) -> bool:
+    before, _, after = known.partition(FREE_TEXT)
+    return action.startswith(before) and action.endswith(after) and len(action) > len(before) + len(after)

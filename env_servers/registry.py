@@ -10,6 +10,7 @@ from env_servers.errors import ServerError
 ENVIRONMENTS = {
     "alfworld": "env_servers.alfworld.environment:AlfWorld",
     "alfworld-textworld": "env_servers.alfworld.textworld_engine:TextWorldAlfWorld",
+    "webshop": "env_servers.webshop.environment:WebShop",
 }
 
 

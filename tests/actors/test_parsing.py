@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from actors.parsing import MAX_ACTION_CHARS, parse_action
+from actors.parsing import MAX_ACTION_CHARS, is_admissible, parse_action
+from env_servers.protocol import FREE_TEXT
 
 ADMISSIBLE = ["go to desk 1", "look"]
 
@@ -51,3 +52,21 @@ def test_environment_without_admissible_actions_accepts_every_form() -> None:
 
 def test_action_length_is_bounded() -> None:
     assert len(parse_action("compact", "x" * 10_000, None, "admissible").action) == MAX_ACTION_CHARS
+
+
+@pytest.mark.parametrize(
+    ("action", "admissible"),
+    [
+        ("search[a red lamp]", True),
+        ("search[]", False),
+        ("search[", False),
+        ("Search[lamp]", False),
+        ("search[lamp] now", False),
+        ("click[< prev]", True),
+        ("click[anything]", False),
+    ],
+)
+def test_admissible_action_with_open_text(action: str, admissible: bool) -> None:
+    known = [f"search[{FREE_TEXT}]", "click[< prev]"]
+    assert is_admissible(action, known) is admissible
+    assert parse_action("compact", action, known, "admissible").valid is admissible

@@ -1,0 +1,210 @@
+"""Build and query time, disk and memory of WebShop's search on a generated catalogue.
+
+`python -m benchmarks.webshop_search [--products N] [--json FILE]`. The catalogue is the same in every run: documents of
+about 100 words, which are as frequent as in product texts (Zipf's law without its head, the stop words). A query is
+4 to 12 words drawn by the same frequencies. The index is built in a process of its own, then opened by several at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from env_servers.webshop.search.index import SearchIndex, build
+from env_servers.webshop.search.storage import size_of
+
+FULL_CATALOGUE = 1_180_000
+VOCABULARY = 1_000_000
+WORDS = 100
+HEAD = 10
+"""Ranks of Zipf's law that are left out: with them gone, the most frequent words are in 40 % of the documents."""
+QUERY_WORDS = (4, 12)
+FREQUENT = 10
+BATCH = 1000
+MIB = 1024 * 1024
+
+Figures = dict[str, float]
+
+
+class Language:
+    """Words in order of their frequency, and draws of them."""
+
+    def __init__(self) -> None:
+        syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+        self.words = [_spell(rank, syllables) for rank in range(VOCABULARY)]
+        frequencies = 1 / np.arange(1 + HEAD, 1 + HEAD + VOCABULARY)
+        self._cumulated = np.cumsum(frequencies) / frequencies.sum()
+
+    def text(self, rng: np.random.Generator, count: int) -> str:
+        """`count` words."""
+        return " ".join(map(self.words.__getitem__, self.draw(rng, count)))
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Ranks of `count` words."""
+        ranks: list[int] = self._cumulated.searchsorted(rng.random(count)).tolist()
+        return ranks
+
+
+def _spell(rank: int, syllables: list[str]) -> str:
+    """The same word for the same rank only; at least two syllables."""
+    rank, last = divmod(rank + len(syllables), len(syllables))
+    return (_spell(rank - len(syllables), syllables) if rank >= len(syllables) else syllables[rank]) + syllables[last]
+
+
+def documents(products: int) -> Iterator[tuple[str, str]]:
+    """The catalogue, asins in no order."""
+    rng = np.random.default_rng(0)
+    language = Language()
+    numbers = rng.permutation(products)
+    for first in range(0, products, BATCH):
+        lengths = rng.poisson(WORDS, size=min(BATCH, products - first))
+        drawn = iter(language.draw(rng, int(lengths.sum())))
+        for place, length in enumerate(lengths):
+            words = [language.words[next(drawn)] for _ in range(length)]
+            yield f"B{numbers[first + place]:09}", " ".join(words)
+
+
+def queries(count: int) -> list[str]:
+    """Queries of words as frequent as in the catalogue."""
+    rng = np.random.default_rng(1)
+    language = Language()
+    least, most = QUERY_WORDS
+    return [language.text(rng, int(rng.integers(least, most + 1))) for _ in range(count)]
+
+
+def measure_generation(products: int) -> float:
+    """Seconds that the catalogue takes to generate: they are no part of the build."""
+    began = time.perf_counter()
+    for _ in documents(products):
+        pass
+    return time.perf_counter() - began
+
+
+def measure_build(folder: Path, products: int) -> Figures:
+    """Build the index in this process. The peak counts mapped pages of the files too."""
+    generation = measure_generation(products)
+    began = time.perf_counter()
+    build(documents(products), folder)
+    spent = time.perf_counter() - began
+    return {
+        "build_s": spent - generation,
+        "generation_s": generation,
+        "build_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "index_mib": size_of(folder) / MIB,
+    }
+
+
+def measure_queries(folder: Path, count: int) -> Figures:
+    """Open the index in this process and search. Memory is what that added: its own, and mapped pages of the index."""
+    asked = queries(count)
+    frequent = " ".join(Language().words[:FREQUENT])
+    process = psutil.Process()
+    before = process.memory_info()
+    began = time.perf_counter()
+    index = SearchIndex.open(folder)
+    opened = time.perf_counter() - began
+    index.search(frequent)
+    spent = [_milliseconds(index, query) for query in asked]
+    worst = [_milliseconds(index, frequent) for _ in range(20)]
+    after = process.memory_info()
+    return {
+        "open_s": opened,
+        "query_mean_ms": statistics.fmean(spent),
+        "query_p95_ms": float(np.percentile(spent, 95)),
+        "query_max_ms": max(spent),
+        "frequent_query_ms": statistics.median(worst),
+        "own_mib": ((after.rss - after.shared) - (before.rss - before.shared)) / MIB,
+        "mapped_mib": (after.shared - before.shared) / MIB,
+    }
+
+
+def _milliseconds(index: SearchIndex, query: str) -> float:
+    began = time.perf_counter()
+    index.search(query)
+    return 1000 * (time.perf_counter() - began)
+
+
+def measure_workers(folder: Path, workers: int, count: int) -> Figures:
+    """The same in several processes at once: means over them."""
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        answers = list(pool.map(measure_queries, [folder] * workers, [count] * workers))
+    return {key: statistics.fmean(answer[key] for answer in answers) for key in answers[0]}
+
+
+def measure(products: int, count: int, workers: int) -> dict[str, object]:
+    """All figures, with what they were measured on."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "index"
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            built = pool.submit(measure_build, folder, products).result()
+        alone = measure_workers(folder, 1, count)
+        together = measure_workers(folder, workers, count)
+    return {
+        "machine": {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]},
+        "products": products,
+        "workers": workers,
+        "build": built,
+        "alone": alone,
+        "together": together,
+    }
+
+
+def show(figures: Mapping[str, object], console: Console) -> None:
+    """Print the figures as tables."""
+    built, alone, together = (_section(figures, key) for key in ("build", "alone", "together"))
+    table = Table(title=f"WebShop search index of {figures['products']:,} products", show_header=False)
+    table.add_row("build, one core", f"{built['build_s']:,.0f} s")
+    table.add_row("peak memory of the build, mapped files included", f"{built['build_peak_mib']:,.0f} MiB")
+    table.add_row("size on disk", f"{built['index_mib']:,.0f} MiB")
+    console.print(table)
+    searches = Table(title="Searches for 50 products")
+    for heading in ("", "one process", f"{figures['workers']} at once, each"):
+        searches.add_column(heading, justify="right" if heading else "left")
+    for label, key, unit in (
+        ("open and check", "open_s", "s"),
+        ("query, mean", "query_mean_ms", "ms"),
+        ("query, 95th percentile", "query_p95_ms", "ms"),
+        ("query, slowest", "query_max_ms", "ms"),
+        (f"query of the {FREQUENT} most frequent words", "frequent_query_ms", "ms"),
+        ("memory of its own", "own_mib", "MiB"),
+        ("mapped pages, shared by all", "mapped_mib", "MiB"),
+    ):
+        searches.add_row(label, f"{alone[key]:,.1f} {unit}", f"{together[key]:,.1f} {unit}")
+    console.print(searches)
+
+
+def _section(figures: Mapping[str, object], key: str) -> Figures:
+    section = figures[key]
+    assert isinstance(section, dict)
+    return section
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure WebShop's search on a generated catalogue.")
+    parser.add_argument("--products", type=int, default=FULL_CATALOGUE, help="documents in the catalogue")
+    parser.add_argument("--queries", type=int, default=500, help="searches that are timed in each process")
+    parser.add_argument("--workers", type=int, default=4, help="processes that share the index")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args()
+    figures = measure(options.products, options.queries, options.workers)
+    show(figures, Console())
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

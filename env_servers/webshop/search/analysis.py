@@ -1,0 +1,41 @@
+"""Turns text into the terms that are indexed and searched: Lucene's English analysis.
+
+Words, without a possessive 's, lower-cased, without stop words, stemmed by Porter's algorithm with his own extensions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from env_servers.webshop.search.words import words
+
+_STOP_WORDS = (
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
+    "to was will with"
+)
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+_POSSESSIVE = ("'s", "'S", "\u2019s", "\u2019S", "\uff07s", "\uff07S")
+_CACHED_TERMS = 1 << 16
+
+
+def analyze(text: str) -> list[str]:
+    """The terms of a text, in order, repeats kept."""
+    return [found for found in map(term, words(text)) if found]
+
+
+@functools.lru_cache(maxsize=_CACHED_TERMS)
+def term(word: str) -> str:
+    """The term that a word is indexed as; the empty string for a stop word."""
+    if word.endswith(_POSSESSIVE):
+        word = word[:-2]
+    word = word.lower()
+    return "" if word in STOP_WORDS else _stemmer()(word)
+
+
+@functools.cache
+def _stemmer() -> Callable[[str], str]:
+    from nltk.stem.porter import PorterStemmer  # takes most of a second, so not before it is needed
+
+    stemmer = PorterStemmer(PorterStemmer.MARTIN_EXTENSIONS)
+    return functools.partial(stemmer.stem, to_lowercase=False)

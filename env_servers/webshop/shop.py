@@ -1,0 +1,89 @@
+"""The shop that all sessions of a process share: products, prices, goals, search.
+
+Invariants
+- Nothing here changes once it is made, but for bounded caches. A session holds references into it and little else.
+- The same settings and data make the same shop in every process.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from env_servers.webshop.goals import Goal, Goals
+from env_servers.webshop.nouns import Tagger
+from env_servers.webshop.products import Product
+from env_servers.webshop.reward import Reward, compute_reward
+
+RESULTS = 50
+RANDOM = "<r>"
+CACHED_SEARCHES = 2048
+
+Hits = tuple[Product, ...]
+
+
+class Search(Protocol):
+    """Finds products by words."""
+
+    def search(self, query: str, k: int = RESULTS) -> list[str]:
+        """At most `k` asins, best first."""
+
+
+class Shop:
+    """What is sold, for how much, and what it is worth to whom.
+
+    Attributes:
+        products: all of them, in the order of the files.
+        by_asin: the same by their asin.
+        prices: what a product costs, by asin. Pages show the range, the reward uses this.
+        goals: all goals in their fixed order.
+        tagger: what finds the nouns of titles.
+    """
+
+    def __init__(
+        self,
+        products: Sequence[Product],
+        prices: Mapping[str, float],
+        goals: Goals,
+        search: Search,
+        tagger: Tagger,
+    ) -> None:
+        self.products = products
+        self.by_asin = {product.asin: product for product in products}
+        self.prices = prices
+        self.goals = goals
+        self.tagger = tagger
+        self._search = search
+        self._found = functools.lru_cache(CACHED_SEARCHES)(self._find)
+
+    def find(self, query: str, number: int = 0) -> Hits:
+        """The products that a search gives, in order.
+
+        `<a> attribute`, `<c> category` and `<q> query` give all products of that kind, `<r>` any, another choice for
+        every `number`; other queries the best `RESULTS` matches.
+        """
+        return self._choose(number) if query.split(" ")[0] == RANDOM else self._found(query)
+
+    def reward(self, product: Product, goal: Goal, options: Mapping[str, str]) -> Reward:
+        """What buying the product with these options (name -> value) is worth."""
+        return compute_reward(product, goal, self.prices[product.asin], options, self.tagger.nouns)
+
+    def _choose(self, number: int) -> Hits:
+        rng = random.Random(f"webshop random search {number}")
+        return tuple(rng.sample(self.products, min(RESULTS, len(self.products))))
+
+    def _find(self, query: str) -> Hits:
+        kind, _, words = query.partition(" ")
+        match kind:
+            case "<a>":
+                return tuple(product for product in self.products if words.strip() in product.attributes)
+            case "<c>":
+                category = words.split(" ")[0].strip()
+                return tuple(product for product in self.products if product.category == category)
+            case "<q>":
+                return tuple(product for product in self.products if product.query == words.strip())
+            case _:
+                asins = self._search.search(query, k=RESULTS)
+                return tuple(self.by_asin[asin] for asin in asins if asin in self.by_asin)

@@ -1,0 +1,111 @@
+"""The search engine against searches that were recorded from the original's Lucene index.
+
+The searches are read from `REFERENCE_DIR`, the products from `WEBSHOP_DATA`: official files, plain or compressed.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from env_servers.webshop.search.index import SearchIndex, build
+
+REFERENCE = Path(os.environ.get("REFERENCE_DIR") or Path(__file__).parents[4] / "shared" / "reference")
+DATA_VARIABLE = "WEBSHOP_DATA"
+PRODUCTS = "items_shuffle_1000.json"
+SHOWN = 10
+LEAST_OVERLAP = 0.995
+LEAST_FIRST = 0.995
+ROUNDED = 5e-5
+"""Recorded scores have four digits."""
+
+Search = Mapping[str, Any]
+
+
+@pytest.fixture(scope="module")
+def searches() -> list[Search]:
+    files = sorted(REFERENCE.glob("webshop_search*.json.xz"))
+    if not files:
+        pytest.skip(f"no webshop_search*.json.xz in {REFERENCE}: REFERENCE_DIR names another folder")
+    return [search for file in files for search in json.loads(lzma.decompress(file.read_bytes()))]
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[tuple[str, str]]:
+    """(asin, index text) of the products, in the order of the file."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        pytest.skip(f"the products are not here: set {DATA_VARIABLE} to the folder of {PRODUCTS}")
+    plain, packed = Path(folder) / PRODUCTS, Path(folder) / f"{PRODUCTS}.xz"
+    if plain.is_file():
+        products = json.loads(plain.read_bytes())
+    elif packed.is_file():
+        products = json.loads(lzma.decompress(packed.read_bytes()))
+    else:
+        pytest.skip(f"no {PRODUCTS} in {folder}, plain or .xz")
+    return [(product["asin"], index_text(product)) for product in products]
+
+
+@pytest.fixture(scope="module", params=["in memory", "in a folder"])
+def index(
+    request: pytest.FixtureRequest, documents: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SearchIndex]:
+    if request.param == "in memory":
+        yield SearchIndex.build_in_memory(documents)
+    else:
+        folder = tmp_path_factory.mktemp("webshop") / "index"
+        build(documents, folder)
+        yield SearchIndex.open(folder)
+
+
+def index_text(product: Mapping[str, Any]) -> str:
+    """What the original indexes of an official record."""
+    options = [
+        f"{name.lower()}: " + ", ".join(choice["value"].strip().replace("/", " | ").lower() for choice in choices)
+        for name, choices in (product["customization_options"] or {}).items()
+        if choices is not None
+    ]
+    bullets = product["small_description"]
+    first = bullets[0] if isinstance(bullets, list) else bullets
+    return " ".join([product["name"], product["full_description"], first, ", and ".join(options)]).lower()
+
+
+def test_webshop_search_overlap_with_the_first_ten(index: SearchIndex, searches: list[Search]) -> None:
+    shares = []
+    for search in searches:
+        expected, found = set(search["top50"][:SHOWN]), set(index.search(search["query"])[:SHOWN])
+        shares.append(len(expected & found) / max(len(expected), len(found), 1) if expected or found else 1.0)
+    overlap = sum(shares) / len(shares)
+    print(f"overlap@{SHOWN}: {overlap:.4f} over {len(shares)} searches")
+    assert overlap >= LEAST_OVERLAP
+
+
+def test_webshop_search_first_result(index: SearchIndex, searches: list[Search]) -> None:
+    same = [index.search(search["query"])[:1] == search["top50"][:1] for search in searches]
+    print(f"top-1: {sum(same) / len(same):.4f} over {len(same)} searches")
+    assert sum(same) / len(same) >= LEAST_FIRST
+
+
+def test_webshop_search_all_fifty_in_order(index: SearchIndex, searches: list[Search]) -> None:
+    other = [search["query"] for search in searches if index.search(search["query"]) != search["top50"]]
+    print(f"the same 50 in the same order: {len(searches) - len(other)} of {len(searches)} searches")
+    assert len(other) <= len(searches) * (1 - LEAST_OVERLAP), other[:5]
+
+
+def test_webshop_search_scores(index: SearchIndex, searches: list[Search]) -> None:
+    furthest = 0.0
+    for search in searches:
+        hits = index.hits(search["query"])
+        if [hit.asin for hit in hits] != search["top50"]:
+            continue
+        for place, (hit, score) in enumerate(zip(hits, search["scores"], strict=True)):
+            # equal scores were recorded 1e-6 apart, one by one
+            furthest = max(furthest, abs(hit.score - score) - 1e-6 * place)
+    print(f"largest difference of a score: {furthest:.1e}")
+    assert furthest < 2 * ROUNDED
