@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from actors.parsing import is_admissible
 from actors.prompts import Exchange, PromptBuilder
 from env_servers.client import EnvironmentClient
 from env_servers.protocol import ResetRequest, StepResult
@@ -177,7 +178,8 @@ def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, o
             if row is not None:
                 yield row
             row = Example([], [])
-        good = turn.action == result.expert if only_experts else turn.action in (result.admissible or (turn.action,))
+        allowed = result.admissible is None or is_admissible(turn.action, result.admissible)
+        good = turn.action == result.expert if only_experts else allowed
         row.imitate.extend([False] * (len(prompt.ids) - len(row.tokens)) + [good] * len(ids))
         row.tokens.extend(prompt.ids[len(row.tokens) :] + ids)
     if row is not None:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 NAMESPACE = "anchorage"
 TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
-DATA_VARIABLE = "ALFWORLD_DATA"
 STOP_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 2.0
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -97,7 +96,7 @@ class Stack:
         url = env.url
         if url is None:
             if env.data is not None:
-                os.environ[DATA_VARIABLE] = str(env.data)
+                os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
             self._announce(f"starting the {env.name} server")
             self._server = self._serve(folder, port=0)
             self._exit.callback(self._stop_environment)

@@ -53,7 +53,7 @@ class EnvConfig(Section):
     engine: Literal["native", "textworld"] = "native"
     """ALFWorld: which engine a server started here uses."""
     data: Path | None = None
-    """Folder of the official data; none: the environment's own variable (`ALFWORLD_DATA`), else generated tasks."""
+    """Folder of the official data; none: `ALFWORLD_DATA` or `WEBSHOP_DATA`, else generated tasks."""
     tasks: int | None = Field(None, ge=1)
     """Use only the first so many tasks of the training split; none: all."""
     max_steps: int = Field(50, ge=1)
