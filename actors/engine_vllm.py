@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 BACKEND = "anchorage"
 UPDATE_TIMEOUT_S = 300.0
+CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 2048
 
 
@@ -260,6 +261,8 @@ class VllmEngine(InferenceEngine):
             enable_chunked_prefill=not cpu,
             max_num_batched_tokens=max(CPU_BATCH_TOKENS, context) if cpu else None,
             enable_prefix_caching=True,
+            # Whole blocks are cached: with the CPU's 128 tokens most of a step's prefill would be done again.
+            block_size=CPU_BLOCK_TOKENS if cpu else None,
             async_scheduling=False,
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
