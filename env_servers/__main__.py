@@ -48,7 +48,9 @@ _OPTIONS = {
     "max_sessions": int,
     "idle_seconds": float,
     "max_body_bytes": int,
+    "max_requests": int,
     "workers": int,
+    "threads": int,
 }
 
 

@@ -23,6 +23,8 @@ from starlette.responses import Response
 from env_servers.environment import Environment, TaskError
 from env_servers.metrics import ServerMetrics
 from env_servers.middleware import Accounting, BodyLimit, TokenGuard
+from env_servers.openenv.routes import ROUTES as OPENENV_ROUTES
+from env_servers.openenv.routes import add_openenv_routes
 from env_servers.problems import describe, handlers, problem_of
 from env_servers.protocol import (
     BatchResetRequest,
@@ -41,14 +43,14 @@ from env_servers.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/batch/step", "/metrics")
+ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/batch/step", "/metrics", *OPENENV_ROUTES)
 BODY_PROBLEMS = (413, 415, 422)
 
 
 class Health(BaseModel):
     """The server is up."""
 
-    status: str = "ok"
+    status: str = "healthy"
 
 
 class MetricsPage(Response):
@@ -61,7 +63,7 @@ def create_app(environment: type[Environment], settings: ServerSettings) -> Fast
         environment,
         max_sessions=settings.max_sessions,
         idle_seconds=settings.idle_seconds,
-        workers=settings.workers,
+        threads=settings.threads,
     )
     metrics = ServerMetrics(table, ROUTES)
     app = FastAPI(
@@ -76,11 +78,12 @@ def create_app(environment: type[Environment], settings: ServerSettings) -> Fast
     app.router.route_class = LeanRoute
     _add_session_routes(app, table, settings)
     _add_server_routes(app, table.info, metrics, settings)
+    add_openenv_routes(app, environment, table, _documented(settings))
     return app
 
 
 def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSettings) -> None:
-    @app.post("/reset", **_documented(settings, 404, 503, *BODY_PROBLEMS))
+    @app.post("/reset", **_documented(settings, 404, *BODY_PROBLEMS))
     async def reset(body: ResetRequest) -> StepResult:
         """Open a session on a task."""
         return await table.reset(body)
@@ -126,12 +129,12 @@ def _add_server_routes(app: FastAPI, info: EnvInfo, metrics: ServerMetrics, sett
 def _documented(settings: ServerSettings, *problems: int) -> dict[str, Any]:
     """Route options that put the token and the route's problems into the OpenAPI document."""
     if settings.token is None:
-        return {"responses": describe(*problems, 500)}
-    return {"responses": describe(401, *problems, 500), "dependencies": [Depends(HTTPBearer(auto_error=False))]}
+        return {"responses": describe(*problems, 500, 503)}
+    return {"responses": describe(401, *problems, 500, 503), "dependencies": [Depends(HTTPBearer(auto_error=False))]}
 
 
 def _middleware(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware]:
-    stack = [Middleware(Accounting, metrics=metrics)]
+    stack = [Middleware(Accounting, metrics=metrics, max_requests=settings.max_requests)]
     if settings.token is not None:
         stack.append(Middleware(TokenGuard, token=settings.token.get_secret_value()))
     return [*stack, Middleware(BodyLimit, max_bytes=settings.max_body_bytes)]

@@ -210,7 +210,7 @@ class LocalClient:
 
     Args:
         factory: the environment class.
-        max_sessions, idle_seconds, workers: as for a server.
+        max_sessions, idle_seconds, threads: as for a server.
     """
 
     def __init__(
@@ -219,9 +219,9 @@ class LocalClient:
         *,
         max_sessions: int = 4096,
         idle_seconds: float = 600.0,
-        workers: int = 8,
+        threads: int = 8,
     ) -> None:
-        self._table = SessionTable(factory, max_sessions=max_sessions, idle_seconds=idle_seconds, workers=workers)
+        self._table = SessionTable(factory, max_sessions=max_sessions, idle_seconds=idle_seconds, threads=threads)
 
     async def info(self) -> EnvInfo:
         return self._table.info
