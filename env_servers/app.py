@@ -43,7 +43,11 @@ from env_servers.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+API_VERSION = "1.0.0"
+
 ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/batch/step", "/metrics", *OPENENV_ROUTES)
+YIELD_EVERY = 16
+"""Items of a batch between two chances for other requests."""
 BODY_PROBLEMS = (413, 415, 422)
 
 
@@ -68,7 +72,7 @@ def create_app(environment: type[Environment], settings: ServerSettings) -> Fast
     metrics = ServerMetrics(table, ROUTES)
     app = FastAPI(
         title=f"Anchorage environment server: {environment.name}",
-        version=environment.version,
+        version=API_VERSION,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan_of(table, settings.idle_seconds),
@@ -83,6 +87,8 @@ def create_app(environment: type[Environment], settings: ServerSettings) -> Fast
 
 
 def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSettings) -> None:
+    each = _in_turn if table.info.batching else _at_once
+
     @app.post("/reset", **_documented(settings, 404, *BODY_PROBLEMS))
     async def reset(body: ResetRequest) -> StepResult:
         """Open a session on a task."""
@@ -101,12 +107,12 @@ def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSetti
     @app.post("/batch/reset", **_documented(settings, *BODY_PROBLEMS))
     async def batch_reset(body: BatchResetRequest) -> BatchResult:
         """Open several sessions, each on its own."""
-        return await _each([table.reset(item) for item in body.items])
+        return await each([table.reset(item) for item in body.items])
 
     @app.post("/batch/step", **_documented(settings, *BODY_PROBLEMS))
     async def batch_step(body: BatchStepRequest) -> BatchResult:
         """Take an action in each of several sessions."""
-        return await _each([table.step(item) for item in body.items])
+        return await each([table.step(item) for item in body.items])
 
 
 def _add_server_routes(app: FastAPI, info: EnvInfo, metrics: ServerMetrics, settings: ServerSettings) -> None:
@@ -160,11 +166,22 @@ async def _sweep(table: SessionTable, every_s: float) -> None:
             logger.info("closed %d idle sessions", expired)
 
 
-async def _each(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
-    async def settle(call: Coroutine[Any, Any, StepResult]) -> StepResult | Problem:
-        try:
-            return await call
-        except (SessionError, TaskError) as error:
-            return problem_of(error)
+async def _at_once(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
+    return BatchResult.model_construct(items=await asyncio.gather(*map(_settle, calls)))
 
-    return BatchResult(items=await asyncio.gather(*map(settle, calls)))
+
+async def _in_turn(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
+    """Quick calls one after the other; now and then the loop gets to do other things."""
+    items = []
+    for number, call in enumerate(calls, 1):
+        items.append(await _settle(call))
+        if number % YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+    return BatchResult.model_construct(items=items)
+
+
+async def _settle(call: Coroutine[Any, Any, StepResult]) -> StepResult | Problem:
+    try:
+        return await call
+    except (SessionError, TaskError) as error:
+        return problem_of(error)

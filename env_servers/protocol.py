@@ -8,7 +8,7 @@ Invariants
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,7 +79,7 @@ class BatchStepRequest(Message):
 class BatchResult(BaseModel):
     """One entry per item, in order: the result, or the problem that this item alone met."""
 
-    items: list[StepResult | Problem]
+    items: list[Annotated[StepResult | Problem, Field(union_mode="left_to_right")]]
 
 
 class CloseRequest(Message):
@@ -97,3 +97,6 @@ class EnvInfo(BaseModel):
     anchors: list[AnchorKind] = ["observation", "state"]
     engine: str = ""
     source: str = Field("", description="Where the tasks come from, e.g. `official` or `generated`.")
+    batching: bool = Field(
+        False, description="Steps are quick: those of several sessions are best sent in one request."
+    )

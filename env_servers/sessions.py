@@ -145,6 +145,7 @@ class SessionTable:
             splits=dict(factory.splits()),
             max_sessions=max_sessions,
             idle_seconds=idle_seconds,
+            batching=not factory.blocking,
             **factory.about(),
         )
         self._factory = factory
