@@ -20,11 +20,13 @@ from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
+from env_servers.agentgym import routes as agentgym
+from env_servers.agentgym.shim import Shim
 from env_servers.environment import Environment, TaskError
+from env_servers.identity import session_prefix
 from env_servers.metrics import ServerMetrics
 from env_servers.middleware import Accounting, BodyLimit, TokenGuard
-from env_servers.openenv.routes import ROUTES as OPENENV_ROUTES
-from env_servers.openenv.routes import add_openenv_routes
+from env_servers.openenv import routes as openenv
 from env_servers.problems import describe, handlers, problem_of
 from env_servers.protocol import (
     BatchResetRequest,
@@ -45,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 API_VERSION = "1.0.0"
 
-ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/batch/step", "/metrics", *OPENENV_ROUTES)
+ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/batch/step", "/metrics")
+PROTOCOL_ROUTES = (*openenv.ROUTES, *agentgym.ROUTES)
 YIELD_EVERY = 16
 """Items of a batch between two chances for other requests."""
 BODY_PROBLEMS = (413, 415, 422)
@@ -61,15 +64,22 @@ class MetricsPage(Response):
     media_type = CONTENT_TYPE_LATEST
 
 
-def create_app(environment: type[Environment], settings: ServerSettings) -> FastAPI:
-    """The application that serves `environment`. Its sessions live as long as the application's lifespan."""
+def create_app(environment: type[Environment], settings: ServerSettings, worker: int | None = None) -> FastAPI:
+    """The application that serves `environment`. Its sessions live as long as the application's lifespan.
+
+    Args:
+        environment: its class.
+        settings: of this process alone: where there are several, `max_sessions` is its share.
+        worker: number of this process, where there are several.
+    """
     table = SessionTable(
         environment,
         max_sessions=settings.max_sessions,
         idle_seconds=settings.idle_seconds,
         threads=settings.threads,
+        prefix=session_prefix(worker),
     )
-    metrics = ServerMetrics(table, ROUTES)
+    metrics = ServerMetrics(table, (*ROUTES, *PROTOCOL_ROUTES))
     app = FastAPI(
         title=f"Anchorage environment server: {environment.name}",
         version=API_VERSION,
@@ -82,7 +92,10 @@ def create_app(environment: type[Environment], settings: ServerSettings) -> Fast
     app.router.route_class = LeanRoute
     _add_session_routes(app, table, settings)
     _add_server_routes(app, table.info, metrics, settings)
-    add_openenv_routes(app, environment, table, _documented(settings))
+    openenv.add_openenv_routes(app, environment, table, _documented(settings))
+    agentgym.add_agentgym_routes(
+        app, environment.name, Shim(table, worker), _documented(settings, 404, 409, 410, *BODY_PROBLEMS)
+    )
     return app
 
 

@@ -107,13 +107,12 @@ def _call(text: str, tools: Sequence[Tool]) -> dict[str, Any]:
 
 
 def _text_field(schema: Mapping[str, Any]) -> str | None:
-    """The only text among the required properties, else the only one at all."""
+    """The only required property, else the only text, where that is a text and nothing else is required."""
     properties = {name: p for name, p in schema.get("properties", {}).items() if name not in _NOT_CONTENT}
     texts = [name for name, p in properties.items() if p.get("type") == "string"]
-    required = [name for name in schema.get("required", []) if name in texts]
-    if len(required) == 1:
-        return str(required[0])
-    return texts[0] if len(texts) == 1 else None
+    required = [name for name in schema.get("required", []) if name not in _NOT_CONTENT]
+    candidates = required or texts
+    return candidates[0] if len(candidates) == 1 and candidates[0] in texts else None
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
