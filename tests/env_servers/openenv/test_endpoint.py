@@ -58,7 +58,6 @@ async def live(http: aiohttp.ClientSession, server: ServerProcess) -> int:
     return int(float(next(line for line in lines if line.startswith("anchorage_env_sessions ")).split()[1]))
 
 
-
 async def test_an_episode(talk: Talk) -> None:
     first = await talk.reset(index=0, episode_id="mine", anchor="state", expert=True)
     assert (first["reward"], first["done"]) == (0.0, False)
