@@ -42,6 +42,9 @@ from env_servers.protocol import (
 from env_servers.routing import LeanRoute
 from env_servers.sessions import SWEEP_FRACTION, SessionError, SessionTable
 from env_servers.settings import ServerSettings
+from env_servers.workers.affinity import Affinity
+from env_servers.workers.link import Links
+from env_servers.workers.place import WorkerPlace
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +67,15 @@ class MetricsPage(Response):
     media_type = CONTENT_TYPE_LATEST
 
 
-def create_app(environment: type[Environment], settings: ServerSettings, worker: int | None = None) -> FastAPI:
+def create_app(environment: type[Environment], settings: ServerSettings, place: WorkerPlace | None = None) -> FastAPI:
     """The application that serves `environment`. Its sessions live as long as the application's lifespan.
 
     Args:
         environment: its class.
         settings: of this process alone: where there are several, `max_sessions` is its share.
-        worker: number of this process, where there are several.
+        place: of this process, where there are several.
     """
+    worker = None if place is None else place.number
     table = SessionTable(
         environment,
         max_sessions=settings.max_sessions,
@@ -86,12 +90,13 @@ def create_app(environment: type[Environment], settings: ServerSettings, worker:
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan_of(table, settings.idle_seconds),
-        middleware=_middleware(settings, metrics),
+        middleware=_middleware(settings, metrics, place),
         exception_handlers=handlers(),
     )
     app.router.route_class = LeanRoute
     _add_session_routes(app, table, settings)
-    _add_server_routes(app, table.info, metrics, settings)
+    info = table.info if place is None else table.info.model_copy(update={"max_sessions": place.all_sessions})
+    _add_server_routes(app, info, metrics, settings)
     openenv.add_openenv_routes(app, environment, table, _documented(settings))
     agentgym.add_agentgym_routes(
         app, environment.name, Shim(table, worker), _documented(settings, 404, 409, 410, *BODY_PROBLEMS)
@@ -152,11 +157,14 @@ def _documented(settings: ServerSettings, *problems: int) -> dict[str, Any]:
     return {"responses": describe(401, *problems, 500, 503), "dependencies": [Depends(HTTPBearer(auto_error=False))]}
 
 
-def _middleware(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware]:
+def _middleware(settings: ServerSettings, metrics: ServerMetrics, place: WorkerPlace | None) -> list[Middleware]:
     stack = [Middleware(Accounting, metrics=metrics, max_requests=settings.max_requests)]
     if settings.token is not None:
         stack.append(Middleware(TokenGuard, token=settings.token.get_secret_value()))
-    return [*stack, Middleware(BodyLimit, max_bytes=settings.max_body_bytes)]
+    stack.append(Middleware(BodyLimit, max_bytes=settings.max_body_bytes))
+    if place is not None:
+        stack.append(Middleware(Affinity, links=Links(place.number, place.folder)))
+    return stack
 
 
 def _lifespan_of(table: SessionTable, idle_seconds: float) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
