@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from env_servers.corked import CorkedHttpProtocol
 from env_servers.settings import ServerSettings
 
 KEEP_ALIVE_S = 75
@@ -20,7 +21,7 @@ def run(app: FastAPI, listener: socket.socket, settings: ServerSettings, on_read
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=CorkedHttpProtocol,
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,
