@@ -15,7 +15,7 @@ FLUSH_BYTES = 64 * 1024
 
 
 class CorkedTransport:
-    """A transport whose writes of one turn of the event loop go out together. Everything else is the transport's own."""
+    """A transport whose writes of one turn of the event loop go out together. The rest is the transport's own."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
