@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from env_servers.client import HttpClient
+from env_servers.conformance.play import fill
 from env_servers.launch import ServerProcess, start_server
 from env_servers.protocol import ResetRequest
 from env_servers.registry import ENVIRONMENTS, load_environment
@@ -65,7 +66,8 @@ async def load(server: ServerProcess, sessions: int, seconds: float, coalesce: b
             episodes += 1
             seen = await client.reset(ResetRequest(split=split, index=index, max_steps=MAX_STEPS))
             while not seen.done and time.monotonic() < until:
-                seen = await client.step(seen.session, seen.step + 1, rng.choice(seen.admissible or ["look"]))
+                action = fill(rng.choice(seen.admissible or ["look"]), seen, rng)
+                seen = await client.step(seen.session, seen.step + 1, action)
                 steps += counting
             await client.close_session(seen.session)
 
@@ -77,9 +79,10 @@ async def load(server: ServerProcess, sessions: int, seconds: float, coalesce: b
         spent, cpu, counted = time.monotonic() - began, _cpu_seconds(server) - before, steps
         return {"steps_per_s": counted / spent, "server_cpu_us_per_step": 1e6 * cpu / max(1, counted)}
 
-    figures, *_ = await asyncio.gather(measure(), *(play(number) for number in range(sessions)))
+    measuring = asyncio.create_task(measure())
+    await asyncio.gather(*(play(number) for number in range(sessions)))
     await client.close()
-    return figures
+    return await measuring
 
 
 def measure_environment(name: str, sessions: int, seconds: float, workers: int) -> dict[str, Figures]:

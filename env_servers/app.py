@@ -25,7 +25,7 @@ from env_servers.agentgym.shim import Shim
 from env_servers.environment import Environment, TaskError
 from env_servers.identity import session_prefix
 from env_servers.metrics import ServerMetrics
-from env_servers.middleware import Accounting, BodyLimit, TokenGuard
+from env_servers.middleware import Accounting, BodyLimit, CompressedBatches, TokenGuard
 from env_servers.openenv import routes as openenv
 from env_servers.problems import describe, handlers, problem_of
 from env_servers.protocol import (
@@ -161,7 +161,7 @@ def _middleware(settings: ServerSettings, metrics: ServerMetrics, place: WorkerP
     stack = [Middleware(Accounting, metrics=metrics, max_requests=settings.max_requests)]
     if settings.token is not None:
         stack.append(Middleware(TokenGuard, token=settings.token.get_secret_value()))
-    stack.append(Middleware(BodyLimit, max_bytes=settings.max_body_bytes))
+    stack += [Middleware(BodyLimit, max_bytes=settings.max_body_bytes), Middleware(CompressedBatches)]
     if place is not None:
         stack.append(Middleware(Affinity, links=Links(place.number, place.folder)))
     return stack

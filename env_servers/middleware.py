@@ -1,4 +1,4 @@
-"""What every request passes before its route: accounting, the limits of number and size, the token.
+"""What every request passes before its route: accounting, limits of number and size, the token, compression.
 
 Plain ASGI, for speed.
 """
@@ -11,6 +11,7 @@ import time
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from env_servers.metrics import ServerMetrics
@@ -20,6 +21,7 @@ from env_servers.protocol import Problem
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health"})
+COMPRESSED_FROM_BYTES = 32 * 1024
 
 
 class Accounting:
@@ -86,6 +88,18 @@ class TokenGuard:
                 scheme, _, token = value.partition(b" ")
                 return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._token)
         return False
+
+
+class CompressedBatches:
+    """Compresses long answers to batches for clients that ask for it. A single step is too short for it to pay."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._compressed = GZipMiddleware(app, minimum_size=COMPRESSED_FROM_BYTES, compresslevel=1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        batch = scope["type"] == "http" and scope["path"].startswith("/batch/")
+        await (self._compressed if batch else self._app)(scope, receive, send)
 
 
 class BodyLimit:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_ACTION_CHARS = 4096
 MAX_BATCH = 1024
+FREE_TEXT = "<your query>"
+"""An admissible action that holds this stands for every action with some text in its place."""
 
 AnchorKind = Literal["observation", "state"]
 

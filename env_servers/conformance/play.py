@@ -10,8 +10,8 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from env_servers.client_interface import EnvironmentClient
-from env_servers.protocol import EnvInfo, ResetRequest, StepResult
+from env_servers.client_interface import EnvironmentClient, RequestRejected
+from env_servers.protocol import FREE_TEXT, EnvInfo, ResetRequest, StepResult
 
 BLIND_ACTIONS = ("look", "help", "yes", "no", "1")
 MAX_SHOWN_CHARS = 60
@@ -49,13 +49,17 @@ async def turns(
 ) -> AsyncIterator[StepResult]:
     """A play's answers, the reset's first. The session is closed at the end; another `salt`: other actions."""
     rng = random.Random(f"{request.split}/{request.index}/{salt}")
-    seen = await client.reset(request)
+    try:
+        seen = await client.reset(request)
+    except RequestRejected as error:
+        raise RequestRejected(f"{request.split}/{request.index} cannot be reset: {error}") from error
     try:
         yield seen
         for _ in range(plan.steps):
             if seen.done:
                 return
-            seen = await client.step(seen.session, seen.step + 1, rng.choice(seen.admissible or plan.actions))
+            action = fill(rng.choice(seen.admissible or plan.actions), seen, rng)
+            seen = await client.step(seen.session, seen.step + 1, action)
             yield seen
     finally:
         await client.close_session(seen.session)
@@ -63,6 +67,14 @@ async def turns(
 
 async def transcript(client: EnvironmentClient, request: ResetRequest, plan: Plan, salt: str = "") -> list[StepResult]:
     return [seen async for seen in turns(client, request, plan, salt)]
+
+
+def fill(action: str, seen: StepResult, rng: random.Random) -> str:
+    """An admissible action without the place for a text: some words of the goal, or of what is read, stand there."""
+    if FREE_TEXT not in action:
+        return action
+    words = str(seen.facts.get("goal") or seen.observation).split() or ["something"]
+    return action.replace(FREE_TEXT, " ".join(rng.sample(words, min(3, len(words)))))
 
 
 def difference(first: Sequence[StepResult], second: Sequence[StepResult]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from env_servers.client_interface import RequestRejected
 from env_servers.conformance.finding import Subject, Unfit
@@ -71,20 +72,22 @@ async def anchors(subject: Subject) -> str:
 
 
 async def _short_play(subject: Subject, task: ResetRequest) -> bool:
-    """Whether the task ended by itself before the limit."""
-    limited = task.model_copy(update={"max_steps": SHORT})
+    """Play with a limit of few steps, and without; whether the task ended by itself before."""
+    plan = replace(subject.plan, steps=SHORT)
+    free = (await transcript(subject.client, task, plan))[-1]
     seen: list[StepResult] = []
-    async for result in turns(subject.client, limited, subject.plan):
+    async for result in turns(subject.client, task.model_copy(update={"max_steps": SHORT}), plan):
         seen.append(result)
-        if result.done or result.step == SHORT:
+        if result.done:
             await _nothing_follows(subject, task, result)
     _flags(task, seen)
     last = seen[-1]
-    if last.terminated:
-        return True
-    if not last.truncated or last.step != SHORT:
-        raise Unfit(f"{_name(task)} with max_steps {SHORT}: step {last.step} said truncated {last.truncated}")
-    return False
+    if (last.terminated, last.truncated, last.step) != (free.terminated, not free.terminated, free.step):
+        raise Unfit(
+            f"{_name(task)} with max_steps {SHORT}: step {last.step} said terminated {last.terminated} and truncated "
+            f"{last.truncated}; without the limit step {free.step} says terminated {free.terminated}"
+        )
+    return last.terminated
 
 
 async def _expert_play(subject: Subject) -> str | None:
@@ -120,8 +123,6 @@ async def _follow_expert(subject: Subject, task: ResetRequest) -> list[StepResul
 
 
 async def _nothing_follows(subject: Subject, task: ResetRequest, last: StepResult) -> None:
-    if not last.done:
-        return
     try:
         await subject.client.step(last.session, last.step + 1, subject.plan.actions[0])
     except RequestRejected:

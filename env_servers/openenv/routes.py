@@ -21,7 +21,7 @@ from env_servers.sessions import SessionTable
 
 ROUTES = ("/metadata", "/schema", "/state", "/mcp", "/ws")
 
-JSON_RPC_BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+JSON_RPC_BODY: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema": {}}}}}
 
 
 class Metadata(BaseModel):
