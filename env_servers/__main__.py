@@ -19,6 +19,8 @@ from env_servers.validation import summary
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # an environment in the folder where the command was given
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         serve(load_environment(options.environment), _settings(options))
@@ -48,7 +50,9 @@ _OPTIONS = {
     "max_sessions": int,
     "idle_seconds": float,
     "max_body_bytes": int,
+    "max_requests": int,
     "workers": int,
+    "threads": int,
 }
 
 

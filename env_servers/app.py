@@ -20,9 +20,13 @@ from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
+from env_servers.agentgym import routes as agentgym
+from env_servers.agentgym.shim import Shim
 from env_servers.environment import Environment, TaskError
+from env_servers.identity import session_prefix
 from env_servers.metrics import ServerMetrics
-from env_servers.middleware import Accounting, BodyLimit, TokenGuard
+from env_servers.middleware import Accounting, BodyLimit, CompressedBatches, TokenGuard
+from env_servers.openenv import routes as openenv
 from env_servers.problems import describe, handlers, problem_of
 from env_servers.protocol import (
     BatchResetRequest,
@@ -38,49 +42,72 @@ from env_servers.protocol import (
 from env_servers.routing import LeanRoute
 from env_servers.sessions import SWEEP_FRACTION, SessionError, SessionTable
 from env_servers.settings import ServerSettings
+from env_servers.workers.affinity import Affinity
+from env_servers.workers.link import Links
+from env_servers.workers.place import WorkerPlace
 
 logger = logging.getLogger(__name__)
 
+API_VERSION = "1.0.0"
+
 ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/batch/step", "/metrics")
+PROTOCOL_ROUTES = (*openenv.ROUTES, *agentgym.ROUTES)
+YIELD_EVERY = 16
+"""Items of a batch between two chances for other requests."""
 BODY_PROBLEMS = (413, 415, 422)
 
 
 class Health(BaseModel):
     """The server is up."""
 
-    status: str = "ok"
+    status: str = "healthy"
 
 
 class MetricsPage(Response):
     media_type = CONTENT_TYPE_LATEST
 
 
-def create_app(environment: type[Environment], settings: ServerSettings) -> FastAPI:
-    """The application that serves `environment`. Its sessions live as long as the application's lifespan."""
+def create_app(environment: type[Environment], settings: ServerSettings, place: WorkerPlace | None = None) -> FastAPI:
+    """The application that serves `environment`. Its sessions live as long as the application's lifespan.
+
+    Args:
+        environment: its class.
+        settings: of this process alone: where there are several, `max_sessions` is its share.
+        place: of this process, where there are several.
+    """
+    worker = None if place is None else place.number
     table = SessionTable(
         environment,
         max_sessions=settings.max_sessions,
         idle_seconds=settings.idle_seconds,
-        workers=settings.workers,
+        threads=settings.threads,
+        prefix=session_prefix(worker),
     )
-    metrics = ServerMetrics(table, ROUTES)
+    metrics = ServerMetrics(table, (*ROUTES, *PROTOCOL_ROUTES))
     app = FastAPI(
         title=f"Anchorage environment server: {environment.name}",
-        version=environment.version,
+        version=API_VERSION,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan_of(table, settings.idle_seconds),
-        middleware=_middleware(settings, metrics),
+        middleware=_middleware(settings, metrics, place),
         exception_handlers=handlers(),
     )
     app.router.route_class = LeanRoute
     _add_session_routes(app, table, settings)
-    _add_server_routes(app, table.info, metrics, settings)
+    info = table.info if place is None else table.info.model_copy(update={"max_sessions": place.all_sessions})
+    _add_server_routes(app, info, metrics, settings)
+    openenv.add_openenv_routes(app, environment, table, _documented(settings))
+    agentgym.add_agentgym_routes(
+        app, environment.name, Shim(table, worker), _documented(settings, 404, 409, 410, *BODY_PROBLEMS)
+    )
     return app
 
 
 def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSettings) -> None:
-    @app.post("/reset", **_documented(settings, 404, 503, *BODY_PROBLEMS))
+    each = _in_turn if table.info.batching else _at_once
+
+    @app.post("/reset", **_documented(settings, 404, *BODY_PROBLEMS))
     async def reset(body: ResetRequest) -> StepResult:
         """Open a session on a task."""
         return await table.reset(body)
@@ -98,12 +125,12 @@ def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSetti
     @app.post("/batch/reset", **_documented(settings, *BODY_PROBLEMS))
     async def batch_reset(body: BatchResetRequest) -> BatchResult:
         """Open several sessions, each on its own."""
-        return await _each([table.reset(item) for item in body.items])
+        return await each([table.reset(item) for item in body.items])
 
     @app.post("/batch/step", **_documented(settings, *BODY_PROBLEMS))
     async def batch_step(body: BatchStepRequest) -> BatchResult:
         """Take an action in each of several sessions."""
-        return await _each([table.step(item) for item in body.items])
+        return await each([table.step(item) for item in body.items])
 
 
 def _add_server_routes(app: FastAPI, info: EnvInfo, metrics: ServerMetrics, settings: ServerSettings) -> None:
@@ -126,15 +153,18 @@ def _add_server_routes(app: FastAPI, info: EnvInfo, metrics: ServerMetrics, sett
 def _documented(settings: ServerSettings, *problems: int) -> dict[str, Any]:
     """Route options that put the token and the route's problems into the OpenAPI document."""
     if settings.token is None:
-        return {"responses": describe(*problems, 500)}
-    return {"responses": describe(401, *problems, 500), "dependencies": [Depends(HTTPBearer(auto_error=False))]}
+        return {"responses": describe(*problems, 500, 503)}
+    return {"responses": describe(401, *problems, 500, 503), "dependencies": [Depends(HTTPBearer(auto_error=False))]}
 
 
-def _middleware(settings: ServerSettings, metrics: ServerMetrics) -> list[Middleware]:
-    stack = [Middleware(Accounting, metrics=metrics)]
+def _middleware(settings: ServerSettings, metrics: ServerMetrics, place: WorkerPlace | None) -> list[Middleware]:
+    stack = [Middleware(Accounting, metrics=metrics, max_requests=settings.max_requests)]
     if settings.token is not None:
         stack.append(Middleware(TokenGuard, token=settings.token.get_secret_value()))
-    return [*stack, Middleware(BodyLimit, max_bytes=settings.max_body_bytes)]
+    stack += [Middleware(BodyLimit, max_bytes=settings.max_body_bytes), Middleware(CompressedBatches)]
+    if place is not None:
+        stack.append(Middleware(Affinity, links=Links(place.number, place.folder)))
+    return stack
 
 
 def _lifespan_of(table: SessionTable, idle_seconds: float) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -157,11 +187,22 @@ async def _sweep(table: SessionTable, every_s: float) -> None:
             logger.info("closed %d idle sessions", expired)
 
 
-async def _each(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
-    async def settle(call: Coroutine[Any, Any, StepResult]) -> StepResult | Problem:
-        try:
-            return await call
-        except (SessionError, TaskError) as error:
-            return problem_of(error)
+async def _at_once(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
+    return BatchResult.model_construct(items=await asyncio.gather(*map(_settle, calls)))
 
-    return BatchResult(items=await asyncio.gather(*map(settle, calls)))
+
+async def _in_turn(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
+    """Quick calls one after the other; now and then the loop gets to do other things."""
+    items = []
+    for number, call in enumerate(calls, 1):
+        items.append(await _settle(call))
+        if number % YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+    return BatchResult.model_construct(items=items)
+
+
+async def _settle(call: Coroutine[Any, Any, StepResult]) -> StepResult | Problem:
+    try:
+        return await call
+    except (SessionError, TaskError) as error:
+        return problem_of(error)

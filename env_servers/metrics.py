@@ -6,11 +6,12 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from env_servers.sessions import SessionTable
@@ -62,3 +63,32 @@ class ServerMetrics:
         self._latency.get(path, self._other).observe(seconds)
         if status >= 400:
             self._errors.labels(str(status)).inc()
+
+
+def merge(pages: Sequence[str]) -> bytes:
+    """The pages of several processes as one: what they count is added up."""
+    registry = CollectorRegistry()
+    registry.register(_Merged(pages))
+    return generate_latest(registry)
+
+
+class _Merged(Collector):
+    def __init__(self, pages: Sequence[str]) -> None:
+        self._pages = pages
+
+    def collect(self) -> Iterable[Metric]:
+        totals: dict[str, Metric] = {}
+        sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+        for page in self._pages:
+            for family in text_string_to_metric_families(page):
+                if family.name.endswith("_created"):
+                    continue
+                totals.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                values = sums.setdefault(family.name, {})
+                for sample in family.samples:
+                    key = (sample.name, tuple(sample.labels.items()))
+                    values[key] = values.get(key, 0.0) + sample.value
+        for name, metric in totals.items():
+            for (sample_name, labels), value in sums[name].items():
+                metric.add_sample(sample_name, dict(labels), value)
+            yield metric

@@ -1,4 +1,7 @@
-"""What every request passes before its route: accounting, the token, the size limit. Plain ASGI, for speed."""
+"""What every request passes before its route: accounting, limits of number and size, the token, compression.
+
+Plain ASGI, for speed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from env_servers.metrics import ServerMetrics
@@ -17,14 +21,20 @@ from env_servers.protocol import Problem
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health"})
+COMPRESSED_FROM_BYTES = 32 * 1024
 
 
 class Accounting:
-    """Times each request and answers an exception that nobody handled with a 500 that tells nothing of it."""
+    """Times each request and answers an exception that nobody handled with a 500 that tells nothing of it.
 
-    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+    Beyond `max_requests` at the same time it answers 503, but for the open paths.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, max_requests: int) -> None:
         self._app = app
         self._metrics = metrics
+        self._max_requests = max_requests
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,7 +49,11 @@ class Accounting:
             await send(message)
 
         began = time.perf_counter()
+        self._under_way += 1
         try:
+            if self._under_way > self._max_requests and scope["path"] not in OPEN_PATHS:
+                await respond(self._refusal(), {"Retry-After": "1"})(scope, receive, watch)
+                return
             await self._app(scope, receive, watch)
         except Exception:
             logger.exception("unexpected error at %s %s", scope["method"], scope["path"])
@@ -47,18 +61,22 @@ class Accounting:
                 raise
             await respond(problem(500, "unexpected error: see the server's log"))(scope, receive, watch)
         finally:
+            self._under_way -= 1
             self._metrics.observe(scope["path"], status, time.perf_counter() - began)
+
+    def _refusal(self) -> Problem:
+        return problem(503, f"{self._max_requests} requests are being answered: try again, or start another server")
 
 
 class TokenGuard:
-    """Lets through only requests that bear the token."""
+    """Lets through only requests and sockets that bear the token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._bears_token(scope):
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._bears_token(scope):
             await self._app(scope, receive, send)
             return
         refusal = problem(401, "a bearer token is required, and none or another one was sent")
@@ -70,6 +88,18 @@ class TokenGuard:
                 scheme, _, token = value.partition(b" ")
                 return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._token)
         return False
+
+
+class CompressedBatches:
+    """Compresses long answers to batches for clients that ask for it. A single step is too short for it to pay."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._compressed = GZipMiddleware(app, minimum_size=COMPRESSED_FROM_BYTES, compresslevel=1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        batch = scope["type"] == "http" and scope["path"].startswith("/batch/")
+        await (self._compressed if batch else self._app)(scope, receive, send)
 
 
 class BodyLimit:

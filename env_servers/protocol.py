@@ -8,7 +8,7 @@ Invariants
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,16 +45,16 @@ class StepRequest(Message):
 class StepResult(Message):
     """State of a session after a reset (`step` 0) or an action."""
 
-    session: str
-    step: int
-    observation: str
-    reward: float
-    terminated: bool
-    truncated: bool
-    admissible: list[str] | None = None
-    anchor: str
-    facts: dict[str, Any] = Field(default_factory=dict)
-    expert: str | None = None
+    session: str = Field(description="Id of the session: unguessable, and all that a step needs.")
+    step: int = Field(description="Actions taken so far.")
+    observation: str = Field(description="What the agent reads.")
+    reward: float = Field(description="Reward of the last action, in the environment's units; 0 after a reset.")
+    terminated: bool = Field(description="The task ended by its own rules.")
+    truncated: bool = Field(description="A limit cut the episode off.")
+    admissible: list[str] | None = Field(None, description="Actions accepted now, sorted, where they are known.")
+    anchor: str = Field(description="Key of the state in which the next action is chosen.")
+    facts: dict[str, Any] = Field(default_factory=dict, description="`won`, `score`, `task_type`, `goal` and so on.")
+    expert: str | None = Field(None, description="What a scripted expert would do, where it was asked for.")
 
     @property
     def done(self) -> bool:
@@ -81,7 +81,7 @@ class BatchStepRequest(Message):
 class BatchResult(BaseModel):
     """One entry per item, in order: the result, or the problem that this item alone met."""
 
-    items: list[StepResult | Problem]
+    items: list[Annotated[StepResult | Problem, Field(union_mode="left_to_right")]]
 
 
 class CloseRequest(Message):
@@ -92,10 +92,13 @@ class EnvInfo(BaseModel):
     """What a server serves: `GET /info`."""
 
     name: str
-    version: str
-    splits: dict[str, int]
-    max_sessions: int
-    idle_seconds: float
+    version: str = Field(description="Changes whenever the same actions could give another episode.")
+    splits: dict[str, int] = Field(description="Name and number of tasks of every split.")
+    max_sessions: int = Field(description="Live sessions at the same time; a reset beyond them is a 503.")
+    idle_seconds: float = Field(description="A session unused for this long is closed.")
     anchors: list[AnchorKind] = ["observation", "state"]
-    engine: str = ""
+    engine: str = Field("", description="Which of several engines plays.")
     source: str = Field("", description="Where the tasks come from, e.g. `official` or `generated`.")
+    batching: bool = Field(
+        False, description="Steps are quick: those of several sessions are best sent in one request."
+    )

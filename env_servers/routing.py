@@ -1,7 +1,7 @@
 """A FastAPI route with FastAPI's documentation and a short request path.
 
 FastAPI's own path solves dependencies and validates the answer once more on every request. Routes here take one JSON
-body at most and answer one model, so both come down to one call into pydantic.
+body or one query at most and answer one model, so both come down to one call into pydantic.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class LeanRoute(APIRoute):
-    """Route of an `async` endpoint with at most one parameter, the model of its body, and a model as its answer.
+    """Route of an `async` endpoint with at most one parameter and a model as its answer.
 
-    An endpoint may also answer a `Response`, which goes out as it is, or None, which has no body.
+    The parameter is the model of the body (POST) or of the query (GET), or the `Request` itself. An endpoint may also
+    answer a `Response`, which goes out as it is, or None, which has no body.
     """
 
     def get_route_handler(self) -> Handler:
@@ -33,8 +34,12 @@ class LeanRoute(APIRoute):
         answer = _writer(hints.pop("return"), self.status_code or 200)
         if not hints:
             return _without_body(self.endpoint, answer)
-        (body,) = hints.values()
-        return _with_body(self.endpoint, TypeAdapter(body), answer)
+        (given,) = hints.values()
+        if given is Request:
+            return _with_request(self.endpoint, answer)
+        if "GET" in self.methods:
+            return _with_query(self.endpoint, TypeAdapter(given), answer)
+        return _with_body(self.endpoint, TypeAdapter(given), answer)
 
 
 def _writer(model: Any, status: int) -> Callable[[Any], Response]:
@@ -49,6 +54,24 @@ def _writer(model: Any, status: int) -> Callable[[Any], Response]:
 def _without_body(endpoint: Callable[..., Any], answer: Callable[[Any], Response]) -> Handler:
     async def handle(_: Request) -> Response:
         return answer(await endpoint())
+
+    return handle
+
+
+def _with_request(endpoint: Callable[..., Any], answer: Callable[[Any], Response]) -> Handler:
+    async def handle(request: Request) -> Response:
+        return answer(await endpoint(request))
+
+    return handle
+
+
+def _with_query(endpoint: Callable[..., Any], model: TypeAdapter[Any], answer: Callable[[Any], Response]) -> Handler:
+    async def handle(request: Request) -> Response:
+        try:
+            given = model.validate_strings(dict(request.query_params))
+        except ValidationError as error:
+            raise HTTPException(422, summary(error)) from error
+        return answer(await endpoint(given))
 
     return handle
 

@@ -2,7 +2,7 @@
 
 Invariants
 - A table belongs to one event loop. An environment is called by one step at a time: on the loop itself, or, where it is
-  `blocking`, in a pool of `workers` threads.
+  `blocking`, in a pool of threads.
 - A step that has begun runs to its end even if whoever asked for it goes away; its answer is kept for the repeat.
 - Live sessions, calls waiting for a worker and remembered dead sessions are all bounded.
 """
@@ -80,8 +80,10 @@ class Session:
 
     __slots__ = ("anchor", "environment", "id", "last", "max_steps", "running", "steps", "used_at")
 
-    def __init__(self, environment: Environment, request: ResetRequest, last: Observation, used_at: float) -> None:
-        self.id = secrets.token_urlsafe(16)
+    def __init__(
+        self, identity: str, environment: Environment, request: ResetRequest, last: Observation, used_at: float
+    ) -> None:
+        self.id = identity
         self.environment = environment
         self.anchor: AnchorKind = request.anchor
         self.max_steps = request.max_steps
@@ -117,7 +119,8 @@ class SessionTable:
         factory: makes the environment of a new session.
         max_sessions: live sessions at the same time; a further reset raises `Busy`.
         idle_seconds: a session unused for this long is closed.
-        workers: threads for a blocking environment; others use none.
+        threads: for a blocking environment; others use none.
+        prefix: what the sessions' ids begin with; it names the process that holds them.
         clock: seconds that never run backwards.
 
     Attributes:
@@ -131,7 +134,8 @@ class SessionTable:
         *,
         max_sessions: int = 4096,
         idle_seconds: float = 600.0,
-        workers: int = 8,
+        threads: int = 8,
+        prefix: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = TableCounts()
@@ -141,11 +145,13 @@ class SessionTable:
             splits=dict(factory.splits()),
             max_sessions=max_sessions,
             idle_seconds=idle_seconds,
+            batching=not factory.blocking,
             **factory.about(),
         )
         self._factory = factory
+        self._prefix = prefix
         self._clock = clock
-        self._executor = ThreadPoolExecutor(workers, f"{factory.name}-session") if factory.blocking else None
+        self._executor = ThreadPoolExecutor(threads, f"{factory.name}-session") if factory.blocking else None
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, Ending] = OrderedDict()
         self._opening = 0
@@ -267,7 +273,9 @@ class SessionTable:
             observation = _checked(environment.reset(request.split, request.index, expert=request.expert))
             if request.anchor == "state" and not observation.state:
                 raise AnchorUnsupported(f"{self._factory.name} gives no state digest: use anchor 'observation'")
-            session = Session(environment, request, observation, self._clock())
+            session = Session(
+                self._prefix + secrets.token_urlsafe(16), environment, request, observation, self._clock()
+            )
             session.result()
         except BaseException:
             _close(environment)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 
@@ -30,8 +30,18 @@ class ServerSettings(BaseModel):
     idle_seconds: float = Field(600.0, gt=0)
     """A session unused for this long is closed."""
     max_body_bytes: int = Field(1024 * 1024, ge=1024)
-    """Longest request body; a longer one is answered 413."""
-    workers: int = Field(8, ge=1)
-    """Threads that run a blocking environment."""
+    """Longest request body or WebSocket message; a longer body is answered 413, a longer message closes its socket."""
+    max_requests: int = Field(8192, ge=1)
+    """Requests that are answered at the same time; a further one is answered 503."""
+    workers: int = Field(1, ge=1, le=256)
+    """Processes that share the port. A session stays on its process."""
+    threads: int = Field(8, ge=1)
+    """Threads of each process that run a blocking environment."""
     ready_file: Path | None = None
     """File that gets the server's URL once it listens, and goes away when the server ends."""
+
+    @model_validator(mode="after")
+    def _room_for_every_worker(self) -> ServerSettings:
+        if self.max_sessions < self.workers:
+            raise ValueError(f"max_sessions must be at least workers, {self.workers}")
+        return self

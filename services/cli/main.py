@@ -100,12 +100,31 @@ def report(
         console.print(str(picture))
 
 
-@env_app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(context: typer.Context, environment: str) -> None:
-    """Serve an environment over HTTP. Example: anchorage env serve alfworld --port 8001"""
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@env_app.command("serve", context_settings=PASS_ON)
+def serve(context: typer.Context) -> None:
+    """Serve an environment. Example: anchorage env serve alfworld --port 8001 --workers 4"""
     from env_servers.__main__ import main as serve_main
 
-    raise typer.Exit(serve_main([environment, *context.args]))
+    raise typer.Exit(serve_main(context.args))
+
+
+@env_app.command("check", context_settings=PASS_ON)
+def check(context: typer.Context) -> None:
+    """Say whether a server is fit for training. Example: anchorage env check http://127.0.0.1:8001"""
+    from env_servers.conformance.__main__ import main as check_main
+
+    raise typer.Exit(check_main(context.args))
+
+
+@env_app.command("new", context_settings=PASS_ON)
+def new(context: typer.Context) -> None:
+    """Start a new environment from a template that works. Example: anchorage env new rock_paper"""
+    from env_servers.scaffold.__main__ import main as new_main
+
+    raise typer.Exit(new_main(context.args))
 
 
 def _configure(recipe: Path | None, overrides: list[str] | None) -> Config:

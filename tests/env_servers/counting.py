@@ -92,3 +92,10 @@ class Broken(Counting):
     @classmethod
     def splits(cls) -> Mapping[str, int]:
         raise BrokenTask("the data folder is empty: set COUNTING_DATA")
+
+
+class Patient(Counting):
+    """Blocking, so it runs in threads."""
+
+    name = "patient"
+    blocking = True

@@ -68,7 +68,7 @@ async def test_play_over_http(client: httpx.AsyncClient) -> None:
 
 
 async def test_info_health_and_metrics(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/health")).json() == {"status": "ok"}
+    assert (await client.get("/health")).json() == {"status": "healthy"}
     info = (await client.get("/info")).json()
     assert (info["name"], info["splits"], info["max_sessions"]) == ("counting", {"train": 50, "broken": 1}, 8)
     assert (info["engine"], info["source"]) == ("", "generated")
@@ -214,7 +214,7 @@ async def test_openapi_names_every_body_answer_and_problem() -> None:
     assert step["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/StepResult")
     assert step["security"] == [{"HTTPBearer": []}]
     assert "security" not in document["paths"]["/health"]["get"]
-    assert set(step["responses"]) == {"200", "401", "404", "409", "410", "413", "415", "422", "500"}
+    assert set(step["responses"]) == {"200", "401", "404", "409", "410", "413", "415", "422", "500", "503"}
     for methods in document["paths"].values():
         for operation in methods.values():
             problems = {status: r for status, r in operation["responses"].items() if status >= "400"}

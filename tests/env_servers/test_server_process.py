@@ -78,7 +78,7 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
     )
     _wait_until(ready.exists)
     url = ready.read_text().strip()
-    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/health").json() == {"status": "healthy"}
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, "Traceback" in stderr, ready.exists()) == (0, False, False)

@@ -54,7 +54,7 @@ def table(clock: Clock) -> SessionTable:
 async def gated() -> AsyncIterator[SessionTable]:
     Gated.gate.clear()
     Gated.entered.clear()
-    table = SessionTable(Gated, workers=2)
+    table = SessionTable(Gated, threads=2)
     yield table
     Gated.gate.set()
     table.shutdown()

@@ -1,0 +1,181 @@
+"""Throughput of every environment's server, beside OpenEnv's own echo server with its own client, in one run.
+
+`python -m benchmarks.env_servers [--json FILE]`. Loopback, client included: `--sessions` sessions that each wait for
+their answer play random admissible actions. Resets and closes take their time but are not counted as steps. An
+environment steps, renders its observation and lists the admissible actions; the echo says again what it hears.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from env_servers.client import HttpClient
+from env_servers.conformance.play import fill
+from env_servers.launch import ServerProcess, start_server
+from env_servers.protocol import ResetRequest
+from env_servers.registry import ENVIRONMENTS, load_environment
+from tests.env_servers.openenv.venvs import NoOpenEnv, python_with_openenv
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "tests" / "env_servers" / "openenv"
+MAX_STEPS = 50
+GROUP = 8
+WARM_S = 2.0
+ECHOES = {"tools": "echo as a tool, as its echo_env is", "plain": "bare echo"}
+
+Figures = dict[str, float]
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[ServerProcess]:
+    """A server in a process of its own; the command is told where to write its URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder) / "ready"
+        with start_server([*command, "--ready-file", str(ready)], ready, timeout_s=120.0) as server:
+            yield server
+
+
+async def load(server: ServerProcess, sessions: int, seconds: float, coalesce: bool) -> Figures:
+    """Steps a second of `sessions` players, and what a step costs the server's processor."""
+    client = HttpClient(server.url, connections=sessions, coalesce=coalesce)
+    info = await client.info()
+    split, size = next(iter(info.splits.items()))
+    steps = episodes = 0
+    until = time.monotonic() + WARM_S + seconds
+    counting = False
+
+    async def play(number: int) -> None:
+        nonlocal steps, episodes
+        rng = random.Random(number)
+        while time.monotonic() < until:
+            index = (number + episodes) // GROUP % size
+            episodes += 1
+            seen = await client.reset(ResetRequest(split=split, index=index, max_steps=MAX_STEPS))
+            while not seen.done and time.monotonic() < until:
+                action = fill(rng.choice(seen.admissible or ["look"]), seen, rng)
+                seen = await client.step(seen.session, seen.step + 1, action)
+                steps += counting
+            await client.close_session(seen.session)
+
+    async def measure() -> Figures:
+        nonlocal counting
+        await asyncio.sleep(WARM_S)
+        counting, began, before = True, time.monotonic(), _cpu_seconds(server)
+        await asyncio.sleep(seconds - 0.01)
+        spent, cpu, counted = time.monotonic() - began, _cpu_seconds(server) - before, steps
+        return {"steps_per_s": counted / spent, "server_cpu_us_per_step": 1e6 * cpu / max(1, counted)}
+
+    measuring = asyncio.create_task(measure())
+    await asyncio.gather(*(play(number) for number in range(sessions)))
+    await client.close()
+    return await measuring
+
+
+def measure_environment(name: str, sessions: int, seconds: float, workers: int) -> dict[str, Figures]:
+    """One request a step, and steps that come together in one request."""
+    command = [sys.executable, "-m", "env_servers", name, "--port", "0", "--workers", str(workers)]
+    with running(command) as server:
+        return {
+            "one_a_request": asyncio.run(load(server, sessions, seconds, coalesce=False)),
+            "coalesced": asyncio.run(load(server, sessions, seconds, coalesce=True)),
+        }
+
+
+def measure_echo(kind: str, sessions: int, seconds: float) -> Figures:
+    """Steps a second of an echo server of the real OpenEnv under its own client. Raises NoOpenEnv."""
+    python = str(python_with_openenv("0.10"))
+    serve = [python, str(SCRIPTS / "echo_server.py"), kind, "--sessions", str(sessions)]
+    with running(serve) as server:
+        play = [python, str(SCRIPTS / "echo_load.py"), kind, server.url, "--sessions", str(sessions)]
+        timing = ["--seconds", str(seconds), "--warm", str(WARM_S)]
+        done = subprocess.run(
+            [*play, *timing], capture_output=True, text=True, timeout=seconds + WARM_S + 120.0, check=True
+        )
+    found: Figures = json.loads(done.stdout)
+    return found
+
+
+def measure(names: list[str], sessions: int, seconds: float, workers: int) -> dict[str, object]:
+    """All figures, with what they were measured on. The echo's are missing where it cannot be had."""
+    console = Console(stderr=True)
+    echoes: dict[str, Figures] = {}
+    try:
+        for kind in ECHOES:
+            console.print(f"OpenEnv, {ECHOES[kind]} …")
+            echoes[kind] = measure_echo(kind, sessions, seconds)
+    except NoOpenEnv as error:
+        console.print(f"OpenEnv's echo is left out: {error}")
+    environments: dict[str, dict[str, Figures]] = {}
+    for name in names:
+        console.print(f"{name} …")
+        environments[name] = measure_environment(name, sessions, seconds, workers)
+    return {
+        "machine": {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]},
+        "sessions": sessions,
+        "workers": workers,
+        "seconds": seconds,
+        "openenv": echoes,
+        "environments": environments,
+    }
+
+
+def show(figures: Mapping[str, object], console: Console) -> None:
+    """Print the figures as a table."""
+    echoes, environments = figures["openenv"], figures["environments"]
+    assert isinstance(echoes, dict)
+    assert isinstance(environments, dict)
+    table = Table(title=f"Steps a second, {figures['sessions']} sessions, loopback, client included")
+    for heading in ("server and client", "steps/s", "server, µs a step", *(f"× {ECHOES[kind]}" for kind in echoes)):
+        table.add_column(heading, justify="left" if heading == "server and client" else "right")
+    rates = {kind: found["steps_per_s"] for kind, found in echoes.items()}
+    for kind, rate in rates.items():
+        table.add_row(f"OpenEnv 0.10, {ECHOES[kind]}", f"{rate:,.0f}", "", *_ratios(rate, rates))
+    for name, found in environments.items():
+        for label, key in (("one step a request", "one_a_request"), ("steps that come together", "coalesced")):
+            rate = found[key]["steps_per_s"]
+            cpu = f"{found[key]['server_cpu_us_per_step']:,.0f}"
+            table.add_row(f"{name}, {label}", f"{rate:,.0f}", cpu, *_ratios(rate, rates))
+    console.print(table)
+
+
+def _ratios(rate: float, rates: Mapping[str, float]) -> list[str]:
+    return [f"{rate / other:,.1f}" for other in rates.values()]
+
+
+def _cpu_seconds(server: ServerProcess) -> float:
+    process = psutil.Process(server.pid)
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return float(sum(one.user + one.system for one in times))
+
+
+def main() -> None:
+    quick = [name for name in ENVIRONMENTS if not load_environment(name).blocking]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("environments", nargs="*", default=quick, help=f"names ({', '.join(quick)})")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
+    parser.add_argument("--sessions", type=int, default=128, help="sessions that play at the same time")
+    parser.add_argument("--workers", type=int, default=1, help="processes of each server")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args()
+    figures = measure(options.environments, options.sessions, options.seconds, options.workers)
+    show(figures, Console())
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

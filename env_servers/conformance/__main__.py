@@ -1,0 +1,91 @@
+"""`python -m env_servers.conformance URL`: check a server and say whether it is fit for training.
+
+Exit codes: 0 fit, 1 not fit, 2 wrong arguments or no server to check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from env_servers.client_interface import EnvironmentUnavailableError, RequestRejected
+from env_servers.conformance.finding import Finding
+from env_servers.conformance.run import Options, Report, check_server
+from env_servers.settings import TOKEN_VARIABLE, token_from
+
+MARKS = {"ok": "ok", "fail": "FAIL"}
+WIDEST = 120
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    token = token_from(given.token_env)
+    options = Options(
+        tasks=given.tasks,
+        steps=given.steps,
+        sessions=given.sessions,
+        seconds=given.seconds,
+        least_steps_per_s=given.least_steps_per_s,
+        actions=given.action,
+    )
+    secret = None if token is None else token.get_secret_value()
+    try:
+        report = asyncio.run(check_server(given.url, secret, options, _tell))
+    except (EnvironmentUnavailableError, RequestRejected, ValueError) as error:
+        sys.stderr.write(f"check: {error}\n")
+        return 2
+    _conclude(report)
+    if given.json is not None:
+        given.json.write_text(json.dumps(_document(report), indent=2) + "\n")
+    return 0 if report.fit else 1
+
+
+def _tell(finding: Finding) -> None:
+    """One row of the table, as soon as it is known."""
+    width = min(WIDEST, shutil.get_terminal_size().columns) - 24
+    head, *rest = textwrap.wrap(finding.seen, max(40, width)) or [""]
+    sys.stdout.write(f"{finding.check:<16}{MARKS[finding.verdict]:<6}{head}\n")
+    sys.stdout.writelines(f"{'':22}{line}\n" for line in rest)
+    sys.stdout.flush()
+
+
+def _conclude(report: Report) -> None:
+    splits = ", ".join(f"{name} {size:,}" for name, size in report.info.splits.items())
+    failed = [finding.check for finding in report.findings if finding.verdict == "fail"]
+    verdict = f"NOT fit for training: {', '.join(failed)}" if failed else "fit for training"
+    sys.stdout.write(f"\n{report.info.name} {report.info.version} at {report.url} ({splits}): {verdict}\n")
+
+
+def _document(report: Report) -> dict[str, object]:
+    return {
+        "url": report.url,
+        "info": report.info.model_dump(),
+        "fit": report.fit,
+        "findings": [asdict(finding) for finding in report.findings],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = Options()
+    parser = argparse.ArgumentParser("check", description="Say whether an environment server is fit for training.")
+    parser.add_argument("url", help="http://host:port, or openenv+http://host:port for an OpenEnv server")
+    parser.add_argument("--token-env", metavar="VARIABLE", default=TOKEN_VARIABLE, help="variable that holds the token")
+    parser.add_argument("--tasks", type=int, default=defaults.tasks, help="tasks that are played")
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="actions of each play")
+    parser.add_argument("--action", action="append", default=[], help="tried where no actions are listed; repeatable")
+    parser.add_argument("--sessions", type=int, default=defaults.sessions, help="sessions that measure the speed")
+    parser.add_argument("--seconds", type=float, default=defaults.seconds, help="length of that measurement")
+    parser.add_argument("--least-steps-per-s", type=float, default=0.0, help="a slower server is not fit")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

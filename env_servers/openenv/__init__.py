@@ -1,0 +1,1 @@
+"""The OpenEnv protocol in both directions, spoken without the `openenv` package."""

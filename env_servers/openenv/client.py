@@ -1,0 +1,261 @@
+"""Playing any OpenEnv server: each session is a WebSocket of its own.
+
+Invariants
+- The same answers and errors as the other clients give.
+- OpenEnv has no task numbers: task `index` is the seed `index`, and `test` has seeds that `train` has not.
+- OpenEnv knows no repeats: a step whose answer was lost loses the session. What was answered is repeated from here.
+- `done` is a termination, unless the observation says `truncated` or the session's own step limit was reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+import orjson
+from pydantic import ValidationError
+from yarl import URL
+
+from env_servers.client_interface import (
+    EnvironmentUnavailableError,
+    RequestRejected,
+    SessionLost,
+    TryAgain,
+    one_line,
+    persevere,
+)
+from env_servers.environment import Observation
+from env_servers.openenv.mapping import ActionMapping, Tool, introduce, observe
+from env_servers.openenv.socket import ServerRefusal, Socket, SocketLost
+from env_servers.openenv.wire import ErrorCode
+from env_servers.protocol import EnvInfo, ResetRequest, StepResult
+
+logger = logging.getLogger(__name__)
+
+SEEDS = 1_000_000
+FIRST_SEEDS = {"train": 0, "test": SEEDS}
+
+
+@dataclass
+class OpenSession:
+    """One socket and where its episode stands."""
+
+    socket: Socket
+    request: ResetRequest
+    tools: list[Tool]
+    last: StepResult
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class OpenEnvClient:
+    """Client of one OpenEnv server.
+
+    Args:
+        url: address of the server, `http://host:port`, with a path where it has one.
+        token: bearer token, where the server asks for one.
+        timeout_s: time limit of one answer.
+        connections: most sessions at the same time.
+        patience_s: how long a reset is repeated while the server is away or full.
+        action_field, observation_field: where the texts go and come from; none: what the server's schemas suggest.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout_s: float = 30.0,
+        connections: int = 256,
+        patience_s: float = 60.0,
+        action_field: str | None = None,
+        observation_field: str | None = None,
+    ) -> None:
+        self._url = URL(url)
+        if self._url.scheme not in ("http", "https") or not self._url.host:
+            raise ValueError(f"{url!r} is no address of an OpenEnv server: write http://host:port")
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._timeout_s = timeout_s
+        self._connections = connections
+        self._patience_s = patience_s
+        self._action_field = action_field
+        self._observation_field = observation_field
+        self._http: aiohttp.ClientSession | None = None
+        self._mapping: ActionMapping | None = None
+        self._sessions: dict[str, OpenSession] = {}
+
+    async def info(self) -> EnvInfo:
+        """What the server says of itself. Its session limit and idle limit are not known."""
+        metadata = await self._document("metadata")
+        return EnvInfo(
+            name=str(metadata.get("name", "")),
+            version=str(metadata.get("version") or ""),
+            splits=dict.fromkeys(FIRST_SEEDS, SEEDS),
+            max_sessions=self._connections,
+            idle_seconds=0.0,
+            anchors=["observation"],
+            engine="openenv",
+        )
+
+    async def reset(self, request: ResetRequest) -> StepResult:
+        """Open a socket and start an episode with the task's seed."""
+        seed = _seed_of(request)
+        mapping = await self._action_mapping()
+        socket, data = await self._start(seed)
+        try:
+            tools = await self._ask_for_tools(socket) if mapping.calls_tools else []
+        except (SocketLost, ServerRefusal) as error:
+            await socket.close()
+            raise EnvironmentUnavailableError(f"{self._name} does not tell its tools: {error}") from error
+        seen = observe(data, self._observation_field)
+        if tools:
+            seen = replace(seen, text=f"{seen.text}\n{introduce(tools)}".strip())
+        result = _result(secrets.token_urlsafe(16), 0, replace(seen, reward=0.0), request.max_steps)
+        self._sessions[result.session] = OpenSession(socket, request, tools, result)
+        return result
+
+    async def step(self, session: str, step: int, action: str) -> StepResult:
+        """Take action number `step` (from 1)."""
+        open_session = self._sessions.get(session)
+        if open_session is None:
+            raise SessionLost("no such session: reset to start one")
+        async with open_session.lock:
+            last = open_session.last
+            if step == last.step:
+                return last
+            if step != last.step + 1:
+                raise RequestRejected(f"step {step} is out of order: the session's next step is {last.step + 1}")
+            if last.done:
+                raise RequestRejected(f"the episode ended with step {last.step}: reset to start another")
+            mapping = await self._action_mapping()
+            data = await self._take(session, open_session, mapping.action(action, open_session.tools))
+            seen = observe(data, self._observation_field)
+            open_session.last = _result(session, step, seen, open_session.request.max_steps)
+            return open_session.last
+
+    async def close_session(self, session: str) -> None:
+        open_session = self._sessions.pop(session, None)
+        if open_session is not None:
+            await open_session.socket.close()
+
+    async def close(self) -> None:
+        for session in list(self._sessions):
+            await self.close_session(session)
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    async def _take(self, session: str, open_session: OpenSession, action: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await open_session.socket.ask("step", action)
+        except SocketLost as error:
+            await self.close_session(session)
+            raise SessionLost(f"the session's socket is lost: {error}") from error
+        except ServerRefusal as error:
+            raise RequestRejected(one_line(str(error))) from error
+        except TypeError as error:
+            raise RequestRejected(f"the action is no JSON: {error}") from error
+
+    async def _start(self, seed: int) -> tuple[Socket, dict[str, Any]]:
+        """A socket and its first observation, tried again while the server is away or full."""
+
+        async def attempt() -> tuple[Socket, dict[str, Any]]:
+            try:
+                socket = await Socket.connect(self._session(), self._socket_url, self._headers, self._timeout_s)
+            except SocketLost as error:
+                raise TryAgain(one_line(str(error))) from error
+            try:
+                return socket, await socket.ask("reset", {"seed": seed})
+            except BaseException as error:
+                await socket.close()
+                if isinstance(error, SocketLost) or _is_full(error):
+                    raise TryAgain(one_line(str(error))) from error
+                if isinstance(error, ServerRefusal):
+                    raise RequestRejected(one_line(str(error))) from error
+                raise
+
+        return await persevere(attempt, self._name, self._patience_s)
+
+    async def _ask_for_tools(self, socket: Socket) -> list[Tool]:
+        data = await socket.ask("step", {"type": "list_tools"})
+        try:
+            return [Tool.model_validate(tool) for tool in data["observation"]["tools"]]
+        except (KeyError, TypeError, ValidationError) as error:
+            raise SocketLost("its list of tools is none") from error
+
+    async def _action_mapping(self) -> ActionMapping:
+        if self._mapping is None:
+            schemas = await self._document("schema")
+            schema = schemas.get("action")
+            self._mapping = ActionMapping(schema if isinstance(schema, dict) else {}, self._action_field)
+        return self._mapping
+
+    async def _document(self, path: str) -> dict[str, Any]:
+        """A JSON document of the server's, tried again while it is away."""
+
+        async def attempt() -> tuple[int, bytes]:
+            try:
+                async with self._session().get(
+                    self._url / path, headers=self._headers, timeout=aiohttp.ClientTimeout(self._timeout_s)
+                ) as response:
+                    return response.status, await response.read()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise TryAgain(one_line(str(error)) or f"no answer within {self._timeout_s:g} s") from error
+
+        status, body = await persevere(attempt, self._name, self._patience_s)
+        if status in (401, 403):
+            raise RequestRejected(f"{self._name} asks for another token")
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            document = None
+        if status != 200 or not isinstance(document, dict):
+            raise EnvironmentUnavailableError(f"{self._name} answered {status} at /{path}: it is no OpenEnv server")
+        return document
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            # Sockets count as connections; the documents need one beside them.
+            connector = aiohttp.TCPConnector(limit=self._connections + 1)
+            self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._http
+
+    @property
+    def _socket_url(self) -> str:
+        return str(self._url.with_scheme("wss" if self._url.scheme == "https" else "ws") / "ws")
+
+    @property
+    def _name(self) -> str:
+        return f"the OpenEnv server at {self._url.origin()}"
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, ServerRefusal) and error.code == ErrorCode.CAPACITY_REACHED
+
+
+def _seed_of(request: ResetRequest) -> int:
+    first = FIRST_SEEDS.get(request.split)
+    if first is None or request.index >= SEEDS:
+        raise RequestRejected(f"no task {request.split}/{request.index}: train and test have {SEEDS} seeds each")
+    if request.anchor == "state":
+        raise RequestRejected("OpenEnv servers give no state digest: use anchor 'observation'")
+    if request.expert:
+        raise RequestRejected("OpenEnv servers have no scripted expert")
+    return first + request.index
+
+
+def _result(session: str, step: int, seen: Observation, max_steps: int | None) -> StepResult:
+    return StepResult(
+        session=session,
+        step=step,
+        observation=seen.text,
+        reward=seen.reward,
+        terminated=seen.terminated,
+        truncated=seen.truncated or (step == max_steps and not seen.terminated),
+        admissible=None if seen.admissible is None else list(seen.admissible),
+        anchor=seen.text,
+        facts=dict(seen.facts),
+    )

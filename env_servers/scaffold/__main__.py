@@ -1,0 +1,38 @@
+"""`python -m env_servers.scaffold NAME`: start a new environment. Errors are one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from env_servers.errors import ServerError
+from env_servers.scaffold.make import class_name, make_project
+
+NEXT_STEPS = """\
+made {folder}: an environment that works, its test and its Dockerfile
+  cd {folder}
+  python -m pytest                                             # its own tests, and the check
+  anchorage env serve {name}.environment:{cls} --port 8001     # serve it
+  anchorage env check http://127.0.0.1:8001                    # is it fit for training?
+then write yours in {name}/environment.py
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("new", description="Start a new environment from a template that works.")
+    parser.add_argument("name", help="name of the environment and of its package, like rock_paper")
+    parser.add_argument("--in", dest="parent", type=Path, default=Path(), metavar="FOLDER", help="make it there")
+    given = parser.parse_args(arguments)
+    try:
+        folder = make_project(given.name, given.parent)
+    except ServerError as error:
+        sys.stderr.write(f"new: {error}\n")
+        return 2
+    sys.stdout.write(NEXT_STEPS.format(folder=folder, name=given.name, cls=class_name(given.name)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Guess a number: the answers are `higher` and `lower`. Replace this with your own environment.
+
+What the trainer relies on, and what `anchorage env check` checks:
+- a reset to the same task always gives the same start: all randomness comes from the task;
+- the same actions from there always give the same observations;
+- an instance is one session and shares nothing that changes with any other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from env_servers.environment import Environment, Observation, UnknownTask
+
+HIGHEST = 20
+SPLITS = {"train": 1000, "test": 100}
+
+
+class MyEnvironment(Environment):
+    """Guess a number between 1 and 20."""
+
+    name = "my_environment"
+    version = "1"  # change it whenever the same actions could give another episode
+    blocking = False  # True where a step takes more than about a millisecond: it then runs in a thread
+
+    def __init__(self) -> None:
+        self._target = 0
+        self._low, self._high = 1, HIGHEST  # what the answers so far leave possible
+        self._guesses = 0
+        self._expert = False
+
+    @classmethod
+    def splits(cls) -> Mapping[str, int]:
+        return SPLITS
+
+    def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
+        if index >= SPLITS.get(split, 0):
+            raise UnknownTask(f"no task {split}/{index}: the splits are {SPLITS}")
+        self._target = random.Random(f"{split}/{index}").randint(1, HIGHEST)
+        self._low, self._high = 1, HIGHEST
+        self._guesses = 0
+        self._expert = expert
+        return self._observe(f"I think of a number between 1 and {HIGHEST}. Guess it.")
+
+    def step(self, action: str) -> Observation:
+        verb, _, number = action.partition(" ")
+        if verb != "guess" or not number.isascii() or not number.isdecimal() or len(number) > 2:
+            return self._observe("Nothing happens. Say: guess 7")  # a wrong action is a transition like any other
+        guess = int(number)
+        self._guesses += 1
+        if guess == self._target:
+            return self._observe(f"Yes, {guess} it is!", won=True)
+        if guess < self._target:
+            self._low = max(self._low, guess + 1)
+            return self._observe(f"It is higher than {guess}.")
+        self._high = min(self._high, guess - 1)
+        return self._observe(f"It is lower than {guess}.")
+
+    def _observe(self, text: str, won: bool = False) -> Observation:
+        return Observation(
+            text=text,
+            reward=1.0 if won else 0.0,
+            terminated=won,
+            admissible=tuple(sorted(f"guess {number}" for number in range(1, HIGHEST + 1))),
+            # Equal states must have equal digests, whatever way led there. Without a digest leave `state` out.
+            state=f"{self._target}:{self._low}-{self._high}:{won}",
+            facts={"won": won, "score": float(won), "goal": f"guess a number between 1 and {HIGHEST}"},
+            expert=f"guess {(self._low + self._high) // 2}" if self._expert else None,
+        )

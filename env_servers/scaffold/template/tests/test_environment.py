@@ -1,0 +1,50 @@
+"""The rules of the environment, and that its server is fit for training."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from my_environment.environment import SPLITS, MyEnvironment
+
+from env_servers.conformance.run import Options, check_server
+from env_servers.environment import UnknownTask
+from env_servers.launch import start_server
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_the_expert_wins(index: int) -> None:
+    environment = MyEnvironment()
+    seen = environment.reset("train", index, expert=True)
+    for _ in range(5):
+        assert seen.expert is not None
+        seen = environment.step(seen.expert)
+        if seen.terminated:
+            break
+    assert (seen.terminated, seen.reward, seen.facts["won"]) == (True, 1.0, True)
+
+
+def test_a_task_starts_the_same_every_time() -> None:
+    assert MyEnvironment().reset("train", 3) == MyEnvironment().reset("train", 3)
+
+
+@pytest.mark.parametrize("action", ["", "jump", "guess", "guess x", "guess 99999", "guess ²"])
+def test_an_action_that_means_nothing_changes_nothing(action: str) -> None:
+    environment = MyEnvironment()
+    before = environment.reset("train", 0)
+    after = environment.step(action)
+    assert (after.state, after.terminated, after.reward) == (before.state, False, 0.0)
+
+
+@pytest.mark.parametrize(("split", "index"), [("train", SPLITS["train"]), ("nowhere", 0)])
+def test_tasks_that_there_are_not(split: str, index: int) -> None:
+    with pytest.raises(UnknownTask):
+        MyEnvironment().reset(split, index)
+
+
+def test_the_server_is_fit_for_training(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    serve = [sys.executable, "-m", "env_servers", "my_environment.environment:MyEnvironment"]
+    with start_server([*serve, "--port", "0", "--ready-file", str(ready)], ready) as server:
+        report = asyncio.run(check_server(server.url, options=Options(seconds=0.5)))
+    assert report.fit, [finding for finding in report.findings if finding.verdict == "fail"]

@@ -1,0 +1,1 @@
+"""Several processes behind one port: each session stays on the process that opened it."""

@@ -1,0 +1,143 @@
+"""The check finds each fault for what it is, and nothing in a server that is fit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import ASGIApp
+
+from env_servers.app import create_app
+from env_servers.conformance.__main__ import main
+from env_servers.conformance.run import Options, Report, check_server
+from env_servers.environment import Environment, Observation
+from env_servers.settings import ServerSettings
+from tests.env_servers.conformance import sloppy
+from tests.env_servers.counting import Counting
+
+QUICK = Options(tasks=3, steps=6, sessions=4, seconds=0.1)
+
+
+@asynccontextmanager
+async def running(app: ASGIApp) -> AsyncIterator[str]:
+    """A server in this process's loop, for as long as the block lasts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="websockets-sansio", lifespan="on"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        await serving
+
+
+def app_of(environment: type[Environment], **options: Any) -> ASGIApp:
+    return create_app(environment, ServerSettings(**{"token": None, **options}))
+
+
+async def checked(app: ASGIApp, options: Options = QUICK, prefix: str = "") -> Report:
+    async with running(app) as url:
+        return await check_server(prefix + url, options=options)
+
+
+def failed(report: Report) -> dict[str, str]:
+    return {finding.check: finding.seen for finding in report.findings if finding.verdict == "fail"}
+
+
+class Digestless(sloppy.Sound):
+    """Gives no state digest."""
+
+    def _observe(self, reward: float) -> Observation:
+        return replace(super()._observe(reward), state="")
+
+
+@pytest.mark.parametrize("environment", [sloppy.Sound, Digestless])
+async def test_a_fit_server(environment: type[Environment]) -> None:
+    report = await checked(app_of(environment, max_sessions=20))
+    assert failed(report) == {}
+    seen = {finding.check: finding.seen for finding in report.findings}
+    assert list(seen) == [
+        "deterministic", "isolated", "idempotent", "bounded", "clear errors", "honest endings", "anchors", "speed",
+    ]  # fmt: skip
+    assert "session 21 was refused with 503 and Retry-After" in seen["bounded"]
+    assert ("by state it is refused" in seen["anchors"]) == (environment is Digestless)
+
+
+async def test_an_openenv_server_is_checked_by_playing() -> None:
+    report = await checked(app_of(sloppy.Sound), prefix="openenv+")
+    assert failed(report) == {}
+    checks = [finding.check for finding in report.findings]
+    assert checks == ["deterministic", "isolated", "honest endings", "anchors", "speed"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "check", "text"),
+    [
+        (sloppy.Moody, "deterministic", "played twice with the same actions: step 0: observation was"),
+        (sloppy.Shared, "isolated", "beside 8 other sessions: step"),
+        (sloppy.StateIsChance, "anchors", "anchors by state: step 0: anchor was"),
+    ],
+)
+async def test_faults_of_environments(environment: type[Environment], check: str, text: str) -> None:
+    assert text in failed(await checked(app_of(environment)))[check]
+
+
+@pytest.mark.parametrize(
+    ("twist", "check", "text"),
+    [
+        (sloppy.crashing, "clear errors", "an unknown split was answered 500 instead of 400 or 404 or 422"),
+        (sloppy.mumbling, "clear errors", "without a problem document"),
+        (sloppy.chatty, "clear errors", "not one clear line"),
+        (sloppy.confused, "honest endings", "said terminated True and truncated False; without the limit"),
+        (sloppy.endless, "honest endings", "the episode ended with step"),
+        (sloppy.forgetful(), "idempotent", "sent again and answered otherwise"),
+        (sloppy.permissive, "bounded", "4097 characters of action was answered 200"),
+        (sloppy.unanchored, "anchors", "is not the observation's text"),
+    ],
+)
+async def test_faults_of_servers(twist: Any, check: str, text: str) -> None:
+    found = failed(await checked(sloppy.Twisted(twist)))
+    assert text in found[check]
+
+
+async def test_a_task_that_cannot_be_played() -> None:
+    assert failed(await checked(app_of(Counting)))["deterministic"].endswith(
+        "broken/0 cannot be reset: the task's file is damaged"
+    )
+
+
+async def test_a_server_that_is_too_slow() -> None:
+    report = await checked(app_of(sloppy.Sound), Options(tasks=2, steps=2, seconds=0.05, least_steps_per_s=1e9))
+    assert "were asked for" in failed(report)["speed"]
+
+
+async def test_the_command_says_it_in_a_table_and_by_its_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unused_tcp_port: int
+) -> None:
+    quick = ["--tasks", "2", "--steps", "3", "--seconds", "0.05", "--json", str(tmp_path / "report.json")]
+    async with running(app_of(sloppy.Sound)) as url:
+        assert await asyncio.to_thread(main, [url, *quick]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines() if line[:1].isalpha()][:3] == [
+        "deterministic", "isolated", "idempotent",
+    ]  # fmt: skip
+    assert out.rstrip().endswith("fit for training")
+    assert json.loads((tmp_path / "report.json").read_text())["fit"] is True
+
+    async with running(app_of(sloppy.Moody)) as url:
+        assert await asyncio.to_thread(main, [url, *quick]) == 1
+    assert "NOT fit for training: deterministic" in capsys.readouterr().out
+    assert await asyncio.to_thread(main, ["localhost"]) == 2
+    assert capsys.readouterr().err.startswith("check: ")
+
+
+async def test_no_server_is_one_line(unused_tcp_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await asyncio.to_thread(main, [f"http://127.0.0.1:{unused_tcp_port}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be used, after" in line

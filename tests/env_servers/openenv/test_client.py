@@ -1,0 +1,178 @@
+"""Our client against servers made with the real OpenEnv package."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from env_servers.client import (
+    EnvironmentUnavailableError,
+    HttpClient,
+    OpenEnvClient,
+    RequestRejected,
+    SessionLost,
+    open_client,
+)
+from env_servers.launch import ServerProcess
+from env_servers.protocol import ResetRequest
+
+TASK = ResetRequest(split="train", index=7, max_steps=4)
+
+
+@pytest.fixture(scope="module")
+def plain(echo: Callable[..., ServerProcess]) -> ServerProcess:
+    return echo("plain")
+
+
+@pytest.fixture(scope="module")
+def tools(echo: Callable[..., ServerProcess]) -> ServerProcess:
+    return echo("tools")
+
+
+@pytest.fixture
+async def client(plain: ServerProcess) -> AsyncIterator[OpenEnvClient]:
+    client = OpenEnvClient(plain.url, patience_s=5.0)
+    yield client
+    await client.close()
+
+
+async def test_info(client: OpenEnvClient) -> None:
+    info = await client.info()
+    assert (info.name, info.engine, info.anchors) == ("PlainEcho", "openenv", ["observation"])
+    assert set(info.splits) == {"train", "test"}
+
+
+async def test_an_episode_that_ends_by_itself(client: OpenEnvClient) -> None:
+    first = await client.reset(TASK)
+    assert (first.step, first.observation, first.anchor, first.done) == (0, "ready 7", "ready 7", False)
+    second = await client.step(first.session, 1, "hello")
+    assert (second.observation, second.reward, second.facts) == ("hello", 0.5, {"message_length": 5})
+    last = await client.step(first.session, 2, "bye")
+    assert (last.terminated, last.truncated) == (True, False)
+    assert await client.step(first.session, 2, "bye") == last
+    with pytest.raises(RequestRejected, match="ended with step 2"):
+        await client.step(first.session, 3, "more")
+    await client.close_session(first.session)
+    with pytest.raises(SessionLost):
+        await client.step(first.session, 3, "more")
+
+
+async def test_the_step_limit_truncates(client: OpenEnvClient) -> None:
+    session = (await client.reset(TASK)).session
+    for step in range(1, 4):
+        assert not (await client.step(session, step, "on")).done
+    last = await client.step(session, 4, "on")
+    assert (last.terminated, last.truncated) == (False, True)
+
+
+async def test_splits_have_seeds_of_their_own(client: OpenEnvClient) -> None:
+    assert (await client.reset(ResetRequest(split="test", index=7))).observation == "ready 1000007"
+    for bad in (
+        ResetRequest(split="none", index=0),
+        ResetRequest(split="train", index=10**9),
+        ResetRequest(split="train", index=0, anchor="state"),
+        ResetRequest(split="train", index=0, expert=True),
+    ):
+        with pytest.raises(RequestRejected):
+            await client.reset(bad)
+
+
+async def test_steps_out_of_order_and_repeats(client: OpenEnvClient) -> None:
+    session = (await client.reset(TASK)).session
+    with pytest.raises(RequestRejected, match="next step is 1"):
+        await client.step(session, 2, "x")
+    answers = await asyncio.gather(*(client.step(session, 1, "same") for _ in range(5)))
+    assert all(answer == answers[0] for answer in answers)
+    assert (await client.step(session, 2, "next")).observation == "next"
+
+
+async def test_many_sessions_do_not_mix(client: OpenEnvClient) -> None:
+    async def play(number: int) -> None:
+        session = (await client.reset(TASK)).session
+        for step in range(1, 4):
+            said = f"{number}-{step}"
+            assert (await client.step(session, step, said)).observation == said
+        await client.close_session(session)
+
+    await asyncio.gather(*(play(number) for number in range(32)))
+
+
+async def test_an_action_may_be_json(client: OpenEnvClient) -> None:
+    session = (await client.reset(TASK)).session
+    assert (await client.step(session, 1, '{"message": "from json"}')).observation == "from json"
+    with pytest.raises(RequestRejected, match="Invalid message"):
+        await client.step(session, 2, '{"loud": true}')
+    assert (await client.step(session, 2, "still here")).observation == "still here"
+
+
+async def test_tools(tools: ServerProcess) -> None:
+    client = OpenEnvClient(tools.url, timeout_s=60.0)
+    first = await client.reset(TASK)
+    assert "echo_message[message]: Say the message again." in first.observation
+    session = first.session
+    assert (await client.step(session, 1, "echo_message[Hello [you]!]")).observation == "Hello [you]!"
+    twice = await client.step(session, 2, 'echo_with_length[{"message": "ab", "times": 2}]')
+    assert twice.observation == '{"length": 4, "message": "abab"}'
+    whole = '{"tool_name": "echo_message", "arguments": {"message": "plain"}}'
+    assert (await client.step(session, 3, whole)).observation == "plain"
+    for wrong, text in (
+        ("hello", r"must be tool\[argument\]"),
+        ("shout[x]", "no tool 'shout', only echo_message, echo_with_length"),
+        ("echo_with_length[ab]", "as a JSON object"),
+    ):
+        with pytest.raises(RequestRejected, match=text):
+            await client.step(session, 4, wrong)
+    await client.close()
+
+
+async def test_a_killed_server_loses_the_session_and_then_is_unavailable(
+    echo: Callable[..., ServerProcess],
+) -> None:
+    server = echo("plain")
+    client = OpenEnvClient(server.url, patience_s=0.3)
+    session = (await client.reset(TASK)).session
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(SessionLost, match="socket is lost"):
+        await client.step(session, 1, "anyone?")
+    with pytest.raises(EnvironmentUnavailableError, match="cannot be used, after"):
+        await client.reset(TASK)
+    await client.close()
+
+
+async def test_a_full_server_is_waited_for(echo: Callable[..., ServerProcess]) -> None:
+    client = OpenEnvClient(echo("plain", "--sessions", "1").url)
+    first = await client.reset(TASK)
+    second = asyncio.create_task(client.reset(TASK))
+    await asyncio.wait([second], timeout=0.3)
+    assert not second.done()
+    await client.close_session(first.session)
+    assert (await second).observation == "ready 7"
+    await client.close()
+
+
+async def test_the_address_names_the_protocol(plain: ServerProcess) -> None:
+    client = open_client(f"openenv+{plain.url}")
+    assert isinstance(client, OpenEnvClient)
+    assert (await client.reset(TASK)).observation == "ready 7"
+    await client.close()
+    assert isinstance(open_client(plain.url), HttpClient)
+
+
+async def test_other_servers_are_recognised(unused_tcp_port: int) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", unused_tcp_port):
+        client = OpenEnvClient(f"http://127.0.0.1:{unused_tcp_port}", patience_s=0.1)
+        with pytest.raises(EnvironmentUnavailableError, match="no OpenEnv server"):
+            await client.info()
+        await client.close()
+    with pytest.raises(ValueError, match="http://host:port"):
+        OpenEnvClient("localhost")
