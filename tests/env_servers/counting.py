@@ -61,6 +61,15 @@ class Counting(Environment):
         )
 
 
+class Unspeakable(Counting):
+    """Tells a fact that JSON cannot hold."""
+
+    name = "unspeakable"
+
+    def _observe(self, reward: float) -> Observation:
+        return Observation(text="somewhere", reward=reward, facts={"thing": object()})
+
+
 class Gated(Counting):
     """Blocking; a step waits until the test opens the gate."""
 

@@ -192,6 +192,18 @@ async def test_an_idle_socket_is_closed(serve: Callable[..., ServerProcess], htt
     assert await live(http, server) == 0
 
 
+async def test_what_json_cannot_hold_closes_the_socket_only(
+    serve: Callable[..., ServerProcess], http: aiohttp.ClientSession
+) -> None:
+    server = serve("tests.env_servers.counting:Unspeakable")
+    async with http.ws_connect(f"{server.url}/ws") as socket:
+        await socket.send_json({"type": "reset", "data": {"index": 0}})
+        closing = await socket.receive(timeout=30)
+        assert (closing.type, closing.data) == (aiohttp.WSMsgType.CLOSE, 1011)
+    async with http.post(f"{server.url}/reset", json={"split": "train", "index": 0}) as response:
+        assert (response.status, (await response.json())["detail"]) == (500, "unexpected error: see the server's log")
+
+
 async def test_the_token_guards_the_socket(
     serve: Callable[..., ServerProcess], http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
