@@ -35,7 +35,8 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "tests" / "env_servers" / "opene
 MAX_STEPS = 50
 GROUP = 8
 WARM_S = 2.0
-ECHOES = {"tools": "echo as a tool, as its echo_env is", "plain": "bare echo"}
+WIDTH = 110
+ECHOES = {"tools": "echo_env, a tool", "plain": "bare echo"}
 
 Figures = dict[str, float]
 
@@ -139,13 +140,13 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     assert isinstance(echoes, dict)
     assert isinstance(environments, dict)
     table = Table(title=f"Steps a second, {figures['sessions']} sessions, loopback, client included")
-    for heading in ("server and client", "steps/s", "server, µs a step", *(f"× {ECHOES[kind]}" for kind in echoes)):
+    for heading in ("server and client", "steps/s", "server CPU, µs", *(f"× {ECHOES[kind]}" for kind in echoes)):
         table.add_column(heading, justify="left" if heading == "server and client" else "right")
     rates = {kind: found["steps_per_s"] for kind, found in echoes.items()}
     for kind, rate in rates.items():
         table.add_row(f"OpenEnv 0.10, {ECHOES[kind]}", f"{rate:,.0f}", "", *_ratios(rate, rates))
     for name, found in environments.items():
-        for label, key in (("one step a request", "one_a_request"), ("steps that come together", "coalesced")):
+        for label, key in (("one step a request", "one_a_request"), ("steps travel together", "coalesced")):
             rate = found[key]["steps_per_s"]
             cpu = f"{found[key]['server_cpu_us_per_step']:,.0f}"
             table.add_row(f"{name}, {label}", f"{rate:,.0f}", cpu, *_ratios(rate, rates))
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     figures = measure(options.environments, options.sessions, options.seconds, options.workers)
-    show(figures, Console())
+    show(figures, Console(width=WIDTH))
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

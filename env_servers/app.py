@@ -54,7 +54,7 @@ ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/bat
 PROTOCOL_ROUTES = (*openenv.ROUTES, *agentgym.ROUTES)
 YIELD_EVERY = 16
 """Items of a batch between two chances for other requests."""
-BODY_PROBLEMS = (413, 415, 422)
+BODY_PROBLEMS = (408, 413, 415, 422)
 
 
 class Health(BaseModel):

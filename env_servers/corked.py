@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with one system call for a response instead of two.
+"""uvicorn's HTTP protocol with one system call for a response instead of two, and a limit for silent connections.
 
 uvicorn writes a response's head and its body one after the other, and a write that finds nothing waiting goes to the
 kernel at once. On loopback that is half of what a short answer costs, here and in the client, which is woken twice.
@@ -12,6 +12,8 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 FLUSH_BYTES = 64 * 1024
+HEAD_LIMIT_S = 30.0
+"""A connection that has sent no whole head of a request for this long since it was made is closed."""
 
 
 class CorkedTransport:
@@ -50,3 +52,8 @@ class CorkedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         corked = CorkedTransport(cast(asyncio.Transport, transport), self.loop)
         super().connection_made(cast(asyncio.Transport, corked))
+        self.loop.call_later(HEAD_LIMIT_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()

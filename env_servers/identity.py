@@ -10,7 +10,6 @@ import secrets
 
 _PREFIX = re.compile(r"(\d{1,9})\.")
 _RANDOM_BITS = 43
-MOST_WORKERS = 1 << 20
 
 
 def session_prefix(worker: int | None) -> str:

@@ -5,6 +5,7 @@ Plain ASGI, for speed.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health"})
 COMPRESSED_FROM_BYTES = 32 * 1024
+BODY_LIMIT_S = 30.0
 
 
 class Accounting:
@@ -103,7 +105,7 @@ class CompressedBatches:
 
 
 class BodyLimit:
-    """Refuses bodies that are longer than `max_bytes`, announced or not."""
+    """Refuses bodies that are longer than `max_bytes`, announced or not, and those that do not arrive in time."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -114,10 +116,8 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length")
-        if announced is None:
+        if announced is None or (announced.isdecimal() and int(announced) <= self._max_bytes):
             await self._app(scope, self._counting(receive), send)
-        elif announced.isdecimal() and int(announced) <= self._max_bytes:
-            await self._app(scope, receive, send)
         else:
             await respond(self._refusal())(scope, receive, send)
 
@@ -126,7 +126,11 @@ class BodyLimit:
 
         async def counted() -> Message:
             nonlocal received
-            message = await receive()
+            try:
+                async with asyncio.timeout(BODY_LIMIT_S):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(408, f"the body did not arrive within {BODY_LIMIT_S:g} s") from error
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise HTTPException(413, self._refusal().detail)

@@ -276,7 +276,7 @@ class SessionTable:
             session = Session(
                 self._prefix + secrets.token_urlsafe(16), environment, request, observation, self._clock()
             )
-            session.result()
+            session.result().model_dump_json()  # facts that are no JSON are found out here, not by the client
         except BaseException:
             _close(environment)
             raise

@@ -39,13 +39,13 @@ async def idempotent(subject: Subject) -> str:
     task = subject.plan.tasks[0]
     once = await _play(subject, task, times=1)
     if found := difference(once, await _play(subject, task, times=4)):
-        raise Unfit(f"with each step sent four times the play is another: {found}")
+        raise Unfit(f"with each step sent five times the play is another: {found}")
     first = await subject.client.reset(task)
     for step, what in ((2, "a step that skips one"), (0, "step 0")):
         statuses = frozenset({409}) if step else frozenset({409, 422})
         await expect(subject, Wrong(what, "POST", "step", _step(first.session, step), statuses))
     await subject.client.close_session(first.session)
-    return f"{len(once) - 1} steps, each sent four times: taken once and answered alike; others are refused with 409"
+    return f"{len(once) - 1} steps, each sent five times: taken once and answered alike; others are refused with 409"
 
 
 async def bounded(subject: Subject) -> str:

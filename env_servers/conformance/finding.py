@@ -33,13 +33,15 @@ class Subject:
     """The server under test.
 
     Attributes:
-        client: plays it.
+        client: plays it, one step a request.
+        crowd: plays many sessions at once; its steps may travel together, as those of a run do.
         info: what it says of itself.
         http: for requests that no client would send, relative to the server; none where it does not speak the step API.
         plan: which tasks are played, and how far.
     """
 
     client: EnvironmentClient
+    crowd: EnvironmentClient
     info: EnvInfo
     http: aiohttp.ClientSession | None
     plan: Plan

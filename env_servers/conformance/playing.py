@@ -32,7 +32,7 @@ async def isolated(subject: Subject) -> str:
     client, plan = subject.client, subject.plan
     alone = [await transcript(client, task, plan) for task in plan.tasks]
     crowd = [(task, salt) for salt in ("", "other", "third") for task in plan.tasks]
-    together = await asyncio.gather(*(transcript(client, task, plan, salt) for task, salt in crowd))
+    together = await asyncio.gather(*(transcript(subject.crowd, task, plan, salt) for task, salt in crowd))
     for task, before, beside in zip(plan.tasks, alone, together, strict=False):
         if found := difference(before, beside):
             raise Unfit(f"{_name(task)} alone and beside {len(crowd) - 1} other sessions: {found}")

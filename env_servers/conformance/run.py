@@ -11,7 +11,7 @@ from functools import partial
 import aiohttp
 from pydantic import ValidationError
 
-from env_servers.client import OPENENV_PREFIX, open_client
+from env_servers.client import OPENENV_PREFIX, HttpClient, open_client
 from env_servers.client_interface import EnvironmentUnavailableError, RequestRejected, SessionLost, one_line
 from env_servers.conformance import asking, playing
 from env_servers.conformance.finding import Check, Finding, Subject, Unfit
@@ -67,8 +67,11 @@ async def check_server(
         ValueError: `url` is no address.
     """
     async with AsyncExitStack() as stack:
-        client = open_client(url, token=token, timeout_s=options.timeout_s, patience_s=PATIENCE_S)
-        stack.push_async_callback(client.close)
+        crowd = client = open_client(url, token=token, timeout_s=options.timeout_s, patience_s=PATIENCE_S)
+        stack.push_async_callback(crowd.close)
+        if isinstance(crowd, HttpClient):
+            client = HttpClient(url, token=token, timeout_s=options.timeout_s, patience_s=PATIENCE_S, coalesce=False)
+            stack.push_async_callback(client.close)
         info = await client.info()
         tasks = sample_tasks(info, options.tasks)
         if not tasks:
@@ -77,7 +80,7 @@ async def check_server(
         http = None
         if not url.startswith(OPENENV_PREFIX):
             http = await stack.enter_async_context(_raw(url, token, options.timeout_s))
-        subject = Subject(client, info, http, plan)
+        subject = Subject(client, crowd, info, http, plan)
         findings = []
         for name, check in _checks(subject, options):
             finding = await _run(name, check, subject, options.check_limit_s)

@@ -19,7 +19,7 @@ async def speed(subject: Subject, sessions: int, seconds: float, least_steps_per
         tasks = subject.plan.tasks
         while time.perf_counter() < until:
             began = time.perf_counter()
-            async for seen in turns(subject.client, tasks[number % len(tasks)], subject.plan, str(number)):
+            async for seen in turns(subject.crowd, tasks[number % len(tasks)], subject.plan, str(number)):
                 now = time.perf_counter()
                 (steps if seen.step else resets).append(now - began)
                 if now > until:

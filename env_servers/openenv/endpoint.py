@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 CLOSED_IDLE = 1000
 CLOSED_FULL = 1013
+CLOSED_ERROR = 1011
 
 
 def socket_endpoint(table: SessionTable) -> Callable[[WebSocket], Awaitable[None]]:
@@ -65,6 +66,10 @@ def socket_endpoint(table: SessionTable) -> Callable[[WebSocket], Awaitable[None
             await _converse(websocket, player, table.info.idle_seconds)
         except WebSocketDisconnect:
             logger.debug("a socket was closed by its client")
+        except Exception:
+            logger.exception("unexpected error at a socket")
+            with suppress(WebSocketDisconnect, RuntimeError):
+                await websocket.close(CLOSED_ERROR, "unexpected error: see the server's log")
         finally:
             sockets -= 1
             player.end()

@@ -61,6 +61,19 @@ class Counting(Environment):
         )
 
 
+class Unspeakable(Counting):
+    """Tells a fact that JSON cannot hold, in split `broken` at once, else with the first step."""
+
+    name = "unspeakable"
+
+    def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
+        seen = super().reset("train", index, expert=expert)
+        return self.step("up") if split == "broken" else seen
+
+    def step(self, action: str) -> Observation:
+        return Observation(text="somewhere", facts={"thing": object()})
+
+
 class Gated(Counting):
     """Blocking; a step waits until the test opens the gate."""
 

@@ -19,7 +19,7 @@ from env_servers.app import create_app
 from env_servers.environment import Environment
 from env_servers.sessions import SessionTable
 from env_servers.settings import ServerSettings
-from tests.env_servers.counting import Counting
+from tests.env_servers.counting import Counting, Gated
 
 PROBLEM = "application/problem+json"
 TASK = {"split": "train", "index": 3}
@@ -120,6 +120,42 @@ async def test_a_long_body_is_refused_whether_it_is_announced_or_not(client: htt
     assert_problem(await client.post("/step", content=chunks(), headers=headers), 413, "4096 bytes")
 
 
+async def test_a_body_that_never_ends_is_given_up(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("env_servers.middleware.BODY_LIMIT_S", 0.05)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    headers = {"content-type": "application/json"}
+    assert_problem(await client.post("/step", content=trickle(), headers=headers), 408, "did not arrive")
+
+
+async def test_requests_at_the_same_time_are_bounded() -> None:
+    Gated.gate.clear()
+    Gated.entered.clear()
+    async with serving(Gated, max_requests=1) as client:
+        session = await opened(client)
+        body = {"session": session, "step": 1, "action": "up"}
+        step = asyncio.create_task(client.post("/step", json=body))
+        assert await asyncio.to_thread(Gated.entered.wait, 30)
+        refused = await client.get("/info")
+        assert_problem(refused, 503, "1 requests are being answered")
+        assert refused.headers["retry-after"] == "1"
+        assert (await client.get("/health")).status_code == 200
+        Gated.gate.set()
+        assert (await step).status_code == 200
+
+
+async def test_long_answers_to_batches_are_compressed_on_request(client: httpx.AsyncClient) -> None:
+    async with serving(max_sessions=400) as roomy:
+        many = {"items": [TASK] * 300}
+        packed = await roomy.post("/batch/reset", json=many, headers={"accept-encoding": "gzip"})
+        assert (packed.headers["content-encoding"], len(packed.json()["items"])) == ("gzip", 300)
+    plain = await client.post("/batch/reset", json={"items": [TASK]}, headers={"accept-encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+
+
 async def test_a_full_server_says_when_to_try_again(client: httpx.AsyncClient) -> None:
     for _ in range(8):
         await opened(client)
@@ -214,7 +250,7 @@ async def test_openapi_names_every_body_answer_and_problem() -> None:
     assert step["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/StepResult")
     assert step["security"] == [{"HTTPBearer": []}]
     assert "security" not in document["paths"]["/health"]["get"]
-    assert set(step["responses"]) == {"200", "401", "404", "409", "410", "413", "415", "422", "500", "503"}
+    assert set(step["responses"]) == {"200", "401", "404", "408", "409", "410", "413", "415", "422", "500", "503"}
     for methods in document["paths"].values():
         for operation in methods.values():
             problems = {status: r for status, r in operation["responses"].items() if status >= "400"}

@@ -138,6 +138,27 @@ def test_the_registry_imports_nothing_before_it_is_asked() -> None:
     assert load_environment(COUNTING).name == "counting"
 
 
+SILENT = """
+import env_servers.corked, sys
+env_servers.corked.HEAD_LIMIT_S = 0.3
+from env_servers.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_connection_that_says_nothing_is_closed_and_others_are_not(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    served = [sys.executable, "-c", SILENT, COUNTING, "--port", "0", "--ready-file", str(ready)]
+    with start_server(served, ready) as server, httpx.Client(base_url=server.url) as talking:
+        talking.get("/health").raise_for_status()
+        host, port = server.url.removeprefix("http://").split(":")
+        for beginning in (b"", b"GET /health HT"):
+            with socket.create_connection((host, int(port)), timeout=30) as silent:
+                silent.sendall(beginning)
+                assert silent.recv(100) == b""
+        assert talking.get("/health").json() == {"status": "healthy"}
+
+
 def _answers(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health").status_code == 200

@@ -43,7 +43,7 @@ def python_with_openenv(release: str) -> Path:
 def _make(folder: Path, requirements: Path) -> None:
     venv.create(folder, with_pip=False)
     install = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
-    command = [*install, "--disable-pip-version-check", "--no-deps", "-r", str(requirements)]
+    command = [*install, "--disable-pip-version-check", "--retries", "1", "--no-deps", "-r", str(requirements)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False)
     except subprocess.TimeoutExpired as error:
