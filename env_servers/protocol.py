@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 MAX_ACTION_CHARS = 4096
 MAX_BATCH = 1024
@@ -18,6 +19,18 @@ FREE_TEXT = "<your query>"
 """An admissible action that holds this stands for every action with some text in its place."""
 
 AnchorKind = Literal["observation", "state"]
+
+
+def _number(value: object) -> object:
+    if isinstance(value, (bool, str)):
+        raise PydanticCustomError("int_type", "Input should be an integer")
+    return value
+
+
+# Integers as JSON schema has them: 3 and 3.0, but neither true nor "3".
+Index = Annotated[int, Field(ge=0), BeforeValidator(_number)]
+StepNumber = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+StepLimit = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_number)]
 
 
 class Message(BaseModel):
@@ -28,17 +41,17 @@ class ResetRequest(Message):
     """Start a session on task `(split, index)`."""
 
     split: str = Field(description="Name of the split; see the info route.")
-    index: int = Field(ge=0, description="Number of the task within the split.")
+    index: Index = Field(description="Number of the task within the split.")
     anchor: AnchorKind = Field("observation", description="What `anchor` of the answers holds.")
-    max_steps: int | None = Field(None, ge=1, le=10_000, description="Truncate after this many actions; none: never.")
-    expert: bool = Field(False, description="Name the scripted expert's next action in every answer.")
+    max_steps: StepLimit | None = Field(None, description="Truncate after this many actions; none: never.")
+    expert: bool = Field(False, strict=True, description="Name the scripted expert's next action in every answer.")
 
 
 class StepRequest(Message):
     """Take one action in a session."""
 
     session: str = Field(max_length=64, description="Id that reset answered.")
-    step: int = Field(ge=1, description="Number of this action in the session, counted from 1.")
+    step: StepNumber = Field(description="Number of this action in the session, counted from 1.")
     action: str = Field(max_length=MAX_ACTION_CHARS, description="Action text.")
 
 

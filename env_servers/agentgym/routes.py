@@ -12,12 +12,12 @@ from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from env_servers.agentgym.shim import Shim
-from env_servers.protocol import MAX_ACTION_CHARS, StepResult
+from env_servers.protocol import MAX_ACTION_CHARS, Index, StepResult
 
 PREFIX = "/agentgym"
 ROUTES = tuple(f"{PREFIX}/{name}" for name in ("create", "reset", "step", "observation", "available_actions", "close"))
 
-Number = Annotated[int, Field(ge=0, lt=1 << 63)]
+QueryNumber = Annotated[int, Field(ge=0)]
 Action = Annotated[str, Field(max_length=MAX_ACTION_CHARS)]
 
 
@@ -30,11 +30,15 @@ class Created(BaseModel):
 
 
 class Named(Lenient):
-    id: Number
+    id: Index
+
+
+class NamedQuery(Lenient):
+    id: QueryNumber
 
 
 class Reset(Named):
-    game: Number
+    game: Index
     world_type: Literal["Text", "Embody", "Hybrid"] = "Text"
 
 
@@ -61,11 +65,15 @@ class Closed(BaseModel):
 
 
 class ShopNamed(Lenient):
-    env_idx: Number
+    env_idx: Index
+
+
+class ShopQuery(Lenient):
+    env_idx: QueryNumber
 
 
 class ShopReset(ShopNamed):
-    session_id: Number | None = None
+    session_id: Index | None = None
 
 
 class ShopStep(ShopNamed):
@@ -121,12 +129,12 @@ def _add_alfworld_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) 
         )
 
     @app.get(f"{PREFIX}/observation", **documented)
-    async def observation(query: Annotated[Named, Query()]) -> str:
+    async def observation(query: Annotated[NamedQuery, Query()]) -> str:
         """AgentGym: the last observation."""
         return _without_banner(shim.last(query.id).observation)
 
     @app.get(f"{PREFIX}/available_actions", **documented)
-    async def available_actions(query: Annotated[Named, Query()]) -> list[str]:
+    async def available_actions(query: Annotated[NamedQuery, Query()]) -> list[str]:
         """AgentGym: the actions that are accepted now."""
         return shim.last(query.id).admissible or []
 
@@ -155,12 +163,12 @@ def _add_webshop_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) -
         return ShopStepAnswer(state=result.observation, reward=result.reward, done=result.done)
 
     @app.get(f"{PREFIX}/observation", **documented)
-    async def observation(query: Annotated[ShopNamed, Query()]) -> str:
+    async def observation(query: Annotated[ShopQuery, Query()]) -> str:
         """AgentGym: the last observation."""
         return shim.last(query.env_idx).observation
 
     @app.get(f"{PREFIX}/available_actions", **documented)
-    async def available_actions(query: Annotated[ShopNamed, Query()]) -> ShopActions:
+    async def available_actions(query: Annotated[ShopQuery, Query()]) -> ShopActions:
         """AgentGym: whether there is a search bar, and what can be clicked."""
         return _shop_actions(shim.last(query.env_idx))
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from env_servers.protocol import MAX_ACTION_CHARS, AnchorKind, ResetRequest, StepResult
+from env_servers.protocol import MAX_ACTION_CHARS, AnchorKind, Index, ResetRequest, StepLimit, StepResult
 
 MAX_EPISODE_ID_CHARS = 255
 
@@ -72,13 +72,13 @@ class State(BaseModel):
 class ResetData(Strict):
     """What a reset may name; nothing: any task of the first split."""
 
-    seed: int | None = Field(None, ge=0, description="Picks the task `seed` modulo the split's size.")
+    seed: Index | None = Field(None, description="Picks the task `seed` modulo the split's size.")
     episode_id: str | None = Field(None, max_length=MAX_EPISODE_ID_CHARS, description="Comes back in the state.")
     split: str | None = None
-    index: int | None = Field(None, ge=0, description="Number of the task; goes before `seed`.")
+    index: Index | None = Field(None, description="Number of the task; goes before `seed`.")
     anchor: AnchorKind = "observation"
-    max_steps: int | None = Field(None, ge=1, le=10_000)
-    expert: bool = False
+    max_steps: StepLimit | None = None
+    expert: bool = Field(False, strict=True)
 
 
 class ResetMessage(Strict):

@@ -103,6 +103,8 @@ async def test_problems_of_requests(client: httpx.AsyncClient) -> None:
     assert_problem(await client.get("/step"), 405, "Method Not Allowed")
     assert_problem(await client.post("/reset", json={**TASK, "index": -1}), 422, "index: ")
     assert_problem(await client.post("/reset", json={**TASK, "extra": 1}), 422, "extra: ")
+    for field, value in (("index", True), ("index", "3"), ("max_steps", "5"), ("expert", 1)):
+        assert_problem(await client.post("/reset", json={**TASK, field: value}), 422, f"{field}: ")
     assert_problem(
         await client.post("/reset", content=b"{", headers={"content-type": "application/json"}), 422, "Invalid JSON"
     )

@@ -102,7 +102,7 @@ async def test_tasks_are_counted_through_the_splits() -> None:
         ("GET", "/observation", {"id": "x"}, 422),
         ("POST", "/step", {"id": 5, "action": "up"}, 404),
         ("POST", "/step", {"id": -1, "action": "up"}, 422),
-        ("POST", "/step", {"id": 2**63, "action": "up"}, 422),
+        ("POST", "/step", {"id": 2**63, "action": "up"}, 404),
         ("POST", "/step", {"id": 5, "action": "x" * 5000}, 422),
         ("POST", "/reset", {"id": 5, "game": 0, "world_type": "Smell"}, 422),
     ],
