@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from learner.rows import PreparedUpdate
 from services.schemas import Trajectory
+
+SIZE_CLASSES = {"1": (1, 1), "2_to_4": (2, 4), "5_to_8": (5, 8), "9_up": (9, sys.maxsize)}
+"""Classes of step-group sizes whose shares of all step groups are recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,10 @@ class UpdateReport:
             "time/tokens_per_second": self.tokens_per_second,
         }
         out |= {f"time/{name}_s": getattr(self.timings, name) for name in ("wait", "prepare", "update", "publish")}
+        groups = sum(self.step_group_sizes.values())
+        for name, (low, high) in SIZE_CLASSES.items():
+            of_class = sum(count for size, count in self.step_group_sizes.items() if low <= size <= high)
+            out[f"advantage/step_groups_{name}"] = of_class / groups
         out |= {f"loss/{name}": value for name, value in self.loss.items()}
         return {name: float(value) for name, value in out.items()}
 

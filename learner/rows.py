@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.advantages import ESTIMATORS, StepRows
+from learner.advantages import ESTIMATORS, Advantages, StepRows
 from learner.anchors import step_groups
 from learner.batching import MicroBatch, Row, plan
 from services.config.tree import Config
@@ -42,6 +42,7 @@ class PreparedUpdate:
         tokens: prompt and response tokens that go through the model. response_tokens: of all rows.
         step_group_sizes: int64, size of every step group.
         advantage_deviation: standard deviation of the rows' advantages.
+        table / advantages: the rows, and what each was trained with.
     """
 
     work: list[list[OptimizerStep]]
@@ -51,13 +52,16 @@ class PreparedUpdate:
     response_tokens: int
     step_group_sizes: NDArray[np.int64]
     advantage_deviation: float
+    table: StepRows
+    advantages: Advantages
 
 
 def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int) -> PreparedUpdate:
     """Advantages and micro-batches of update number `update`, over complete groups."""
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     rows = step_rows(groups, config)
-    advantages = ESTIMATORS[config.algorithm](rows, config.advantage).total
+    estimated = ESTIMATORS[config.algorithm](rows, config.advantage)
+    advantages = estimated.total
     kept = _kept(advantages, config)
     parts = _minibatches(rows.trajectory, config, update)
     ranks = config.learner.ranks
@@ -77,6 +81,8 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
         response_tokens=sum(len(step.response_ids) for step in steps),
         step_group_sizes=np.bincount(rows.step_group),
         advantage_deviation=float(advantages.std()),
+        table=rows,
+        advantages=estimated,
     )
 
 

@@ -18,12 +18,16 @@ from typing import Protocol
 from torch import Tensor
 
 from learner import checkpoint
+from learner.commands import Commands
 from learner.dispatch import Dispatcher
 from learner.ledger import Entry, Ledger
 from learner.rank_group import RankFailed
+from learner.record import group_records
 from learner.report import Timings, UpdateReport, describe, staleness
 from learner.rows import OptimizerStep, prepare
+from services.archive import GroupArchive
 from services.buffer import Buffer
+from services.buffer.commands import Action
 from services.config.tree import Config
 from services.errors import RunStalled
 from services.schemas import TRAIN_STREAM, Trajectory
@@ -75,10 +79,13 @@ class Trainer:
         self._folder = folder
         self._checkpoints = folder / "checkpoints"
         self._ledger = Ledger(folder / "ledger.jsonl")
+        self._archive = GroupArchive(folder, config.telemetry.keep_groups_mib * 2**20)
         self._splits = splits
         self._on_update = on_update
         self._evaluate = evaluate
         self._should_stop = should_stop
+        work = {Action.CHECKPOINT: self._checkpoint_now, Action.EVALUATE: self._evaluate_now}
+        self._commands = Commands(buffer, work, should_stop)
         self._dispatcher = Dispatcher(config, splits)
         self._version = 0
         self._saved_version = 0
@@ -102,11 +109,13 @@ class Trainer:
         if not resume:
             self._clear()
         try:
+            self._commands.refuse_old()
             self._start()
             if self._version == 0:
                 self._play_panel()
             while True:
                 try:
+                    self._commands.obey()
                     if self._over():
                         self._save_last()
                         return
@@ -138,7 +147,7 @@ class Trainer:
         self._ranks.restart()
 
     def _update(self) -> UpdateReport | None:
-        """One update; None when stopped while waiting."""
+        """One update; None when stopped, or asked for something else, while waiting."""
         started = time.monotonic()
         collected = self._collect()
         if collected is None:
@@ -152,6 +161,7 @@ class Trainer:
         self._version += 1
         self._dispatcher.settle(list(groups))
         self._ledger.append([_entry(self._version, number, group) for number, group in groups.items()])
+        self._archive.append(self._version, group_records(groups, prepared, self._config))
         weights = self._publish()
         published = time.monotonic()
         self._seconds += published - started
@@ -173,7 +183,7 @@ class Trainer:
         ready: dict[int, list[Trajectory]] = {}
         dropped = cancelled = 0
         quiet_since = time.monotonic()
-        while not self._should_stop():
+        while not self._stopping() and not self._commands.waiting():
             cancelled += self._give_up_cancelled()
             self._issue()
             window = self._dispatcher.window()
@@ -278,6 +288,7 @@ class Trainer:
             log.info("going on from %s", found)
         self._saved_version = self._version
         self._ledger.cut(self._version)
+        self._archive.cut(self._version)
         # The process may have died between a checkpoint and its acknowledgement.
         self._acknowledge()
         self._publish()
@@ -291,7 +302,7 @@ class Trainer:
 
     def _play_panel(self) -> None:
         every = self._config.evaluation.every
-        if every is not None and self._version % every == 0 and not self._should_stop():
+        if every is not None and self._version % every == 0 and not self._stopping():
             self._record("evaluation", self._version, self._evaluate(self._version))
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
@@ -307,10 +318,24 @@ class Trainer:
         if self._saved_version < self._version:
             self._save(self._ranks.weights())
 
+    def _checkpoint_now(self) -> str:
+        self._save_last()
+        return f"checkpoint {self._saved_version:06d} is there"
+
+    def _evaluate_now(self) -> str:
+        scalars = self._evaluate(self._version)
+        if not scalars:
+            return "the panel was not played to its end"
+        self._record("evaluation", self._version, scalars)
+        return f"success {scalars.get('evaluation/success_rate', 0.0):.1%} at version {self._version}"
+
+    def _stopping(self) -> bool:
+        return self._commands.stopped or self._should_stop()
+
     def _over(self) -> bool:
         minutes = self._config.run.minutes
         timed_out = minutes is not None and self._seconds >= 60 * minutes
-        return self._version >= self._config.learner.updates or timed_out or self._should_stop()
+        return self._version >= self._config.learner.updates or timed_out or self._stopping()
 
 
 def _entry(update: int, number: int, group: Sequence[Trajectory]) -> Entry:

@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 
 from services.buffer import keys
+from services.buffer.commands import CommandLog
 from services.buffer.connection import Arg, Connection
 from services.buffer.stats import BufferStats, StreamStats
 from services.codec import decode, encode
@@ -60,6 +61,7 @@ class Buffer:
         self._all_keys = self._keys.all()
         self._script = cache(connection.script)
         self._cap_bytes = config.max_mib * 2**20
+        self.commands = CommandLog(self._run, self._call)
         self._max_attempts = max_attempts
         self._seen: dict[str, int] = {}
         self._seen_lock = threading.Lock()

@@ -32,6 +32,10 @@ NAMES = (
     "manifest",  # string
     "state",  # string
     "metrics",  # stream, capped
+    "commands",  # hash: id -> JSON of what people ask of the run
+    "command_order",  # list: ids of commands, oldest first
+    "answers",  # hash: id of a command -> JSON of its answer
+    "desired_actors",  # integer: rollout actors that are wanted
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

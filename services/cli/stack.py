@@ -23,6 +23,7 @@ from services.buffer import Buffer
 from services.config.load import dump_config
 from services.config.tree import Config
 from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
+from services.run_folder import connection_file
 from services.weights import WeightChannel, open_channel
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Stack:
             return url
         self._announce("starting redis")
         self._redis = self._exit.enter_context(EmbeddedRedis(folder / "redis"))
+        self._exit.enter_context(connection_file(folder, self._redis.url))
         return self._redis.url
 
     def _start_environment(self, folder: Path) -> str:

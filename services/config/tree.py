@@ -209,6 +209,12 @@ class WeightsConfig(Section):
 class TelemetryConfig(Section):
     tensorboard: bool = True
     """Write TensorBoard event files into the run's folder."""
+    keep_groups_mib: int = Field(512, ge=0)
+    """Cap on the groups kept in the run's folder for the dashboard, the oldest go first; 0: none are kept."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases: `online` needs `$WANDB_API_KEY`; `offline` writes into the run's folder, for `wandb sync`."""
+    wandb_project: str = "anchorage"
+    """Weights & Biases: the project that the run belongs to."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
