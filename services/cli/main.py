@@ -100,6 +100,35 @@ def report(
         console.print(str(picture))
 
 
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How a run stands. Example: anchorage status runs/demo"""
+    from services.cli.status import print_status
+
+    print_status(run, as_json=as_json, console=console)
+
+
+@app.command()
+def control(
+    runs: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback tokens are required.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8080,
+    ready_file: Annotated[Path | None, typer.Option(help="File that gets the URL once it listens.")] = None,
+) -> None:
+    """Serve the dashboard and the control plane. Example: anchorage control runs --port 8080
+
+    Tokens come from ANCHORAGE_CONTROL_READ_TOKEN and ANCHORAGE_CONTROL_ADMIN_TOKEN, or from the files that these names
+    with _FILE at their end name.
+    """
+    from services.cli.control import run_control
+
+    setup_logging("INFO")
+    run_control(runs, host=host, port=port, ready_file=ready_file, console=console)
+
+
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

@@ -1,0 +1,182 @@
+"""What the API answers about a run, put together from its snapshot, its files and its archive."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from services.control.runs import Run
+from services.control.views import (
+    ActorList,
+    ActorView,
+    BufferView,
+    CommandList,
+    GroupList,
+    GroupSummary,
+    Histogram,
+    HistogramList,
+    MetricsView,
+    StreamView,
+    TrajectoryList,
+)
+
+HEARTBEAT_S = 10.0
+
+_T = TypeVar("_T")
+
+
+def metrics(run: Run, after: int, limit: int, names: frozenset[str] | None) -> MetricsView:
+    """Records number `after` and on; of `names` alone where they are given."""
+    records = run.metrics.records()
+    found = records[after : after + limit]
+    if names is not None:
+        wanted = names | {"step", "time"}
+        found = [{name: value for name, value in record.items() if name in wanted} for record in found]
+    return MetricsView(records=found, next=min(after, len(records)) + len(found), generation=run.metrics.generation)
+
+
+def actors(run: Run) -> ActorList:
+    snapshot = run.snapshot()
+    if snapshot is None:
+        return ActorList(live=False, wanted=None, heartbeat_s=HEARTBEAT_S, actors=[])
+    views = [_actor(name, facts) for name, facts in sorted(snapshot.actors.items())]
+    return ActorList(live=True, wanted=snapshot.wanted_actors, heartbeat_s=HEARTBEAT_S, actors=views)
+
+
+def buffer(run: Run) -> BufferView:
+    snapshot = run.snapshot()
+    if snapshot is None:
+        return BufferView(live=False)
+    stats = snapshot.stats
+    streams = [
+        StreamView(stream=name, open=counts.open, complete=counts.complete, cancelled=counts.cancelled)
+        for name, counts in stats.streams.items()
+    ]
+    return BufferView(
+        live=True,
+        queued=stats.queued,
+        leased=stats.leased,
+        streams=streams,
+        complete_groups=snapshot.complete,
+        cancelled_groups={str(group): reason for group, reason in snapshot.cancelled.items()},
+        trajectory_bytes=stats.trajectory_bytes,
+        cap_bytes=stats.cap_bytes,
+        full=stats.full,
+    )
+
+
+def commands(run: Run) -> CommandList:
+    """Newest first."""
+    snapshot = run.snapshot()
+    return CommandList(commands=[] if snapshot is None else list(reversed(snapshot.commands)))
+
+
+def staleness(run: Run, last: int) -> HistogramList:
+    """Of the newest `last` updates: how many groups were how many updates old when they were trained on."""
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for entry in run.ledger.records():
+        update, versions = entry.get("update"), entry.get("versions")
+        if isinstance(update, int) and isinstance(versions, list):
+            oldest = min((version for member in versions for version in member), default=update - 1)
+            counts[update][str(max(0, update - 1 - oldest))] += 1
+    newest = sorted(counts)[-last:]
+    return HistogramList(updates=[Histogram(update=update, counts=dict(counts[update])) for update in newest])
+
+
+def step_group_sizes(run: Run, last: int) -> HistogramList:
+    """Of the newest `last` kept updates: how many step groups there were of each size."""
+    return HistogramList(
+        updates=[
+            Histogram(update=update, counts={str(size): count for size, count in sizes.items()})
+            for update, sizes in run.kept.step_group_sizes(last)
+        ]
+    )
+
+
+def groups(
+    run: Run, *, offset: int, limit: int, update: int | None, task_type: str | None, success: str | None
+) -> GroupList:
+    """Kept groups, newest update first. `success`: all won, none won, or some."""
+    rows = [group for group, _ in run.kept.rows()]
+    found = [
+        group
+        for group in rows
+        if (update is None or group.update == update)
+        and (task_type is None or group.task_type == task_type)
+        and (success is None or success == _success(group))
+    ]
+    types, first, last = _span(rows)
+    return GroupList(
+        groups=found[offset : offset + limit], total=len(found), task_types=types, first_update=first, last_update=last
+    )
+
+
+def trajectories(
+    run: Run,
+    *,
+    offset: int,
+    limit: int,
+    group: int | None,
+    task_type: str | None,
+    won: bool | None,
+    version: int | None,
+) -> TrajectoryList:
+    """Kept episodes, newest update first. `version`: a policy version that wrote part of the episode."""
+    rows = list(run.kept.rows())
+    found = [
+        episode
+        for _, episodes in rows
+        for episode in episodes
+        if (group is None or episode.group == group)
+        and (task_type is None or episode.task_type == task_type)
+        and (won is None or episode.won == won)
+        and (version is None or episode.oldest_version <= version <= episode.newest_version)
+    ]
+    types, first, last = _span(summary for summary, _ in rows)
+    return TrajectoryList(
+        trajectories=found[offset : offset + limit],
+        total=len(found),
+        task_types=types,
+        first_update=first,
+        last_update=last,
+    )
+
+
+def _span(groups: Iterable[GroupSummary]) -> tuple[list[str], int | None, int | None]:
+    """Task types, first and last update."""
+    types, updates = set(), []
+    for group in groups:
+        types.add(group.task_type)
+        updates.append(group.update)
+    return sorted(types), min(updates, default=None), max(updates, default=None)
+
+
+def _success(group: GroupSummary) -> str:
+    return "all" if group.won == group.episodes else "none" if group.won == 0 else "some"
+
+
+def _actor(name: str, facts: dict[str, Any]) -> ActorView:
+    return ActorView(
+        name=name,
+        state=str(facts.get("state", "")),
+        version=_typed(facts, "version", int),
+        episodes=_typed(facts, "episodes", int),
+        tokens_per_s=_number(facts, "tokens_per_s"),
+        kv_use=_number(facts, "kv_use"),
+        stored=_typed(facts, "stored", int),
+        failed=_typed(facts, "failed", int),
+        abandoned=_typed(facts, "abandoned", int),
+        host=str(facts.get("host", "")),
+        facts=facts,
+    )
+
+
+def _typed(facts: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
+    value = facts.get(name)
+    return value if isinstance(value, kind) else None
+
+
+def _number(facts: dict[str, Any], name: str) -> float | None:
+    value = facts.get(name)
+    return float(value) if isinstance(value, int | float) else None

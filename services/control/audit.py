@@ -1,0 +1,44 @@
+"""The audit log of a run: who asked for what, when, and what came of it; one JSON line each, in the run's folder.
+
+Invariants
+- Append-only, on disk before the caller is answered. An action that cannot be recorded is not done.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from services.control.json_lines import JsonLines
+from services.control.views import AuditEntry
+from services.errors import AnchorageError
+from services.run_folder import AUDIT_NAME
+
+
+class AuditUnwritable(AnchorageError):
+    """The audit log cannot be written, so nothing may be done."""
+
+
+class Audit:
+    """The log of one run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / AUDIT_NAME
+
+    def note(self, by: str, action: str, result: str, *, actors: int | None = None, command: str | None = None) -> None:
+        """Add a line; durable on return. Raises AuditUnwritable."""
+        entry = AuditEntry(at=time.time(), by=by, action=action, actors=actors, command=command, result=result)
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+            try:
+                os.write(descriptor, entry.model_dump_json().encode() + b"\n")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise AuditUnwritable(f"the audit log cannot be written: {error.strerror}") from None
+
+    def entries(self, count: int) -> list[AuditEntry]:
+        """The newest `count` lines, oldest first."""
+        return [AuditEntry.model_validate(record) for record in JsonLines(self._path).records()[-count:]]

@@ -1,0 +1,212 @@
+"""A kept group taken apart for people: anchor states as nodes, actions as edges, episodes step by step.
+
+Invariants
+- Every number shown is one that the learner trained with, or a plain count, mean or deviation of those.
+- States are numbered from 0 in order of first appearance within the group.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.archive import GroupEntry, MemberEntry, StepNumbers, numbers_of, read_trajectory
+from services.config.tree import Config
+from services.control.kept import episode_summary
+from services.control.views import (
+    EdgeView,
+    Formula,
+    GroupSummary,
+    GroupView,
+    StateStep,
+    StateView,
+    StepView,
+    TrajectoryView,
+    VersionSpanView,
+)
+from services.schemas import Step, Trajectory
+
+_THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One step of the group: who took it, what happened, and its numbers."""
+
+    member: int
+    number: int
+    state: int
+    step: Step
+    return_: float
+    episode: float
+    level: float
+    total: float
+
+
+def formula(config: Config | None) -> Formula | None:
+    """The settings behind a run's advantages."""
+    if config is None:
+        return None
+    return Formula(algorithm=config.algorithm, **config.advantage.model_dump())
+
+
+def group_view(path: Path, summary: GroupSummary, entry: GroupEntry, config: Config | None) -> GroupView:
+    """The whole group. Raises what `services.archive.read_trajectory` does."""
+    episodes = [(member, read_trajectory(path, member)) for member in entry.members]
+    rows = _rows(entry, [trajectory for _, trajectory in episodes])
+    return GroupView(
+        summary=summary,
+        formula=formula(config),
+        trajectories=[episode_summary(summary, member) for member in entry.members],
+        states=_states(rows),
+        edges=_edges(rows, {member.member: member.won for member in entry.members}),
+    )
+
+
+def trajectory_view(path: Path, summary: GroupSummary, entry: GroupEntry, member: MemberEntry) -> TrajectoryView:
+    """One episode. Raises what `services.archive.read_trajectory` does."""
+    trajectory = read_trajectory(path, member)
+    numbers, states = numbers_of(member), _state_numbers(entry)
+    of_state = np.concatenate([numbers_of(other).step_group for other in entry.members])
+    sizes = dict(zip(*(part.tolist() for part in np.unique(of_state, return_counts=True)), strict=True))
+    return TrajectoryView(
+        summary=episode_summary(summary, member),
+        facts=_plain(trajectory.facts),
+        started_at=trajectory.started_at,
+        finished_at=trajectory.finished_at,
+        steps=[
+            _step_view(number, step, numbers, states, sizes[int(numbers.step_group[number])])
+            for number, step in enumerate(trajectory.steps)
+        ],
+    )
+
+
+def _step_view(number: int, step: Step, numbers: StepNumbers, states: dict[int, int], size: int) -> StepView:
+    thought = _THOUGHT.search(step.response)
+    logprobs = step.logprobs
+    return StepView(
+        number=number,
+        state=states[int(numbers.step_group[number])],
+        observation=step.observation,
+        prompt=step.prompt,
+        response=step.response,
+        thought=thought.group(1).strip() if thought else None,
+        action=step.action,
+        reward=_finite(step.reward),
+        valid=step.valid,
+        terminated=step.terminated,
+        truncated=step.truncated,
+        versions=[VersionSpanView(version=span.version, tokens=span.tokens) for span in step.versions],
+        prompt_tokens=len(step.prompt_ids),
+        response_tokens=len(step.response_ids),
+        mean_logprob=_finite(float(logprobs.mean())) if len(logprobs) else None,
+        **{"return": _finite(numbers.returns[number])},
+        episode_advantage=_finite(numbers.episode[number]),
+        step_advantage=_finite(numbers.step[number]),
+        advantage=_finite(numbers.total[number]),
+        step_group_size=size,
+    )
+
+
+def _state_numbers(entry: GroupEntry) -> dict[int, int]:
+    """Number of each step group of the update within this group."""
+    states: dict[int, int] = {}
+    for member in entry.members:
+        for identity in numbers_of(member).step_group.tolist():
+            states.setdefault(identity, len(states))
+    return states
+
+
+def _rows(entry: GroupEntry, trajectories: Sequence[Trajectory]) -> list[_Row]:
+    states = _state_numbers(entry)
+    rows = []
+    for member, trajectory in zip(entry.members, trajectories, strict=True):
+        numbers = numbers_of(member)
+        for number, step in enumerate(trajectory.steps):
+            rows.append(
+                _Row(
+                    member.member,
+                    number,
+                    states[int(numbers.step_group[number])],
+                    step,
+                    _finite(numbers.returns[number]),
+                    _finite(numbers.episode[number]),
+                    _finite(numbers.step[number]),
+                    _finite(numbers.total[number]),
+                )
+            )
+    return rows
+
+
+def _states(rows: Sequence[_Row]) -> list[StateView]:
+    of_state: dict[int, list[_Row]] = defaultdict(list)
+    for row in rows:
+        of_state[row.state].append(row)
+    return [_state(state, of_state[state]) for state in sorted(of_state)]
+
+
+def _state(state: int, rows: Sequence[_Row]) -> StateView:
+    returns = np.array([row.return_ for row in rows])
+    return StateView(
+        state=state,
+        layer=min(row.number for row in rows),
+        anchor=rows[0].step.anchor,
+        observation=rows[0].step.observation,
+        mean_return=float(returns.mean()),
+        deviation=float(returns.std(ddof=1)) if len(rows) > 1 else 0.0,
+        steps=[
+            StateStep(
+                member=row.member,
+                number=row.number,
+                action=row.step.action,
+                valid=row.step.valid,
+                reward=_finite(row.step.reward),
+                **{"return": row.return_},
+                episode_advantage=row.episode,
+                step_advantage=row.level,
+                advantage=row.total,
+            )
+            for row in rows
+        ],
+    )
+
+
+def _edges(rows: Sequence[_Row], won: dict[int, bool]) -> list[EdgeView]:
+    """Actions from state to state; rows are in member and step order."""
+    taken: dict[tuple[int, int, str, str], list[_Row]] = defaultdict(list)
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        goes_on = after is not None and after.member == row.member
+        outcome = "" if goes_on else "won" if won[row.member] else "lost"
+        taken[row.state, after.state if goes_on and after is not None else -1, row.step.action, outcome].append(row)
+    return [
+        EdgeView(
+            source=source,
+            target=target if target >= 0 else None,
+            outcome=outcome or None,
+            action=action,
+            count=len(found),
+            step_advantage=sum(row.level for row in found) / len(found),
+            advantage=sum(row.total for row in found) / len(found),
+            members=sorted({row.member for row in found}),
+        )
+        for (source, target, action, outcome), found in taken.items()
+    ]
+
+
+def _finite(value: float) -> float:
+    """JSON has no NaN and no infinities."""
+    return float(value) if math.isfinite(value) else 0.0
+
+
+def _plain(facts: Any) -> dict[str, Any]:
+    return {
+        str(name): None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in facts.items()
+    }

@@ -1,0 +1,102 @@
+"""Prometheus metrics of all live runs, and of the control plane itself.
+
+The learner and the rollout actors open no port of their own: Ray places them on any node, and what they tell is in Redis
+already (heartbeats, metrics stream). Environment servers export theirs under `/metrics`.
+
+Invariants
+- Labels come from small sets: runs of the folder, actors alive now, stream kinds. A run that is not live exports only that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from services.control.live import Snapshot
+from services.control.runs import Run
+from services.schemas import TRAIN_STREAM
+
+ACTOR_FACTS = {
+    "version": "Policy version that the actor samples with.",
+    "episodes": "Episodes in flight.",
+    "tokens_per_s": "Response tokens a second.",
+    "kv_use": "Share of the KV cache in use.",
+    "stored": "Episodes stored since the actor began.",
+    "failed": "Episodes failed since the actor began.",
+    "abandoned": "Episodes abandoned since the actor began.",
+    "response_tokens": "Response tokens since the actor began.",
+    "updates": "Weight updates since the actor began.",
+}
+
+
+def page(runs: Sequence[Run]) -> bytes:
+    """The text of `/metrics`."""
+    registry = CollectorRegistry()
+    registry.register(_Runs(runs))
+    return generate_latest(registry)
+
+
+class _Runs(Collector):
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+
+        def add(name: str, help_text: str, value: Any, **labels: str) -> None:
+            if isinstance(value, int | float):
+                if name not in families:
+                    families[name] = GaugeMetricFamily(f"anchorage_{name}", help_text, labels=list(labels))
+                families[name].add_metric(list(labels.values()), float(value))
+
+        for run in self._runs:
+            snapshot = run.snapshot()
+            add("run_live", "1 when the run's Redis answers.", float(snapshot is not None), run=run.name)
+            if snapshot is not None:
+                _add_buffer(add, run.name, snapshot)
+                _add_actors(add, run.name, snapshot)
+                _add_newest(add, run)
+        yield from families.values()
+
+
+def _add_buffer(add: Any, run: str, snapshot: Snapshot) -> None:
+    stats = snapshot.stats
+    add("run_paused", "1 while the run is paused.", float(snapshot.state == "paused"), run=run)
+    for state, count in (("queued", stats.queued), ("leased", stats.leased)):
+        add("buffer_tickets", "Tickets by state.", count, run=run, state=state)
+    groups: dict[tuple[str, str], int] = {}
+    for stream, counts in stats.streams.items():
+        kind = "train" if stream == TRAIN_STREAM else "evaluation"
+        for state in ("open", "complete", "cancelled"):
+            groups[kind, state] = groups.get((kind, state), 0) + getattr(counts, state)
+    for (kind, state), count in groups.items():
+        add("buffer_groups", "Groups in Redis by kind of stream and state.", count, run=run, stream=kind, state=state)
+    add("buffer_bytes", "Bytes of stored trajectories.", stats.trajectory_bytes, run=run)
+    add("buffer_cap_bytes", "Bytes beyond which no new group is begun.", stats.cap_bytes, run=run)
+
+
+def _add_actors(add: Any, run: str, snapshot: Snapshot) -> None:
+    add("actors", "Rollout actors alive.", len(snapshot.actors), run=run)
+    for actor, facts in snapshot.actors.items():
+        for name, help_text in ACTOR_FACTS.items():
+            add(f"actor_{name}", help_text, facts.get(name), run=run, actor=actor)
+
+
+def _add_newest(add: Any, run: Run) -> None:
+    """The newest value of everything that the learner records."""
+    newest: dict[str, Any] = {}
+    for record in run.metrics.records()[-200:]:
+        newest.update(record)
+    add("run_update", "Updates done.", newest.pop("step", None), run=run.name)
+    add("run_newest_record_seconds", "Unix time of the newest record.", newest.pop("time", None), run=run.name)
+    for name, value in newest.items():
+        add(f"learner_{re.sub('[^a-zA-Z0-9_]', '_', name)}", f"{name} of the newest update.", value, run=run.name)

@@ -1,0 +1,116 @@
+"""Who may ask: bearer tokens of two roles, and how often.
+
+Invariants
+- Tokens are compared in constant time, both of them on every request.
+- What is remembered of clients is bounded. A wrong token costs as much as many requests.
+"""
+
+from __future__ import annotations
+
+import enum
+import hmac
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from services.control.settings import ControlSettings
+
+WRONG_TOKEN_COST = 30
+MAX_CLIENTS = 4096
+
+_bearer = HTTPBearer(auto_error=False, description="The read token, or the admin token, which may also act.")
+
+
+class Role(enum.StrEnum):
+    READ = "read"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the role, and the address the request came from."""
+
+    role: Role
+    address: str
+
+    def __str__(self) -> str:
+        return f"{self.role}@{self.address}"
+
+
+class Limiter:
+    """A token bucket for each client: `per_minute` requests on average, and as many at once."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._burst = float(per_minute)
+        self._rate = per_minute / 60
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, client: str, cost: float = 1.0) -> float:
+        """0, or the seconds after which there is room again."""
+        now = time.monotonic()
+        left, since = self._left.pop(client, (self._burst, now))
+        left = min(self._burst, left + (now - since) * self._rate)
+        allowed = left > 0
+        self._left[client] = (left - cost if allowed else left, now)
+        while len(self._left) > MAX_CLIENTS:
+            self._left.popitem(last=False)
+        return 0.0 if allowed else (1 - left) / self._rate
+
+
+class Gate:
+    """Answers who a request comes from, or refuses it."""
+
+    def __init__(self, settings: ControlSettings) -> None:
+        self._open = settings.open
+        self._tokens = {
+            role: token.get_secret_value().encode()
+            for role, token in ((Role.READ, settings.read_token), (Role.ADMIN, settings.admin_token))
+            if token is not None
+        }
+        self._limiter = Limiter(settings.requests_per_minute)
+
+    @property
+    def open(self) -> bool:
+        """No token is asked for."""
+        return self._open
+
+    def admit(self, address: str, token: str | None) -> Caller:
+        """The caller.
+
+        Raises:
+            HTTPException: 401 without a token or with a wrong one, 429 beyond the limit.
+        """
+        self._limit(address, 1)
+        if self._open:
+            return Caller(Role.ADMIN, address)
+        role = None
+        for candidate, expected in self._tokens.items():
+            if hmac.compare_digest((token or "").encode(), expected):
+                role = candidate
+        if role is None:
+            if token is not None:
+                self._limit(address, WRONG_TOKEN_COST)
+            detail = "a bearer token is required, and none or another one was sent"
+            raise HTTPException(401, detail, {"WWW-Authenticate": "Bearer"})
+        return Caller(role, address)
+
+    def _limit(self, address: str, cost: float) -> None:
+        wait_s = self._limiter.take(address, cost)
+        if wait_s:
+            raise HTTPException(429, "too many requests", {"Retry-After": str(math.ceil(wait_s))})
+
+
+async def caller(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Caller:
+    gate: Gate = request.app.state.gate
+    address = request.client.host if request.client else "unknown"
+    return gate.admit(address, credentials.credentials if credentials else None)
+
+
+Reader = Annotated[Caller, Depends(caller)]

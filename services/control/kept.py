@@ -1,0 +1,122 @@
+"""The archive of a run's groups (see `services.archive`), for lists, filters and single groups.
+
+Invariants
+- An index is read once for each version of its file; at most `MAX_CACHED` are held.
+- A damaged or vanished file is left out of lists and said in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from services.archive import ArchiveDamaged, GroupEntry, MemberEntry, files, numbers_of, read_index
+from services.control.views import GroupSummary, TrajectorySummary
+
+MAX_CACHED = 2048
+
+log = logging.getLogger(__name__)
+
+Rows = list[tuple[GroupSummary, list[TrajectorySummary]]]
+
+
+class Kept:
+    """Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple[Path, int, int], Rows] = OrderedDict()
+
+    def updates(self) -> list[int]:
+        """Updates whose groups are kept, ascending."""
+        return [int(path.stem) for path in files(self._folder)]
+
+    def rows(self) -> Iterator[tuple[GroupSummary, list[TrajectorySummary]]]:
+        """Every group with its episodes, newest update first."""
+        for path in reversed(files(self._folder)):
+            yield from self._summaries(path)
+
+    def find(self, group: int) -> tuple[Path, GroupSummary, GroupEntry] | None:
+        """Where the group lies, and its entry there. A group is trained on once, so there is one at most."""
+        for path in reversed(files(self._folder)):
+            for summary, _ in self._summaries(path):
+                if summary.group == group:
+                    entries = read_index(path).groups
+                    return path, summary, next(entry for entry in entries if entry.group == group)
+        return None
+
+    def step_group_sizes(self, last: int) -> Iterator[tuple[int, dict[int, int]]]:
+        """Of each of the newest `last` updates: its number, and how many step groups there are of each size."""
+        for path in files(self._folder)[-last:]:
+            try:
+                index = read_index(path)
+                ids = np.concatenate([numbers_of(m).step_group for entry in index.groups for m in entry.members])
+            except (ArchiveDamaged, OSError, ValueError) as error:
+                log.warning("left out: %s", error)
+                continue
+            sizes, counts = np.unique(np.unique(ids, return_counts=True)[1], return_counts=True)
+            yield index.update, dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+
+    def _summaries(self, path: Path) -> Rows:
+        try:
+            stat = path.stat()
+            key = (path, stat.st_ino, stat.st_mtime_ns)
+            with self._lock:
+                if key in self._cache:
+                    return self._cache[key]
+            index = read_index(path)
+            rows = [_summarise(index.update, entry) for entry in index.groups]
+        except (ArchiveDamaged, OSError, ValueError) as error:
+            log.warning("left out: %s", error)
+            return []
+        with self._lock:
+            self._cache[key] = rows
+            while len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        return rows
+
+
+def _summarise(update: int, entry: GroupEntry) -> tuple[GroupSummary, list[TrajectorySummary]]:
+    _, sizes = np.unique(np.concatenate([numbers_of(m).step_group for m in entry.members]), return_counts=True)
+    oldest = min(member.oldest_version for member in entry.members)
+    summary = GroupSummary(
+        group=entry.group,
+        update=update,
+        task=entry.task,
+        task_type=entry.task_type,
+        episodes=len(entry.members),
+        won=sum(member.won for member in entry.members),
+        mean_reward=sum(member.reward for member in entry.members) / len(entry.members),
+        steps=sum(member.steps for member in entry.members),
+        step_groups=len(sizes),
+        largest_step_group=int(sizes.max()),
+        staleness=max(0, update - 1 - oldest),
+        oldest_version=oldest,
+        newest_version=max(member.newest_version for member in entry.members),
+    )
+    return summary, [episode_summary(summary, member) for member in entry.members]
+
+
+def episode_summary(group: GroupSummary, member: MemberEntry) -> TrajectorySummary:
+    return TrajectorySummary(
+        group=group.group,
+        member=member.member,
+        update=group.update,
+        task=group.task,
+        task_type=group.task_type,
+        won=member.won,
+        reward=member.reward,
+        steps=member.steps,
+        valid_steps=member.valid_steps,
+        response_tokens=member.response_tokens,
+        oldest_version=member.oldest_version,
+        newest_version=member.newest_version,
+        actor=member.actor,
+        episode_advantage=float(numbers_of(member).episode[0]),
+    )

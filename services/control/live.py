@@ -1,0 +1,119 @@
+"""The live side of a run: what its Redis knows, asked for at most twice a second however many people look.
+
+Invariants
+- A Redis that does not answer is no error but a run that is not live; it is looked for again after `RETRY_S`.
+- Every question has a short time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.buffer import Buffer, BufferStats
+from services.buffer.commands import Command, CommandLog
+from services.config.tree import Config
+from services.errors import RedisUnavailable
+from services.run_folder import redis_url
+from services.schemas import TRAIN_STREAM
+
+FRESH_S = 0.5
+RETRY_S = 3.0
+TIMEOUT_S = 2.0
+PATIENCE_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What Redis said of a run at one moment."""
+
+    state: str
+    stats: BufferStats
+    actors: dict[str, dict[str, Any]]
+    complete: list[int]
+    cancelled: dict[int, str]
+    commands: list[Command]
+    wanted_actors: int | None
+
+
+class Live:
+    """One run's connection. Thread-safe."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self._folder = folder
+        self._config = config
+        self._lock = threading.Lock()
+        self._buffer: Buffer | None = None
+        self._snapshot: Snapshot | None = None
+        self._taken = -RETRY_S
+
+    def snapshot(self) -> Snapshot | None:
+        """The newest facts; None while the run is not live."""
+        with self._lock:
+            age = time.monotonic() - self._taken
+            if age > (FRESH_S if self._snapshot is not None else RETRY_S):
+                self._snapshot = self._ask(_look)
+                self._taken = time.monotonic()
+            return self._snapshot
+
+    def commands(self) -> CommandLog | None:
+        """The run's commands; None while it is not live."""
+        with self._lock:
+            log: CommandLog | None = self._ask(lambda buffer: buffer.commands if buffer.state() else None)
+            return log
+
+    def refresh(self) -> None:
+        """Ask anew at the next look."""
+        with self._lock:
+            self._taken = -RETRY_S
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _ask(self, question: Callable[[Buffer], Any]) -> Any:
+        try:
+            buffer = self._connected()
+            return None if buffer is None else question(buffer)
+        except RedisUnavailable as error:
+            log.info("run %s is not live: %s", self._folder.name, error)
+            self._drop()
+            return None
+
+    def _connected(self) -> Buffer | None:
+        if self._buffer is None:
+            url = redis_url(self._folder, self._config)
+            if url is None:
+                return None
+            quick = self._config.buffer.model_copy(update={"timeout_s": TIMEOUT_S, "reconnect_s": PATIENCE_S})
+            self._buffer = Buffer.connect(url, self._config.run.name, quick)
+        return self._buffer
+
+    def _drop(self) -> None:
+        if self._buffer is not None:
+            with contextlib.suppress(OSError):
+                self._buffer.close()
+        self._buffer = None
+
+
+def _look(buffer: Buffer) -> Snapshot | None:
+    state = buffer.state()
+    if not state:
+        return None  # this Redis has never seen the run
+    return Snapshot(
+        state=state,
+        stats=buffer.stats(),
+        actors=buffer.actors(),
+        complete=buffer.complete(TRAIN_STREAM),
+        cancelled=buffer.cancelled(TRAIN_STREAM),
+        commands=buffer.commands.all(),
+        wanted_actors=buffer.commands.wanted_actors(),
+    )

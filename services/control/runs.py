@@ -1,0 +1,165 @@
+"""The runs in a folder: each a folder of its own with a `config.yaml`.
+
+Invariants
+- A run is found by the plain name of its folder; nothing outside of the runs' folder can be named.
+- A run whose configuration this version cannot read is still shown, from its files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from services.buffer.connection import mask
+from services.config.tree import Config
+from services.control.json_lines import JsonLines
+from services.control.kept import Kept
+from services.control.live import Live, Snapshot
+from services.control.views import CheckpointView, RunView
+from services.errors import RedisUnavailable
+from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, LEDGER_NAME
+from services.telemetry import METRICS_NAME
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+ENDED = "ended"
+
+
+class Run:
+    """One run: its files, and its Redis where that answers. Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self.folder = folder
+        self.tree = _read_tree(folder / CONFIG_NAME)
+        try:
+            self.config: Config | None = Config.model_validate(self.tree)
+        except ValidationError:
+            self.config = None
+        self.metrics = JsonLines(folder / METRICS_NAME)
+        self.ledger = JsonLines(folder / LEDGER_NAME)
+        self.kept = Kept(folder)
+        # A folder that was renamed is a former run: the name in Redis belongs to another one by now.
+        named = self.config is not None and self.config.run.name == folder.name
+        self.live = Live(folder, self.config) if named and self.config is not None else None
+
+    def snapshot(self) -> Snapshot | None:
+        return self.live.snapshot() if self.live is not None else None
+
+    def view(self) -> RunView:
+        snapshot, records = self.snapshot(), self.metrics.records()
+        return RunView(
+            name=self.name,
+            algorithm=self.tree.get("algorithm"),
+            env=_section(self.tree, "env").get("name"),
+            live=snapshot is not None,
+            state=snapshot.state if snapshot else ENDED,
+            note=self._note(snapshot),
+            update=max((int(r["step"]) for r in records if "rollout/success_rate" in r), default=0),
+            updates=_section(self.tree, "learner").get("updates"),
+            success=_last(records, "rollout/success_rate"),
+            evaluation=_last(records, "evaluation/success_rate"),
+            changed_at=_last(records, "time"),
+        )
+
+    def shown_config(self) -> dict[str, Any]:
+        """The configuration for people to read: no password in it."""
+        tree: dict[str, Any] = json.loads(json.dumps(self.tree, default=str))
+        url = _section(tree, "buffer").get("redis_url")
+        if url:
+            try:
+                tree["buffer"]["redis_url"] = mask(str(url))
+            except RedisUnavailable:
+                tree["buffer"]["redis_url"] = "(hidden)"
+        return tree
+
+    def checkpoints(self) -> list[CheckpointView]:
+        """Complete checkpoints, oldest first."""
+        folder = self.folder / CHECKPOINTS_NAME
+        found = sorted(p for p in folder.glob("[0-9]*") if p.name.isdecimal()) if folder.is_dir() else []
+        return [view for path in found if (view := _checkpoint(path)) is not None]
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.close()
+
+    def _note(self, snapshot: Snapshot | None) -> str:
+        if snapshot is not None:
+            return "live: its Redis answers"
+        if self.config is None:
+            return "this version cannot read the run's configuration: metrics and groups are shown from its folder"
+        return "not live: its Redis does not answer, everything shown is from the run's folder"
+
+
+class Runs:
+    """All runs below a folder. Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[tuple[int, int], Run]] = {}
+
+    def all(self) -> list[Run]:
+        """Every run, by name."""
+        names = sorted(path.parent.name for path in self._folder.glob(f"*/{CONFIG_NAME}"))
+        return [run for name in names if (run := self.find(name)) is not None]
+
+    def find(self, name: str) -> Run | None:
+        """The run of this name; opened anew when another run took its place."""
+        if not re.match(NAME_PATTERN, name):
+            return None
+        with self._lock:
+            try:
+                stat = (self._folder / name / CONFIG_NAME).stat()
+            except OSError:
+                self._forget(name)
+                return None
+            mark = (stat.st_ino, stat.st_mtime_ns)
+            if name not in self._open or self._open[name][0] != mark:
+                self._forget(name)
+                self._open[name] = (mark, Run(self._folder / name))
+            return self._open[name][1]
+
+    def close(self) -> None:
+        with self._lock:
+            for name in list(self._open):
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        found = self._open.pop(name, None)
+        if found is not None:
+            found[1].close()
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    section = tree.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _last(records: list[dict[str, Any]], name: str) -> float | None:
+    return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
+
+
+def _checkpoint(path: Path) -> CheckpointView | None:
+    """None for one that is being removed."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        written = (path / "state.json").stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    seconds = state.get("seconds")
+    return CheckpointView(version=int(path.name), bytes=size, written_at=written, training_seconds=seconds)

@@ -1,0 +1,81 @@
+"""Running the control plane in this process until a signal ends it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from services.control.app import create_app
+from services.control.settings import ControlRefused, ControlSettings
+
+GRACE_S = 5
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: ControlSettings, on_ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve until SIGTERM or SIGINT; `on_ready` gets the URL once it accepts connections.
+
+    Raises:
+        ControlRefused: it would not be safe, there are no runs, or the address is taken.
+    """
+    settings.check()
+    app = create_app(settings)
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        limit_concurrency=1000,
+    )
+
+    def ready() -> None:
+        if settings.ready_file is not None:
+            partial = settings.ready_file.with_suffix(".partial")
+            partial.write_text(url)
+            os.replace(partial, settings.ready_file)
+        on_ready(url)
+
+    _Server(config, app, ready).run([listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn's own handler raises the signal again once it is done; being asked to stop is no failure here.
+        self._app.state.closing.set()
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _listen(settings: ControlSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ControlRefused(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port"
+        ) from None
+    return listener

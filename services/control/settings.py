@@ -1,0 +1,95 @@
+"""Settings of the control plane, and the rules of what it may listen on.
+
+Invariants
+- Beyond loopback it does not listen without a token. With any token set, every request for data needs one.
+- A token comes from the environment or from a file, never from the command line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from services.errors import AnchorageError
+
+READ_TOKEN_VARIABLE = "ANCHORAGE_CONTROL_READ_TOKEN"
+ADMIN_TOKEN_VARIABLE = "ANCHORAGE_CONTROL_ADMIN_TOKEN"
+SHORTEST_TOKEN = 16
+
+
+class ControlRefused(AnchorageError):
+    """The control plane would not be safe to start as it was asked for, or cannot listen."""
+
+
+class ControlSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    runs: Path
+    """Folder that holds the runs."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback a token is required."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port to listen on; 0: a free one, see `ready_file`."""
+    read_token: SecretStr | None = None
+    """Bearer token that may look at everything."""
+    admin_token: SecretStr | None = None
+    """Bearer token that may also act."""
+    requests_per_minute: int = Field(1200, ge=1)
+    """Requests a client's address may make; beyond them it is answered 429."""
+    max_streams: int = Field(64, ge=1)
+    """Event streams at the same time; a further one is answered 429."""
+    ready_file: Path | None = None
+    """File that gets the server's URL once it listens."""
+
+    @property
+    def open(self) -> bool:
+        """No token is set: whoever reaches the port may do everything."""
+        return self.read_token is None and self.admin_token is None
+
+    def check(self) -> None:
+        """Raise ControlRefused where listening would be unsafe, or there is nothing to show."""
+        if not self.runs.is_dir():
+            raise ControlRefused(f"{self.runs} is no folder: name the one that holds the runs (run.dir)")
+        if self.open and not is_loopback(self.host):
+            raise ControlRefused(
+                f"the control plane does not listen on {self.host} without a token: "
+                f"set {READ_TOKEN_VARIABLE} and {ADMIN_TOKEN_VARIABLE} (or …_FILE), or listen on 127.0.0.1"
+            )
+        for name, token in ((READ_TOKEN_VARIABLE, self.read_token), (ADMIN_TOKEN_VARIABLE, self.admin_token)):
+            if token is not None and len(token.get_secret_value()) < SHORTEST_TOKEN:
+                raise ControlRefused(f"{name} is shorter than {SHORTEST_TOKEN} characters")
+        if self.read_token is not None and self.read_token == self.admin_token:
+            raise ControlRefused(f"{READ_TOKEN_VARIABLE} and {ADMIN_TOKEN_VARIABLE} are the same token")
+
+
+def token_from(variable: str, environment: Mapping[str, str] = os.environ) -> SecretStr | None:
+    """The token in `$variable`, or in the file that `$variable_FILE` names; None where neither is set.
+
+    Raises:
+        ControlRefused: the file cannot be read or is empty, or both are set.
+    """
+    value, file = environment.get(variable), environment.get(f"{variable}_FILE")
+    if value and file:
+        raise ControlRefused(f"both {variable} and {variable}_FILE are set: set one of them")
+    if not file:
+        return SecretStr(value) if value else None
+    try:
+        value = Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ControlRefused(f"cannot read the token file {file} ({variable}_FILE): {error}") from None
+    if not value:
+        raise ControlRefused(f"the token file {file} ({variable}_FILE) is empty")
+    return SecretStr(value)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
