@@ -1,0 +1,167 @@
+// Actors and buffer: who does what on which version, what waits where, and the buttons for what the API can do.
+
+import { get, post } from "./api.js";
+import { confirm, h, show, table } from "./dom.js";
+import { bytes, clock, percent, short } from "./format.js";
+
+const LOOK_MS = 5000;
+
+const ACTIONS = [
+  ["pause", "Pause", "Tickets that are out are played to their end, then everything rests. The run keeps its memory and its machines.", {}],
+  ["resume", "Resume", "Go on where the run was paused.", {}],
+  ["checkpoint", "Checkpoint now", "Write a checkpoint between two updates; the groups it records then leave Redis.", {}],
+  ["evaluate", "Evaluate now", "Play the evaluation panel with the current policy; the learner waits meanwhile.", {}],
+  ["scale", "Scale …", "Say how many rollout actors are wanted.", {}],
+  ["stop", "Stop", "End the run after the work in hand, with a checkpoint. It can be resumed from the command line.", { danger: true }],
+];
+
+async function act(shared, [action, title, text, options], said) {
+  const body = { action };
+  let extra = null;
+  if (action === "scale") {
+    const input = h("input", { type: "number", min: "0", max: "10000", value: shared.facts.actors?.wanted ?? shared.facts.actors?.actors.length ?? 1 });
+    extra = h("label", { class: "field" }, "Rollout actors", input);
+    Object.defineProperty(body, "actors", { get: () => Number(input.value), enumerable: true });
+  }
+  if (!(await confirm(`${title.replace(" …", "")}: ${shared.name}?`, text, title.replace(" …", ""), { ...options, extra }))) return;
+  try {
+    await post(`/runs/${encodeURIComponent(shared.name)}/actions`, body);
+    said.textContent = `${title.replace(" …", "")} was asked for. Its answer appears below.`;
+  } catch (error) {
+    said.textContent = error.message;
+  }
+}
+
+function buttons(shared, said) {
+  const { run } = shared.facts;
+  const why = shared.me?.role !== "admin" ? "The read token may look, not act." : !run?.live ? "The run is not live." : null;
+  const off = (action) => why !== null || (action === "pause" && run.state === "paused") || (action === "resume" && run.state !== "paused");
+  return [
+    why && h("p", { class: "notice" }, why),
+    h(
+      "ul",
+      { class: "actions" },
+      ACTIONS.map((entry) => {
+        const [action, title, text, { danger }] = entry;
+        const button = h("button", { type: "button", class: danger && "danger", disabled: off(action), onclick: () => act(shared, entry, said) }, title);
+        return h("li", null, button, h("span", { class: "small muted" }, text));
+      }),
+    ),
+  ];
+}
+
+function bufferView(buffer) {
+  if (!buffer?.live) return h("p", { class: "muted" }, "The run is not live: tickets and groups are in its Redis, which does not answer.");
+  const filled = buffer.cap_bytes ? buffer.trajectory_bytes / buffer.cap_bytes : 0;
+  const meter = h("span");
+  meter.style.setProperty("width", `${Math.min(100, 100 * filled)}%`);
+  const tiles = [
+    ["Tickets queued", buffer.queued, "wait for an actor"],
+    ["Tickets leased", buffer.leased, "are being played"],
+    ["Groups complete", buffer.complete_groups.length, "wait to be used or acknowledged"],
+    ["Groups cancelled", Object.keys(buffer.cancelled_groups).length, "could not be played"],
+  ];
+  const columns = [
+    { title: "Stream", cell: (row) => row.stream },
+    { title: "Open", num: true, cell: (row) => row.open },
+    { title: "Complete", num: true, cell: (row) => row.complete },
+    { title: "Cancelled", num: true, cell: (row) => row.cancelled },
+  ];
+  return [
+    h("dl", { class: "tiles" }, tiles.map(([name, value, more]) => h("div", { class: "tile" }, h("dt", null, name), h("dd", null, value), h("dd", { class: "small" }, more)))),
+    h("div", { class: "stack tight" }, h("p", { class: "small" }, `Trajectories: ${bytes(buffer.trajectory_bytes)} of ${bytes(buffer.cap_bytes)}${buffer.full ? ": full, no new group is begun" : ""}`), h("div", { class: "meter", role: "img", "aria-label": `${percent(filled, 0)} full` }, meter)),
+    table("Groups by stream", columns, buffer.streams),
+    buffer.complete_groups.length > 0 && h("p", { class: "small muted" }, `Complete: ${buffer.complete_groups.join(", ")}`),
+    Object.keys(buffer.cancelled_groups).length > 0 && h("ul", { class: "small" }, Object.entries(buffer.cancelled_groups).map(([group, reason]) => h("li", null, `Group ${group}: ${reason}`))),
+  ];
+}
+
+function actorsView(actors, run) {
+  if (!actors?.live) return h("p", { class: "muted" }, "No actor is heard of: the run is not live.");
+  if (!actors.actors.length) return h("p", { class: "muted" }, `No actor was heard of in the last ${actors.heartbeat_s} s.`);
+  const behind = (row) => (run && row.version !== null && run.update > row.version ? ` (${run.update - row.version} behind)` : "");
+  const columns = [
+    { title: "Actor", cell: (row) => row.name },
+    { title: "State", cell: (row) => row.state },
+    { title: "Policy", cell: (row) => (row.version === null ? "–" : `v${row.version}${behind(row)}`) },
+    { title: "Episodes", num: true, cell: (row) => row.episodes ?? "–" },
+    { title: "Tokens/s", num: true, cell: (row) => short(row.tokens_per_s) },
+    { title: "KV cache", num: true, cell: (row) => percent(row.kv_use, 0) },
+    { title: "Stored", num: true, cell: (row) => row.stored ?? "–" },
+    { title: "Failed", num: true, cell: (row) => row.failed ?? "–" },
+    { title: "Abandoned", num: true, cell: (row) => row.abandoned ?? "–" },
+    { title: "Host", cell: (row) => row.host },
+  ];
+  const wanted = actors.wanted === null ? null : h("p", { class: "small muted" }, `${actors.wanted} wanted.`);
+  return [table("Rollout actors", columns, actors.actors), wanted];
+}
+
+function commandsView(commands, audit) {
+  const columns = [
+    { title: "Asked for", cell: (row) => (row.actors === null ? row.action : `${row.action} to ${row.actors}`) },
+    { title: "By", cell: (row) => row.by },
+    { title: "When", cell: (row) => clock(row.at) },
+    { title: "Answer", cell: (row) => (row.answer ? row.answer.text : "waiting") },
+  ];
+  const lines = [
+    { title: "When", cell: (row) => clock(row.at) },
+    { title: "By", cell: (row) => row.by },
+    { title: "Action", cell: (row) => (row.actors === null ? row.action : `${row.action} to ${row.actors}`) },
+    { title: "Result", cell: (row) => row.result },
+  ];
+  return [
+    commands?.length ? table("Commands", columns, commands.slice(0, 20)) : h("p", { class: "muted" }, "Nothing was asked of this run since its Redis began."),
+    h("details", null, h("summary", null, `Audit log (${audit.length} newest lines)`), audit.length ? table("Audit log", lines, audit.toReversed()) : h("p", { class: "muted" }, "Empty.")),
+  ];
+}
+
+function serversView(environments) {
+  if (!environments.length) return h("p", { class: "muted" }, "None is known: the run is not live.");
+  const columns = [
+    { title: "Address", cell: (row) => row.url },
+    { title: "Environment", cell: (row) => row.name ?? "–" },
+    { title: "State", cell: (row) => h("span", { class: row.reachable ? "badge good" : "badge bad" }, row.detail) },
+    { title: "Sessions", num: true, cell: (row) => short(row.sessions) },
+    { title: "Actions taken", num: true, cell: (row) => short(row.steps) },
+    { title: "Faults", num: true, cell: (row) => short(row.faults) },
+  ];
+  return table("Environment servers", columns, environments);
+}
+
+export async function render(main, shared) {
+  const path = `/runs/${encodeURIComponent(shared.name)}`;
+  const places = Object.fromEntries(["buttons", "buffer", "actors", "servers", "commands"].map((name) => [name, h("div", { class: "stack" })]));
+  const said = h("p", { role: "status", class: "small" });
+  const card = (title, ...body) => h("section", { class: "card stack" }, h("h2", null, title), body);
+  show(
+    main,
+    h("h1", null, "Actors and buffer"),
+    card("Rollout actors", places.actors),
+    card("Buffer", places.buffer),
+    card("Environment servers", places.servers),
+    card("What the run can be asked to do", places.buttons, said),
+    card("Commands", places.commands),
+  );
+  let audit = [];
+  let pressed = "";
+  const redraw = () => {
+    const { run, buffer, actors, commands } = shared.facts;
+    show(places.buffer, bufferView(buffer));
+    show(places.actors, actorsView(actors, run));
+    show(places.commands, commandsView(commands?.commands, audit));
+    const state = `${run?.state} ${run?.live} ${shared.me?.role}`;
+    if (state !== pressed) show(places.buttons, buttons(shared, said)); // keeps the focus on a button
+    pressed = state;
+  };
+  const look = async () => {
+    const [{ environments }, log] = await Promise.all([get(`${path}/environments`), get(`${path}/audit`, { limit: 50 })]);
+    audit = log.entries;
+    show(places.servers, serversView(environments));
+    redraw();
+  };
+  shared.listeners.add((event) => event !== "metrics" && redraw());
+  redraw();
+  const timer = setInterval(() => look().catch(() => {}), LOOK_MS);
+  await look();
+  return { leave: () => clearInterval(timer) };
+}

@@ -1,0 +1,88 @@
+// The control plane's API. The token lives in this tab's session storage and travels in a header, never in an address.
+
+const KEY = "anchorage-token";
+export const BASE = "/api/v1";
+
+export class ApiError extends Error {
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+}
+
+export const token = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (value) => sessionStorage.setItem(KEY, value),
+  forget: () => sessionStorage.removeItem(KEY),
+};
+
+async function request(path, options = {}) {
+  const headers = new Headers(options.headers);
+  if (token.get()) headers.set("Authorization", `Bearer ${token.get()}`);
+  const response = await fetch(BASE + path, { ...options, headers, cache: "no-store", credentials: "omit" });
+  if (response.ok) return response;
+  let detail = response.statusText;
+  try {
+    detail = (await response.json()).detail ?? detail;
+  } catch {
+    // Not a problem document: the status has to do.
+  }
+  throw new ApiError(response.status, detail);
+}
+
+/** GET a path of the API; query values that are null or "" are left out. */
+export async function get(path, query = {}, signal) {
+  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const search = given.length ? `?${new URLSearchParams(given)}` : "";
+  return (await request(path + search, { signal })).json();
+}
+
+export async function post(path, body) {
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  return (await request(path, options)).json();
+}
+
+/** Follow server-sent events until `signal` ends it. `on(event, data)` for each; `state(text)` when the line changes. */
+export async function follow(path, startAt, on, state, signal) {
+  let wait = 1000;
+  while (!signal.aborted) {
+    try {
+      const response = await request(`${path}?after=${startAt()}`, { signal, headers: { Accept: "text/event-stream" } });
+      state("connected");
+      wait = 1000;
+      await read(response.body, on);
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof ApiError && [401, 404].includes(error.status)) throw error;
+    }
+    if (signal.aborted) return;
+    state("reconnecting");
+    await new Promise((resolve) => setTimeout(resolve, wait));
+    wait = Math.min(wait * 2, 15000);
+  }
+}
+
+async function read(body, on) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    let end;
+    while ((end = text.indexOf("\n\n")) >= 0) {
+      dispatch(text.slice(0, end), on);
+      text = text.slice(end + 2);
+    }
+  }
+}
+
+function dispatch(block, on) {
+  let event = "message";
+  const data = [];
+  for (const line of block.split("\n")) {
+    if (line.startsWith("event:")) event = line.slice(6).trim();
+    else if (line.startsWith("data:")) data.push(line.slice(5).trimStart());
+  }
+  if (data.length) on(event, JSON.parse(data.join("\n")));
+}

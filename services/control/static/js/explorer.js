@@ -1,0 +1,147 @@
+// The Anchor explorer: one group taken apart, so that a person sees what GiGPO compares with what.
+
+import { get } from "./api.js";
+import { h, s, show, table } from "./dom.js";
+import { clip, fixed, percent, versions, words } from "./format.js";
+import { colour, draw } from "./graph.js";
+import * as lessons from "./lessons.js";
+import { advantage, bar, level, nothingKept, select } from "./parts.js";
+
+const filters = { task_type: "", success: "some", update: "" };
+const LISTED = 200;
+
+/** The most telling state: many steps, and returns that differ. */
+function telling(states) {
+  return states.reduce((best, state) => (state.deviation * Math.sqrt(state.steps.length) > best.deviation * Math.sqrt(best.steps.length) ? state : best)).state;
+}
+
+function byAction(state) {
+  const actions = [...Map.groupBy(state.steps, (step) => step.action).entries()].map(([action, steps]) => ({
+    action,
+    steps,
+    mean: steps.reduce((sum, step) => sum + step.return, 0) / steps.length,
+    level: steps.reduce((sum, step) => sum + step.step_advantage, 0) / steps.length,
+    valid: steps.every((step) => step.valid),
+  }));
+  return actions.sort((a, b) => b.level - a.level);
+}
+
+function statePanel(shared, group, number) {
+  const state = group.states.find((one) => one.state === number);
+  const actions = byAction(state);
+  const most = Math.max(...actions.map((one) => Math.abs(one.level)), 1e-9);
+  const through = [...Map.groupBy(state.steps, (step) => step.member).entries()];
+  const columns = [
+    { title: "Action taken here", cell: (row) => [h("span", { class: "mono" }, row.action), !row.valid && " ", !row.valid && h("span", { class: "badge bad" }, "invalid")] },
+    { title: "Times", num: true, cell: (row) => row.steps.length },
+    { title: "Mean return", num: true, cell: (row) => fixed(row.mean) },
+    { title: ["Mean ", level("S")], num: true, cell: (row) => advantage(row.level) },
+    { title: "", cell: (row) => h("div", { class: "adv-bar" }, bar(row.level, most)) },
+  ];
+  const each = [
+    { title: "Episode", cell: (row) => h("a", { href: `#/${shared.name}/trajectories/${group.summary.group}/${row.member}` }, row.member + 1) },
+    { title: "Step", num: true, cell: (row) => row.number + 1 },
+    { title: "Action", cell: (row) => h("span", { class: "mono" }, row.action) },
+    { title: "Return", num: true, cell: (row) => fixed(row.return) },
+    { title: level("E"), num: true, cell: (row) => advantage(row.episode_advantage) },
+    { title: level("S"), num: true, cell: (row) => advantage(row.step_advantage) },
+    { title: level(), num: true, cell: (row) => advantage(row.advantage) },
+  ];
+  return [
+    h("h2", { id: "state-title" }, `3 · State ${number}: ${state.steps.length === 1 ? "one step" : `${state.steps.length} steps`} of ${through.length === 1 ? "one episode" : `${through.length} episodes`}`),
+    h("p", { class: "said" }, state.observation),
+    table(`Actions taken in state ${number}`, columns, actions),
+    h("details", { open: state.steps.length <= 8 }, h("summary", null, "Every step that was taken here"), table(`Steps taken in state ${number}`, each, state.steps)),
+  ];
+}
+
+function legend() {
+  const id = "advantage-scale";
+  const stops = [-1, -0.5, 0, 0.5, 1].map((value, i) => {
+    const stop = s("stop", { offset: `${25 * i}%` });
+    stop.style.setProperty("stop-color", colour(value, 1));
+    return stop;
+  });
+  return h(
+    "p",
+    { class: "scale" },
+    "worse than the others there",
+    s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, s("defs", null, s("linearGradient", { id }, stops)), s("rect", { width: 100, height: 10, rx: 3, fill: `url(#${id})` })),
+    "better · thicker: taken more often · larger: visited more often",
+  );
+}
+
+function statesTable(group, choose) {
+  const columns = [
+    { title: "State", cell: (row) => h("button", { type: "button", class: "quiet", onclick: () => choose(row.state) }, row.state) },
+    { title: "Observation", cell: (row) => clip(row.observation, 110) },
+    { title: "Steps", num: true, cell: (row) => row.steps.length },
+    { title: "Actions", num: true, cell: (row) => new Set(row.steps.map((step) => step.action)).size },
+    { title: "Mean return", num: true, cell: (row) => fixed(row.mean_return) },
+    { title: "Spread", num: true, cell: (row) => row.deviation.toFixed(2) },
+  ];
+  const rows = group.states.toSorted((a, b) => b.steps.length - a.steps.length);
+  return h("details", null, h("summary", null, "The states as a table"), table("Anchor states", columns, rows));
+}
+
+function view(shared, place, group, startAt) {
+  const chosen = { state: startAt ?? telling(group.states), member: null };
+  const { summary } = group;
+  const graph = h("div");
+  const first = h("div");
+  const example = h("div", { "aria-live": "polite" });
+  const panel = h("section", { class: "card stack", "aria-labelledby": "state-title", "aria-live": "polite" });
+  const redraw = (focus) => {
+    const scrolled = graph.firstChild?.scrollLeft ?? 0;
+    show(graph, draw(group, { chosen: chosen.state, member: chosen.member, pick: (state) => ((chosen.state = state), redraw(state)) }));
+    graph.firstChild.scrollLeft = scrolled;
+    if (focus !== undefined) graph.querySelector(`[data-state="${focus}"]`)?.focus();
+    show(first, lessons.episodes(group, chosen.member, (member) => ((chosen.member = member), redraw())));
+    show(panel, statePanel(shared, group, chosen.state));
+    show(example, lessons.worked(group.states.find((one) => one.state === chosen.state), group.formula));
+  };
+  const choose = (state) => ((chosen.state = state), redraw(), panel.scrollIntoView({ block: "nearest" }));
+  const lone = group.states.filter((state) => state.steps.length === 1).length;
+  show(
+    place,
+    h("p", null, `Group ${summary.group}: `, h("strong", null, words(summary.task_type)), `, played ${summary.episodes} times, won ${summary.won}; ${summary.steps} steps in ${summary.step_groups} anchor states, ${lone} of them visited once. Written by policy ${versions(summary)}, trained on in update ${summary.update}.`),
+    h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group.formula), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is a place where the agent tried different things. Blue arrows led to more than the average there, orange ones to less. Choose a state to see its numbers."), example)),
+    h("section", { class: "card stack tight", "aria-label": "Graph of anchor states" }, h("h2", null, "The group as a graph"), legend(), graph, statesTable(group, choose)),
+    panel,
+  );
+  redraw();
+}
+
+export async function render(main, shared, [number, state]) {
+  const path = `/runs/${encodeURIComponent(shared.name)}/groups`;
+  const place = h("div", { class: "stack" }, h("p", { class: "muted" }, "Loading …"));
+  const bar_ = h("div", { class: "row", role: "search", "aria-label": "Choose a group" });
+  let answer = await get(path, { ...filters, limit: LISTED });
+  if (answer.first_update === null) return show(main, h("h1", null, "Anchor explorer"), lessons.idea(), nothingKept());
+  const go = (group) => (location.hash = `#/${shared.name}/explorer/${group}`);
+  const filter = (name) => async (value) => {
+    filters[name] = value;
+    answer = await get(path, { ...filters, limit: LISTED });
+    if (answer.groups.length) go(answer.groups[0].group);
+    picker();
+  };
+  const name = (group) => `${group.group} · ${words(group.task_type)} · ${percent(group.won / group.episodes, 0)} won · update ${group.update}`;
+  function picker() {
+    const current = number === undefined ? answer.groups[0]?.group : Number(number);
+    const listed = answer.groups.map((group) => [String(group.group), name(group)]);
+    if (!listed.some(([key]) => key === String(current))) listed.unshift([String(current ?? ""), current === undefined ? "no group is like that" : `${current}`]);
+    const update = h("input", { type: "number", min: "1", inputmode: "numeric", value: filters.update, placeholder: "all", onchange: (event) => filter("update")(event.target.value) });
+    show(
+      bar_,
+      select("Task type", [["", "all"], ...answer.task_types.map((type) => [type, words(type)])], filters.task_type, filter("task_type")),
+      select("Success", [["", "all"], ["some", "some won, some lost"], ["all", "all won"], ["none", "all lost"]], filters.success, filter("success")),
+      h("label", { class: "field" }, "Update", update),
+      select("Group", listed, String(current ?? ""), go),
+    );
+    return current;
+  }
+  const current = picker();
+  show(main, h("h1", null, "Anchor explorer"), h("section", { class: "card stack", "aria-label": "What this page shows" }, lessons.idea(), bar_), place);
+  if (current === undefined) return show(place, h("p", { class: "notice" }, "No kept group is like that: widen the filters."));
+  view(shared, place, await get(`${path}/${current}`), state === undefined ? undefined : Number(state));
+}

@@ -1,0 +1,81 @@
+// What the Anchor explorer explains: GiGPO's two levels, with the formulas and the numbers of the group at hand.
+
+import { h, table } from "./dom.js";
+import { fixed } from "./format.js";
+import { advantage, level, outcome } from "./parts.js";
+
+const v = (name, sub) => [h("i", null, name), sub && h("sub", null, sub)];
+const formula = (parts, why) => h("p", { class: "formula" }, parts, h("span", { class: "why" }, why));
+
+const brackets = (value) => (value < 0 ? `(${fixed(value)})` : fixed(value));
+
+const scale = (settings) => (settings.normalisation === "std" ? "the standard deviation" : "1 (only centred)");
+
+/** The idea in three sentences. */
+export const idea = () =>
+  h(
+    "div",
+    { class: "prose" },
+    h("p", null, "GiGPO learns by comparing an agent with itself. It plays the same task several times: a ", h("strong", null, "group"), ". Episodes that did better than the group's average are encouraged as a whole, the others discouraged."),
+    h("p", null, "Episodes of a group often come to the very same situation again: an ", h("strong", null, "anchor state"), ". There the actions can be compared one by one: of all that was tried in this state, which led to more? That is the second level, a group within the group, and it needs no extra play and no learned critic."),
+  );
+
+/** Level one: the episodes of the group and their advantages. */
+export function episodes(group, member, choose) {
+  const settings = group.formula;
+  const columns = [
+    { title: "Episode", cell: (row) => h("button", { type: "button", class: "quiet", "aria-pressed": row.member === member ? "true" : "false", onclick: () => choose(row.member === member ? null : row.member) }, row.member === member ? `◉ ${row.member + 1}` : `○ ${row.member + 1}`) },
+    { title: "Outcome", cell: (row) => outcome(row.won) },
+    { title: "Steps", num: true, cell: (row) => row.steps },
+    { title: "Score", num: true, cell: (row) => row.reward.toFixed(1) },
+    { title: level("E"), num: true, cell: (row) => advantage(row.episode_advantage) },
+    { title: "", cell: (row) => h("a", { href: location.hash.replace(/explorer.*/, `trajectories/${row.group}/${row.member}`) }, "read") },
+  ];
+  return h(
+    "section",
+    { class: "card stack tight" },
+    h("h2", null, "1 · The episodes against each other"),
+    formula([v("A", "E"), " = (", v("score"), " − ", v("mean"), ") / ", v("F")], "over the group's episodes"),
+    settings && h("p", { class: "small muted" }, `The mean is taken over ${settings.episode_statistics === "steps" ? "the steps of all episodes, so long ones count more" : "the episodes"}; F is ${scale(settings)}. Every step of an episode gets its advantage${settings.invalid_action_penalty ? `; an invalid action costs its own step ${settings.invalid_action_penalty}` : ""}.`),
+    table("Episodes of the group", columns, group.trajectories, { rowClass: (row) => row.member === member && "chosen" }),
+    h("p", { class: "small muted" }, "Choose an episode to see its path in the graph."),
+  );
+}
+
+/** Level two, in general. */
+export function returns(settings) {
+  return [
+    formula([v("R", "t"), " = ", v("r", "t"), " + γ ", v("R", "t+1")], settings ? `what a step led to; γ = ${settings.gamma}, so sooner is worth more` : "what a step led to; sooner is worth more"),
+    formula([v("A", "S"), " = (", v("R", "t"), " − ", v("mean"), ") / ", v("F")], "over the steps taken in the same state; 0 for a lone step"),
+    formula([v("A"), " = ", v("A", "E"), " + ω ", v("A", "S")], settings ? `what the policy is trained with; ω = ${settings.omega}` : "what the policy is trained with"),
+  ];
+}
+
+/** The formula with the numbers of the step of a state that stands out most. */
+export function worked(state, settings) {
+  if (!settings || settings.algorithm !== "gigpo") return null;
+  const step = state.steps.reduce((best, one) => (Math.abs(one.step_advantage) > Math.abs(best.step_advantage) ? one : best));
+  if (state.steps.length === 1) {
+    return h("p", { class: "worked" }, `In state ${state.state} only one step was taken: there is nothing to compare it with, so its step level is 0 and the episode's advantage alone counts.`);
+  }
+  const divided = settings.normalisation === "std" ? ` / ${state.deviation.toFixed(2)}` : "";
+  return h(
+    "p",
+    { class: "worked" },
+    `For example in state ${state.state}: `,
+    h("strong", null, step.action),
+    ` in episode ${step.member + 1} led to a return of ${fixed(step.return)}; the mean here is ${fixed(state.mean_return)}, so `,
+    level("S"),
+    ` = (${fixed(step.return)} − ${brackets(state.mean_return)})${divided} = `,
+    advantage(step.step_advantage),
+    ", and ",
+    level(),
+    " = ",
+    advantage(step.episode_advantage),
+    ` + ${settings.omega} × (`,
+    advantage(step.step_advantage),
+    ") = ",
+    advantage(step.advantage),
+    ".",
+  );
+}

@@ -1,0 +1,133 @@
+// The Trajectories page: find an episode, and read it as a person would.
+
+import { get } from "./api.js";
+import { h, show } from "./dom.js";
+import { fixed, signed, versions, words } from "./format.js";
+import { advantageLine, level, nothingKept, outcome, select } from "./parts.js";
+
+const PAGE = 60;
+
+function pick(shared, item, chosen) {
+  return h(
+    "a",
+    { class: "pick", href: `#/${shared.name}/trajectories/${item.group}/${item.member}`, "aria-current": chosen && "true" },
+    h("span", { class: "row between" }, h("span", null, words(item.task_type)), outcome(item.won)),
+    h(
+      "span",
+      { class: "row small muted" },
+      `group ${item.group}, episode ${item.member + 1} · ${item.steps} steps · ${versions(item)}`,
+    ),
+    h("span", { class: "row between small muted" }, `update ${item.update}`, h("span", null, level("E"), ` ${signed(item.episode_advantage)}`)),
+  );
+}
+
+function stepView(shared, group, step, most) {
+  const spans = step.versions.map((span) => `v${span.version}`).join(", ");
+  const tags = [
+    !step.valid && h("span", { class: "badge bad" }, "invalid action"),
+    step.reward !== 0 && h("span", { class: "badge good" }, `reward ${step.reward}`),
+    step.truncated && h("span", { class: "badge" }, "step limit"),
+  ];
+  return h(
+    "li",
+    { class: step.valid ? "step" : "step invalid" },
+    h("span", { class: "index" }, h("span", { class: "hidden" }, "Step "), step.number + 1),
+    h(
+      "div",
+      { class: "stack tight" },
+      h("p", { class: "said observation" }, step.observation),
+      step.thought && h("p", { class: "said thought" }, h("span", { class: "hidden" }, "Thought: "), step.thought),
+      h("p", { class: "said action" }, h("span", { class: "hidden" }, "Action: "), step.action),
+      h("div", { class: "row" }, tags),
+      h(
+        "details",
+        null,
+        h("summary", null, `What the policy saw and wrote · ${step.prompt_tokens} + ${step.response_tokens} tokens · ${spans}`),
+        h("div", { class: "stack tight" }, h("h3", null, "Prompt"), h("pre", { tabindex: "0" }, step.prompt || "(not kept)"), h("h3", null, "Response"), h("pre", { tabindex: "0" }, step.response)),
+      ),
+    ),
+    h(
+      "div",
+      { class: "adv", role: "group", "aria-label": `Advantages of step ${step.number + 1}` },
+      advantageLine("E", "episode level: this episode against its group", step.episode_advantage, most),
+      advantageLine("S", "step level: this step against the others taken in the same state", step.step_advantage, most),
+      advantageLine(null, "what the policy was trained with", step.advantage, most),
+      h(
+        "p",
+        { class: "small muted" },
+        `return ${fixed(step.return)}`,
+        h("br"),
+        h("a", { href: `#/${shared.name}/explorer/${group}/${step.state}` }, `state ${step.state}`),
+        step.step_group_size > 1 ? `, ${step.step_group_size} steps there` : ", alone there",
+      ),
+    ),
+  );
+}
+
+function episode(shared, view) {
+  const { summary, facts, steps } = view;
+  const most = Math.max(...steps.flatMap((step) => [step.episode_advantage, step.step_advantage, step.advantage].map(Math.abs)));
+  const told = ["goal", "score"].filter((name) => facts[name] !== undefined).map((name) => [name, String(facts[name])]);
+  const list = [
+    ["task", `${summary.task.env}, ${summary.task.split} ${summary.task.index}`],
+    ...told,
+    ["reward", String(summary.reward)],
+    ["steps", `${summary.steps}, ${summary.valid_steps} valid`],
+    ["policy", versions(summary)],
+    ["trained in", `update ${summary.update}`],
+    ["played by", `${summary.actor}, ${(view.finished_at - view.started_at).toFixed(1)} s`],
+  ];
+  return [
+    h("a", { class: "narrow-only", href: `#/${shared.name}/trajectories` }, "← All episodes"),
+    h("header", { class: "row between" }, h("h2", null, words(summary.task_type)), h("span", { class: "row" }, outcome(summary.won), h("a", { href: `#/${shared.name}/explorer/${summary.group}` }, `See group ${summary.group}`))),
+    h("dl", { class: "row small" }, list.map(([name, value]) => h("div", null, h("dt", { class: "muted" }, name), h("dd", null, value)))),
+    h("ol", { "aria-label": "Steps" }, steps.map((step) => stepView(shared, summary.group, step, most))),
+  ];
+}
+
+/** The list with its filters; `chosen` is [group, member] or nothing. */
+const filters = { task_type: "", won: "", version: "" };
+
+export async function render(main, shared, [group, member]) {
+  const path = `/runs/${encodeURIComponent(shared.name)}/trajectories`;
+  const side = h("section", { class: "card stack list-side", "aria-label": "Episodes" });
+  const detail = h("article", { class: "card stack", "aria-live": "off" });
+  const results = h("div", { class: "list-pane" });
+  const count = h("p", { class: "small muted", role: "status" });
+  const more = h("button", { type: "button", hidden: true }, "Show more");
+  const chosen = (item) => String(item.group) === group && String(item.member) === member;
+  let found = [];
+  let types = [];
+
+  async function load(offset) {
+    const answer = await get(path, { ...filters, offset, limit: PAGE });
+    found = offset ? [...found, ...answer.trajectories] : answer.trajectories;
+    types = answer.task_types;
+    count.textContent = `${answer.total} episodes${answer.first_update === null ? "" : `, of updates ${answer.first_update} to ${answer.last_update}`}`;
+    more.hidden = found.length >= answer.total;
+    show(results, found.length ? found.map((item) => pick(shared, item, chosen(item))) : h("p", { class: "muted" }, "No episode is like that."), more);
+    return answer;
+  }
+  more.addEventListener("click", () => load(found.length));
+  const filter = (name) => (value) => ((filters[name] = value), load(0));
+
+  const answer = await load(0);
+  if (answer.first_update === null) return show(main, h("h1", null, "Trajectories"), nothingKept());
+  const version = h("input", { type: "number", min: "0", inputmode: "numeric", value: filters.version, onchange: (event) => filter("version")(event.target.value) });
+  show(
+    side,
+    h(
+      "div",
+      { class: "row", role: "search", "aria-label": "Filter episodes" },
+      select("Task type", [["", "all"], ...types.map((type) => [type, words(type)])], filters.task_type, filter("task_type")),
+      select("Outcome", [["", "all"], ["true", "won"], ["false", "lost"]], filters.won, filter("won")),
+      h("label", { class: "field" }, "Policy version", version),
+    ),
+    count,
+    results,
+  );
+  show(main, h("h1", null, "Trajectories"), h("div", { class: group === undefined ? "split" : "split has-detail" }, side, detail));
+  const [g, m] = group === undefined ? [found[0]?.group, found[0]?.member] : [group, member];
+  if (g === undefined) return show(detail, h("p", { class: "muted" }, "Choose an episode."));
+  show(detail, episode(shared, await get(`${path}/${Number(g)}/${Number(m)}`)));
+}
