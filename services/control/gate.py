@@ -55,7 +55,7 @@ class Limiter:
         now = time.monotonic()
         left, since = self._left.pop(client, (self._burst, now))
         left = min(self._burst, left + (now - since) * self._rate)
-        allowed = left > 0
+        allowed = left >= 1
         self._left[client] = (left - cost if allowed else left, now)
         while len(self._left) > MAX_CLIENTS:
             self._left.popitem(last=False)

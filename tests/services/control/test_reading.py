@@ -1,0 +1,168 @@
+"""What the API tells of runs, live and finished, held against what was put there."""
+
+import json
+
+import numpy as np
+import pytest
+
+from services.archive import files, numbers_of, read_index
+from services.config.load import dump_config
+from tests.control_runs import GROUP_SIZE, HOSTILE, UPDATES, make_config, make_finished
+
+
+def get(api, path, status=200, **query):
+    response = api.get(f"/api/v1{path}", params=query)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def test_a_finished_run_says_that_it_is_one(api):
+    (run,) = get(api, "/runs")["runs"]
+    assert run["name"] == "finished"
+    assert (run["live"], run["state"], run["update"], run["updates"]) == (False, "ended", UPDATES, 20)
+    assert "not live" in run["note"]
+    assert run["evaluation"] == pytest.approx(0.3 + 0.04 * UPDATES)
+    assert get(api, "/runs/finished/actors") == {"live": False, "wanted": None, "heartbeat_s": 10.0, "actors": []}
+    assert get(api, "/runs/finished/buffer")["live"] is False
+    assert get(api, "/runs/finished/environments") == {"environments": []}
+    assert get(api, "/runs/finished/commands") == {"commands": []}
+
+
+def test_a_live_run_is_told_from_its_redis(api, live, run_name):
+    assert get(api, f"/runs/{run_name}")["state"] == "running"
+    buffer = get(api, f"/runs/{run_name}/buffer")
+    assert (buffer["queued"], buffer["leased"]) == (1, 3)
+    assert buffer["complete_groups"] == [100]
+    assert buffer["cancelled_groups"] == {"102": HOSTILE}
+    (actor,) = get(api, f"/runs/{run_name}/actors")["actors"]
+    assert (actor["version"], actor["tokens_per_s"], actor["kv_use"]) == (5, 812.5, None)
+
+
+def test_a_renamed_folder_is_not_the_run_in_redis(api, live, run_name, runs):
+    (runs / run_name).rename(runs / f"{run_name}.previous")
+    assert get(api, f"/runs/{run_name}.previous")["live"] is False
+    get(api, f"/runs/{run_name}", status=404)
+
+
+def test_metrics_come_in_parts_and_by_name(api):
+    whole = get(api, "/runs/finished/metrics")
+    assert len(whole["records"]) == UPDATES + 2 == whole["next"]
+    assert whole["records"][1]["loss/grad_norm"] is None
+    some = get(api, "/runs/finished/metrics", after=1, limit=2, name="loss/kl")
+    assert [set(record) for record in some["records"]] == [{"step", "time", "loss/kl"}] * 2
+    assert some["next"] == 3
+    assert get(api, "/runs/finished/metrics", after=99)["records"] == []
+
+
+def test_metrics_of_a_run_that_went_back_are_read_anew(api, runs):
+    before = get(api, "/runs/finished/metrics")
+    path = runs / "finished" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    other = path.with_suffix(".tmp")
+    other.write_text("".join(lines[:3]) + '{"step": 3, "half')
+    other.replace(path)
+    after = get(api, "/runs/finished/metrics")
+    assert len(after["records"]) == 3
+    assert after["generation"] > before["generation"]
+    with path.open("a") as file:
+        file.write(' written": 1}\n')
+    assert get(api, "/runs/finished/metrics", after=3)["records"] == [{"step": 3, "half written": 1}]
+
+
+def test_staleness_and_step_groups_are_counted(api, runs):
+    ages = get(api, "/runs/finished/staleness")["updates"]
+    assert ages[0] == {"update": 1, "counts": {"0": 2}}
+    assert ages[-1] == {"update": UPDATES, "counts": {"1": 2}}
+    sizes = get(api, "/runs/finished/step-groups", last=1)["updates"]
+    assert [one["update"] for one in sizes] == [UPDATES]
+    index = read_index(files(runs / "finished")[-1])
+    steps = sum(member.steps for entry in index.groups for member in entry.members)
+    assert sum(int(size) * count for size, count in sizes[0]["counts"].items()) == steps
+
+
+def test_groups_and_episodes_are_found_by_what_they_are(api):
+    groups = get(api, "/runs/finished/groups")
+    assert groups["total"] == 2 * UPDATES
+    assert groups["groups"][0]["update"] == UPDATES
+    assert (groups["first_update"], groups["last_update"]) == (1, UPDATES)
+    assert get(api, "/runs/finished/groups", success="none")["total"] == 0
+    assert get(api, "/runs/finished/groups", success="some", update=2)["total"] == 2
+    kind = groups["task_types"][0]
+    assert {one["task_type"] for one in get(api, "/runs/finished/groups", task_type=kind)["groups"]} == {kind}
+    episodes = get(api, "/runs/finished/trajectories", won=True, version=3)
+    assert episodes["total"] == 4
+    assert all(one["won"] and one["oldest_version"] == 3 for one in episodes["trajectories"])
+    assert get(api, "/runs/finished/trajectories", group=1)["total"] == GROUP_SIZE
+    assert len(get(api, "/runs/finished/trajectories", limit=3, offset=46)["trajectories"]) == 2
+
+
+def test_an_episode_bears_the_numbers_it_was_trained_with(api, runs):
+    view = get(api, "/runs/finished/trajectories/3/1")
+    entry = next(entry for entry in read_index(files(runs / "finished")[1]).groups if entry.group == 3)
+    numbers = numbers_of(entry.members[1])
+    assert [step["advantage"] for step in view["steps"]] == numbers.total.tolist()
+    assert [step["return"] for step in view["steps"]] == numbers.returns.tolist()
+    assert view["steps"][-1]["thought"] == HOSTILE
+    assert view["steps"][0]["versions"] == [{"version": 1, "tokens": 4}]
+    assert view["facts"]["goal"] == "find a pen"
+    get(api, "/runs/finished/trajectories/3/99", status=404)
+    get(api, "/runs/finished/trajectories/999/0", status=404)
+
+
+def test_a_group_taken_apart_adds_up(api):
+    view = get(api, "/runs/finished/groups/2")
+    steps = [step for state in view["states"] for step in state["steps"]]
+    assert len(steps) == view["summary"]["steps"] == sum(edge["count"] for edge in view["edges"])
+    assert len(view["states"]) == view["summary"]["step_groups"]
+    assert view["formula"]["gamma"] == 0.95
+    for state in view["states"]:
+        returns = np.array([step["return"] for step in state["steps"]])
+        assert state["mean_return"] == pytest.approx(returns.mean())
+        if len(returns) == 1:
+            assert state["steps"][0]["step_advantage"] == 0
+        else:
+            expected = (returns - returns.mean()) / (returns.std(ddof=1) + 1e-6)
+            assert [step["step_advantage"] for step in state["steps"]] == pytest.approx(expected, abs=1e-9)
+    ends = [edge for edge in view["edges"] if edge["target"] is None]
+    assert sum(edge["count"] for edge in ends) == GROUP_SIZE
+    assert sum(edge["count"] for edge in ends if edge["outcome"] == "won") == view["summary"]["won"]
+
+
+def test_a_damaged_archive_is_left_out_and_said(api, runs):
+    first, *_, last = files(runs / "finished")
+    last.write_bytes(b"not an archive")
+    first.write_bytes(first.read_bytes()[:-40])
+    assert get(api, "/runs/finished/groups")["total"] == 2 * UPDATES - 2
+    problem = get(api, "/runs/finished/groups/1", status=410)
+    assert problem["status"] == 410
+    assert "damaged" in problem["detail"]
+
+
+def test_checkpoints_and_configuration(api, runs):
+    (checkpoint,) = get(api, "/runs/finished/checkpoints")["checkpoints"]
+    assert (checkpoint["version"], checkpoint["training_seconds"]) == (UPDATES, 61.5)
+    secret = make_config(runs, "finished", buffer={"redis_url": "redis://:hidden-word@example:6379/0"})
+    (runs / "finished" / "config.yaml").write_text(dump_config(secret))
+    text = json.dumps(get(api, "/runs/finished/config"))
+    assert "redis://example:6379/0" in text
+    assert "hidden-word" not in text
+
+
+def test_a_configuration_of_another_version_is_still_shown(api, runs):
+    (runs / "finished" / "config.yaml").write_text("algorithm: gigpo\nunheard: {of: 1}\n")
+    run = get(api, "/runs/finished")
+    assert "cannot read the run's configuration" in run["note"]
+    assert get(api, "/runs/finished/groups/2")["formula"] is None
+
+
+@pytest.mark.parametrize("name", ["..", "../outside", "..%2foutside", "no such", "nothing"])
+def test_nothing_outside_of_the_runs_is_found(api, runs, name):
+    make_finished(runs.parent, "outside")
+    assert api.get(f"/api/v1/runs/{name}").status_code in (404, 422)
+
+
+def test_every_error_is_a_problem_document(api):
+    for path in ("/api/v1/runs/nope", "/api/v1/nope", "/nope", "/api/v1/runs/finished/metrics?limit=0"):
+        response = api.get(path)
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["status"] == response.status_code
