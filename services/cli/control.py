@@ -9,7 +9,9 @@ from rich.console import Console
 from services.control.settings import ADMIN_TOKEN_VARIABLE, READ_TOKEN_VARIABLE, ControlSettings, token_from
 
 
-def run_control(runs: Path, *, host: str, port: int, ready_file: Path | None, console: Console) -> None:
+def run_control(
+    runs: Path, *, host: str, port: int, ready_file: Path | None, requests_per_minute: int, console: Console
+) -> None:
     """Serve until a signal comes. Raises ControlRefused where that would be unsafe or cannot be."""
     from services.control.serving import serve
 
@@ -20,6 +22,7 @@ def run_control(runs: Path, *, host: str, port: int, ready_file: Path | None, co
         read_token=token_from(READ_TOKEN_VARIABLE),
         admin_token=token_from(ADMIN_TOKEN_VARIABLE),
         ready_file=ready_file,
+        requests_per_minute=requests_per_minute,
     )
     tokens = "no token is set: whoever reaches this port may act" if settings.open else "a token is needed"
     serve(

@@ -117,6 +117,7 @@ def control(
     host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback tokens are required.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8080,
     ready_file: Annotated[Path | None, typer.Option(help="File that gets the URL once it listens.")] = None,
+    requests_per_minute: Annotated[int, typer.Option(min=1, help="Most requests of one client's address.")] = 1200,
 ) -> None:
     """Serve the dashboard and the control plane. Example: anchorage control runs --port 8080
 
@@ -126,7 +127,14 @@ def control(
     from services.cli.control import run_control
 
     setup_logging("INFO")
-    run_control(runs, host=host, port=port, ready_file=ready_file, console=console)
+    run_control(
+        runs,
+        host=host,
+        port=port,
+        ready_file=ready_file,
+        requests_per_minute=requests_per_minute,
+        console=console,
+    )
 
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

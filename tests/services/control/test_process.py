@@ -59,25 +59,34 @@ def test_every_route_as_a_fuzzer_sees_it(url: str, buffer: Buffer) -> None:
 
 
 def _fuzz(operation: schemathesis.APIOperation, run: str | None) -> None:
+    """Requests that the document allows and others, for a made-up run and for a real one.
+
+    Every answer must be as the document says. For requests that it does not allow of a real run, only a failure of the
+    server counts: the name that was put in may have been all that was wrong with them.
+    """
     if run is not None and "{run}" not in operation.path:
         return
+    allowed = operation.as_strategy()
+    any_ = allowed | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+    for strategy, judged in ((any_, True),) if run is None else ((allowed, True), (any_, False)):
 
-    @settings(
-        max_examples=12,
-        deadline=None,
-        derandomize=True,
-        phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=operation.as_strategy() | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
-    def send(case: schemathesis.Case) -> None:
-        if run is not None:
-            case.path_parameters["run"] = run
-        response = case.call(headers=HEADERS, timeout=30)
-        assert response.status_code < 500, f"{case.method} {case.path}: {response.text}"
-        case.validate_response(response)
+        @settings(
+            max_examples=8,
+            deadline=None,
+            derandomize=True,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=strategy)
+        def send(case: schemathesis.Case, judged: bool = judged) -> None:
+            if run is not None:
+                case.path_parameters["run"] = run
+            response = case.call(headers=HEADERS, timeout=30)
+            assert response.status_code < 500, f"{case.method} {case.path}: {response.text}"
+            if judged:
+                case.validate_response(response)
 
-    send()
+        send()
 
 
 def test_events_tell_what_is_and_then_what_changes(url: str, buffer: Buffer, folder: Path) -> None:

@@ -71,7 +71,7 @@ function bufferView(buffer) {
     h("dl", { class: "tiles" }, tiles.map(([name, value, more]) => h("div", { class: "tile" }, h("dt", null, name), h("dd", null, value), h("dd", { class: "small" }, more)))),
     h("div", { class: "stack tight" }, h("p", { class: "small" }, `Trajectories: ${bytes(buffer.trajectory_bytes)} of ${bytes(buffer.cap_bytes)}${buffer.full ? ": full, no new group is begun" : ""}`), h("div", { class: "meter", role: "img", "aria-label": `${percent(filled, 0)} full` }, meter)),
     table("Groups by stream", columns, buffer.streams),
-    buffer.complete_groups.length > 0 && h("p", { class: "small muted" }, `Complete: ${buffer.complete_groups.join(", ")}`),
+    buffer.complete_groups.length > 0 && h("p", { class: "small muted" }, `Complete: ${buffer.complete_groups.slice(0, 60).join(", ")}${buffer.complete_groups.length > 60 ? " …" : ""}`),
     Object.keys(buffer.cancelled_groups).length > 0 && h("ul", { class: "small" }, Object.entries(buffer.cancelled_groups).map(([group, reason]) => h("li", null, `Group ${group}: ${reason}`))),
   ];
 }

@@ -93,7 +93,7 @@ function view(shared, place, group, startAt) {
   const panel = h("section", { class: "card stack", "aria-labelledby": "state-title", "aria-live": "polite" });
   const redraw = (focus) => {
     const scrolled = graph.firstChild?.scrollLeft ?? 0;
-    show(graph, draw(group, { chosen: chosen.state, member: chosen.member, pick: (state) => ((chosen.state = state), redraw(state)) }));
+    show(graph, draw(group, { chosen: chosen.state, member: chosen.member, room: graph.clientWidth, pick: (state) => ((chosen.state = state), redraw(state)) }));
     graph.firstChild.scrollLeft = scrolled;
     if (focus !== undefined) graph.querySelector(`[data-state="${focus}"]`)?.focus();
     show(first, lessons.episodes(group, chosen.member, (member) => ((chosen.member = member), redraw())));

@@ -4,7 +4,8 @@
 import { h, s } from "./dom.js";
 import { clip, fixed as decimals, signed } from "./format.js";
 
-const COLUMN = 78;
+const NARROWEST = 78;
+const WIDEST = 124;
 const ROW = 62;
 const LEFT = 44;
 const TOP = 66;
@@ -19,7 +20,7 @@ export function colour(value, most) {
 }
 
 /** Places of the states: a column by first step, rows so that edges stay short. */
-function layout(states, edges) {
+function layout(states, edges, room) {
   const columns = [...Map.groupBy(states, (state) => state.layer).entries()].sort((a, b) => a[0] - b[0]).map(([, list]) => list.map((one) => one.state));
   const row = new Map();
   const rank = (column) => column.forEach((state, i) => row.set(state, i - (column.length - 1) / 2));
@@ -42,19 +43,20 @@ function layout(states, edges) {
       rank(column);
     }
   }
+  const column = Math.max(NARROWEST, Math.min(WIDEST, (room - LEFT - 90) / columns.length));
   const tallest = Math.max(...columns.map((column) => column.length));
   const place = new Map();
-  columns.forEach((column, x) => {
-    for (const state of column) place.set(state, [LEFT + x * COLUMN, TOP + (row.get(state) + (tallest - 1) / 2) * ROW]);
+  columns.forEach((list, x) => {
+    for (const state of list) place.set(state, [LEFT + x * column, TOP + (row.get(state) + (tallest - 1) / 2) * ROW]);
   });
-  return { place, columns, width: LEFT + columns.length * COLUMN + 70, height: TOP + (tallest - 1) * ROW + 30 };
+  return { place, columns, column, width: LEFT + columns.length * column + 70, height: TOP + (tallest - 1) * ROW + 30 };
 }
 
 /** A curve between two circles, and the head of the arrow at its end. */
 function curve([x1, y1], [x2, y2], r1, r2, width, lane) {
   const [dx, dy] = [x2 - x1, y2 - y1];
   const far = Math.hypot(dx, dy) || 1;
-  const bend = Math.min((dx > 0 && dx < 1.5 * COLUMN ? 0.08 : 0.22) * far, 92) + 13 * lane;
+  const bend = Math.min((dx > 0 && dx < 1.5 * NARROWEST ? 0.08 : 0.22) * far, 92) + 13 * Math.min(lane, 5);
   const side = dx < 0 ? 1 : -1;
   const [nx, ny] = [(-dy / far) * bend * side, (dx / far) * bend * side];
   const [cx, cy] = [(x1 + x2) / 2 + nx, (y1 + y2) / 2 + ny];
@@ -74,10 +76,11 @@ function curve([x1, y1], [x2, y2], r1, r2, width, lane) {
 const fix = (value) => value.toFixed(1); // pixels
 
 function loop([x, y], r, lane, width) {
-  const high = 18 + 9 * lane;
+  const far = Math.min(lane, 6);
+  const high = 18 + 6 * far;
   const size = 5 + width;
   return {
-    d: `M${fix(x - r * 0.6)} ${fix(y - r * 0.8)}C${fix(x - 14 - 5 * lane)} ${fix(y - r - high)} ${fix(x + 14 + 5 * lane)} ${fix(y - r - high)} ${fix(x + r * 0.6 + 1)} ${fix(y - r * 0.8 - size + 2)}`,
+    d: `M${fix(x - r * 0.6)} ${fix(y - r * 0.8)}C${fix(x - 14 - 4 * far)} ${fix(y - r - high)} ${fix(x + 14 + 4 * far)} ${fix(y - r - high)} ${fix(x + r * 0.6 + 1)} ${fix(y - r * 0.8 - size + 2)}`,
     head: `M${fix(x + r * 0.6)} ${fix(y - r * 0.8)}l${fix(-size * 0.3)} ${fix(-size)}l${fix(size)} ${fix(size * 0.2)}Z`,
   };
 }
@@ -86,11 +89,11 @@ const width = (count) => 1 + 1.5 * Math.sqrt(count);
 
 /**
  * The drawing. `chosen`: number of a state; `member`: an episode whose path stands out; `pick(state)` is called when a
- * person chooses one.
+ * person chooses one; `room`: pixels there are, more is scrolled.
  */
-export function draw(group, { chosen, member, pick }) {
+export function draw(group, { chosen, member, pick, room }) {
   const { states, edges } = group;
-  const { place, columns, width: wide, height } = layout(states, edges);
+  const { place, columns, column, width: wide, height } = layout(states, edges, room);
   const visits = new Map(states.map((one) => [one.state, one.steps.length]));
   const most = Math.max(...edges.map((edge) => Math.abs(edge.step_advantage)), 1e-9);
   const ends = endPlaces(edges, wide, height);
@@ -104,7 +107,7 @@ export function draw(group, { chosen, member, pick }) {
   const svg = s(
     "svg",
     { width: wide, height: height + 24, role: "group", "aria-label": "Anchor states, from left to right in the order in which they were first reached" },
-    columns.map((column, i) => s("text", { class: "column", x: LEFT + i * COLUMN, y: 14 }, `step ${states.find((one) => one.state === column[0]).layer + 1}`)),
+    columns.map((list, i) => s("text", { class: "column", x: LEFT + i * column, y: 14 }, `step ${states.find((one) => one.state === list[0]).layer + 1}`)),
     drawn,
     Object.entries(ends).map(([outcome, [x, y]]) => endView(outcome, x, y)),
     states.map((one) => nodeView(one, place.get(one.state), one.state === chosen, member !== null && !one.steps.some((step) => step.member === member), pick)),
