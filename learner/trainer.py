@@ -31,7 +31,7 @@ from services.buffer.commands import Action
 from services.config.tree import Config
 from services.errors import RunStalled
 from services.schemas import TRAIN_STREAM, Trajectory
-from services.telemetry import MetricsWriter
+from services.telemetry import MetricsWriter, open_metrics
 from services.weights import WeightChannel
 
 POLL_S = 0.5
@@ -293,7 +293,7 @@ class Trainer:
         self._acknowledge()
         self._publish()
         self._close_metrics()
-        self._metrics = MetricsWriter(self._folder, self._config.telemetry.tensorboard, resume_step=self._version)
+        self._metrics = open_metrics(self._folder, self._config.telemetry, resume_step=self._version)
 
     def _tell(self, report: UpdateReport) -> None:
         self._record("update", report.update, report.scalars())

@@ -1,4 +1,4 @@
-"""What a run says of itself: its log on the console, its metrics as JSON lines and TensorBoard events.
+"""What a run says of itself: its log on the console, its metrics as JSON lines, TensorBoard events, and for W&B.
 
 Invariants
 - `metrics.jsonl` is append-only but for a resume, which drops the steps that will be done again: each step is there
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from services.config.tree import TelemetryConfig
 from services.errors import AnchorageError
+from services.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -33,6 +35,17 @@ _log = logging.getLogger(__name__)
 
 class MetricsUnwritable(AnchorageError):
     """The metrics cannot be written: no space, no permission."""
+
+
+def open_metrics(folder: Path, config: TelemetryConfig, *, resume_step: int | None = None) -> MetricsWriter:
+    """The writer that the configuration asks for.
+
+    Raises:
+        MetricsUnwritable: the folder cannot be written.
+        WandbUnavailable: `telemetry.wandb` asks for what there is not.
+    """
+    extra = None if config.wandb == "off" else WandbRun(folder, config.wandb_project, config.wandb)
+    return MetricsWriter(folder, config.tensorboard, resume_step=resume_step, extra=extra)
 
 
 def setup_logging(level: str) -> None:
@@ -53,15 +66,21 @@ def setup_logging(level: str) -> None:
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl` in a folder and, where asked, scalars to TensorBoard files below it."""
+    """Appends records to `metrics.jsonl` in a folder and, where asked, scalars to TensorBoard files below it.
 
-    def __init__(self, folder: Path, tensorboard: bool, *, resume_step: int | None = None) -> None:
+    `extra` gets each record too, and is closed with the writer.
+    """
+
+    def __init__(
+        self, folder: Path, tensorboard: bool, *, resume_step: int | None = None, extra: WandbRun | None = None
+    ) -> None:
         """With `resume_step`, records of later steps are dropped: the run does them again.
 
         Raises:
             MetricsUnwritable: the folder cannot be written.
         """
         self._path = folder / METRICS_NAME
+        self._extra = extra
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self._path.exists():
@@ -94,6 +113,8 @@ class MetricsWriter:
                 for name, value in scalars.items():
                     self._events.add_scalar(name, float(value), step, walltime=now)
                 self._events.flush()
+            if self._extra is not None:
+                self._extra.write(step, scalars)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -103,6 +124,8 @@ class MetricsWriter:
             self._file.close()
             if self._events is not None:
                 self._events.close()
+            if self._extra is not None:
+                self._extra.close()
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -46,9 +46,7 @@ def make_finished(runs: Path, name: str = "finished") -> Config:
         metrics.write(0, evaluation(0))
         for update in range(1, UPDATES + 1):
             groups = {group: play_group(group, update - 1) for group in (2 * update - 2, 2 * update - 1)}
-            archive.append(
-                update, group_records(groups, prepare(list(groups.values()), config, update - 1), config)
-            )
+            archive.append(update, group_records(groups, prepare(list(groups.values()), config, update - 1), config))
             metrics.write(update, scalars(update))
             for group in groups:
                 versions = [[max(0, update - 2)]] * GROUP_SIZE

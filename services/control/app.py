@@ -69,7 +69,7 @@ def _add_actions(app: FastAPI) -> None:
         """Ask something of the run (admin token): it is carried out between two updates. Follow it among the commands.
 
         `pause` lets the tickets that are out be played and begins no update; `evaluate` plays the evaluation panel;
-        `stop` ends the run after the work in hand, with a checkpoint; `scale` records how many rollout actors are wanted.
+        `stop` ends the run after the work in hand, with a checkpoint; `scale` records how many actors are wanted.
         """
         acting: Acting = request.app.state.acting
         return await acting.act(run, who, asked)

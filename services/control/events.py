@@ -1,7 +1,7 @@
 """The event stream of a run: new records and changed facts, as server-sent events.
 
-Events: `metrics` (as the metrics route answers), `run`, `buffer`, `actors`, `commands` (as theirs), each sent at first and
-then whenever it changes.
+Events: `metrics` (as the metrics route answers), `run`, `buffer`, `actors`, `commands` (as theirs), each sent at first
+and then whenever it changes.
 
 Invariants
 - One look at the run a second, shared between streams; no stream lives longer than `MAX_S`, clients come again.

@@ -1,10 +1,11 @@
 """Prometheus metrics of all live runs, and of the control plane itself.
 
-The learner and the rollout actors open no port of their own: Ray places them on any node, and what they tell is in Redis
-already (heartbeats, metrics stream). Environment servers export theirs under `/metrics`.
+The learner and the rollout actors open no port of their own: Ray places them on any node, and what they tell is in
+Redis already (heartbeats, metrics stream). Environment servers export theirs under `/metrics`.
 
 Invariants
-- Labels come from small sets: runs of the folder, actors alive now, stream kinds. A run that is not live exports only that.
+- Labels come from small sets: runs of the folder, actors alive now, stream kinds. A run that is not live exports
+  only that.
 """
 
 from __future__ import annotations

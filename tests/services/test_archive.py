@@ -95,5 +95,14 @@ def test_damage_is_said(tmp_path, cut):
     index = read_index(path)
     path.write_bytes(whole[:cut])
     with pytest.raises(ArchiveDamaged):
-        read_index(path)
         read_trajectory(path, index.groups[-1].members[-1])
+
+
+def test_a_damaged_index_is_said(tmp_path):
+    GroupArchive(tmp_path, 2**20).append(1, records_of(groups_of(0)))
+    (path,) = files(tmp_path)
+    whole = bytearray(path.read_bytes())
+    whole[30] ^= 0xFF
+    path.write_bytes(whole)
+    with pytest.raises(ArchiveDamaged):
+        read_index(path)

@@ -85,7 +85,13 @@ def test_scale_is_a_recorded_wish(api, live, run_name):
 
 @pytest.mark.parametrize(
     "body",
-    [{"action": "explode"}, {}, {"action": "scale"}, {"action": "pause", "actors": 1}, {"action": "scale", "actors": -1}],
+    [
+        {"action": "explode"},
+        {},
+        {"action": "scale"},
+        {"action": "pause", "actors": 1},
+        {"action": "scale", "actors": -1},
+    ],
 )
 def test_nonsense_is_refused(api, live, run_name, body):
     assert act(api, run_name, body).status_code == 422

@@ -79,7 +79,7 @@ def test_the_limiter_remembers_few_clients_and_forgives():
 
 
 def test_without_a_token_it_stays_at_home(runs):
-    with pytest.raises(ControlRefused, match="does not listen on 0.0.0.0 without a token"):
+    with pytest.raises(ControlRefused, match=r"does not listen on 0\.0\.0\.0 without a token"):
         ControlSettings(runs=runs, host="0.0.0.0").check()
     ControlSettings(runs=runs, host="0.0.0.0", read_token=SecretStr(READ)).check()
     for host in ("127.0.0.1", "::1", "localhost"):

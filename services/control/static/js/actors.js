@@ -115,8 +115,8 @@ function commandsView(commands, audit) {
   ];
 }
 
-function serversView(environments) {
-  if (!environments.length) return h("p", { class: "muted" }, "None is known: the run is not live.");
+function serversView(environments, live) {
+  if (!environments.length) return h("p", { class: "muted" }, live ? "None is known." : "None is asked: the run is not live.");
   const columns = [
     { title: "Address", cell: (row) => row.url },
     { title: "Environment", cell: (row) => row.name ?? "–" },
@@ -156,7 +156,7 @@ export async function render(main, shared) {
   const look = async () => {
     const [{ environments }, log] = await Promise.all([get(`${path}/environments`), get(`${path}/audit`, { limit: 50 })]);
     audit = log.entries;
-    show(places.servers, serversView(environments));
+    show(places.servers, serversView(environments, shared.facts.run?.live));
     redraw();
   };
   shared.listeners.add((event) => event !== "metrics" && redraw());
