@@ -16,12 +16,12 @@ import uuid
 
 from fastapi import HTTPException
 
-from services.buffer.commands import Action, Answer, Command
+from services.buffer.commands import Answer, Command
 from services.control.audit import Audit, AuditUnwritable
 from services.control.gate import Caller, Role
 from services.control.live import Live
 from services.control.runs import Run
-from services.control.views import ActionRequest
+from services.control.views import PlainAction, ScaleAction
 from services.errors import RedisUnavailable
 
 ANSWER_S = 3600.0
@@ -36,13 +36,14 @@ class Acting:
     def __init__(self) -> None:
         self._watching: set[asyncio.Task[None]] = set()
 
-    async def act(self, run: Run, caller: Caller, asked: ActionRequest) -> Command:
+    async def act(self, run: Run, caller: Caller, asked: PlainAction | ScaleAction) -> Command:
         """Pass it on to the run; the command as it waits there.
 
         Raises:
             HTTPException: 403 not an admin, 409 the run is not live or has too many commands waiting, 503 no audit.
         """
-        command = Command(id=uuid.uuid4().hex, action=asked.action, by=str(caller), at=time.time(), actors=asked.actors)
+        actors = asked.actors if isinstance(asked, ScaleAction) else None
+        command = Command(id=uuid.uuid4().hex, action=asked.action, by=str(caller), at=time.time(), actors=actors)
         audit = Audit(run.folder)
         try:
             refusal = await asyncio.to_thread(_pass_on, run, caller, command)
@@ -72,8 +73,6 @@ def _pass_on(run: Run, caller: Caller, command: Command) -> HTTPException | None
     """Put the command into Redis, or say why not."""
     if caller.role is not Role.ADMIN:
         return HTTPException(403, "the read token may look, not act: the admin token is needed")
-    if (command.action is Action.SCALE) != (command.actors is not None):
-        return HTTPException(422, "`actors` goes with `scale`, and only with it")
     commands = run.live.commands() if run.live is not None else None
     if commands is None:
         return HTTPException(409, "the run is not live: there is nobody to do it")

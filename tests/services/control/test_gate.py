@@ -58,6 +58,18 @@ def test_an_open_server_answers_to_local_names_alone(runs):
         assert client.get("/api/v1/runs", headers={"Host": "evil.example"}).status_code == 400
 
 
+def test_a_foreign_page_can_make_no_browser_act(runs):
+    """What a browser sends to another origin without asking first has no JSON content type."""
+    with TestClient(create_app(ControlSettings(runs=runs)), base_url="http://127.0.0.1") as client:
+        headers = {"Content-Type": "text/plain", "Origin": "http://evil.example"}
+        sent = client.post("/api/v1/runs/finished/actions", content='{"action": "stop"}', headers=headers)
+        assert sent.status_code == 422
+        asked = client.options(
+            "/api/v1/runs/finished/actions", headers={**headers, "Access-Control-Request-Method": "POST"}
+        )
+        assert "access-control-allow-origin" not in asked.headers
+
+
 def test_beyond_the_limit_one_waits(runs):
     settings = ControlSettings(runs=runs, read_token=SecretStr(READ), requests_per_minute=40)
     with TestClient(create_app(settings)) as client:
