@@ -95,7 +95,7 @@ export function chart(options) {
       s("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: scale.y(y), y2: scale.y(y) }),
       s("text", { class: "tick", x: MARGIN.left - 6, y: scale.y(y) + 4, "text-anchor": "end" }, axis(y)),
     ]);
-    const columns = ticks(scale.first, scale.last, Math.max(3, Math.floor(width / 80)))
+    const columns = ticks(scale.first, scale.last, Math.max(4, Math.floor(width / 80)))
       .filter(Number.isInteger)
       .map((x) => s("text", { class: "tick", x: scale.x(x), y: HEIGHT - 6, "text-anchor": "middle" }, x));
     show(svg, rows, columns, options.stacked ? areas(series, scale) : series.map((one) => line(one, scale)), cursor(scale));

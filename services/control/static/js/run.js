@@ -27,7 +27,7 @@ function success(records) {
 
 const CLASSES = [["1", "lone step", "q1"], ["2_to_4", "2–4 steps", "q2"], ["5_to_8", "5–8", "q3"], ["9_up", "9 or more", "q4"]];
 const SHARES = CLASSES.map(([key, name, mark]) => [`advantage/step_groups_${key}`, name, mark]);
-const TIMES = [["time/update_s", "update", "c1"], ["time/wait_s", "wait for groups", "c2"], ["time/prepare_s", "advantages, batches", "c3"], ["time/publish_s", "publish", "c4"]];
+const TIMES = [["time/update_s", "update", "c1"], ["time/wait_s", "wait", "c2"], ["time/prepare_s", "prepare", "c3"], ["time/publish_s", "publish", "c4"]];
 
 const several = (list) => (records) => list.map(([key, name, mark]) => ({ name, mark, points: points(records, key) }));
 
@@ -49,7 +49,7 @@ const SECTIONS = [
     [{ title: "Actors against learner", hint: "Gap of log-probabilities, same tokens.", min: 0 }, softened("loss/logprob_gap", "gap")],
   ]],
   ["Is the machine busy?", [
-    [{ title: "Time of an update", hint: "Waiting for groups means that the actors are the slower half.", stacked: true, format: (v) => `${short(v)} s`, wide: true }, several(TIMES)],
+    [{ title: "Time of an update", hint: "Much waiting for groups means that the actors are the slower half.", stacked: true, format: (v) => `${short(v)} s`, wide: true }, several(TIMES)],
     [{ title: "Learner throughput", hint: "Tokens a second.", min: 0 }, softened("time/tokens_per_second", "tokens/s")],
     [{ title: "Staleness of groups", hint: "Updates between playing and training.", min: 0 }, several([["staleness/max", "oldest", "c2"], ["staleness/mean", "mean", "c1"]])],
   ]],
