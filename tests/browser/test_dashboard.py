@@ -22,6 +22,7 @@ from tests.control_server import serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements/dev.txt)")
 expect = playwright.expect
+expect.set_options(timeout=60_000)  # a busy machine is no failure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: install Debian's package chromium")
@@ -38,7 +39,7 @@ FLAGS = [
 ]
 PAGES = {
     "run": "Success rate",
-    "trajectories": "find a pen",
+    "trajectories": "group 10, episode 1",
     "explorer": "The actions within one state",
     "actors": "Environment servers",
 }
@@ -83,7 +84,7 @@ def open_page(browser: Any, url: str) -> Iterator[Open]:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: message.type in ("error", "warning") and troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         if token is not None:
