@@ -215,6 +215,8 @@ class TelemetryConfig(Section):
 class WarmstartPhase(Section):
     tokens: int = Field(16_000_000, ge=1000)
     """Tokens to train on, prompts included."""
+    splits: tuple[str, ...] = ()
+    """Splits whose tasks are played, equally often; none: `env.split`."""
     lr: float = Field(5e-3, gt=0)
     """Peak learning rate of the layers' matrices (Muon), 0.6 of it for the rest (AdamW); warm-up over the
     first 2 %, cosine decay to a twentieth."""
@@ -222,8 +224,8 @@ class WarmstartPhase(Section):
     """Tokens that warm-up and decay take; none: the phase's. A phase that ends before leaves the rest to the next."""
     prompt_weight: float = Field(0.2, ge=0)
     """Weight of the cross-entropy on prompt tokens; 0 skips its computation."""
-    imitate: Literal["played", "expert"] = "played"
-    """What to imitate of a scripted episode: all admissible actions, or only those that the expert would have taken."""
+    imitate: Literal["player", "expert"] = "player"
+    """Whose probabilities to imitate along a scripted episode: those of its player, or the expert's choice."""
     expert_share: Fraction = 0.6
     """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
     noise: tuple[Fraction, Fraction] = (0.0, 0.5)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def small(tmp_path: Path) -> Config:
-    phases = "[{tokens: 6000, expert_share: 1.0}, {tokens: 6000, imitate: played}]"
+    phases = "[{tokens: 6000, expert_share: 0.5}, {tokens: 6000, imitate: expert, splits: [train_large]}]"
     shape = ["warmstart.hidden_size=32", "warmstart.intermediate_size=32", "warmstart.layers=1", "warmstart.heads=2"]
     return load_config(
         ROOT / "configs" / "starter.yaml",
