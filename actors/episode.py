@@ -121,7 +121,8 @@ class _Attempt:
             max_tokens=config.model.max_response_tokens,
             seed=step_seed(self.ticket.seed, number),
         )
-        parsed = parse_action(config.prompt.template, sample.text, state.admissible, config.prompt.validity)
+        answer = prompt.begun + sample.text
+        parsed = parse_action(config.prompt.template, answer, state.admissible, config.prompt.validity)
         after = await self.client.step(state.session, number, parsed.action)
         step = Step(
             prompt_ids=np.asarray(prompt.ids, dtype=np.int32),

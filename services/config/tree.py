@@ -71,6 +71,8 @@ class PromptConfig(Section):
     """`think`: the paper's prompt, `<think>…</think><action>…</action>`. `compact`: small policies, the action only."""
     history_length: int = Field(2, ge=0)
     """Earlier observation–action pairs shown in a `think` prompt; a `compact` one shows what fits."""
+    thinking: bool | None = None
+    """`enable_thinking` of the chat template, for models that have that switch (Qwen3); none: the template's default."""
     validity: Literal["admissible", "well_formed"] = "admissible"
     """When a response counts as valid: well-formed, and by default also an admissible action."""
 
