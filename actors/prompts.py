@@ -76,6 +76,13 @@ class PromptBuilder:
                 return Prompt(text, list(ids[-self._max_tokens :]), self._begun)
             shown -= 1
 
+    def response(self, action: str) -> str:
+        """What a policy without a thought writes after a prompt to take `action`."""
+        if self._config.template == "compact":
+            return f" {action}"
+        thought = "</think>" if self._begun else "<think></think>"
+        return f"{'' if '</think>' in self._begun else thought}<action>{action}</action>"
+
     def _compact(self, goal: str | None, history: History, result: StepResult) -> Prompt:
         """First what was seen at the start, then response and observation in turn.
 

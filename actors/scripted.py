@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from actors.prompts import Exchange, PromptBuilder
+from env_servers import free_text
 from env_servers.client import EnvironmentClient
 from env_servers.protocol import ResetRequest, StepResult
 from services.schemas import Task
@@ -33,13 +34,13 @@ Distribution = Mapping[str, float]
 
 
 class Player(Protocol):
-    """Chooses actions."""
+    """Chooses actions. Where one leaves a text open, it puts words of the goal there."""
 
     def act(self, result: StepResult) -> str | None:
         """An action for a state; None where it has nothing to do."""
 
     def intent(self, result: StepResult) -> Distribution:
-        """What it means to do there: admissible actions alone, whatever mistakes `act` makes."""
+        """What it means to do there, whatever mistakes `act` makes: admissible actions, without those left open."""
 
 
 class NoisyExpert:
@@ -67,7 +68,7 @@ class NoisyExpert:
         self._met: dict[str, None] = {}
 
     def intent(self, result: StepResult) -> Distribution:
-        choices = [action for action in result.admissible or () if action not in self._avoid]
+        choices = [action for action in self._allowed(result) if not free_text.is_open(action)]
         chances = dict.fromkeys(choices, self._noise / len(choices)) if choices else {}
         if result.expert is not None:
             chances[result.expert] = chances.get(result.expert, 0.0) + 1.0 - self._noise
@@ -75,18 +76,23 @@ class NoisyExpert:
 
     def act(self, result: StepResult) -> str | None:
         action = self._choose(result)
+        if action is not None:
+            action = free_text.fill(action, result, self._rng)
         if action is not None and self._slips and self._rng.random() < self._slips:
             return _NUMBERED_NAME.sub(lambda name: f"{name[1]} {self._rng.randint(1, 4)}", action, count=1)
         return action
 
     def _choose(self, result: StepResult) -> str | None:
-        choices = [action for action in result.admissible or () if action not in self._avoid]
+        choices = self._allowed(result)
         past = [action for action in self._met if action not in choices]
         self._met.update(dict.fromkeys(choices))
         if not choices or self._rng.random() >= self._noise:
             return result.expert
         mistaken = past and self._rng.random() < self._mistakes
         return self._rng.choice(past if mistaken else choices)
+
+    def _allowed(self, result: StepResult) -> list[str]:
+        return [action for action in result.admissible or () if action not in self._avoid]
 
 
 class HabitualPlayer:
@@ -103,6 +109,8 @@ class HabitualPlayer:
     def intent(self, result: StepResult) -> Distribution:
         by_verb: dict[str, list[str]] = {}
         for action in result.admissible or ():
+            if free_text.is_open(action):
+                continue
             by_verb.setdefault(action.split(" ", 1)[0], []).append(action)
         # Sorted, as tastes are drawn when a verb is first met.
         weights = {verb: self._weight(verb) / math.sqrt(len(by_verb[verb])) for verb in sorted(by_verb)}
@@ -111,7 +119,10 @@ class HabitualPlayer:
 
     def act(self, result: StepResult) -> str | None:
         chances = self.intent(result)
-        return self._rng.choices([*chances], [*chances.values()])[0] if chances else None
+        if chances:
+            return self._rng.choices([*chances], [*chances.values()])[0]
+        left_open = result.admissible or ()
+        return free_text.fill(self._rng.choice(left_open), result, self._rng) if left_open else None
 
     def _weight(self, verb: str) -> float:
         if verb not in self._taste:
@@ -194,7 +205,7 @@ def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, o
 
     @functools.cache
     def spelled(action: str) -> list[int]:
-        return [*tokenizer.encode(f" {action}", add_special_tokens=False), tokenizer.eos_token_id]
+        return [*tokenizer.encode(prompts.response(action), add_special_tokens=False), tokenizer.eos_token_id]
 
     history: list[Exchange] = []
     row: Example | None = None
@@ -202,7 +213,7 @@ def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, o
         result = turn.result
         prompt = prompts.build(turn.goal, history, result)
         ids = spelled(turn.action)
-        history.append(Exchange(result.observation, turn.action, f" {turn.action}", ids))
+        history.append(Exchange(result.observation, turn.action, prompts.response(turn.action), ids))
         if row is None or prompt.ids[: len(row.tokens)] != row.tokens:
             if row is not None:
                 yield row

@@ -41,16 +41,33 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), as in configs/.")],
+    recipe: Recipe = None,
     overrides: Overrides = None,
-    policy: Annotated[Path | None, typer.Option(help="Hugging Face folder to evaluate; short for model.path.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Hugging Face folder, run's folder, `random` or `expert`; may be repeated. None: model.path."
+        ),
+    ] = None,
+    env: Annotated[str | None, typer.Option(help="Short for env.name.")] = None,
+    split: Annotated[str | None, typer.Option(help="Short for evaluation.split.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Of a panel; short for evaluation.episodes.")] = None,
+    panels: Annotated[int | None, typer.Option(help="Short for evaluation.panels.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Short for evaluation.temperature.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table there.")] = None,
 ) -> None:
-    """Evaluate a policy. Example: anchorage eval configs/demo.yaml --policy models/starter"""
-    from services.cli.evaluate import run_evaluation
+    """Evaluate policies. Example: anchorage eval configs/demo.yaml --policy models/starter --policy random"""
+    from services.cli.evaluate import evaluation_config, run_evaluation
 
-    given = [*(overrides or []), *([f"model.path={policy}"] if policy else [])]
-    run_evaluation(_configure(recipe, given), json_file=json_file, console=console)
+    short: dict[str, object] = {"env.name": env, "evaluation.split": split, "evaluation.episodes": episodes}
+    short |= {"evaluation.panels": panels, "evaluation.temperature": temperature}
+    given = [*(overrides or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    config = evaluation_config(recipe, given, policy or ())
+    setup_logging(config.telemetry.log_level)
+    _exit_if_stopped(
+        run_evaluation(config, policy or (), json_file=json_file, markdown_file=markdown_file, console=console)
+    )
 
 
 @app.command()

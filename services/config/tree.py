@@ -72,7 +72,7 @@ class PromptConfig(Section):
     history_length: int = Field(2, ge=0)
     """Earlier observation–action pairs shown in a `think` prompt; a `compact` one shows what fits."""
     thinking: bool | None = None
-    """`enable_thinking` of the chat template, for models that have that switch (Qwen3); none: the template's default."""
+    """`enable_thinking` of the chat template, for models with that switch (Qwen3); none: the template's default."""
     validity: Literal["admissible", "well_formed"] = "admissible"
     """When a response counts as valid: well-formed, and by default also an admissible action."""
 
@@ -179,7 +179,9 @@ class EvaluationConfig(Section):
     split: str | None = None
     """Split of the evaluation panel; none: the first of `valid_unseen`, `valid_seen`, `test` there is."""
     episodes: int = Field(128, ge=1)
-    """Tasks of the panel, the first of the split, one episode each; the panel wraps around a smaller split."""
+    """Tasks of a panel, one episode each, from the first of the split on; around again where the split is smaller."""
+    panels: int = Field(1, ge=1)
+    """Panels, each of the tasks after those of the one before and with seeds of its own."""
     temperature: float = Field(0.4, gt=0)
     """Sampling temperature in evaluation (0.4 as published)."""
     every: int | None = Field(None, ge=1)
