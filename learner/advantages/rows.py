@@ -129,7 +129,7 @@ def moments(values: Floats, groups: Ids, counted: Flags | None = None) -> tuple[
     """Mean, standard deviation (ddof 1) and count of each row's group, over the counted rows; [N] each."""
     group = dense(groups)
     weight = np.ones(len(values)) if counted is None else counted.astype(np.float64)
-    count = np.bincount(group, weights=weight)
+    count = np.bincount(group, weights=weight).astype(np.float64)
     mean = np.bincount(group, weights=weight * values) / np.maximum(count, 1)
     squares = np.bincount(group, weights=weight * (values - mean[group]) ** 2)
     deviation = np.sqrt(squares / np.maximum(count - 1, 1))

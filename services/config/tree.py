@@ -150,7 +150,7 @@ class LossConfig(Section):
     mask_beyond: float | None = Field(None, gt=1)
     """Leave out what has a weight π_old/μ above this or below its inverse; none: nothing."""
     mask: Literal["token", "sequence"] = "token"
-    """What `mask_beyond` looks at and leaves out: tokens, or whole responses by the product of their tokens' weights."""
+    """What `mask_beyond` looks at and leaves out: tokens, or responses by the product of their tokens' weights."""
     drop_zero_advantage: bool = True
     """Leave out rows whose advantage is 0 when no other loss term needs them; the gradient is the same."""
 
