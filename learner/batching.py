@@ -53,6 +53,7 @@ class MicroBatch:
         behaviour: float32 [T], the sampler's log-probabilities.
         advantage: float32 [T].
         weight: float32 [T], 1 or 0.
+        sequence: int64 [T], number of the token's row within the micro-batch, from 0.
         tokens: of the sequences, without padding.
     """
 
@@ -62,6 +63,7 @@ class MicroBatch:
     behaviour: Floats
     advantage: Floats
     weight: Floats
+    sequence: Ids
     tokens: int
 
 
@@ -117,7 +119,7 @@ def _cut(share: list[list[int]], rows: Sequence[Row], budget: int) -> Iterator[l
 def _pack(families: list[list[int]], rows: Sequence[Row]) -> MicroBatch:
     length = max(len(rows[family[0]].tokens) for family in families)
     input_ids = np.zeros((len(families), length), dtype=np.int64)
-    positions, targets, behaviour, advantage = [], [], [], []
+    positions, targets, behaviour, advantage, responses = [], [], [], [], []
     for line, family in enumerate(families):
         tokens = rows[family[0]].tokens
         input_ids[line, : len(tokens)] = tokens
@@ -129,12 +131,14 @@ def _pack(families: list[list[int]], rows: Sequence[Row]) -> MicroBatch:
             targets.append(tokens[first:last])
             behaviour.append(row.logprobs)
             advantage.append(np.full(row.response_tokens, row.advantage))
+            responses.append(row.response_tokens)
     return MicroBatch(
         input_ids=input_ids,
         positions=np.concatenate(positions).astype(np.int64),
         targets=np.concatenate(targets).astype(np.int64),
         behaviour=np.concatenate(behaviour).astype(np.float32),
         advantage=np.concatenate(advantage).astype(np.float32),
-        weight=np.ones(len(np.concatenate(targets)), dtype=np.float32),
+        weight=np.ones(sum(responses), dtype=np.float32),
+        sequence=np.repeat(np.arange(len(responses)), responses),
         tokens=sum(len(rows[family[0]].tokens) for family in families),
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from learner.batching import MicroBatch
-from learner.losses import LossTerms, TokenBatch, policy_loss
+from learner.losses import LossTerms, TokenBatch, denominator, policy_loss
 from learner.rows import OptimizerStep
 from services.config.tree import Config
 
@@ -63,19 +63,25 @@ class Rank:
         """Take the optimizer steps of one update.
 
         Returns:
-            This rank's token sums of the loss metrics (`tokens` is their denominator) as `sum/NAME`, and the last
-            optimizer step's own figures as they are.
+            This rank's token sums of the loss metrics (`tokens` is their denominator) as `sum/NAME`, their maxima as
+            `max/NAME`, and the last optimizer step's own figures as they are.
         """
         old = self._old_logprobs(steps)
+        limit = self._config.model.max_response_tokens
+        maxima: dict[str, Tensor] = {}
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._engine.device))
         figures: dict[str, float] = {}
         for step in steps:
+            total = denominator(self._config.loss, step.total_tokens, step.total_rows, limit)
             for batch in step.batches:
-                terms = self._accumulate(batch, old.get(id(batch)), step.total_tokens)
+                terms = self._accumulate(batch, old.get(id(batch)), total)
                 for name, value in terms.sums.items():
                     sums[name] += value
+                for name, value in terms.maxima.items():
+                    maxima[name] = torch.maximum(maxima.get(name, value), value)
                 sums["loss"] += terms.loss.detach()
             figures = self._engine.step()
+        figures |= {f"max/{name}": float(value) for name, value in maxima.items()}
         return figures | {f"sum/{name}": float(value) for name, value in sums.items()}
 
     def weights(self) -> dict[str, Tensor]:
@@ -88,15 +94,14 @@ class Rank:
     def load(self, folder: Path) -> None:
         self._engine.load(folder)
 
-    def _accumulate(self, batch: MicroBatch, old: Tensor | None, total_tokens: int) -> LossTerms:
+    def _accumulate(self, batch: MicroBatch, old: Tensor | None, total: float) -> LossTerms:
         config = self._config.loss
         reference = self._reference_logprobs(batch)
         old_is_current = config.importance_cap is not None and old is None
 
         def loss(logprob: Tensor, entropy: Tensor) -> LossTerms:
-            behaviour, advantage, weight = (
-                torch.tensor(array, device=logprob.device) for array in (batch.behaviour, batch.advantage, batch.weight)
-            )
+            arrays = (batch.behaviour, batch.advantage, batch.weight, batch.sequence)
+            behaviour, advantage, weight, sequence = (torch.tensor(array, device=logprob.device) for array in arrays)
             tokens = TokenBatch(
                 logprob=logprob,
                 behaviour=behaviour,
@@ -105,8 +110,9 @@ class Rank:
                 old=logprob.detach() if old_is_current else old,
                 reference=reference,
                 entropy=entropy,
+                sequence=sequence,
             )
-            return policy_loss(tokens, config, total_tokens)
+            return policy_loss(tokens, config, total)
 
         return self._engine.accumulate(batch, loss)
 

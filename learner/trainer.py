@@ -4,6 +4,7 @@ Invariants
 - A group leaves Redis only after a checkpoint that records it is durable; after a crash training goes on from the
   checkpoint over the same groups in the same order, so each is trained on once in the history that survives.
 - Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number.
+- Dynamic sampling drops a group when it is read: it is cancelled in Redis, its slot is free, the next group takes it.
 - No wait without an end: a run in which nothing completes, or in which nothing usable does, stops with one clear line.
 """
 
@@ -23,6 +24,7 @@ from learner.ledger import Entry, Ledger
 from learner.rank_group import RankFailed
 from learner.report import Timings, UpdateReport, describe, staleness
 from learner.rows import OptimizerStep, prepare
+from learner.sampling import EQUAL_REWARDS, Collected, has_equal_rewards
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.errors import RunStalled
@@ -31,8 +33,6 @@ from services.telemetry import MetricsWriter
 from services.weights import WeightChannel
 
 POLL_S = 0.5
-WASTE_LIMIT = 4
-"""Give up when so many times the capacity was cancelled or dropped in one update: the run does not get anywhere."""
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,6 @@ class Trainer:
         self._saved_version = 0
         self._seconds = 0.0
         self._restarts = 0
-        self._last_reason = ""
         self._metrics: MetricsWriter | None = None
 
     @property
@@ -143,7 +142,7 @@ class Trainer:
         collected = self._collect()
         if collected is None:
             return None
-        groups, dropped, cancelled = collected
+        groups = collected.groups
         waited = time.monotonic()
         prepared = prepare(list(groups.values()), self._config, self._version)
         ready = time.monotonic()
@@ -162,25 +161,26 @@ class Trainer:
             self._version,
             groups,
             prepared,
-            dropped_stale=dropped,
-            cancelled=cancelled,
+            dropped_stale=collected.stale,
+            dropped_equal=collected.equal,
+            cancelled=collected.cancelled,
             timings=Timings(waited - started, ready - waited, updated - ready, published - updated),
             loss=loss,
         )
 
-    def _collect(self) -> tuple[dict[int, list[Trajectory]], int, int] | None:
-        """The groups of the next update, and how many groups were dropped as stale and cancelled meanwhile."""
-        ready: dict[int, list[Trajectory]] = {}
-        dropped = cancelled = 0
+    def _collect(self) -> Collected | None:
+        """The groups of the next update; None when stopped while waiting."""
+        collected = Collected()
         quiet_since = time.monotonic()
         while not self._should_stop():
-            cancelled += self._give_up_cancelled()
+            self._give_up_cancelled(collected)
             self._issue()
+            self._read_complete(collected)
             window = self._dispatcher.window()
-            dropped += self._read_complete([group for group in window if group not in ready], ready)
-            if all(group in ready for group in window):
-                return {group: ready[group] for group in window}, dropped, cancelled
-            self._check_waste(dropped, cancelled)
+            if collected.groups.keys() >= set(window):
+                collected.groups = {group: collected.groups[group] for group in window}
+                return collected
+            collected.check_waste(self._config.learner, self._dispatcher.capacity)
             if self._buffer.wait(TRAIN_STREAM, POLL_S):
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > self._config.learner.group_timeout_s:
@@ -196,41 +196,38 @@ class Trainer:
         missing = self._dispatcher.missing(self._buffer.known(TRAIN_STREAM))
         self._buffer.issue(self._dispatcher.tickets(missing))
 
-    def _give_up_cancelled(self) -> int:
+    def _give_up_cancelled(self, collected: Collected) -> None:
         """Free the slots of cancelled groups; the next groups take their place."""
-        reasons = self._buffer.cancelled(TRAIN_STREAM)
-        given_up = [group for group in reasons if group in self._dispatcher.outstanding]
-        for group in given_up:
-            self._last_reason = reasons[group]
-            log.warning("group %d is given up: %s", group, self._last_reason)
-        self._dispatcher.settle(given_up)
-        return len(given_up)
+        for group, reason in self._buffer.cancelled(TRAIN_STREAM).items():
+            if group not in self._dispatcher.outstanding:
+                continue
+            if reason == EQUAL_REWARDS:
+                collected.equal += 1
+            else:
+                collected.cancelled += 1
+                collected.last_reason = reason
+                log.warning("group %d is given up: %s", group, reason)
+            self._dispatcher.settle([group])
 
-    def _read_complete(self, wanted: Sequence[int], ready: dict[int, list[Trajectory]]) -> int:
-        """Read those that are complete and fresh into `ready`, drop the stale ones; the number dropped."""
+    def _read_complete(self, collected: Collected) -> None:
+        """Read the window's groups that are complete and usable; cancel those of equal reward, reissue the stale."""
         complete = set(self._buffer.complete(TRAIN_STREAM))
         stale: list[int] = []
-        for group in (group for group in wanted if group in complete):
+        for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
             trajectories = self._buffer.read(TRAIN_STREAM, group)
             age = staleness(self._version, trajectories)
             if age > self._config.learner.max_staleness:
                 log.warning("group %d is dropped and issued again: %d updates old", group, age)
                 stale.append(group)
+            elif self._config.learner.dynamic_sampling and has_equal_rewards(trajectories):
+                # Its slot is freed where those of all cancelled groups are.
+                self._buffer.cancel(TRAIN_STREAM, group, EQUAL_REWARDS)
             else:
-                ready[group] = trajectories
+                collected.groups[group] = trajectories
         self._buffer.remove(TRAIN_STREAM, stale)
         # Out, but no longer known to Redis: issue them right away, under the same numbers.
         self._buffer.issue(self._dispatcher.tickets(stale))
-        return len(stale)
-
-    def _check_waste(self, dropped: int, cancelled: int) -> None:
-        limit = WASTE_LIMIT * self._dispatcher.capacity
-        if cancelled > limit:
-            raise RunStalled(
-                f"{cancelled} groups were cancelled while one update waited, the last: {self._last_reason}"
-            )
-        if dropped > limit:
-            raise RunStalled(f"{dropped} groups of one update were too old to use; do the actors load new weights?")
+        collected.stale += len(stale)
 
     def _publish(self) -> dict[str, Tensor]:
         weights = self._ranks.weights()

@@ -5,10 +5,13 @@ A recipe in `configs/` is this tree as YAML; `key=value` on the command line ove
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from services.config.presets import Algorithm, with_preset
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -111,9 +114,22 @@ class AdvantageConfig(Section):
     """Subtracted from an invalid step's score and return, after discounting."""
     similarity: float | None = Field(None, gt=0, le=1)
     """Group anchors whose SequenceMatcher ratio reaches this; none: exact keys."""
+    history: int = Field(2, ge=0)
+    """HGPO: most earlier states that the steps of a group agree on; the paper takes `prompt.history_length`."""
+    history_power: float = Field(1.0, ge=0)
+    """HGPO: a group that agrees on k earlier states has weight (k + 1) ** history_power."""
+    group_baseline: bool = False
+    """REINFORCE++: subtract the group's mean score before normalising over the batch (REINFORCE++-baseline)."""
 
 
 class LossConfig(Section):
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all tokens; over each response's tokens, then over responses; or each response's sum over a constant,
+    then over responses. A response is one step's."""
+    constant_tokens: int | None = Field(None, ge=1)
+    """The constant of `aggregation: constant`; none: `model.max_response_tokens`."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The PPO ratio of each token, or of the response: the geometric mean of its tokens' (GSPO)."""
     clip_low: float = Field(0.2, ge=0)
     """PPO clip: ratio ≥ 1 − clip_low."""
     clip_high: float = Field(0.2, ge=0)
@@ -122,12 +138,29 @@ class LossConfig(Section):
     """Lower bound −dual_clip·|A| of the objective for negative advantages; none: off."""
     kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence to the reference policy; 0 keeps no reference policy."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate of the divergence at a sampled token: d, d²/2, or e^−d + d − 1, with d = log π − log π_ref."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """A term of the loss, or a penalty on each token that lowers the advantage of the response's tokens up to it."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     importance_cap: float | None = Field(2.0, gt=0)
-    """Cap of the truncated importance weight π_old/μ of stale data; none: π_old = μ, without a forward pass for it."""
+    """Cap of the truncated importance weight π_old/μ of stale data (1e9 truncates nothing: decoupled PPO); none:
+    π_old = μ, without a forward pass for it."""
+    importance: Literal["token", "sequence"] = "token"
+    """The importance weight π_old/μ of each token, or of the whole response: the product of its tokens'."""
+    mask_beyond: float | None = Field(None, gt=1)
+    """Leave out what has a weight π_old/μ above this or below its inverse; none: nothing."""
+    mask: Literal["token", "sequence"] = "token"
+    """What `mask_beyond` looks at and leaves out: tokens, or responses by the product of their tokens' weights."""
     drop_zero_advantage: bool = True
     """Leave out rows whose advantage is 0 when no other loss term needs them; the gradient is the same."""
+
+    @model_validator(mode="after")
+    def _mask_needs_weights(self) -> LossConfig:
+        if self.mask_beyond is not None and self.importance_cap is None:
+            raise ValueError("loss.mask_beyond needs loss.importance_cap: without it there is no weight π_old/μ")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -154,6 +187,10 @@ class LearnerConfig(Section):
     """Complete groups an update trains on."""
     group_size: int = Field(8, ge=1)
     """Episodes of a group."""
+    dynamic_sampling: bool = False
+    """Drop groups whose episodes all have the same reward, and play further groups instead (DAPO)."""
+    dynamic_sampling_limit: int = Field(10, ge=1)
+    """Give up with an error when more than so many times `groups_per_update` groups were dropped for one update."""
     max_staleness: int = Field(1, ge=0)
     """Oldest policy a group may come from, in updates; 0: synchronous, on-policy."""
     minibatches: int = Field(1, ge=1)
@@ -260,8 +297,8 @@ class WarmstartConfig(Section):
 class Config(Section):
     """The whole of a run."""
 
-    algorithm: Literal["gigpo", "grpo", "rloo"] = "gigpo"
-    """Advantage estimator."""
+    algorithm: Algorithm = "gigpo"
+    """Advantage estimator, and defaults of other fields that its paper sets (see `presets`); what is given wins."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     env: EnvConfig = EnvConfig()
@@ -277,6 +314,11 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     warmstart: WarmstartConfig = WarmstartConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _algorithm_sets_defaults(cls, tree: object) -> object:
+        return with_preset(tree) if isinstance(tree, Mapping) else tree
 
     @model_validator(mode="after")
     def _group_needs_a_peer(self) -> Config:
