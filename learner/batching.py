@@ -53,6 +53,7 @@ class MicroBatch:
         behaviour: float32 [T], the sampler's log-probabilities.
         advantage: float32 [T].
         weight: float32 [T], 1 or 0.
+        sequence: int64 [T], number within the micro-batch of the row that each response token belongs to.
         tokens: of the sequences, without padding.
     """
 
@@ -62,6 +63,7 @@ class MicroBatch:
     behaviour: Floats
     advantage: Floats
     weight: Floats
+    sequence: Ids
     tokens: int
 
 
@@ -136,5 +138,6 @@ def _pack(families: list[list[int]], rows: Sequence[Row]) -> MicroBatch:
         behaviour=np.concatenate(behaviour).astype(np.float32),
         advantage=np.concatenate(advantage).astype(np.float32),
         weight=np.ones(len(np.concatenate(targets)), dtype=np.float32),
+        sequence=np.repeat(np.arange(len(targets)), [len(some) for some in targets]),
         tokens=sum(len(rows[family[0]].tokens) for family in families),
     )
