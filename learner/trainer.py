@@ -277,6 +277,7 @@ class Trainer:
             self._version, self._seconds = state.version, state.seconds
             log.info("going on from %s", found)
         self._saved_version = self._version
+        checkpoint.forget_best(self._checkpoints, lambda version: version > self._version)
         self._ledger.cut(self._version)
         # The process may have died between a checkpoint and its acknowledgement.
         self._acknowledge()
@@ -292,7 +293,15 @@ class Trainer:
     def _play_panel(self) -> None:
         every = self._config.evaluation.every
         if every is not None and self._version % every == 0 and not self._should_stop():
-            self._record("evaluation", self._version, self._evaluate(self._version))
+            figures = self._evaluate(self._version)
+            self._record("evaluation", self._version, figures)
+            self._keep_if_best(figures)
+
+    def _keep_if_best(self, figures: Mapping[str, float]) -> None:
+        success = figures.get("evaluation/success_rate")
+        if success is not None and self._config.checkpoint.keep_best:
+            weights = self._ranks.weights()
+            checkpoint.keep_best(self._checkpoints, self._version, success, weights, self._config.model.path)
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
         if self._metrics is not None:
