@@ -42,7 +42,7 @@ from actors.prompts import Exchange, PromptBuilder, load_tokenizer
 from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted
 from env_servers.client import LocalClient
 from env_servers.registry import load_environment
-from learner.batching import Row, plan
+from learner.batching import MicroBatch, Row, plan
 from learner.engine_deepspeed import DeepSpeedEngine, connect
 from learner.losses import TokenBatch, policy_loss
 from learner.rows import prepare
@@ -52,7 +52,7 @@ from services.schemas import Step, Task, Ticket, Trajectory, VersionSpan
 GROUP = 8
 STEPS = {"compact": 20, "think": 50}
 PROMPT_TOKENS = {"compact": 1000, "think": 2048}
-QWEN = {
+QWEN: dict[str, Any] = {
     "hidden_size": 1536,
     "intermediate_size": 8960,
     "num_hidden_layers": 28,
@@ -109,13 +109,19 @@ def ours(rows: Sequence[Row], model: Path, budget: int, folder: Path) -> Update:
         for batch in batches:
 
             def loss(logprob: Tensor, entropy: Tensor, batch: Any = batch) -> Any:
-                arrays = [torch.tensor(a) for a in (batch.behaviour, batch.advantage, batch.weight)]
-                return policy_loss(TokenBatch(logprob, *arrays, entropy=entropy), config.loss, total)
+                return policy_loss(token_batch(batch, logprob, entropy), config.loss, total)
 
             engine.accumulate(batch, loss)
         engine.step()
 
     return update
+
+
+def token_batch(batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> TokenBatch:
+    """What the loss reads of a micro-batch."""
+    arrays = (batch.behaviour, batch.advantage, batch.weight)
+    behaviour, advantage, weight = (torch.tensor(array, device=logprob.device) for array in arrays)
+    return TokenBatch(logprob, behaviour, advantage, weight, entropy=entropy)
 
 
 def padded_batches(rows: Sequence[Row], size: int) -> Iterator[dict[str, Tensor]]:
@@ -321,8 +327,7 @@ def gpu(options: argparse.Namespace, folder: Path, console: Console) -> dict[str
             for batch in step.batches:
 
                 def loss(logprob: Tensor, entropy: Tensor, batch: Any = batch) -> Any:
-                    arrays = [torch.tensor(a, device="cuda") for a in (batch.behaviour, batch.advantage, batch.weight)]
-                    return policy_loss(TokenBatch(logprob, *arrays, entropy=entropy), config.loss, step.total_tokens)
+                    return policy_loss(token_batch(batch, logprob, entropy), config.loss, step.total_tokens)
 
                 engine.accumulate(batch, loss)
             engine.step()

@@ -155,15 +155,12 @@ def best(folder: Path) -> tuple[Path, float] | None:
     return None
 
 
-def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, Tensor], model: Path) -> Path | None:
-    """Keep the policy of `version` in place of the best so far, if it is better; its folder.
+def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, Tensor], model: Path) -> None:
+    """Keep the policy of `version` in place of the best so far.
 
     Raises:
         CheckpointFailed: it could not be written.
     """
-    before = best(folder)
-    if before is not None and before[1] >= success:
-        return None
     final = folder / f"best-{version:06d}"
     partial = folder / f".{final.name}.partial"
     try:
@@ -181,7 +178,6 @@ def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     forget_best(folder, lambda number: number != version)
-    return final
 
 
 def forget_best(folder: Path, unwanted: Callable[[int], bool]) -> None:

@@ -147,6 +147,8 @@ class DeepSpeedEngine:
         """
         rank = torch.distributed.get_rank()
         writer = ShardWriter(folder) if rank == 0 else None
+        if self.steps == 0:
+            self._make_moments(0)
         try:
             for name, parameter in self._trained():
                 for part in (MASTER, *MOMENTS):
@@ -230,7 +232,7 @@ class DeepSpeedEngine:
             utils.safe_set_full_optimizer_state(parameter, value, part)
 
     def _make_moments(self, steps: int) -> None:
-        """The optimizer's state as it is after `steps`, moments 0: otherwise it comes into being with the first step."""
+        """The optimizer's state after `steps`, moments 0: otherwise it comes into being with the first step."""
         zero = self._engine.optimizer
         optimizer = zero if self._stage == 0 else zero.optimizer
         stage_3 = getattr(zero, "fp32_partitioned_groups_flat", None)

@@ -29,7 +29,12 @@ def adapt(policy: Policy, config: LoraConfig) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=list(config.targets))
+    settings = PeftConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides it by r, whatever it is
+        lora_dropout=0.0,
+        target_modules=list(config.targets),
+    )
     try:
         inject_adapter_in_model(settings, policy.lm)
     except ValueError as error:

@@ -7,6 +7,7 @@ Invariants
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -46,8 +47,8 @@ class ShardReader:
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        self._files = [safe_open(path, framework="pt") for path in sorted(folder.glob("state-*.safetensors"))]
-        self._places = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        files: list[Any] = [safe_open(path, framework="pt") for path in sorted(folder.glob("state-*.safetensors"))]
+        self._places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     @property
     def names(self) -> set[str]:

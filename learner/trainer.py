@@ -299,8 +299,13 @@ class Trainer:
 
     def _keep_if_best(self, figures: Mapping[str, float]) -> None:
         success = figures.get("evaluation/success_rate")
-        if success is not None and self._config.checkpoint.keep_best:
-            weights = self._ranks.weights()
+        if success is None or not self._config.checkpoint.keep_best:
+            return
+        before = checkpoint.best(self._checkpoints)
+        # The ranks may have died meanwhile: what was published is what was evaluated.
+        published = self._channel.latest()
+        if published is not None and (before is None or success > before[1]):
+            weights = self._channel.fetch(published)
             checkpoint.keep_best(self._checkpoints, self._version, success, weights, self._config.model.path)
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
