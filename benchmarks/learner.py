@@ -100,7 +100,9 @@ def episode_rows(template: str, episodes: int, model: Path) -> list[Row]:
 
 def ours(rows: Sequence[Row], model: Path, budget: int, folder: Path) -> Update:
     """An update of the learner's own: packed, through DeepSpeed."""
-    config = Config.model_validate({"model": {"path": model}, "run": {"dir": folder}, "loss": {"importance_cap": None}})
+    config = Config.model_validate(
+        {"model": {"path": model}, "run": {"dir": folder}, "loss": {"kl_coef": 0.0, "importance_cap": None}}
+    )
     engine = DeepSpeedEngine(config)
     total = sum(row.response_tokens for row in rows)
 
