@@ -274,6 +274,7 @@ class Trainer:
             self._version, self._seconds = state.version, state.seconds
             log.info("going on from %s", found)
         self._saved_version = self._version
+        checkpoint.forget_best(self._checkpoints, lambda version: version > self._version)
         self._ledger.cut(self._version)
         # The process may have died between a checkpoint and its acknowledgement.
         self._acknowledge()
@@ -289,7 +290,20 @@ class Trainer:
     def _play_panel(self) -> None:
         every = self._config.evaluation.every
         if every is not None and self._version % every == 0 and not self._should_stop():
-            self._record("evaluation", self._version, self._evaluate(self._version))
+            figures = self._evaluate(self._version)
+            self._record("evaluation", self._version, figures)
+            self._keep_if_best(figures)
+
+    def _keep_if_best(self, figures: Mapping[str, float]) -> None:
+        success = figures.get("evaluation/success_rate")
+        if success is None or not self._config.checkpoint.keep_best:
+            return
+        before = checkpoint.best(self._checkpoints)
+        # The ranks may have died meanwhile: what was published is what was evaluated.
+        published = self._channel.latest()
+        if published is not None and (before is None or success > before[1]):
+            weights = self._channel.fetch(published)
+            checkpoint.keep_best(self._checkpoints, self._version, success, weights, self._config.model.path)
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
         if self._metrics is not None:

@@ -103,6 +103,18 @@ def warmstart(
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run's folder (its newest checkpoint), or a checkpoint's.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
+    best: Annotated[bool, typer.Option(help="The run's best policy by its evaluations, not the newest.")] = False,
+) -> None:
+    """Write a policy as a Hugging Face folder that vLLM serves. Example: anchorage export runs/demo models/mine"""
+    from services.cli.export import export as copy_policy
+
+    console.print(f"{copy_policy(source, out, best=best)} → {out}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     picture: Annotated[Path | None, typer.Option(help="Draw the curves of all of them into this PNG file.")] = None,

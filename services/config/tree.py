@@ -35,6 +35,15 @@ class RunConfig(Section):
         return self.dir / self.name
 
 
+class LoraConfig(Section):
+    rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """Adapters are added times alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers that get one, by the end of their names."""
+
+
 class ModelConfig(Section):
     path: Path = Path("models/starter")
     """Local Hugging Face folder of a causal language model with its tokenizer."""
@@ -44,6 +53,8 @@ class ModelConfig(Section):
     """Prompts longer than this are cut: oldest history first, then the left end of the text."""
     max_response_tokens: int = Field(24, ge=1)
     """Sampling limit of one response."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters (LoRA) of a frozen model, as in `model.lora.rank=16`; none: the whole model."""
 
 
 class EnvConfig(Section):
@@ -180,7 +191,16 @@ class LearnerConfig(Section):
     ranks: int = Field(1, ge=1)
     """Data-parallel DeepSpeed ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage. bfloat16 needs 1 or more: ZeRO's optimizer keeps the float32 copies of the parameters."""
+    offload_optimizer: bool = False
+    """Keep optimizer state, and the optimizer step, on the CPU (ZeRO 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep parameters on the CPU until a layer needs them (ZeRO 3)."""
+    activation_checkpointing: bool = False
+    """Keep each layer's input only and compute the layer again in the backward pass: less memory, a third more work."""
+    reference: Literal["resident", "offloaded", "sharded"] = "resident"
+    """Where the reference policy is while nobody needs it, if loss.kl_coef > 0: whole on each rank's device, in the
+    CPU's memory, or sharded over the ranks by ZeRO 3. With LoRA it is the model without its adapters: no memory."""
     updates: int = Field(100, ge=1)
     """Policy updates of the run."""
     groups_per_update: int = Field(16, ge=1)
@@ -196,7 +216,7 @@ class LearnerConfig(Section):
     minibatches: int = Field(1, ge=1)
     """Optimizer steps an update's rows are split into. The policy version counts updates."""
     microbatch_tokens: int = Field(8192, ge=64)
-    """Most tokens (padding included) of one forward pass."""
+    """Most tokens of one forward pass."""
     threads: int = Field(1, ge=1)
     """CPU threads of a rank (CPU back end only)."""
     group_timeout_s: float = Field(900.0, gt=0)
@@ -210,6 +230,8 @@ class CheckpointConfig(Section):
     """Updates between checkpoints. Groups are acknowledged only after the checkpoint that records them."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Also keep the policy that was best in the panels of `evaluation.every`, as a Hugging Face folder."""
 
 
 class EvaluationConfig(Section):
@@ -319,6 +341,17 @@ class Config(Section):
     @classmethod
     def _algorithm_sets_defaults(cls, tree: object) -> object:
         return with_preset(tree) if isinstance(tree, Mapping) else tree
+
+    @model_validator(mode="after")
+    def _engine_can_do_it(self) -> Config:
+        learner = self.learner
+        if learner.zero_stage == 0 and self.model.dtype == "bfloat16":
+            raise ValueError("learner.zero_stage must be 1 or more with model.dtype=bfloat16")
+        if learner.zero_stage == 0 and learner.offload_optimizer:
+            raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
+        if learner.zero_stage < 3 and learner.offload_parameters:
+            raise ValueError("learner.offload_parameters needs learner.zero_stage 3")
+        return self
 
     @model_validator(mode="after")
     def _group_needs_a_peer(self) -> Config:

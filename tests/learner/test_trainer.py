@@ -9,13 +9,14 @@ from collections import Counter
 import pytest
 import torch
 
-from learner.checkpoint import latest
+from learner.checkpoint import best, latest
 from learner.ledger import Ledger
 from learner.rank_group import start_ranks
 from learner.trainer import Trainer
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.errors import CheckpointFailed, RunStalled
+from services.model_folder import read_weights
 from services.weights.directory import DirectoryChannel
 from tests.learner.synthetic import play
 
@@ -111,6 +112,10 @@ def test_the_panel_is_played_at_fixed_intervals_with_the_version_just_published(
         trainer(config, buffer, channel, ranks, evaluate=play_panel).train()
     assert panels == [(0, 0), (2, 2), (4, 4)]
     records = [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
+    found = best(config.run.folder / "checkpoints")
+    assert found is not None
+    assert found[0].name == "best-000004"
+    assert read_weights(found[0]).keys() == read_weights(config.model.path).keys()
     rates = [(r["step"], r["evaluation/success_rate"]) for r in records if "evaluation/success_rate" in r]
     assert rates == [(0, 0.0), (2, 0.2), (4, 0.4)]
 
