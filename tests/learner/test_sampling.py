@@ -163,7 +163,7 @@ def test_too_many_groups_of_equal_rewards_end_the_run(run):
         lost = fresh(ticket)
         return dataclasses.replace(lost, steps=tuple(dataclasses.replace(step, reward=0.0) for step in lost.steps))
 
-    with pytest.raises(RunStalled, match=r"^5 groups were dropped .* learner\.dynamic_sampling_limit"):
+    with pytest.raises(RunStalled, match=r"^\d groups were dropped .* learner\.dynamic_sampling_limit"):
         run(updates=2, max_staleness=0, dynamic_sampling_limit=2).train(player=lose)
 
 
