@@ -57,7 +57,7 @@ def parse_contents(
     waiting: Sequence[bytes],
     holders: Sequence[bytes],
     leases: Sequence[bytes],
-    stored: Sequence[bytes | int],
+    stored: Sequence[bytes],
     attempts: Sequence[bytes],
 ) -> list[GroupContents]:
     """The answer of `contents.lua`, sorted as tickets are handed out."""
@@ -73,8 +73,7 @@ def parse_contents(
         of_group[group].append(
             TicketContents(member, "leased", holder.decode(), left, attempts=int(tried.get(field, 0)))
         )
-    for field, nbytes in zip(stored[::2], stored[1::2], strict=True):
-        assert isinstance(field, bytes)
+    for field, nbytes in _pairs(stored).items():
         group, member = keys.split_ticket(field)
         of_group[group].append(TicketContents(member, "stored", nbytes=int(nbytes)))
     full = set(complete)

@@ -3,7 +3,7 @@
 local stored = {}
 for _, ticket in ipairs(redis.call('HKEYS', TRAJECTORIES)) do
   stored[#stored + 1] = ticket
-  stored[#stored + 1] = redis.call('HSTRLEN', TRAJECTORIES, ticket)
+  stored[#stored + 1] = tostring(redis.call('HSTRLEN', TRAJECTORIES, ticket))
 end
 return {
   now_ms(),
