@@ -38,6 +38,7 @@ class RolloutSpec:
         config: the run's configuration as JSON.
         redis_url: may carry a password. env_urls: actors are spread over them. env_token: of the environment servers.
         engine: makes the inference engine; a module-level function, since it travels to other processes.
+        default_actors: how many actors the pool keeps without a wish; None: as many as there are places.
     """
 
     config: str
@@ -45,6 +46,7 @@ class RolloutSpec:
     env_urls: tuple[str, ...]
     env_token: str | None = field(default=None, repr=False)
     engine: EngineFactory = vllm_engine
+    default_actors: int | None = None
 
 
 class RolloutProcess:
@@ -57,6 +59,7 @@ class RolloutProcess:
         self._number = number
         self._spec = spec
         self._rollout: Rollout | None = None
+        self._drained = False
 
     async def run(self) -> None:
         """Build the parts and play until drained; errors as for `Rollout.run`."""
@@ -82,12 +85,14 @@ class RolloutProcess:
                 buffer=buffer,
                 channel=open_channel(config.weights, config.run.name, config.run.folder),
             )
-            await self._rollout.run()
+            if not self._drained:
+                await self._rollout.run()
         finally:
             buffer.close()
 
     async def drain(self) -> None:
         """Give the tickets back and let `run` end."""
+        self._drained = True
         if self._rollout is not None:
             await self._rollout.drain()
 

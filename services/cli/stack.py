@@ -34,6 +34,8 @@ TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 STOP_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 2.0
 OBJECT_STORE_BYTES = 256 * 2**20
+MOST_ACTORS = 64
+"""Places for rollout actors in a cluster of the run's own: `anchorage pool scale` may ask for so many."""
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class Stack:
         env_url = self._start_environment(folder)
         self._start_ray()
         self.channel = open_channel(config.weights, config.run.name, folder)
+        self.channel.latest()  # what the channel keeps its weights in is made here, not on a node that may leave
         self.buffer.set_manifest(config.model_dump_json())
         self.buffer.set_state("running")
         self._start_pool(redis_url, env_url)
@@ -147,7 +150,11 @@ class Stack:
 
         self._announce("starting the rollout actors")
         pool, self._pool_run = start_pool(
-            self.config, redis_url=redis_url, env_urls=(env_url,), env_token=os.environ.get(TOKEN_VARIABLE)
+            self.config,
+            redis_url=redis_url,
+            env_urls=(env_url,),
+            env_token=os.environ.get(TOKEN_VARIABLE),
+            default_actors=None if os.environ.get("RAY_ADDRESS") else self.config.rollout.actors,
         )
         self.pool = pool
 
@@ -282,7 +289,7 @@ def _own_cluster(config: Config) -> dict[str, Any]:
     """A Ray cluster of this process's own, on this machine, with room for the run."""
     return {
         "num_cpus": os.cpu_count(),
-        "resources": {"rollout": config.rollout.actors, "learner": config.learner.ranks},
+        "resources": {"rollout": max(MOST_ACTORS, config.rollout.actors), "learner": config.learner.ranks},
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }

@@ -77,7 +77,8 @@ class PromptConfig(Section):
 
 class RolloutConfig(Section):
     actors: int = Field(1, ge=1)
-    """Rollout actors that `train` starts in a Ray cluster of its own."""
+    """Rollout actors in a Ray cluster of the run's own, until `anchorage pool scale` wishes for others. In a cluster
+    that was there before: one for each `rollout` resource."""
     episodes_in_flight: int = Field(64, ge=1)
     """Episodes one actor plays at the same time."""
     temperature: float = Field(1.0, gt=0)
