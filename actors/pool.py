@@ -18,6 +18,7 @@ import itertools
 import logging
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,8 +172,7 @@ class Pool:
     def _start(self) -> Member:
         import ray
 
-        number = next(self._numbers)
-        name = f"{self._run_name}-rollout-{self._generation}-{number}"
+        name = f"{self._run_name}-rollout-{self._generation}-{next(self._numbers)}"
         actor = ray.remote(RolloutProcess).options(
             num_cpus=0,
             resources={RESOURCE: 1},
@@ -180,7 +180,7 @@ class Pool:
             max_concurrency=8,
             runtime_env={"env_vars": engine_environment()},
         )
-        handle = actor.remote(name, number, self._spec)
+        handle = actor.remote(name, self._spec)
         logger.info("rollout actor %s started", name)
         run, placed = (asyncio.wrap_future(method.remote().future()) for method in (handle.run, handle.pid))
         placed.add_done_callback(lambda future: future.cancelled() or future.exception())  # `run` tells of it
@@ -191,7 +191,7 @@ def start_pool(
     config: Config,
     *,
     redis_url: str,
-    env_urls: tuple[str, ...],
+    env_urls: Mapping[str, tuple[str, ...]],
     env_token: str | None = None,
     engine: EngineFactory = vllm_engine,
     default_actors: int | None = None,

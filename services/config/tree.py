@@ -50,6 +50,11 @@ class EnvConfig(Section):
     """Split that training tasks come from."""
     url: str | None = None
     """Address of a running server; none: `train` starts one on loopback for the length of the run."""
+    urls: tuple[str, ...] = ()
+    """Addresses of several servers of the environment, in place of `url`: they share the load, and when one dies
+    its episodes begin again on the others."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the groups among several environments (`envs`), relative to the others' weights."""
     engine: Literal["native", "textworld"] = "native"
     """ALFWorld: which engine a server started here uses."""
     data: Path | None = None
@@ -64,6 +69,17 @@ class EnvConfig(Section):
     """Factor on the environment's reward (10 for success, as published)."""
     request_timeout_s: float = Field(30.0, gt=0)
     """Time limit of one HTTP request to the server."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of running servers; none: one is started here."""
+        return self.urls or ((self.url,) if self.url is not None else ())
+
+    @model_validator(mode="after")
+    def _one_kind_of_address(self) -> EnvConfig:
+        if self.url is not None and self.urls:
+            raise ValueError("give url or urls, not both")
+        return self
 
 
 class PromptConfig(Section):
@@ -260,6 +276,9 @@ class Config(Section):
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     env: EnvConfig = EnvConfig()
+    envs: tuple[EnvConfig, ...] = ()
+    """Several environments in one run, in place of `env`: each group comes from one of them, in the shares of their
+    weights."""
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
     advantage: AdvantageConfig = AdvantageConfig()
@@ -272,6 +291,25 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     warmstart: WarmstartConfig = WarmstartConfig()
+
+    @property
+    def environments(self) -> tuple[EnvConfig, ...]:
+        """The environments of the run, one or more."""
+        return self.envs or (self.env,)
+
+    def environment(self, name: str) -> EnvConfig:
+        """The settings of the environment called `name`; those of `env` where it is the only one."""
+        return next((env for env in self.envs if env.name == name), self.env)
+
+    @model_validator(mode="after")
+    def _environments_are_distinct(self) -> Config:
+        names = [env.name for env in self.envs]
+        if len(set(names)) < len(names):
+            raise ValueError("envs must have different names")
+        total = sum(env.weight for env in self.envs)
+        if any(env.weight < total / 100 for env in self.envs):
+            raise ValueError("envs: a weight must be at least a hundredth of their sum")
+        return self
 
     @model_validator(mode="after")
     def _group_needs_a_peer(self) -> Config:

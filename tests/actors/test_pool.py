@@ -58,7 +58,7 @@ def test_a_killed_actor_is_replaced_and_its_tickets_are_played(
 ) -> None:
     buffer = Buffer.connect(redis_url, config.run.name, config.buffer, max_attempts=3)
     open_channel(config.weights, config.run.name, config.run.folder).publish(0, {"weight": torch.zeros(4)})
-    pool, running = start_pool(config, redis_url=redis_url, env_urls=(server.url,), engine=scripted)
+    pool, running = start_pool(config, redis_url=redis_url, env_urls={"counting": (server.url,)}, engine=scripted)
     try:
         first = until(lambda: len(found := buffer.actors()) == 2 and found)
         task = Task(env="counting", split="train", index=3)
@@ -92,7 +92,7 @@ def test_wishes_grow_and_shrink_the_pool_while_it_plays(config: Config, redis_ur
     channel = open_channel(config.weights, config.run.name, config.run.folder)
     channel.publish(0, {"weight": torch.zeros(4)})
     buffer.set_desired_actors(1)
-    pool, _ = start_pool(config, redis_url=redis_url, env_urls=(server.url,), engine=scripted)
+    pool, _ = start_pool(config, redis_url=redis_url, env_urls={"counting": (server.url,)}, engine=scripted)
     try:
         [first] = until(lambda: len(found := buffer.actors()) == 1 and found)
         task = Task(env="counting", split="train", index=3)
@@ -123,7 +123,7 @@ def test_actors_that_cannot_start_are_tried_again_and_say_why(
     config: Config, redis_url: str, server: ServerProcess, tmp_path: Path
 ) -> None:
     broken = Config.model_validate(config.model_dump() | {"model": {"path": tmp_path / "nothing"}})
-    pool, _ = start_pool(broken, redis_url=redis_url, env_urls=(server.url,))
+    pool, _ = start_pool(broken, redis_url=redis_url, env_urls={"counting": (server.url,)})
     try:
         until(lambda: ray.get(pool.status.remote(), timeout=30)["deaths"] >= 2)
         status = ray.get(pool.status.remote(), timeout=10)
@@ -134,6 +134,6 @@ def test_actors_that_cannot_start_are_tried_again_and_say_why(
 
 
 def test_secrets_are_not_in_the_description() -> None:
-    spec = RolloutSpec("{}", "redis://:secret@host", ("http://env",), "token", scripted)
+    spec = RolloutSpec("{}", "redis://:secret@host", {"e": ("http://env",)}, "token", scripted)
     assert "secret" not in repr(spec)
     assert "token" not in repr(spec).replace("env_token", "")

@@ -14,7 +14,7 @@ from actors import weights
 from actors.engine import EngineFailed
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
-from env_servers.client import LocalClient
+from env_servers.client import EnvironmentClient, LocalClient
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.schemas import TRAIN_STREAM, Task, Ticket
@@ -33,6 +33,7 @@ class Scene:
     buffer: Buffer
     engine: ScriptedEngine
     channel: WeightChannel
+    client: EnvironmentClient = field(default_factory=lambda: LocalClient(Counting))
     rollout: Rollout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class Scene:
             "actor-1",
             self.config,
             engine=self.engine,
-            client=LocalClient(Counting),
+            environments={"counting": self.client},
             prompts=prompts,
             buffer=self.buffer,
             channel=self.channel,
