@@ -5,6 +5,7 @@ Invariants
   (`Buffer.set_desired_actors`) may ask for fewer.
 - Nodes that join or leave and wishes are the same event as actors that die: the next look sets it right.
 - An actor that is no longer wanted is drained: its tickets go back at once. One that does not end in time is killed.
+- An actor that has worked and falls silent (a process that hangs, a node that is cut off) is killed.
 - A replacement waits longer after each death in a row; an actor that had finished an episode starts the count anew.
 - Nothing is asked of a rollout actor but to run and to drain: what it does is in its heartbeats in Redis.
 - The supervisor lives on the node of the process that started it.
@@ -36,6 +37,8 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 SETTLED_S = 60.0
 DRAIN_S = 15.0
+SILENT_LOOKS = 60
+"""Looks at Redis in a row without a heartbeat, which lives for ten seconds, after which an actor is given up."""
 PATIENCE = BufferConfig(timeout_s=2.0, reconnect_s=2.0)
 """The supervisor does not wait for Redis: it goes on with the last wish it knows."""
 
@@ -46,6 +49,7 @@ class Member:
 
     Attributes:
         run: ends when it does. placed: ends when Ray has found a place for it. worked: it has finished an episode.
+        silent: looks without a heartbeat in a row.
         drain_by: time after which it is killed; None while it is wanted.
     """
 
@@ -55,6 +59,7 @@ class Member:
     placed: asyncio.Future[int]
     started: float
     worked: bool = False
+    silent: int = 0
     drain_by: float | None = None
 
 
@@ -124,7 +129,12 @@ class Pool:
             return
         self._wish = self._spec.default_actors if wish is None else wish
         for member in self._members:
-            member.worked = member.worked or bool(facts.get(member.name, {}).get("stored"))
+            heartbeat = facts.get(member.name)
+            member.worked = member.worked or bool(heartbeat and heartbeat.get("stored"))
+            member.silent = 0 if heartbeat or not member.worked else member.silent + 1
+            if member.silent == SILENT_LOOKS:
+                logger.warning("rollout actor %s is silent and is killed", member.name)
+                _kill(member)
 
     def _read_redis(self) -> tuple[int | None, dict[str, dict[str, object]]]:
         if self._buffer is None:

@@ -62,7 +62,7 @@ class Rollout:
         self._environments = environments
         self._prompts = prompts
         self._buffer = buffer
-        self._weights = WeightFollower(channel, engine, config.weights.update)
+        self._weights = WeightFollower(channel, engine, config.weights)
         self._sampler = GatedSampler(engine, self._weights.responses)
         self._episodes: dict[str, asyncio.Task[None]] = {}
         self._ready = asyncio.Event()
@@ -124,7 +124,11 @@ class Rollout:
             await self._release_all()
         except AnchorageError as error:
             logger.warning("the tickets cannot be given back, their leases will run out: %s", error)
-        await self._engine.stop()
+        try:
+            async with asyncio.timeout(CLOSING_S):
+                await self._engine.stop()
+        except TimeoutError:
+            logger.warning("the engine does not stop; it ends with its process")
         for client in self._environments.values():
             await client.close()
 

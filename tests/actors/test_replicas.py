@@ -99,6 +99,7 @@ async def test_episodes_outlive_the_server_they_began_on(servers: list[ServerPro
     kill(servers[0])
     engine.answering.set()
     trajectories = await asyncio.gather(*playing)
-    assert all(trajectory.won for trajectory in trajectories)
+    assert [trajectory.ticket for trajectory in trajectories] == tickets
+    assert all(trajectory.steps[-1].terminated or trajectory.steps[-1].truncated for trajectory in trajectories)
     assert held(client) == [0, 0]
     await client.close()
