@@ -126,7 +126,7 @@ def evaluate(run: Run, updates: int, out: Path) -> float:
     names = [f"run.name={run.name}-eval", f"run.dir={out}"]
     subprocess.run([*command, *names, "--policy", str(policy), "--json", str(result)], cwd=ROOT, check=True)
     body = json.loads(result.read_text())
-    return float(body["success"]["value"])
+    return float(body["success"]["rate"])
 
 
 def main() -> int:

@@ -49,6 +49,11 @@ class Nodes:
     def address(self) -> str:
         return str(self._cluster.address)
 
+    @property
+    def others(self) -> int:
+        """Nodes besides the head."""
+        return len(self._others)
+
     def add(self) -> None:
         self._others.append(
             self._cluster.add_node(num_cpus=1, resources={"rollout": 1}, object_store_memory=100 * 2**20)
@@ -58,6 +63,10 @@ class Nodes:
         """`kill -9` of the newest node: its raylet, and with it all its workers."""
         node = self._others.pop()
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def stop(self) -> None:
+        """The newest node leaves in order."""
+        self._cluster.remove_node(self._others.pop(), allow_graceful=True)
 
     def close(self) -> None:
         self._cluster.shutdown()
