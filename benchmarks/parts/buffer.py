@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from redis import Redis
@@ -20,6 +21,9 @@ from services.codec import decode, encode
 from services.config.tree import BufferConfig
 from services.redis_server import EmbeddedRedis
 from services.schemas import TRAIN_STREAM, Step, Task, Ticket, Trajectory, VersionSpan
+
+RawRedis = Any
+"""A redis-py client: its stubs type every answer as one that may be awaited."""
 
 GROUP_SIZE = 8
 STEPS, PROMPT_TOKENS, RESPONSE_TOKENS = 20, 400, 10
@@ -70,7 +74,12 @@ def through_buffer(buffer: Buffer, played: Sequence[Trajectory]) -> None:
     buffer.remove(TRAIN_STREAM, groups)
 
 
-def raw(client: Redis, documents: Sequence[bytes]) -> None:
+def through_codec(played: Sequence[Trajectory]) -> None:
+    for trajectory in played:
+        decode(encode(trajectory))
+
+
+def raw(client: RawRedis, documents: Sequence[bytes]) -> None:
     for number, document in enumerate(documents):
         client.set(f"raw:{number}", document)
     for number in range(len(documents)):
@@ -78,15 +87,15 @@ def raw(client: Redis, documents: Sequence[bytes]) -> None:
     client.delete(*(f"raw:{number}" for number in range(len(documents))))
 
 
-def stream(client: Redis, played: Sequence[Trajectory]) -> None:
+def stream(client: RawRedis, played: Sequence[Trajectory]) -> None:
     for trajectory in played:
         client.xadd("stream", {"data": pickle.dumps(trajectory)})
     last, left = "0", len(played)
     while left:
         [[_, entries]] = client.xread({"stream": last}, count=GROUP_SIZE)
-        for last, fields in entries:
+        for _, fields in entries:
             pickle.loads(fields[b"data"])
-        left -= len(entries)
+        last, left = entries[-1][0], left - len(entries)
     client.delete("stream")
 
 
@@ -106,7 +115,7 @@ def measure(folder: Path, groups: int) -> dict[str, float]:
         buffer = Buffer.connect(server.url, f"bench-{uuid.uuid4().hex[:8]}", BufferConfig())
         ways: dict[str, Callable[[], None]] = {
             "buffer": lambda: through_buffer(buffer, played),
-            "codec": lambda: [decode(encode(trajectory)) for trajectory in played] and None,
+            "codec": lambda: through_codec(played),
             "raw": lambda: raw(client, documents),
             "pickle_stream": lambda: stream(client, played),
         }
