@@ -94,7 +94,13 @@ def test_wishes_grow_and_shrink_the_pool_while_it_plays(config: Config, redis_ur
     buffer.set_desired_actors(1)
     pool, _ = start_pool(config, redis_url=redis_url, env_urls={"counting": (server.url,)}, engine=scripted)
     try:
-        [first] = until(lambda: len(found := buffer.actors()) == 1 and found)
+        [first] = until(lambda: [n for n, facts in buffer.actors().items() if facts["state"] == "playing"])
+        channel.publish(7, {"weight": torch.ones(4)})
+        buffer.set_desired_actors(9)  # there are two places
+        [second] = until(
+            lambda: [n for n, facts in buffer.actors().items() if n != first and facts["state"] == "playing"]
+        )
+        assert buffer.actors()[second]["version"] == 7
         task = Task(env="counting", split="train", index=3)
         buffer.issue(
             [
@@ -103,9 +109,7 @@ def test_wishes_grow_and_shrink_the_pool_while_it_plays(config: Config, redis_ur
                 for m in range(SIZE)
             ]
         )
-        channel.publish(7, {"weight": torch.ones(4)})
-        buffer.set_desired_actors(9)  # there are two places
-        [second] = until(lambda: [n for n, facts in buffer.actors().items() if n != first and facts["episodes"]])
+        until(lambda: buffer.actors()[second]["episodes"])
         buffer.set_desired_actors(1)
         until(lambda: ray.get(pool.status.remote(), timeout=10)["actors"] == [first])
         # No lease ran out, and yet everything is played: the drained actor gave its tickets back.
