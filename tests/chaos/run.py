@@ -1,6 +1,6 @@
 """The chaos run: training goes on while every kind of process is killed with `kill -9`, again and again.
 
-    python -m tests.chaos.run [--kills 3] [--updates 60] [--seed 0] [--out runs/chaos] [--no-calm]
+    python -m tests.chaos.run [--kills 3] [--updates 60] [--seed 0] [--out runs/chaos] [--recover 180] [--no-calm]
 
 Writes `summary.json` and prints it as tables. Exit code 1 when something was lost, trained on twice or too old, when a
 part did not recover.
@@ -29,7 +29,7 @@ from tests.chaos.scene import ROOT, Nodes, Run, kill, wait_for
 
 KINDS = ("actor", "environment", "learner", "redis", "node")
 PER_UPDATE, MAX_STALENESS = 4, 1
-START_S, RECOVER_S = 300.0, 180.0
+START_S = 600.0
 WARM_S = 30.0
 RECIPE = [
     "configs/demo.yaml",
@@ -96,7 +96,9 @@ def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) 
     return lambda: run.environment_answers()
 
 
-def storm(run: Run, nodes: Nodes, kills: int, updates: int, seed: int, growth: Growth) -> dict[str, list[float]]:
+def storm(
+    run: Run, nodes: Nodes, growth: Growth, *, kills: int, updates: int, seed: int, recover_s: float
+) -> dict[str, list[float]]:
     """Let the schedule loose on the run and see it to its end; seconds to recover by kind."""
     draw = random.Random(seed)
     schedule = [(kind, number) for kind in KINDS for number in range(kills)]
@@ -111,7 +113,7 @@ def storm(run: Run, nodes: Nodes, kills: int, updates: int, seed: int, growth: G
         growth.sample(run)
         time.sleep(draw.uniform(0.0, 2.0))
         back = strike(kind, number, run, nodes, draw)
-        recovery[kind].append(round(wait_for(back, RECOVER_S, run), 1))
+        recovery[kind].append(round(wait_for(back, recover_s, run), 1))
     while run.keep_running():
         growth.sample(run)
         time.sleep(2.0)
@@ -134,6 +136,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=3, help="of each kind")
     parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recover", type=float, default=180.0, help="longest recovery, in seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     parser.add_argument("--no-calm", action="store_true", help="leave out the undisturbed run and the evaluations")
     args = parser.parse_args()
@@ -146,7 +149,15 @@ def main() -> int:
         nodes.add()
         began = time.monotonic()
         with Run("chaos", out, recipe, nodes.address) as run:
-            recovery = storm(run, nodes, args.kills, args.updates, args.seed, growth)
+            recovery = storm(
+                run,
+                nodes,
+                growth,
+                kills=args.kills,
+                updates=args.updates,
+                seed=args.seed,
+                recover_s=args.recover,
+            )
         seconds = time.monotonic() - began
         if not args.no_calm:
             with Run("calm", out, recipe, nodes.address) as calm:

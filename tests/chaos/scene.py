@@ -8,6 +8,7 @@ when its process has died.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -32,6 +33,9 @@ class Nodes:
     """A Ray cluster on this machine: a head, and further nodes of one rollout place each."""
 
     def __init__(self, head_places: int = 1) -> None:
+        # A cluster that others join knows them by a token; the run inherits it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         from ray.cluster_utils import Cluster
 
         self._cluster: Any = Cluster(
