@@ -15,15 +15,15 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from learner.dispatch import split_size, ticket_seed
+from learner.dispatch import ticket_seed
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.errors import RunStalled
-from services.schemas import Task, Ticket, Trajectory
+from services.schemas import Ticket, Trajectory
+from services.tasks import panel_tasks
 
 POLL_S = 0.5
 Z_95 = 1.959963984540054
-HELD_OUT = ("valid_unseen", "valid_seen", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,20 +148,17 @@ def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket
     Raises:
         EnvironmentUnavailable: the environment has no such split.
     """
-    evaluation, env = config.evaluation, config.env
-    split = evaluation.split or next((name for name in HELD_OUT if splits.get(name)), HELD_OUT[0])
-    size = split_size(splits, split, env.name)
     return [
         Ticket(
             stream=stream,
             group=group,
             member=0,
             group_size=1,
-            task=Task(env=env.name, split=split, index=group % size),
+            task=task,
             seed=ticket_seed(config.run.seed, "evaluation", group, 0),
-            temperature=evaluation.temperature,
+            temperature=config.evaluation.temperature,
         )
-        for group in range(evaluation.episodes * evaluation.panels)
+        for group, task in enumerate(panel_tasks(config, splits))
     ]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from learner import checkpoint
 from learner.dispatch import Dispatcher
 from learner.ledger import Entry, Ledger
+from learner.prefetch import Prefetcher
 from learner.rank_group import RankFailed
 from learner.report import Timings, UpdateReport, describe, staleness
 from learner.rows import OptimizerStep, prepare
@@ -80,6 +81,7 @@ class Trainer:
         self._evaluate = evaluate
         self._should_stop = should_stop
         self._dispatcher = Dispatcher(config, splits)
+        self._prefetch = Prefetcher(buffer, TRAIN_STREAM)
         self._version = 0
         self._saved_version = 0
         self._seconds = 0.0
@@ -100,6 +102,10 @@ class Trainer:
         """
         if not resume:
             self._clear()
+        with self._prefetch:
+            self._train()
+
+    def _train(self) -> None:
         try:
             self._start()
             if self._version == 0:
@@ -195,6 +201,7 @@ class Trainer:
         self._dispatcher.advance(self._config.learner.updates - self._version)
         missing = self._dispatcher.missing(self._buffer.known(TRAIN_STREAM))
         self._buffer.issue(self._dispatcher.tickets(missing))
+        self._prefetch.want(self._dispatcher.outstanding)
 
     def _give_up_cancelled(self, collected: Collected) -> None:
         """Free the slots of cancelled groups; the next groups take their place."""
@@ -214,7 +221,7 @@ class Trainer:
         complete = set(self._buffer.complete(TRAIN_STREAM))
         stale: list[int] = []
         for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
-            trajectories = self._buffer.read(TRAIN_STREAM, group)
+            trajectories = self._prefetch.read(group)
             age = staleness(self._version, trajectories)
             if age > self._config.learner.max_staleness:
                 log.warning("group %d is dropped and issued again: %d updates old", group, age)

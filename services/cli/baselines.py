@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable
 from services.schemas import Ticket
+from services.tasks import split_key
 
 if TYPE_CHECKING:
     from env_servers.client import EnvironmentClient
@@ -35,12 +36,18 @@ def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int], No
     from learner.evaluation import panel, summarise
 
     async def play_all() -> EvaluationResult:
-        client = _client(config.env)
+        clients = {env.name: _client(env) for env in config.environments}
         try:
-            tickets = panel(config, (await client.info()).splits, name)
-            outcomes = await _play_all(tickets, client, name, config, on_progress)
+            splits = {
+                split_key(config, env, split): size
+                for env, client in clients.items()
+                for split, size in (await client.info()).splits.items()
+            }
+            tickets = panel(config, splits, name)
+            outcomes = await _play_all(tickets, clients, name, config, on_progress)
         finally:
-            await client.close()
+            for client in clients.values():
+                await client.close()
         return summarise(outcomes, stream=name, split=tickets[0].task.split)
 
     try:
@@ -53,8 +60,10 @@ def _client(env: EnvConfig) -> EnvironmentClient:
     from env_servers.client import HttpClient, LocalClient
     from env_servers.registry import load_environment
 
-    if env.url is not None:
-        return HttpClient(env.url, token=os.environ.get("ANCHORAGE_ENV_TOKEN"), timeout_s=env.request_timeout_s)
+    if env.addresses:
+        return HttpClient(
+            env.addresses[0], token=os.environ.get("ANCHORAGE_ENV_TOKEN"), timeout_s=env.request_timeout_s
+        )
     if env.data is not None:
         os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
     return LocalClient(load_environment(env.name if env.engine == "native" else f"{env.name}-{env.engine}"))
@@ -62,7 +71,7 @@ def _client(env: EnvConfig) -> EnvironmentClient:
 
 async def _play_all(
     tickets: Sequence[Ticket],
-    client: EnvironmentClient,
+    clients: Mapping[str, EnvironmentClient],
     name: str,
     config: Config,
     on_progress: Callable[[int], None],
@@ -73,7 +82,7 @@ async def _play_all(
     async def play(ticket: Ticket) -> Outcome:
         nonlocal ended
         async with room:
-            outcome = await _play(ticket, client, name, config)
+            outcome = await _play(ticket, clients[ticket.task.env], name, config)
         ended += 1
         on_progress(ended)
         return outcome
@@ -89,8 +98,9 @@ async def _play(ticket: Ticket, client: EnvironmentClient, name: str, config: Co
 
     player = NoisyExpert(random.Random(ticket.seed), BASELINES[name], mistakes=0.0)
     task, steps, valid = ticket.task, 0, 0
+    limit = config.environment(task.env).max_steps
     state = await client.reset(
-        ResetRequest(split=task.split, index=task.index, max_steps=config.env.max_steps, expert=name == "expert")
+        ResetRequest(split=task.split, index=task.index, max_steps=limit, expert=name == "expert")
     )
     session, facts = state.session, dict(state.facts)
     try:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from services.cli import buffer, pool
 from services.config import Config, ConfigError, load_config
 from services.errors import AnchorageError
 from services.telemetry import setup_logging
@@ -20,6 +21,8 @@ from services.telemetry import setup_logging
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 env_app = typer.Typer(no_args_is_help=True, help="Environment servers.")
 app.add_typer(env_app, name="env")
+app.add_typer(buffer.app, name="buffer")
+app.add_typer(pool.app, name="pool")
 console = Console()
 
 Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: the defaults.")]

@@ -64,6 +64,11 @@ class EnvConfig(Section):
     """Split that training tasks come from."""
     url: str | None = None
     """Address of a running server; none: `train` starts one on loopback for the length of the run."""
+    urls: tuple[str, ...] = ()
+    """Addresses of several servers of the environment, in place of `url`: they share the load, and when one dies
+    its episodes begin again on the others."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the groups among several environments (`envs`), relative to the others' weights."""
     engine: Literal["native", "textworld"] = "native"
     """ALFWorld: which engine a server started here uses."""
     data: Path | None = None
@@ -79,6 +84,17 @@ class EnvConfig(Section):
     request_timeout_s: float = Field(30.0, gt=0)
     """Time limit of one HTTP request to the server."""
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of running servers; none: one is started here."""
+        return self.urls or ((self.url,) if self.url is not None else ())
+
+    @model_validator(mode="after")
+    def _one_kind_of_address(self) -> EnvConfig:
+        if self.url is not None and self.urls:
+            raise ValueError("give url or urls, not both")
+        return self
+
 
 class PromptConfig(Section):
     template: Literal["think", "compact"] = "think"
@@ -93,7 +109,8 @@ class PromptConfig(Section):
 
 class RolloutConfig(Section):
     actors: int = Field(1, ge=1)
-    """Rollout actors that `train` starts in a Ray cluster of its own."""
+    """Rollout actors in a Ray cluster of the run's own, until `anchorage pool scale` wishes for others. In a cluster
+    that was there before: one for each `rollout` resource."""
     episodes_in_flight: int = Field(64, ge=1)
     """Episodes one actor plays at the same time."""
     temperature: float = Field(1.0, gt=0)
@@ -324,6 +341,9 @@ class Config(Section):
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     env: EnvConfig = EnvConfig()
+    envs: tuple[EnvConfig, ...] = ()
+    """Several environments in one run, in place of `env`: each group comes from one of them, in the shares of their
+    weights."""
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
     advantage: AdvantageConfig = AdvantageConfig()
@@ -351,6 +371,25 @@ class Config(Section):
             raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
         if learner.zero_stage < 3 and learner.offload_parameters:
             raise ValueError("learner.offload_parameters needs learner.zero_stage 3")
+        return self
+
+    @property
+    def environments(self) -> tuple[EnvConfig, ...]:
+        """The environments of the run, one or more."""
+        return self.envs or (self.env,)
+
+    def environment(self, name: str) -> EnvConfig:
+        """The settings of the environment called `name`; those of `env` where it is the only one."""
+        return next((env for env in self.envs if env.name == name), self.env)
+
+    @model_validator(mode="after")
+    def _environments_are_distinct(self) -> Config:
+        names = [env.name for env in self.envs]
+        if len(set(names)) < len(names):
+            raise ValueError("envs must have different names")
+        total = sum(env.weight for env in self.envs)
+        if any(env.weight < total / 100 for env in self.envs):
+            raise ValueError("envs: a weight must be at least a hundredth of their sum")
         return self
 
     @model_validator(mode="after")
