@@ -9,7 +9,7 @@ DEVICE ?= cpu
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format bench chaos elastic clean
 
 setup: $(VENV)/.installed-$(DEVICE)
 
@@ -47,6 +47,12 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.alfworld
+
+chaos: setup
+	$(BIN)/python -m tests.chaos.run
+
+elastic: setup
+	$(BIN)/python -m tests.chaos.elastic
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
 from services.config.tree import ModelConfig, RolloutConfig
-from services.model_folder import check_model_folder
+from services.model_folder import check_model_folder, read_weights
 from services.schemas import VersionSpan
+from services.weights.adapter import is_adapter, merged
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +139,7 @@ class VllmEngine(InferenceEngine):
         self._rollout = rollout
         self._seed = seed
         self._engine: Any = None
+        self._base: dict[str, torch.Tensor] | None = None
         self._version = 0
         self._stats = EngineStats()
         self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
@@ -188,7 +190,7 @@ class VllmEngine(InferenceEngine):
         if self._failure is not None:
             raise self._failure
         try:
-            memory = await asyncio.to_thread(_to_memory_file, tensors)
+            memory = await asyncio.to_thread(_to_memory_file, await asyncio.to_thread(self._whole, tensors))
             try:
                 await self._call(self._update, version, f"/proc/{os.getpid()}/fd/{memory}")
             finally:
@@ -198,6 +200,14 @@ class VllmEngine(InferenceEngine):
             logger.exception("vLLM cannot load version %d", version)
             assert self._failure is not None
             raise self._failure from error
+
+    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The model that a version stands for: adapters are added to the weights that the run began with."""
+        if not is_adapter(tensors):
+            return tensors
+        if self._base is None:
+            self._base = read_weights(self._model.path)
+        return merged(tensors, self._base)
 
     async def stop(self) -> None:
         if self._engine is not None:

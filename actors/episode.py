@@ -86,12 +86,13 @@ class _Attempt:
 
     async def play(self) -> tuple[tuple[Step, ...], dict[str, object]]:
         """The steps of one session and the episode's facts, later ones over earlier ones."""
+        env = self.config.environment(self.ticket.task.env)
         state = await self.client.reset(
             ResetRequest(
                 split=self.ticket.task.split,
                 index=self.ticket.task.index,
-                anchor=self.config.env.anchor,
-                max_steps=self.config.env.max_steps,
+                anchor=env.anchor,
+                max_steps=env.max_steps,
             )
         )
         try:
@@ -121,7 +122,8 @@ class _Attempt:
             max_tokens=config.model.max_response_tokens,
             seed=step_seed(self.ticket.seed, number),
         )
-        parsed = parse_action(config.prompt.template, sample.text, state.admissible, config.prompt.validity)
+        answer = prompt.begun + sample.text
+        parsed = parse_action(config.prompt.template, answer, state.admissible, config.prompt.validity)
         after = await self.client.step(state.session, number, parsed.action)
         step = Step(
             prompt_ids=np.asarray(prompt.ids, dtype=np.int32),
@@ -133,7 +135,7 @@ class _Attempt:
             prompt=prompt.text,
             response=sample.text,
             action=parsed.action,
-            reward=after.reward * config.env.success_reward,
+            reward=after.reward * config.environment(self.ticket.task.env).success_reward,
             valid=parsed.valid,
             terminated=after.terminated,
             truncated=after.truncated,

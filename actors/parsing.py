@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from env_servers.protocol import FREE_TEXT
+from env_servers import free_text
 
 MAX_ACTION_CHARS = 512
 
@@ -52,9 +52,6 @@ def parse_action(
 
 def is_admissible(action: str, admissible: Sequence[str]) -> bool:
     """Whether an action is one of those that are admissible, or one that an admissible action with open text allows."""
-    return action in admissible or any(_fills(action, known) for known in admissible if FREE_TEXT in known)
-
-
-def _fills(action: str, known: str) -> bool:
-    before, _, after = known.partition(FREE_TEXT)
-    return action.startswith(before) and action.endswith(after) and len(action) > len(before) + len(after)
+    return action in admissible or any(
+        free_text.fits(action, known) for known in admissible if free_text.is_open(known)
+    )

@@ -1,10 +1,14 @@
 """The pool's supervisor, a Ray actor: one rollout actor for each `rollout` resource of the cluster, dead ones replaced.
 
 Invariants
-- A rollout actor holds one `rollout` resource, so Ray itself never places more of them than there are.
-- Nodes that join or leave are the same event as actors that die: the next look at the cluster sets it right.
-- A replacement waits longer after each death in a row; an actor that lived long enough starts the count anew.
+- A rollout actor holds one `rollout` resource, so Ray itself never places more of them than there are. A wish
+  (`Buffer.set_desired_actors`) may ask for fewer.
+- Nodes that join or leave and wishes are the same event as actors that die: the next look sets it right.
+- An actor that is no longer wanted is drained: its tickets go back at once. One that does not end in time is killed.
+- An actor that has worked and falls silent (a process that hangs, a node that is cut off) is killed.
+- A replacement waits longer after each death in a row; an actor that had finished an episode starts the count anew.
 - Nothing is asked of a rollout actor but to run and to drain: what it does is in its heartbeats in Redis.
+- The supervisor lives on the node of the process that started it.
 """
 
 from __future__ import annotations
@@ -14,12 +18,16 @@ import contextlib
 import itertools
 import logging
 import time
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from actors.engine_vllm import engine_environment
 from actors.rollout_process import EngineFactory, RolloutProcess, RolloutSpec, vllm_engine
-from services.config.tree import Config
+from services.buffer import Buffer
+from services.config.tree import BufferConfig, Config
+from services.errors import RedisUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +37,30 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 SETTLED_S = 60.0
 DRAIN_S = 15.0
+SILENT_LOOKS = 60
+"""Looks at Redis in a row without a heartbeat, which lives for ten seconds, after which an actor is given up."""
+PATIENCE = BufferConfig(timeout_s=2.0, reconnect_s=2.0)
+"""The supervisor does not wait for Redis: it goes on with the last wish it knows."""
 
 
 @dataclass(slots=True)
 class Member:
-    """A rollout actor that the pool has started, waiting for a place or running."""
+    """A rollout actor that the pool has started.
+
+    Attributes:
+        run: ends when it does. placed: ends when Ray has found a place for it. worked: it has finished an episode.
+        silent: looks without a heartbeat in a row.
+        drain_by: time after which it is killed; None while it is wanted.
+    """
 
     name: str
     handle: Any
     run: asyncio.Future[None]
+    placed: asyncio.Future[int]
     started: float
+    worked: bool = False
+    silent: int = 0
+    drain_by: float | None = None
 
 
 class Pool:
@@ -49,8 +71,12 @@ class Pool:
         logging.basicConfig(level=config.telemetry.log_level)
         self._run_name = config.run.name
         self._spec = spec
+        # Not the names of an earlier supervisor's actors: leases and heartbeats go by name.
+        self._generation = uuid.uuid4().hex[:6]
         self._numbers = itertools.count()
         self._members: list[Member] = []
+        self._wish = spec.default_actors
+        self._buffer: Buffer | None = None
         self._wanted = 0
         self._deaths = 0
         self._deaths_in_a_row = 0
@@ -61,8 +87,11 @@ class Pool:
     async def run(self) -> None:
         """Look after the actors until `stop`."""
         while not self._stopping.is_set():
-            self._wanted = await asyncio.to_thread(_rollout_resources)
+            await self._ask_redis()
+            places = await asyncio.to_thread(_rollout_resources)
+            self._wanted = places if self._wish is None else min(places, self._wish)
             self._bury()
+            self._drain_surplus()
             self._fill()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), LOOK_S)
@@ -77,41 +106,83 @@ class Pool:
             await asyncio.wait([member.run for member in members], timeout=DRAIN_S)
         for member in members:
             _kill(member)
+        if self._buffer is not None:
+            self._buffer.close()
 
     async def status(self) -> dict[str, object]:
         """JSON-able facts: wanted and living actors, deaths, and why the last one died."""
         return {
             "wanted": self._wanted,
-            "actors": [member.name for member in self._members],
+            "actors": [member.name for member in self._members if member.drain_by is None],
+            "draining": [member.name for member in self._members if member.drain_by is not None],
             "deaths": self._deaths,
             "deaths_in_a_row": self._deaths_in_a_row,
             "last_error": self._last_error,
         }
+
+    async def _ask_redis(self) -> None:
+        """What is wished for, and which actors have finished an episode."""
+        try:
+            wish, facts = await asyncio.to_thread(self._read_redis)
+        except RedisUnavailable as error:
+            logger.warning("the pool goes on as it is: %s", error)
+            return
+        self._wish = self._spec.default_actors if wish is None else wish
+        for member in self._members:
+            heartbeat = facts.get(member.name)
+            member.worked = member.worked or bool(heartbeat and heartbeat.get("stored"))
+            member.silent = 0 if heartbeat or not member.worked else member.silent + 1
+            if member.silent == SILENT_LOOKS:
+                logger.warning("rollout actor %s is silent and is killed", member.name)
+                _kill(member)
+
+    def _read_redis(self) -> tuple[int | None, dict[str, dict[str, object]]]:
+        if self._buffer is None:
+            self._buffer = Buffer.connect(self._spec.redis_url, self._run_name, PATIENCE)
+        return self._buffer.desired_actors(), self._buffer.actors()
 
     def _bury(self) -> None:
         now = time.monotonic()
         for member in [member for member in self._members if member.run.done()]:
             self._members.remove(member)
             _kill(member)
+            if member.drain_by is not None:
+                logger.info("rollout actor %s is drained", member.name)
+                continue
             error = member.run.exception()
             self._last_error = _reason(error) if error else "it ended"
             self._deaths += 1
-            self._deaths_in_a_row = 1 if now - member.started > SETTLED_S else self._deaths_in_a_row + 1
+            settled = member.worked or now - member.started > SETTLED_S
+            self._deaths_in_a_row = 1 if settled else self._deaths_in_a_row + 1
             delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self._deaths_in_a_row - 1))
             self._not_before = now + delay
             logger.warning("rollout actor %s died: %s; next start in %.1f s", member.name, self._last_error, delay)
 
+    def _drain_surplus(self) -> None:
+        """Those that wait for a place go first, then the youngest."""
+        wanted = [member for member in self._members if member.drain_by is None]
+        by_age = sorted(wanted, key=lambda member: (not member.placed.done(), member.started), reverse=True)
+        for member in by_age[: max(0, len(wanted) - self._wanted)]:
+            logger.info("rollout actor %s is no longer wanted", member.name)
+            member.drain_by = time.monotonic() + DRAIN_S
+            if member.placed.done():
+                member.handle.drain.remote()
+            else:
+                _kill(member)
+        for member in self._members:
+            if member.drain_by is not None and time.monotonic() > member.drain_by:
+                _kill(member)
+
     def _fill(self) -> None:
-        """Start what is missing. When nodes have left there may be too many for now: those wait for a place."""
+        """Start what is missing; Ray finds it a place when one that is being drained has left its own."""
         if time.monotonic() >= self._not_before:
-            while len(self._members) < self._wanted:
-                self._members.append(self._start())
+            wanted = [member for member in self._members if member.drain_by is None]
+            self._members += [self._start() for _ in range(self._wanted - len(wanted))]
 
     def _start(self) -> Member:
         import ray
 
-        number = next(self._numbers)
-        name = f"{self._run_name}-rollout-{number}"
+        name = f"{self._run_name}-rollout-{self._generation}-{next(self._numbers)}"
         actor = ray.remote(RolloutProcess).options(
             num_cpus=0,
             resources={RESOURCE: 1},
@@ -119,27 +190,33 @@ class Pool:
             max_concurrency=8,
             runtime_env={"env_vars": engine_environment()},
         )
-        handle = actor.remote(name, number, self._spec)
+        handle = actor.remote(name, self._spec)
         logger.info("rollout actor %s started", name)
-        return Member(name, handle, asyncio.wrap_future(handle.run.remote().future()), time.monotonic())
+        run, placed = (asyncio.wrap_future(method.remote().future()) for method in (handle.run, handle.pid))
+        placed.add_done_callback(lambda future: future.cancelled() or future.exception())  # `run` tells of it
+        return Member(name, handle, run, placed, time.monotonic())
 
 
 def start_pool(
     config: Config,
     *,
     redis_url: str,
-    env_urls: tuple[str, ...],
+    env_urls: Mapping[str, tuple[str, ...]],
     env_token: str | None = None,
     engine: EngineFactory = vllm_engine,
+    default_actors: int | None = None,
 ) -> tuple[Any, Any]:
     """Start the supervisor in the connected Ray cluster: its handle, and the reference that ends when it does.
 
+    `default_actors`: how many without a wish; None: as many as there are places.
     End it with `ray.get(handle.stop.remote())`, then `ray.kill(handle)`.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    spec = RolloutSpec(config.model_dump_json(), redis_url, env_urls, env_token, engine)
-    handle = ray.remote(Pool).options(num_cpus=0, max_concurrency=8).remote(spec)
+    spec = RolloutSpec(config.model_dump_json(), redis_url, env_urls, env_token, engine, default_actors)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    handle = ray.remote(Pool).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(spec)
     return handle, handle.run.remote()
 
 

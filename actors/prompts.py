@@ -7,6 +7,8 @@ demand for `<think>…</think><action>…</action>`; it goes through the tokeniz
 Invariants
 - A prompt never exceeds `max_prompt_tokens`: the oldest history goes first, then the left end of the text.
 - The ids are made here, once; nothing downstream tokenises a prompt again.
+- What the chat template writes of the answer itself, such as Qwen3's `<think>`, is known as `begun`: it is the
+  response's beginning for whoever reads it.
 - A `compact` prompt begins with the ids of the one before it and of its response, as they were sampled, until the
   limit is met. So the engine's prefix cache computes each token once, and so does the learner.
 """
@@ -41,8 +43,11 @@ History = Sequence[Exchange]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
+    """Text and ids of a prompt; `begun` is what its end already holds of the answer."""
+
     text: str
     ids: list[int]
+    begun: str = ""
 
 
 class PromptBuilder:
@@ -53,6 +58,8 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._max_tokens = max_prompt_tokens
         self._chat = config.template == "think" and bool(getattr(tokenizer, "chat_template", None))
+        self._switches = {} if config.thinking is None else {"enable_thinking": config.thinking}
+        self._begun = self._answer_begun() if self._chat else ""
         self._encode_piece = functools.lru_cache(maxsize=4096)(self._encode)
 
     def build(self, goal: str | None, history: History, result: StepResult) -> Prompt:
@@ -64,10 +71,17 @@ class PromptBuilder:
             text = render_think(goal, history[len(history) - shown :], len(history), result)
             ids = self._encode(text)
             if len(ids) <= self._max_tokens:
-                return Prompt(text, list(ids))
+                return Prompt(text, list(ids), self._begun)
             if shown == 0:
-                return Prompt(text, list(ids[-self._max_tokens :]))
+                return Prompt(text, list(ids[-self._max_tokens :]), self._begun)
             shown -= 1
+
+    def response(self, action: str) -> str:
+        """What a policy without a thought writes after a prompt to take `action`."""
+        if self._config.template == "compact":
+            return f" {action}"
+        thought = "</think>" if self._begun else "<think></think>"
+        return f"{'' if '</think>' in self._begun else thought}<action>{action}</action>"
 
     def _compact(self, goal: str | None, history: History, result: StepResult) -> Prompt:
         """First what was seen at the start, then response and observation in turn.
@@ -92,11 +106,27 @@ class PromptBuilder:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         if self._chat:
-            messages = [{"role": "user", "content": text}]
-            ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            ids = self._tokenizer.apply_chat_template(
+                _asked(text), add_generation_prompt=True, return_dict=False, **self._switches
+            )
         else:
             ids = self._tokenizer.encode(text, add_special_tokens=False)
         return tuple(ids)
+
+    def _answer_begun(self) -> str:
+        """The thought that the template opens, or opens and closes, before the model writes anything."""
+        asked, answered = (
+            self._tokenizer.apply_chat_template(
+                _asked("?"), add_generation_prompt=begin, tokenize=False, **self._switches
+            )
+            for begin in (False, True)
+        )
+        _, thought, rest = answered[len(asked) :].partition("<think>")
+        return str(thought + rest)
+
+
+def _asked(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def render_think(goal: str | None, recent: History, steps_taken: int, result: StepResult) -> str:

@@ -5,6 +5,7 @@ Invariants
   ends, whatever the reason, the tickets it still holds are released.
 - An ended episode makes room for the next ticket at once.
 - An episode's own trouble fails its ticket; trouble of the engine, the weights or Redis ends the actor with that error.
+  An environment none of whose servers can be used costs its tickets no attempt: they go back, with a pause.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 
 from actors.engine import InferenceEngine
 from actors.episode import EpisodeFailed, play
@@ -33,11 +35,15 @@ POLL_S = 0.2
 HEARTBEAT_S = 1.0
 HEARTBEAT_TTL_S = 10.0
 FAILURE_DELAY_S = 0.5
+UNAVAILABLE_DELAY_S = 5.0
 CLOSING_S = 5.0
 
 
 class Rollout:
-    """One rollout actor. `run` once; `drain` may be called at any time from the same event loop."""
+    """One rollout actor. `run` once; `drain` may be called at any time from the same event loop.
+
+    `environments`: a client for each environment, by name.
+    """
 
     def __init__(
         self,
@@ -45,7 +51,7 @@ class Rollout:
         config: Config,
         *,
         engine: InferenceEngine,
-        client: EnvironmentClient,
+        environments: Mapping[str, EnvironmentClient],
         prompts: PromptBuilder,
         buffer: Buffer,
         channel: WeightChannel,
@@ -53,10 +59,10 @@ class Rollout:
         self.name = name
         self._config = config
         self._engine = engine
-        self._client = client
+        self._environments = environments
         self._prompts = prompts
         self._buffer = buffer
-        self._weights = WeightFollower(channel, engine, config.weights.update)
+        self._weights = WeightFollower(channel, engine, config.weights)
         self._sampler = GatedSampler(engine, self._weights.responses)
         self._episodes: dict[str, asyncio.Task[None]] = {}
         self._ready = asyncio.Event()
@@ -65,7 +71,7 @@ class Rollout:
         self._error: AnchorageError | None = None
         self._stopping = False
         self._state = "starting"
-        self._outcomes = {"stored": 0, "failed": 0, "abandoned": 0}
+        self._outcomes = {"stored": 0, "failed": 0, "returned": 0, "abandoned": 0}
         self._tokens_per_s = 0.0
 
     async def run(self) -> None:
@@ -118,8 +124,13 @@ class Rollout:
             await self._release_all()
         except AnchorageError as error:
             logger.warning("the tickets cannot be given back, their leases will run out: %s", error)
-        await self._engine.stop()
-        await self._client.close()
+        try:
+            async with asyncio.timeout(CLOSING_S):
+                await self._engine.stop()
+        except TimeoutError:
+            logger.warning("the engine does not stop; it ends with its process")
+        for client in self._environments.values():
+            await client.close()
 
     async def _release_all(self) -> None:
         held, self._episodes = self._episodes, {}
@@ -214,14 +225,16 @@ class Rollout:
         try:
             async with self._weights.episodes.entered(), asyncio.timeout(limit):
                 trajectory = await play(
-                    ticket, self._client, self._sampler, self._prompts, self._config, actor=self.name
+                    ticket, self._client(ticket), self._sampler, self._prompts, self._config, actor=self.name
                 )
             stored = await asyncio.to_thread(self._buffer.store, trajectory)
         except AnchorageError:
             raise
         except TimeoutError:
             reason = f"the episode took longer than {limit:g} s"
-        except (EpisodeFailed, EnvironmentUnavailableError, RequestRejected) as error:
+        except EnvironmentUnavailableError as error:
+            return await self._give_back(ticket, error)
+        except (EpisodeFailed, RequestRejected) as error:
             reason = str(error)
         except Exception as error:
             logger.exception("ticket %s cannot be played", ticket.id)
@@ -235,3 +248,16 @@ class Rollout:
             logger.warning("group %s/%d is cancelled", ticket.stream, ticket.group)
         await asyncio.sleep(FAILURE_DELAY_S)
         return "failed"
+
+    def _client(self, ticket: Ticket) -> EnvironmentClient:
+        client = self._environments.get(ticket.task.env)
+        if client is None:
+            raise EpisodeFailed(f"this run has no environment {ticket.task.env}")
+        return client
+
+    async def _give_back(self, ticket: Ticket, error: EnvironmentUnavailableError) -> str:
+        """The place stays taken for a while: nobody hammers a server that is away."""
+        logger.warning("ticket %s goes back in %g s: %s", ticket.id, UNAVAILABLE_DELAY_S, error)
+        await asyncio.sleep(UNAVAILABLE_DELAY_S)
+        await asyncio.to_thread(self._buffer.release, self.name, [ticket.id])
+        return "returned"

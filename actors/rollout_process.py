@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from actors.engine import InferenceEngine
 from actors.prompts import PromptBuilder, load_tokenizer
+from actors.replicas import Replicas
 from actors.rollout_actor import Rollout
-from env_servers.client import HttpClient
+from env_servers.client import EnvironmentClient, open_client
 from services.buffer import Buffer
-from services.config.tree import Config
+from services.config.tree import Config, EnvConfig
 from services.model_folder import check_model_folder
 from services.weights import open_channel
+
+REPLICA_PATIENCE_S = 3.0
+"""How long one of several servers may be away before its episodes begin again on the others."""
 
 EngineFactory = Callable[[Config], InferenceEngine]
 
@@ -36,33 +40,34 @@ class RolloutSpec:
 
     Attributes:
         config: the run's configuration as JSON.
-        redis_url: may carry a password. env_urls: actors are spread over them. env_token: of the environment servers.
+        redis_url: may carry a password. env_urls: by environment, the addresses of its servers. env_token: theirs.
         engine: makes the inference engine; a module-level function, since it travels to other processes.
+        default_actors: how many actors the pool keeps without a wish; None: as many as there are places.
     """
 
     config: str
     redis_url: str = field(repr=False)
-    env_urls: tuple[str, ...]
+    env_urls: Mapping[str, tuple[str, ...]]
     env_token: str | None = field(default=None, repr=False)
     engine: EngineFactory = vllm_engine
+    default_actors: int | None = None
 
 
 class RolloutProcess:
-    """Wraps one `Rollout`; the pool makes a Ray actor of it. `number` picks its environment server."""
+    """Wraps one `Rollout`; the pool makes a Ray actor of it."""
 
-    def __init__(self, name: str, number: int, spec: RolloutSpec) -> None:
+    def __init__(self, name: str, spec: RolloutSpec) -> None:
         self._config = Config.model_validate_json(spec.config)
         logging.basicConfig(level=self._config.telemetry.log_level)
         self._name = name
-        self._number = number
         self._spec = spec
         self._rollout: Rollout | None = None
+        self._drained = False
 
     async def run(self) -> None:
         """Build the parts and play until drained; errors as for `Rollout.run`."""
         config, spec = self._config, self._spec
         check_model_folder(config.model.path)
-        url = spec.env_urls[self._number % len(spec.env_urls)]
         tokenizer = load_tokenizer(config.model.path)
         buffer = Buffer.connect(
             spec.redis_url, config.run.name, config.buffer, max_attempts=config.rollout.max_attempts
@@ -72,22 +77,35 @@ class RolloutProcess:
                 self._name,
                 config,
                 engine=spec.engine(config),
-                client=HttpClient(
-                    url,
-                    token=spec.env_token,
-                    timeout_s=config.env.request_timeout_s,
-                    connections=config.rollout.episodes_in_flight,
-                ),
+                environments={env.name: self._client(env) for env in config.environments},
                 prompts=PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens),
                 buffer=buffer,
                 channel=open_channel(config.weights, config.run.name, config.run.folder),
             )
-            await self._rollout.run()
+            if not self._drained:
+                await self._rollout.run()
         finally:
             buffer.close()
 
+    def _client(self, env: EnvConfig) -> EnvironmentClient:
+        urls = self._spec.env_urls[env.name]
+        several = len(urls) > 1
+        return Replicas(
+            [
+                open_client(
+                    url,
+                    token=self._spec.env_token,
+                    timeout_s=env.request_timeout_s,
+                    connections=self._config.rollout.episodes_in_flight,
+                    **({"patience_s": REPLICA_PATIENCE_S} if several else {}),
+                )
+                for url in urls
+            ]
+        )
+
     async def drain(self) -> None:
         """Give the tickets back and let `run` end."""
+        self._drained = True
         if self._rollout is not None:
             await self._rollout.drain()
 

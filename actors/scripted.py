@@ -10,26 +10,37 @@ Invariants
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import re
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from actors.parsing import is_admissible
 from actors.prompts import Exchange, PromptBuilder
+from env_servers import free_text
 from env_servers.client import EnvironmentClient
 from env_servers.protocol import ResetRequest, StepResult
 from services.schemas import Task
 
 _NUMBERED_NAME = re.compile(r"\b([a-z]+) (\d+)\b")
+_NUMBER_SPREAD = 2.0
+
+
+Distribution = Mapping[str, float]
+"""Admissible actions and their probabilities."""
 
 
 class Player(Protocol):
-    """Chooses an action for a state; None where it has nothing to do."""
+    """Chooses actions. Where one leaves a text open, it puts words of the goal there."""
 
-    def act(self, result: StepResult) -> str | None: ...
+    def act(self, result: StepResult) -> str | None:
+        """An action for a state; None where it has nothing to do."""
+
+    def intent(self, result: StepResult) -> Distribution:
+        """What it means to do there, whatever mistakes `act` makes: admissible actions, without those left open."""
 
 
 class NoisyExpert:
@@ -56,20 +67,32 @@ class NoisyExpert:
         self._avoid = avoid
         self._met: dict[str, None] = {}
 
+    def intent(self, result: StepResult) -> Distribution:
+        choices = [action for action in self._allowed(result) if not free_text.is_open(action)]
+        chances = dict.fromkeys(choices, self._noise / len(choices)) if choices else {}
+        if result.expert is not None:
+            chances[result.expert] = chances.get(result.expert, 0.0) + 1.0 - self._noise
+        return chances
+
     def act(self, result: StepResult) -> str | None:
         action = self._choose(result)
+        if action is not None:
+            action = free_text.fill(action, result, self._rng)
         if action is not None and self._slips and self._rng.random() < self._slips:
             return _NUMBERED_NAME.sub(lambda name: f"{name[1]} {self._rng.randint(1, 4)}", action, count=1)
         return action
 
     def _choose(self, result: StepResult) -> str | None:
-        choices = [action for action in result.admissible or () if action not in self._avoid]
+        choices = self._allowed(result)
         past = [action for action in self._met if action not in choices]
         self._met.update(dict.fromkeys(choices))
         if not choices or self._rng.random() >= self._noise:
             return result.expert
         mistaken = past and self._rng.random() < self._mistakes
         return self._rng.choice(past if mistaken else choices)
+
+    def _allowed(self, result: StepResult) -> list[str]:
+        return [action for action in result.admissible or () if action not in self._avoid]
 
 
 class HabitualPlayer:
@@ -83,15 +106,23 @@ class HabitualPlayer:
         self._spread = spread
         self._taste: dict[str, float] = {}
 
-    def act(self, result: StepResult) -> str | None:
+    def intent(self, result: StepResult) -> Distribution:
         by_verb: dict[str, list[str]] = {}
         for action in result.admissible or ():
+            if free_text.is_open(action):
+                continue
             by_verb.setdefault(action.split(" ", 1)[0], []).append(action)
-        if not by_verb:
-            return None
-        verbs = sorted(by_verb)
-        weights = [self._weight(verb) * math.sqrt(len(by_verb[verb])) for verb in verbs]
-        return self._rng.choice(by_verb[self._rng.choices(verbs, weights)[0]])
+        # Sorted, as tastes are drawn when a verb is first met.
+        weights = {verb: self._weight(verb) / math.sqrt(len(by_verb[verb])) for verb in sorted(by_verb)}
+        total = sum(weights[verb] * len(actions) for verb, actions in by_verb.items())
+        return {action: weights[verb] / total for verb, actions in by_verb.items() for action in actions}
+
+    def act(self, result: StepResult) -> str | None:
+        chances = self.intent(result)
+        if chances:
+            return self._rng.choices([*chances], [*chances.values()])[0]
+        left_open = result.admissible or ()
+        return free_text.fill(self._rng.choice(left_open), result, self._rng) if left_open else None
 
     def _weight(self, verb: str) -> float:
         if verb not in self._taste:
@@ -101,11 +132,12 @@ class HabitualPlayer:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One state and the action that a scripted player took in it."""
+    """One state, the action that a scripted player took in it, and what it meant to do."""
 
     result: StepResult
     goal: str | None
     action: str
+    intent: Distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +146,11 @@ class Example:
 
     Attributes:
         tokens: ids, as the policy would have read and written them.
-        imitate: for every token whether it belongs to a response to imitate.
+        targets: for each of them what is to be imitated in its place: token ids and their probabilities, or nothing.
     """
 
     tokens: list[int]
-    imitate: list[bool]
+    targets: list[Mapping[int, float]]
 
 
 async def play_scripted(client: EnvironmentClient, task: Task, player: Player, max_steps: int) -> AsyncIterator[Turn]:
@@ -130,14 +162,14 @@ async def play_scripted(client: EnvironmentClient, task: Task, player: Player, m
             action = player.act(result)
             if action is None:
                 return
-            yield Turn(result, str(goal) if goal else None, action)
+            yield Turn(result, str(goal) if goal else None, action, player.intent(result))
             result = await client.step(result.session, result.step + 1, action)
     finally:
         await client.close_session(result.session)
 
 
 def renumbered(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
-    """The episode with the numbers of each name permuted throughout, so that to name a thing is to copy its name."""
+    """The episode with other, also higher numbers for each name throughout: to name a thing is to copy its name."""
     numbers: dict[str, set[str]] = {}
     for turn in turns:
         for name, number in _NUMBERED_NAME.findall(turn.result.observation):
@@ -145,7 +177,8 @@ def renumbered(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
     new: dict[tuple[str, str], str] = {}
     for name in sorted(numbers):
         before = sorted(numbers[name])
-        new |= {(name, number): other for number, other in zip(before, rng.sample(before, len(before)), strict=True)}
+        choice = range(1, math.ceil(len(before) * rng.uniform(1.0, _NUMBER_SPREAD)) + 1)
+        new |= {(name, old): str(number) for old, number in zip(before, rng.sample(choice, len(before)), strict=True)}
 
     def rename(text: str) -> str:
         return _NUMBERED_NAME.sub(lambda found: f"{found[1]} {new.get((found[1], found[2]), found[2])}", text)
@@ -157,7 +190,8 @@ def renumbered(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
             "admissible": result.admissible and [rename(action) for action in result.admissible],
             "expert": result.expert and rename(result.expert),
         }
-        return replace(turn, result=result.model_copy(update=changes), action=rename(turn.action))
+        intent = {rename(action): chance for action, chance in turn.intent.items()}
+        return replace(turn, result=result.model_copy(update=changes), action=rename(turn.action), intent=intent)
 
     return [renamed(turn) for turn in turns]
 
@@ -165,22 +199,39 @@ def renumbered(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
 def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, only_experts: bool) -> Iterator[Example]:
     """The episode as the policy would see it; a prompt that goes on from the row before it becomes part of that row.
 
-    Admissible actions are imitated, or with `only_experts` those that the expert would have taken as well.
+    To imitate is to match the player's probabilities, or with `only_experts` the expert's choice, token by token along
+    the action that was taken. A mistaken action is followed as far as it was the beginning of something intended.
     """
+
+    @functools.cache
+    def spelled(action: str) -> list[int]:
+        return [*tokenizer.encode(prompts.response(action), add_special_tokens=False), tokenizer.eos_token_id]
+
     history: list[Exchange] = []
     row: Example | None = None
     for turn in turns:
-        result, response = turn.result, " " + turn.action
+        result = turn.result
         prompt = prompts.build(turn.goal, history, result)
-        ids = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
-        history.append(Exchange(result.observation, turn.action, response, ids))
+        ids = spelled(turn.action)
+        history.append(Exchange(result.observation, turn.action, prompts.response(turn.action), ids))
         if row is None or prompt.ids[: len(row.tokens)] != row.tokens:
             if row is not None:
                 yield row
             row = Example([], [])
-        allowed = result.admissible is None or is_admissible(turn.action, result.admissible)
-        good = turn.action == result.expert if only_experts else allowed
-        row.imitate.extend([False] * (len(prompt.ids) - len(row.tokens)) + [good] * len(ids))
+        row.targets.extend({} for _ in range(len(prompt.ids) - len(row.tokens)))
         row.tokens.extend(prompt.ids[len(row.tokens) :] + ids)
+        intent = {result.expert: 1.0} if only_experts and result.expert else turn.intent
+        row.targets.extend(_next_tokens(ids, [(spelled(action), chance) for action, chance in intent.items()]))
     if row is not None:
         yield row
+
+
+def _next_tokens(path: Sequence[int], intended: Sequence[tuple[list[int], float]]) -> Iterator[dict[int, float]]:
+    """The distribution of every token of `path`, given those before it; empty once it is nothing intended."""
+    for place, token in enumerate(path):
+        mass: defaultdict[int, float] = defaultdict(float)
+        for ids, chance in intended:
+            mass[ids[place]] += chance
+        total = sum(mass.values())
+        yield {wanted: chance / total for wanted, chance in mass.items() if chance > 0}
+        intended = [(ids, chance) for ids, chance in intended if ids[place] == token]

@@ -2,6 +2,7 @@
 
 Invariants
 - Nothing is sampled before the first announced version has been loaded.
+- Loading into the engine takes at most `weights.timeout_s`: an engine that hangs ends its actor, not the run.
 - A version that cannot be had is an error, unless a newer one has taken its place: then that one is loaded.
 - `in_flight` interrupts nobody; `at_step` waits until no response is being sampled, `at_episode` until no episode is
   being played, and holds new ones back meanwhile.
@@ -13,9 +14,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from actors.engine import EngineFailed, InferenceEngine, Sample
+from services.config.tree import WeightsConfig
 from services.weights import WeightChannel, WeightsError, WeightVersion
 
 if TYPE_CHECKING:
@@ -87,11 +89,12 @@ class WeightFollower:
         self,
         channel: WeightChannel,
         engine: InferenceEngine,
-        update: Literal["in_flight", "at_step", "at_episode"],
+        config: WeightsConfig,
     ) -> None:
         self._channel = channel
         self._engine = engine
-        self._update = update
+        self._update = config.update
+        self._timeout_s = config.timeout_s
         self._loaded: WeightVersion | None = None
         self._loading = asyncio.Lock()
         self.responses = Gate()
@@ -130,14 +133,23 @@ class WeightFollower:
         wanted, tensors = found
         if self._update == "at_step":
             async with self.responses.closed():
-                await self._engine.load_weights(wanted.version, tensors)
+                await self._load(wanted.version, tensors)
         elif self._update == "at_episode":
             async with self.episodes.closed():
-                await self._engine.load_weights(wanted.version, tensors)
+                await self._load(wanted.version, tensors)
         else:
-            await self._engine.load_weights(wanted.version, tensors)
+            await self._load(wanted.version, tensors)
         self._loaded = wanted
         logger.info("loaded policy version %d (%.1f MB)", wanted.version, wanted.nbytes / 1e6)
+
+    async def _load(self, version: int, tensors: dict[str, torch.Tensor]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._engine.load_weights(version, tensors)
+        except TimeoutError:
+            raise EngineFailed(
+                f"the engine took longer than {self._timeout_s:g} s to load version {version} (weights.timeout_s)"
+            ) from None
 
     async def _fetch_newest(self) -> tuple[WeightVersion, dict[str, torch.Tensor]] | None:
         """The newest version and its tensors; None where it is the loaded one, or none is announced."""

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from env_servers.client import HttpClient
-from env_servers.conformance.play import fill
+from env_servers.free_text import fill
 from env_servers.launch import ServerProcess, start_server
 from env_servers.protocol import ResetRequest
 from env_servers.registry import ENVIRONMENTS, load_environment

@@ -32,23 +32,25 @@ def step_groups(group: Ids, anchors: Sequence[str], similarity: float | None = N
     if len(group) != len(anchors):
         raise ValueError(f"{len(group)} rows but {len(anchors)} anchors")
     keys = dense_ids(anchors) if similarity is None else _clusters(group, anchors, similarity)
-    return _by_first_appearance(group, keys)
+    return joint_ids(group, keys)
 
 
 def dense_ids(keys: Sequence[object]) -> Ids:
     """int64 [N]: equal keys get equal ids, from 0 in order of first appearance."""
-    ids: dict[object, int] = {}
-    return np.fromiter((ids.setdefault(key, len(ids)) for key in keys), dtype=np.int64, count=len(keys))
+    ids = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.fromiter(map(ids.__getitem__, keys), dtype=np.int64, count=len(keys))
 
 
-def _by_first_appearance(group: Ids, keys: Ids) -> Ids:
-    if not len(group):
+def joint_ids(first: Ids, second: Ids) -> Ids:
+    """int64 [N]: rows that agree in both ids get equal ids, from 0 in order of first appearance."""
+    if not len(first):
         return np.zeros(0, dtype=np.int64)
-    pairs = np.stack([group, keys])
-    _, first, inverse = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse.reshape(-1)]
+    low = second.min()
+    codes = (first - first.min()) * (int(second.max() - low) + 1) + (second - low)
+    _, appears, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    rank = np.empty(len(appears), dtype=np.int64)
+    rank[np.argsort(appears)] = np.arange(len(appears))
+    return rank[inverse]
 
 
 def _clusters(group: Ids, anchors: Sequence[str], similarity: float) -> Ids:

@@ -2,16 +2,18 @@
 
 Invariants
 - Deterministic: the plan is a function of the rows, the number of ranks and the token budget.
-- A forward pass holds at most the budget's tokens, padding included (a longer single row goes alone).
-- Every rank does the same number of forward passes, as collectives need it: one that is short of work repeats the
-  first rank's last batch with weight 0.
-- A row whose tokens begin another row's shares that one's forward pass: in causal attention its hidden states are the
-  same there. Each row keeps its own loss. An episode whose prompts go on from one another is thus one sequence.
+- A forward pass is one line of tokens without padding, at most the budget's (a longer single row goes alone).
+- Every rank does the same number of forward passes, as collectives need it, of nearly the same length; one that is
+  short of work repeats a batch with weight 0.
+- A token is computed once for all rows of a line that begin with the same tokens up to it: in causal attention its
+  hidden state is the same there. Each row keeps its own loss. An episode whose prompts go on from one another is thus
+  one sequence, and the episodes of a group share their beginning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +21,11 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+MIN_SHARED = 32
+"""Shorter common beginnings are computed again: that costs less than to read them from another sequence."""
+UNITS_PER_BATCH = 4
+"""Sequences are dealt in units of at most the budget's so-manieth part: smaller ones balance better, share less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +49,41 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass: B right-padded sequences that hold T response tokens.
-
-    Right padding needs no attention mask: in causal attention no real token sees what comes after it.
+    """One forward pass: a line of L tokens that holds S sequences and T response tokens.
 
     Attributes:
-        input_ids: int64 [B, L].
-        positions: int64 [T], index into the flattened [B · L] of the position that predicts each response token.
+        input_ids: int64 [1, L]. position_ids: int64 [1, L], place of each token in its own sequence.
+        starts / path_starts / path: where the sequences lie, see `learner.attention.Layout`.
+        positions: int64 [T], place in the line of the token that predicts each response token.
         targets: int64 [T], the response tokens.
         behaviour: float32 [T], the sampler's log-probabilities.
         advantage: float32 [T].
         weight: float32 [T], 1 or 0.
-        tokens: of the sequences, without padding.
+        sequence: int64 [T], number within the micro-batch of the row that each response token belongs to.
+        tokens: L, or 0 in a batch that only fills.
     """
 
     input_ids: Ids
+    position_ids: Ids
+    starts: Ids
+    path_starts: Ids
+    path: Ids
     positions: Ids
     targets: Ids
     behaviour: Floats
     advantage: Floats
     weight: Floats
+    sequence: Ids
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Rows that one sequence holds: the longest first. `shared`: tokens in common with the family before it."""
+
+    rows: list[int]
+    length: int
+    shared: int
 
 
 def plan(rows: Sequence[Row], ranks: int, budget: int) -> list[list[MicroBatch]]:
@@ -73,68 +94,126 @@ def plan(rows: Sequence[Row], ranks: int, budget: int) -> list[list[MicroBatch]]
     """
     if not rows:
         raise ValueError("no rows to train on")
-    families = _families(rows)
-    shares = _deal(families, rows, ranks)
-    batches = [[_pack(part, rows) for part in _cut(share, rows, budget)] for share in shares]
-    passes = max(len(own) for own in batches)
-    filler = replace(batches[0][-1], weight=np.zeros_like(batches[0][-1].weight), tokens=0)
-    return [own + [filler] * (passes - len(own)) for own in batches]
-
-
-def _families(rows: Sequence[Row]) -> list[list[int]]:
-    """Numbers of the rows that share a sequence, the one that holds the others first; longest first, ties in row order.
-
-    In lexicographic order a row comes right before those that it begins, so one walk from the end finds them all.
-    """
-    texts = [row.tokens.astype(">u4").tobytes() for row in rows]
-    families: list[list[int]] = []
-    for number in sorted(range(len(rows)), key=texts.__getitem__, reverse=True):
-        if families and texts[families[-1][0]].startswith(texts[number]):
-            families[-1].append(number)
-        else:
-            families.append([number])
-    return sorted(families, key=lambda family: (-len(texts[family[0]]), family[0]))
-
-
-def _deal(families: list[list[int]], rows: Sequence[Row], ranks: int) -> list[list[list[int]]]:
-    """Deal longest first, back and forth (0 1 1 0 0 1 …): each rank gets as many sequences, of nearly equal length."""
-    shares: list[list[list[int]]] = [[] for _ in range(ranks)]
-    for number, family in enumerate(families):
-        round_, place = divmod(number, ranks)
-        shares[place if round_ % 2 == 0 else ranks - 1 - place].append(family)
+    units = _units(_families(rows), budget // UNITS_PER_BATCH)
+    batches = [_pack([family for unit in some for family in unit], rows) for some in _bins(units, ranks, budget)]
+    filler = replace(batches[-1], weight=np.zeros_like(batches[-1].weight), tokens=0)
+    shares: list[list[MicroBatch]] = [[] for _ in range(ranks)]
+    for number in range(0, len(batches), ranks):
+        together = batches[number : number + ranks]
+        together += [filler] * (ranks - len(together))
+        # Longest first, back and forth: the ranks of one pass are nearly even, and so are their sums.
+        for own, batch in zip(shares if number // ranks % 2 == 0 else reversed(shares), together, strict=True):
+            own.append(batch)
     return shares
 
 
-def _cut(share: list[list[int]], rows: Sequence[Row], budget: int) -> Iterator[list[list[int]]]:
-    """Consecutive pieces within the budget. Lengths fall, so the first sequence of a piece sets its padded length."""
-    start = 0
-    while start < len(share):
-        size = max(1, budget // len(rows[share[start][0]].tokens))
-        yield share[start : start + size]
-        start += size
+def _families(rows: Sequence[Row]) -> list[_Family]:
+    """Which rows share a sequence, in the lexicographic order of their tokens.
+
+    In that order a row comes right before those that it begins, and each sequence next to those that it has most in
+    common with, so one walk from the end finds all of it.
+    """
+    texts = [row.tokens.astype(">u4").tobytes() for row in rows]
+    members: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=texts.__getitem__, reverse=True):
+        if members and texts[members[-1][0]].startswith(texts[number]):
+            members[-1].append(number)
+        else:
+            members.append([number])
+    members.reverse()
+    families: list[_Family] = []
+    before: NDArray[np.int32] = np.zeros(0, np.int32)
+    for some in members:
+        tokens = rows[some[0]].tokens
+        families.append(_Family(rows=some, length=len(tokens), shared=_common(before, tokens)))
+        before = tokens
+    return families
 
 
-def _pack(families: list[list[int]], rows: Sequence[Row]) -> MicroBatch:
-    length = max(len(rows[family[0]].tokens) for family in families)
-    input_ids = np.zeros((len(families), length), dtype=np.int64)
+def _common(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
+    """Length of the common beginning."""
+    size = min(len(one), len(other))
+    differs = one[:size] != other[:size]
+    return int(differs.argmax()) if differs.any() else size
+
+
+def _units(families: list[_Family], limit: int) -> list[list[_Family]]:
+    """Neighbours that share a beginning, cut where a unit would pass `limit` tokens."""
+    units: list[list[_Family]] = []
+    size = 0
+    for family in families:
+        own = family.length - family.shared
+        if units and family.shared >= MIN_SHARED and size + own <= limit:
+            units[-1].append(family)
+            size += own
+        else:
+            units.append([family])
+            size = family.length
+    return units
+
+
+def _size(unit: list[_Family]) -> int:
+    return unit[0].length + sum(family.length - family.shared for family in unit[1:])
+
+
+def _bins(units: list[list[_Family]], ranks: int, budget: int) -> list[list[list[_Family]]]:
+    """Units of each forward pass, longest pass first: as few passes a rank as fit the budget, nearly equally long.
+
+    Longest unit first into the emptiest pass, whose maximum is at most a third over the best possible.
+    """
+    sizes = [_size(unit) for unit in units]
+    order = sorted(range(len(units)), key=lambda number: (-sizes[number], number))
+    passes = max(1, -(-sum(sizes) // (ranks * budget)))
+    while True:
+        loads = [(0, place) for place in range(ranks * passes)]
+        bins: list[list[int]] = [[] for _ in loads]
+        for number in order:
+            load, place = loads[0]
+            heapq.heapreplace(loads, (load + sizes[number], place))
+            bins[place].append(number)
+        if all(load <= budget or len(bins[place]) == 1 for load, place in loads):
+            break
+        passes += 1
+    by_place = {place: load for load, place in loads}
+    full = [place for place in range(len(bins)) if bins[place]]
+    return [[units[n] for n in sorted(bins[place])] for place in sorted(full, key=lambda p: (-by_place[p], p))]
+
+
+def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
+    line, place, paths, starts = [], [], [], [0]
     positions, targets, behaviour, advantage = [], [], [], []
-    for line, family in enumerate(families):
-        tokens = rows[family[0]].tokens
-        input_ids[line, : len(tokens)] = tokens
-        for number in family:
+    before: NDArray[np.int32] = np.zeros(0, np.int32)
+    path: Ids = np.zeros(0, np.int64)
+    for family in families:
+        tokens = rows[family.rows[0]].tokens
+        shared = min(_common(before, tokens), len(tokens) - 1)
+        shared = shared if shared >= MIN_SHARED else 0
+        own = len(tokens) - shared
+        path = np.concatenate([path[:shared], np.arange(starts[-1], starts[-1] + own)])
+        line.append(tokens[shared:])
+        place.append(np.arange(shared, len(tokens)))
+        paths.append(path)
+        starts.append(starts[-1] + own)
+        before = tokens
+        for number in family.rows:
             row = rows[number]
             last = len(row.tokens)
             first = last - row.response_tokens
-            positions.append(np.arange(first - 1, last - 1) + line * length)
+            positions.append(path[first - 1 : last - 1])
             targets.append(tokens[first:last])
             behaviour.append(row.logprobs)
             advantage.append(np.full(row.response_tokens, row.advantage))
     return MicroBatch(
-        input_ids=input_ids,
+        input_ids=np.concatenate(line).astype(np.int64)[None],
+        position_ids=np.concatenate(place).astype(np.int64)[None],
+        starts=np.array(starts, dtype=np.int64),
+        path_starts=np.cumsum([0, *map(len, paths)], dtype=np.int64),
+        path=np.concatenate(paths),
         positions=np.concatenate(positions).astype(np.int64),
         targets=np.concatenate(targets).astype(np.int64),
         behaviour=np.concatenate(behaviour).astype(np.float32),
         advantage=np.concatenate(advantage).astype(np.float32),
-        weight=np.ones(len(np.concatenate(targets)), dtype=np.float32),
-        tokens=sum(len(rows[family[0]].tokens) for family in families),
+        weight=np.ones(sum(map(len, targets)), dtype=np.float32),
+        sequence=np.repeat(np.arange(len(targets)), [len(some) for some in targets]),
+        tokens=starts[-1],
     )

@@ -4,6 +4,9 @@
     engine/       parameters, optimizer, step count and random state of every rank
     policy/       the policy as a Hugging Face folder that vLLM can serve
 
+`checkpoints/best-000040/` is the policy of the best evaluation so far, a Hugging Face folder with its score in
+`best.json`.
+
 Invariants
 - A checkpoint is written under a temporary name, synced to disk and renamed: a folder with a number for a name is
   complete and durable.
@@ -24,6 +27,8 @@ from torch import Tensor
 
 from services.config.tree import Config
 from services.errors import CheckpointFailed
+from services.model_folder import read_weights
+from services.weights.adapter import is_adapter, merged
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
@@ -46,16 +51,18 @@ class TrainerState:
 
 
 def identity(config: Config) -> dict[str, object]:
-    """What a resumption must share with the run: the order of tasks, the groups in Redis, the shape of the engine."""
+    """What a resumption must share with the run: the order of tasks, the groups in Redis, the trained parameters.
+
+    Not the number of ranks, the ZeRO stage or what is off-loaded: the engine's files hold whole tensors.
+    """
     return {
         "run.seed": config.run.seed,
         "env.name": config.env.name,
         "env.split": config.env.split,
         "env.tasks": config.env.tasks,
         "learner.group_size": config.learner.group_size,
-        "learner.ranks": config.learner.ranks,
-        "learner.zero_stage": config.learner.zero_stage,
         "model.dtype": config.model.dtype,
+        "model.lora": None if config.model.lora is None else config.model.lora.model_dump(mode="json"),
     }
 
 
@@ -104,7 +111,8 @@ def save(
     """Write the checkpoint of `state.version`, then drop all but the newest `keep`; the new folder.
 
     Args:
-        weights: the policy under its Hugging Face names. model: folder whose other files complete the export.
+        weights: the policy under its Hugging Face names, or its adapters. model: folder whose other files, and weights
+            below the adapters, complete the export.
         engine: writes the ranks' files into a folder. engine_bytes: about how much that is.
 
     Raises:
@@ -112,14 +120,15 @@ def save(
     """
     final = folder / f"{state.version:06d}"
     partial = folder / f".{final.name}.partial"
-    needed = engine_bytes + sum(tensor.nbytes for tensor in weights.values())
+    policy = whole_policy(weights, model)
+    needed = engine_bytes + sum(tensor.nbytes for tensor in policy.values())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _discard_leftovers(folder)
         _check_space(folder, needed)
         (partial / "engine").mkdir(parents=True)
         engine(partial / "engine")
-        export_policy(partial / "policy", weights, model)
+        export_policy(partial / "policy", policy, model)
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
         _sync_tree(partial)
         if final.exists():
@@ -136,6 +145,53 @@ def save(
     return final
 
 
+def best(folder: Path) -> tuple[Path, float] | None:
+    """The best policy kept in `folder`, and its success rate in the evaluation that found it so."""
+    for found in sorted(folder.glob("best-*"), reverse=True):
+        try:
+            return found, float(json.loads((found / "best.json").read_text())["success_rate"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointFailed(f"cannot read {found / 'best.json'}: {error}") from error
+    return None
+
+
+def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, Tensor], model: Path) -> None:
+    """Keep the policy of `version` in place of the best so far.
+
+    Raises:
+        CheckpointFailed: it could not be written.
+    """
+    final = folder / f"best-{version:06d}"
+    partial = folder / f".{final.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        export_policy(partial, whole_policy(weights, model), model)
+        (partial / "best.json").write_text(json.dumps({"update": version, "success_rate": success}))
+        _sync_tree(partial)
+        if final.exists():
+            _discard(final)
+        partial.rename(final)
+        _sync(folder)
+    except OSError as error:
+        raise CheckpointFailed(f"cannot write the best policy {final}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    forget_best(folder, lambda number: number != version)
+
+
+def forget_best(folder: Path, unwanted: Callable[[int], bool]) -> None:
+    """Drop the best policies of the versions that are unwanted, such as those of updates that will be done again."""
+    for found in folder.glob("best-*"):
+        if unwanted(int(found.name.removeprefix("best-"))):
+            _discard(found)
+
+
+def whole_policy(weights: Mapping[str, Tensor], model: Path) -> Mapping[str, Tensor]:
+    """The weights, or where they are adapters those of `model` with the adapters added."""
+    return merged(weights, read_weights(model)) if is_adapter(weights) else weights
+
+
 def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> None:
     """Write the policy as a Hugging Face folder: these weights, and configuration and tokenizer of `model`."""
     from safetensors.torch import save_file
@@ -144,12 +200,21 @@ def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> N
     for file in sorted(model.iterdir()):
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
             shutil.copyfile(file, folder / file.name)
+    _set_type(folder / "config.json", weights)
     try:
         save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
     except Exception as error:
         # safetensors wraps the operating system's error in its own, as text.
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(code, str(error)) from error
+
+
+def _set_type(config: Path, weights: Mapping[str, Tensor]) -> None:
+    """Name the weights' type in the configuration, which may tell that of the model the run began with."""
+    settings = json.loads(config.read_text())
+    settings.pop("torch_dtype", None)
+    settings["dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    config.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _complete(folder: Path) -> list[Path]:

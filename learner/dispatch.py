@@ -1,8 +1,8 @@
 """Which groups are played, in which order, and how many at a time.
 
 Invariants
-- Group *i* plays task `f(seed, i)`: the split in a seeded permutation, a new one each epoch. Tickets are pure functions
-  of the configuration and the group's number, so issuing one again is a no-op.
+- Group *i* plays task `f(seed, i)` (`services.tasks`). Tickets are pure functions of the configuration and the group's
+  number, so issuing one again is a no-op.
 - The whole state is a cursor (the next new group) and the set of groups that are out.
 - At most `(max_staleness + 1) · groups_per_update` groups are out. A slot is freed only when its group has been
   trained on or dropped, so with the window below no group waits longer than `max_staleness` updates for its turn:
@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-
-import numpy as np
 
 from services.config.tree import Config
-from services.errors import EnvironmentUnavailable
 from services.schemas import TRAIN_STREAM, Task, Ticket
+from services.tasks import TaskOrder
 
 
 def ticket_seed(seed: int, stream: str, group: int, member: int) -> int:
@@ -30,27 +27,12 @@ def ticket_seed(seed: int, stream: str, group: int, member: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def split_size(splits: Mapping[str, int], split: str, env: str) -> int:
-    """Number of tasks of a split.
-
-    Raises:
-        EnvironmentUnavailable: the environment has no such split, or it is empty.
-    """
-    size = splits.get(split, 0)
-    if size < 1:
-        offered = ", ".join(f"{name} ({count})" for name, count in splits.items()) or "none"
-        raise EnvironmentUnavailable(f"{env} has no tasks in split '{split}'; it offers {offered}")
-    return size
-
-
 class Dispatcher:
     """State of the training stream. Knows no Redis: the caller issues what it answers."""
 
     def __init__(self, config: Config, splits: Mapping[str, int]) -> None:
-        size = split_size(splits, config.env.split, config.env.name)
         self._config = config
-        self._tasks = min(size, config.env.tasks or size)
-        self._permutation = lru_cache(maxsize=2)(self._permute)
+        self._order = TaskOrder(config, splits)
         self._cursor = 0
         self._outstanding: set[int] = set()
 
@@ -66,9 +48,7 @@ class Dispatcher:
 
     def task(self, group: int) -> Task:
         """The task of group `group`: `f(seed, i)`."""
-        epoch, place = divmod(group, self._tasks)
-        env = self._config.env
-        return Task(env=env.name, split=env.split, index=int(self._permutation(epoch)[place]))
+        return self._order.task(group)
 
     def tickets(self, groups: Iterable[int]) -> list[Ticket]:
         """Tickets of all members of the groups, in order."""
@@ -125,7 +105,3 @@ class Dispatcher:
         if not isinstance(cursor, int) or not isinstance(outstanding, list):
             raise ValueError("not a dispatcher's state")
         self._cursor, self._outstanding = cursor, {int(group) for group in outstanding}
-
-    def _permute(self, epoch: int) -> Sequence[int]:
-        order: Sequence[int] = np.random.default_rng([self._config.run.seed, epoch]).permutation(self._tasks).tolist()
-        return order

@@ -1,32 +1,42 @@
-"""The training engine of one rank. The only file that knows DeepSpeed.
+"""The training engine of one rank, and its reference policy. The only file that knows DeepSpeed.
 
 Invariants
 - `accumulate` may be called any number of times before `step`, equally often on every rank. Losses are sums over one
   token count for the whole step: DeepSpeed's averaging over ranks is undone here, and it scales by nothing else.
 - The learning rate is a function of the number of optimizer steps done, which the checkpoint holds.
+- A checkpoint holds whole tensors under the parameters' names, not what each rank had: any number of ranks and any
+  ZeRO stage can go on from it.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from learner import lora
+from learner.attention import Layout
 from learner.batching import MicroBatch
 from learner.losses import LossTerms
 from learner.policy import DTYPES, Policy, load_policy
 from learner.schedule import rate_factor
+from learner.shards import ShardReader, ShardWriter
 from services.config.tree import Config
 from services.errors import CheckpointFailed
 
-TAG = "engine"
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+MASTER = "master"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+log = logging.getLogger(__name__)
 
 LossFunction = Callable[[Tensor, Tensor], LossTerms]
 """(log-probability, entropy) of a micro-batch's T response tokens to its loss."""
@@ -62,11 +72,18 @@ class DeepSpeedEngine:
 
         self._config = config
         self._ranks = config.learner.ranks
+        self._stage = config.learner.zero_stage
         torch.manual_seed(config.run.seed)
         policy = load_policy(config.model.path, config.model.dtype, config.rollout.temperature)
+        if config.model.lora is not None:
+            lora.adapt(policy, config.model.lora)
+        if config.learner.activation_checkpointing:
+            policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not config.learner.offload_parameters:
+            policy.to(self._device)
         self._engine, *_ = deepspeed.initialize(
-            model=policy.to(self._device), optimizer=_adamw(policy, config), config=_deepspeed_config(config)
+            model=policy, optimizer=_adamw(policy, config), config=_deepspeed_config(config)
         )
         self._engine.train()
 
@@ -80,9 +97,10 @@ class DeepSpeedEngine:
         return self._device
 
     @torch.no_grad()
-    def logprobs(self, batch: MicroBatch) -> Tensor:
-        """float32 [T], on the engine's device."""
-        logprob: Tensor = self._engine(*inputs(batch, self._device))[0]
+    def logprobs(self, batch: MicroBatch, *, adapted: bool = True) -> Tensor:
+        """float32 [T], on the engine's device; of the model without its adapters where `adapted` is false."""
+        with nullcontext() if adapted else lora.switched_off(self._engine.module):
+            logprob: Tensor = self._engine(*inputs(batch, self._device))[0]
         return logprob.detach()
 
     def accumulate(self, batch: MicroBatch, loss: LossFunction) -> LossTerms:
@@ -102,86 +120,246 @@ class DeepSpeedEngine:
         return {"learning_rate": rate} | ({} if norm is None else {"grad_norm": float(norm)})
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole model under its Hugging Face names, on the CPU in `model.dtype`; empty on all ranks but 0."""
-        import deepspeed
+        """What the actors need, on the CPU in `model.dtype`; empty on all ranks but 0.
 
-        policy: Policy = self._engine.module
+        The whole model under its Hugging Face names, or its adapters as in `services.weights.adapter`.
+        """
         wanted = torch.distributed.get_rank() == 0
         dtype = DTYPES[self._config.model.dtype]
         gathered: dict[str, Tensor] = {}
         # Tied parameters come once, under their first name, as Hugging Face saves them.
-        for name, parameter in policy.lm.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self._config.learner.zero_stage == 3):
+        for name, parameter in self._trained():
+            with self._whole(parameter):
                 if wanted:
                     gathered[name] = parameter.detach().to("cpu", dtype, copy=True).contiguous()
-        return gathered
+        adapters = self._config.model.lora
+        return gathered if adapters is None else lora.broadcast(gathered, adapters)
 
     def checkpoint_bytes(self) -> int:
-        """About what `save` writes, all ranks together: parameters, float32 copies of them, and two moments."""
-        parameters = self._engine.module.parameters()
-        return 16 * sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
+        """About what `save` writes: float32 parameters and two moments of each."""
+        return 12 * sum(int(getattr(parameter, "ds_numel", parameter.numel())) for _, parameter in self._trained())
 
     def save(self, folder: Path) -> None:
-        """Write parameters, optimizer state, step count and random state.
+        """Write parameters, optimizer state, step count and every rank's random state.
 
         Raises:
             CheckpointFailed: the files could not be written.
         """
-        state = {"random": torch.get_rng_state()}
+        rank = torch.distributed.get_rank()
+        writer = ShardWriter(folder) if rank == 0 else None
+        if self.steps == 0:
+            self._make_moments(0)
         try:
-            self._engine.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False)
+            for name, parameter in self._trained():
+                for part in (MASTER, *MOMENTS):
+                    tensor = self._read(parameter, part)
+                    if writer is not None:
+                        writer.add(f"{part}/{name}", tensor)
+            if writer is not None:
+                writer.flush()
+                (folder / "engine.json").write_text(json.dumps({"steps": self.steps, "ranks": self._ranks}))
+            torch.save(_random_state(), folder / f"random-{rank:05d}.pt")
         except (OSError, RuntimeError) as error:
             raise CheckpointFailed(f"cannot write the checkpoint to {folder}: {_brief(error)}") from error
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote, with the same number of ranks and ZeRO stage.
+        """Take up what `save` wrote, with any number of ranks and any ZeRO stage.
 
         Raises:
             CheckpointFailed: the files are missing, broken or do not fit.
         """
         try:
-            path, state = self._engine.load_checkpoint(str(folder), tag=TAG)
+            steps = int(json.loads((folder / "engine.json").read_text())["steps"])
+            stored = ShardReader(folder)
+            own = {f"{part}/{name}" for name, _ in self._trained() for part in (MASTER, *MOMENTS)}
+            if own != stored.names:
+                raise ValueError(f"its parameters are others, such as {min(own ^ stored.names)}")
+            self._make_moments(steps)
+            for name, parameter in self._trained():
+                for part in (MASTER, *MOMENTS):
+                    self._write(parameter, part, stored.get(f"{part}/{name}").to(self._device))
         except Exception as error:
             raise CheckpointFailed(f"cannot read the checkpoint in {folder}: {_brief(error)}") from error
-        if path is None:
-            raise CheckpointFailed(f"{folder} holds no checkpoint of the engine")
-        torch.set_rng_state(state["random"])
+        self._engine.global_steps = steps
+        self._restore_random(folder / f"random-{torch.distributed.get_rank():05d}.pt", steps)
 
     def close(self) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        policy: Policy = self._engine.module
+        return ((name, parameter) for name, parameter in policy.lm.named_parameters() if parameter.requires_grad)
 
-def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _whole(self, parameter: nn.Parameter, *, change: bool = False) -> Any:
+        """A context in which a sharded parameter is whole; what rank 0 changes becomes all ranks'."""
+        import deepspeed
+
+        modifier = 0 if change else None
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier, enabled=self._stage == 3)
+
+    def _read(self, parameter: nn.Parameter, part: str) -> Tensor:
+        """float32, whole on every rank: the parameter's master copy, or one of its moments."""
+        from deepspeed import utils
+
+        if self._stage == 0:
+            return parameter if part == MASTER else self._engine.optimizer.state[parameter][part]
+        if part == MASTER:
+            return torch.as_tensor(utils.safe_get_full_fp32_param(parameter))
+        return torch.as_tensor(utils.safe_get_full_optimizer_state(parameter, part))
+
+    @torch.no_grad()
+    def _write(self, parameter: nn.Parameter, part: str, value: Tensor) -> None:
+        from deepspeed import utils
+
+        if part == MASTER:
+            with self._whole(parameter, change=True):
+                if parameter.shape != value.shape:
+                    raise ValueError(f"a parameter of shape {tuple(value.shape)} does not fit {tuple(parameter.shape)}")
+                parameter.copy_(value)
+        if self._stage == 0:
+            if part != MASTER:
+                self._engine.optimizer.state[parameter][part].copy_(value)
+        elif self._stage == 3:
+            shard = _shard(value, parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+            if part == MASTER:
+                utils.safe_set_local_fp32_param(parameter, shard)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, shard, part)
+        elif part == MASTER:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, part)
+
+    def _make_moments(self, steps: int) -> None:
+        """The optimizer's state after `steps`, moments 0: otherwise it comes into being with the first step."""
+        zero = self._engine.optimizer
+        optimizer = zero if self._stage == 0 else zero.optimizer
+        stage_3 = getattr(zero, "fp32_partitioned_groups_flat", None)
+        grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in grouped if stage_3 is None else stage_3:
+            state = optimizer.state[parameter]
+            if "exp_avg" not in state:
+                state |= {moment: torch.zeros_like(parameter.data) for moment in MOMENTS}
+            plain = isinstance(optimizer, torch.optim.AdamW)
+            # DeepSpeed's FusedAdam counts in plain numbers.
+            state["step"] = torch.tensor(float(steps), device=parameter.device) if plain else steps
+        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _restore_random(self, file: Path, steps: int) -> None:
+        """The rank's own random state; a rank that the run did not have before gets one of its own."""
+        if file.is_file():
+            state = torch.load(file, weights_only=True)
+            torch.set_rng_state(state["cpu"])
+            if torch.cuda.is_available() and "cuda" in state:
+                torch.cuda.set_rng_state(state["cuda"])
+        else:
+            torch.manual_seed(hash((self._config.run.seed, steps, torch.distributed.get_rank())))
+
+
+class Reference:
+    """The policy that the run began with, frozen. Collective like the engine; only usable while `at_hand`."""
+
+    def __init__(self, config: Config, engine: DeepSpeedEngine) -> None:
+        self._kind = "adapters" if config.model.lora is not None else config.learner.reference
+        self._engine = engine
+        if self._kind == "adapters":
+            return
+        frozen = load_policy(config.model.path, config.model.dtype, config.rollout.temperature).requires_grad_(False)
+        self._policy: Any = frozen.eval()
+        if self._kind == "resident":
+            frozen.to(engine.device)
+        elif self._kind == "sharded":
+            import deepspeed
+
+            settings = _common(config) | {"zero_optimization": {"stage": 3, "overlap_comm": False}}
+            self._policy, *_ = deepspeed.initialize(model=frozen, config=settings)
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """An off-loaded policy is on the device in here."""
+        if self._kind == "offloaded":
+            self._policy.to(self._engine.device)
+        try:
+            yield
+        finally:
+            if self._kind == "offloaded":
+                self._policy.to("cpu")
+
+    @torch.no_grad()
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """float32 [T], on the engine's device."""
+        if self._kind == "adapters":
+            return self._engine.logprobs(batch, adapted=False)
+        logprob: Tensor = self._policy(*inputs(batch, self._engine.device))[0]
+        return logprob
+
+
+def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout]:
     """What `Policy.forward` takes."""
-    arrays = (batch.input_ids, batch.positions, batch.targets)
-    first, second, third = (torch.tensor(array, device=device) for array in arrays)
-    return first, second, third
+    arrays = (batch.input_ids, batch.position_ids, batch.positions, batch.targets)
+    first, second, third, fourth = (torch.tensor(array, device=device) for array in arrays)
+    return first, second, third, fourth, Layout.of(batch.starts, batch.path_starts, batch.path, device)
 
 
 def _adamw(policy: Policy, config: Config) -> torch.optim.Optimizer:
-    # PyTorch's own AdamW: DeepSpeed's variants are compiled at first use, and need a compiler where the run is.
-    return torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.optimizer.lr,
-        betas=config.optimizer.betas,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
+    """DeepSpeed's FusedAdam on a GPU where it can be built, else PyTorch's fused AdamW: the same mathematics."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    settings: dict[str, Any] = {
+        "lr": config.optimizer.lr,
+        "betas": config.optimizer.betas,
+        "weight_decay": config.optimizer.weight_decay,
+    }
+    if torch.cuda.is_available() and not config.learner.offload_optimizer:
+        from deepspeed.ops.adam import FusedAdam
+
+        try:
+            fused: torch.optim.Optimizer = FusedAdam(parameters, adam_w_mode=True, **settings)
+            return fused
+        except Exception as error:  # whatever a missing or unfit compiler ends in
+            log.warning("DeepSpeed's FusedAdam cannot be built, PyTorch's takes its place: %s", _brief(error))
+    return torch.optim.AdamW(parameters, fused=True, **settings)
+
+
+def _common(config: Config) -> dict[str, Any]:
+    bf16 = config.model.dtype == "bfloat16"
+    settings = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 2**31}
+    return settings | {"bf16": {"enabled": bf16}}
 
 
 def _deepspeed_config(config: Config) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+    learner = config.learner
+    zero: dict[str, Any] = {"stage": learner.zero_stage, "overlap_comm": False}
+    if learner.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if learner.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return _common(config) | {
         # `step` alone ends an accumulation: the number of micro-batches differs from update to update.
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.optimizer.grad_clip,
-        "zero_optimization": {"stage": config.learner.zero_stage, "overlap_comm": False},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        "steps_per_print": 2**31,
+        # PyTorch's fused AdamW runs on the CPU as well, and needs no compiler.
+        "zero_force_ds_cpu_optimizer": False,
+        # Sums of many micro-batches in bfloat16 would lose the small ones.
+        "data_types": {"grad_accum_dtype": "fp32"},
     }
+
+
+def _shard(value: Tensor, size: int) -> Tensor:
+    """This rank's part of a flattened tensor, filled up with zeros."""
+    start = size * torch.distributed.get_rank()
+    shard = value.new_zeros(size)
+    own = value.flatten()[start : start + size]
+    shard[: len(own)] = own
+    return shard
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _brief(error: Exception) -> str:

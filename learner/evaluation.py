@@ -1,4 +1,4 @@
-"""An evaluation panel: the same tasks with the same seeds every time, played by whatever policy the actors serve.
+"""Evaluation panels: the same tasks with the same seeds every time, played by whatever policy the actors serve.
 
 Invariants
 - Runs in a stream of its own, so it may go on while training does, and leaves nothing of it in the buffer.
@@ -9,20 +9,21 @@ Invariants
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from learner.dispatch import split_size, ticket_seed
+from learner.dispatch import ticket_seed
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.errors import RunStalled
-from services.schemas import Task, Ticket, Trajectory
+from services.schemas import Ticket, Trajectory
+from services.tasks import panel_tasks
 
 POLL_S = 0.5
 Z_95 = 1.959963984540054
-HELD_OUT = ("valid_unseen", "valid_seen", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +70,57 @@ def difference(after: Rate, before: Rate) -> Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean of `count` values with its standard error; NaN without values."""
+
+    value: float
+    error: float
+    count: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Normal 95 % interval."""
+        return self.value - Z_95 * self.error, self.value + Z_95 * self.error
+
+
+def mean(values: Sequence[float]) -> Mean:
+    count = len(values)
+    if not count:
+        return Mean(math.nan, math.nan, 0)
+    error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+    return Mean(statistics.fmean(values), error, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an episode of a panel came to. `score` is the environment's, None where it has none."""
+
+    panel: int
+    task_type: str
+    won: bool
+    score: float | None
+    steps: int
+    valid: int
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """What a panel showed.
+    """What a policy's panels showed.
 
     Attributes:
         stream: its name. split: of its tasks. version: the policy it was asked for; None: whatever was served.
-        success: over all finished episodes. task_types: the same by `task_type`.
-        mean_score: of the environment's `score`, else of the reward. mean_steps: per episode. valid_fraction: of steps.
+        success: over all finished episodes. panels: the same by panel. task_types: the same by `task_type`.
+        score: of the environment's `score`; None where it has none. mean_steps: per episode. valid_fraction: of steps.
         oldest_version / newest_version: of the policy that played, None without episodes.
-        cancelled: episodes that could not be played. complete: the panel was not cut short by a stop.
+        cancelled: episodes that could not be played. complete: the panels were not cut short by a stop.
     """
 
     stream: str
     split: str
     version: int | None
     success: Rate
-    mean_score: float
+    panels: tuple[Rate, ...]
+    score: Mean | None
     task_types: dict[str, Rate]
     mean_steps: float
     valid_fraction: float
@@ -100,32 +136,29 @@ class EvaluationResult:
             "evaluation/success_rate": self.success.value,
             "evaluation/success_low": low,
             "evaluation/success_high": high,
-            "evaluation/mean_score": self.mean_score,
+            "evaluation/mean_score": self.success.value if self.score is None else self.score.value,
             "evaluation/mean_steps": self.mean_steps,
             "evaluation/valid_fraction": self.valid_fraction,
         }
 
 
 def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket]:
-    """The panel's tickets: groups of one, the first tasks of the split, around again if it is smaller.
+    """The tickets of all panels: groups of one, the first tasks of the split, around again if it is smaller.
 
     Raises:
         EnvironmentUnavailable: the environment has no such split.
     """
-    evaluation, env = config.evaluation, config.env
-    split = evaluation.split or next((name for name in HELD_OUT if splits.get(name)), HELD_OUT[0])
-    size = split_size(splits, split, env.name)
     return [
         Ticket(
             stream=stream,
             group=group,
             member=0,
             group_size=1,
-            task=Task(env=env.name, split=split, index=group % size),
+            task=task,
             seed=ticket_seed(config.run.seed, "evaluation", group, 0),
-            temperature=evaluation.temperature,
+            temperature=config.evaluation.temperature,
         )
-        for group in range(evaluation.episodes)
+        for group, task in enumerate(panel_tasks(config, splits))
     ]
 
 
@@ -156,30 +189,47 @@ def evaluate(
         buffer.remove(stream, [ticket.group for ticket in tickets])
     if reasons and not played:
         raise RunStalled(f"evaluation {stream}: no episode could be played; {next(iter(reasons.values()))}")
-    split = tickets[0].task.split
-    return summarise(stream, split, version, played, cancelled=len(reasons), complete=ended == len(tickets))
+    versions = [span.version for episode in played for step in episode.steps for span in step.versions]
+    return summarise(
+        [_outcome(episode, config) for episode in played],
+        stream=stream,
+        split=tickets[0].task.split,
+        version=version,
+        served=(min(versions, default=None), max(versions, default=None)),
+        cancelled=len(reasons),
+        complete=ended == len(tickets),
+    )
 
 
 def summarise(
-    stream: str, split: str, version: int | None, played: Sequence[Trajectory], *, cancelled: int, complete: bool
+    outcomes: Sequence[Outcome],
+    *,
+    stream: str,
+    split: str,
+    version: int | None = None,
+    served: tuple[int | None, int | None] = (None, None),
+    cancelled: int = 0,
+    complete: bool = True,
 ) -> EvaluationResult:
-    """Sum up episodes."""
-    by_type: defaultdict[str, list[Trajectory]] = defaultdict(list)
-    for episode in played:
-        by_type[str(episode.facts.get("task_type", ""))].append(episode)
-    steps = [step for episode in played for step in episode.steps]
-    versions = [span.version for step in steps for span in step.versions]
+    """Sum up episodes; `served` are the oldest and the newest policy version that played them."""
+    by_type, by_panel = defaultdict[str, list[Outcome]](list), defaultdict[int, list[Outcome]](list)
+    for outcome in outcomes:
+        by_type[outcome.task_type].append(outcome)
+        by_panel[outcome.panel].append(outcome)
+    steps = sum(outcome.steps for outcome in outcomes)
+    scores = [outcome.score for outcome in outcomes if outcome.score is not None]
     return EvaluationResult(
         stream=stream,
         split=split,
         version=version,
-        success=_rate(played),
-        mean_score=_mean([_score(episode) for episode in played]),
+        success=_rate(outcomes),
+        panels=tuple(_rate(by_panel[number]) for number in sorted(by_panel)),
+        score=mean(scores) if scores else None,
         task_types={name: _rate(episodes) for name, episodes in sorted(by_type.items()) if name},
-        mean_steps=_mean([len(episode.steps) for episode in played]),
-        valid_fraction=_mean([step.valid for step in steps]),
-        oldest_version=min(versions, default=None),
-        newest_version=max(versions, default=None),
+        mean_steps=steps / len(outcomes) if outcomes else math.nan,
+        valid_fraction=sum(outcome.valid for outcome in outcomes) / steps if steps else math.nan,
+        oldest_version=served[0],
+        newest_version=served[1],
         cancelled=cancelled,
         complete=complete,
     )
@@ -213,14 +263,17 @@ def _wait(
             buffer.issue([ticket for ticket in tickets if ticket.group not in known])
 
 
-def _score(episode: Trajectory) -> float:
+def _outcome(episode: Trajectory, config: Config) -> Outcome:
     score = episode.facts.get("score")
-    return float(score) if isinstance(score, int | float) else episode.reward
+    return Outcome(
+        panel=episode.ticket.group // config.evaluation.episodes,
+        task_type=str(episode.facts.get("task_type", "")),
+        won=episode.won,
+        score=float(score) if isinstance(score, int | float) else None,
+        steps=len(episode.steps),
+        valid=sum(step.valid for step in episode.steps),
+    )
 
 
-def _rate(episodes: Sequence[Trajectory]) -> Rate:
-    return Rate(won=sum(episode.won for episode in episodes), episodes=len(episodes))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+def _rate(outcomes: Sequence[Outcome]) -> Rate:
+    return Rate(won=sum(outcome.won for outcome in outcomes), episodes=len(outcomes))

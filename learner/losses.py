@@ -1,20 +1,28 @@
 """The policy loss of an update, over a flat list of response tokens.
 
-    ratio = π(a) / π_old(a)
-    L     = − w · min(ratio · A, clip(ratio, 1 − clip_low, 1 + clip_high) · A)     PPO, w = min(π_old/μ, cap)
-            + kl_coef · (e^d − d − 1),  d = log π_ref(a) − log π(a)                k3 estimate of KL(π ‖ π_ref)
-            − entropy_coef · H(π)
+    r = π(a) / π_old(a)                                                 or the geometric mean over the response (GSPO)
+    L = − w · m · min(r · A, clip(r, 1 − clip_low, 1 + clip_high) · A)  PPO
+        + kl_coef · k(π, π_ref)                                         estimate of KL(π ‖ π_ref), see `divergence`
+        − entropy_coef · H(π)
 
-summed over tokens and divided by one token count for the whole optimizer step, whatever the ranks, the micro-batches
-or the packing. μ is the sampler's policy. For negative A, dual clip bounds the objective below by dual_clip · A.
+Three policies: μ sampled the token (behaviour), π_old is the learner's at the start of the update (proximal), π is
+being trained. w = min(π_old/μ, cap) and the mask m (0 where π_old/μ is far from 1) correct for μ ≠ π_old, by token or
+by response. For negative A, dual clip bounds the objective below by dual_clip · A. With KL in the reward,
+A is lowered by kl_coef · Σ k(π_old, π_ref) over the token and those after it in the response.
+
+Token losses are aggregated with one denominator for the whole optimizer step (`denominator`), so that ranks,
+micro-batches and packing do not matter.
 
 Invariants
-- Nothing here knows rows or padding: tokens that must not count are not in the list, or have weight 0.
+- Nothing here knows prompts or padding: tokens that must not count are not in the list, or have weight 0.
+- A response is never cut: its tokens stand together and in order in one micro-batch, with one number in `sequence`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -27,7 +35,7 @@ MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """What the loss reads of T response tokens; float32 [T] each.
+    """What the loss reads of T response tokens; float32 [T] each but `sequence`.
 
     Attributes:
         logprob: log π of the sampled token, with gradient.
@@ -37,6 +45,7 @@ class TokenBatch:
         old: log π_old; None: π_old = μ.
         reference: log π_ref; only read when kl_coef > 0.
         entropy: H(π) at the token's position, with gradient when entropy_coef > 0.
+        sequence: int64 [T], number of the token's response in the batch, from 0; only read by what works on responses.
     """
 
     logprob: Tensor
@@ -46,54 +55,97 @@ class TokenBatch:
     old: Tensor | None = None
     reference: Tensor | None = None
     entropy: Tensor | None = None
+    sequence: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The loss of one micro-batch, and weighted token sums of its metrics.
+    """The loss of one micro-batch, and its metrics as weighted token sums and as maxima.
 
     Divide each sum by `sums["tokens"]` after adding up micro-batches and ranks.
     """
 
     loss: Tensor
     sums: dict[str, Tensor] = field(default_factory=dict)
+    maxima: dict[str, Tensor] = field(default_factory=dict)
 
 
-def policy_loss(batch: TokenBatch, config: LossConfig, total_tokens: int) -> LossTerms:
-    """Sum of the token losses over `total_tokens`, the number of response tokens of the whole optimizer step."""
+def denominator(config: LossConfig, tokens: int, responses: int, max_response_tokens: int) -> float:
+    """What `policy_loss` divides by: response tokens and responses are those of the whole optimizer step."""
+    if config.aggregation == "token":
+        return tokens
+    if config.aggregation == "sequence":
+        return responses
+    return responses * (config.constant_tokens or max_response_tokens)
+
+
+def policy_loss(batch: TokenBatch, config: LossConfig, total: float) -> LossTerms:
+    """Aggregated token losses over `total`, the step's `denominator`.
+
+    Raises:
+        ValueError: something that the configuration needs is not in the batch.
+    """
     old = batch.behaviour if batch.old is None else batch.old
-    ratio = _ratio(batch.logprob, old)
-    objective, clipped = _clipped_objective(ratio, batch.advantage, config)
-    if batch.old is not None and config.importance_cap is not None:
-        objective = objective * _ratio(batch.old, batch.behaviour).clamp(max=config.importance_cap)
-    token_loss = -objective
-    sums = {
-        "tokens": batch.weight.sum(),
-        "ratio": (batch.weight * ratio).sum(),
-        "clip_fraction": (batch.weight * clipped).sum(),
-        "logprob_gap": (batch.weight * (batch.logprob - batch.behaviour).abs()).sum(),
-    }
-    if config.kl_coef > 0:
-        if batch.reference is None:
-            raise ValueError("loss.kl_coef > 0 needs the reference policy's log-probabilities")
-        kl = k3(batch.logprob, batch.reference)
+    kl = _reference_kl(batch, old, config)
+    advantage = batch.advantage
+    if kl is not None and config.kl_in == "reward":
+        advantage = advantage - config.kl_coef * _sum_to_go(kl, _sequence(batch))
+    ratio = _ratio(batch, old, config)
+    objective, clipped = _clipped_objective(ratio, advantage, config)
+    correction, corrected = _correction(batch, config)
+    token_loss = -correction * objective
+    if kl is not None and config.kl_in == "loss":
         token_loss = token_loss + config.kl_coef * kl
-        sums["kl"] = (batch.weight * kl).sum()
     if batch.entropy is not None:
         token_loss = token_loss - config.entropy_coef * batch.entropy
-        sums["entropy"] = (batch.weight * batch.entropy).sum()
-    loss = (batch.weight * token_loss).sum() / total_tokens
-    return LossTerms(loss=loss, sums={name: value.detach() for name, value in sums.items()})
+    current = batch.logprob.detach()
+    metrics = {
+        "ratio": ratio,
+        "clip_fraction": clipped,
+        "logprob_gap": (current - batch.behaviour).abs(),
+        # The tokens come from μ: an estimate of KL(μ ‖ π_old), the sampler's distance from the learner.
+        "sampler_kl": divergence(batch.behaviour, current if batch.old is None else old, "k3"),
+        **corrected,
+        **({} if kl is None else {"kl": kl}),
+        **({} if batch.entropy is None else {"entropy": batch.entropy}),
+    }
+    sums = {name: (batch.weight * value.detach()).sum() for name, value in metrics.items()}
+    peaks = ["ratio", *({"importance"} & corrected.keys())]
+    maxima = {name: (batch.weight * metrics[name].detach()).max() for name in peaks}
+    loss = (_aggregation_weights(batch, config) * token_loss).sum() / total
+    return LossTerms(loss=loss, sums=sums | {"tokens": batch.weight.sum()}, maxima=maxima)
 
 
-def k3(logprob: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(π ‖ π_ref) at each sampled token; never negative."""
-    gap = (reference - logprob).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return gap.exp() - gap - 1.0
+def divergence(logprob: Tensor, reference: Tensor, estimator: str) -> Tensor:
+    """Schulman's estimates of KL(π ‖ π_ref) at tokens sampled from π, with d = log π − log π_ref.
+
+    k1 = d is unbiased, and as a term of the loss without use (its gradient is 0 on average); k2 = d²/2 has the
+    gradient of the divergence; k3 = e^−d + d − 1 is unbiased and never negative.
+    """
+    return _ESTIMATORS[estimator]((logprob - reference).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    return (numerator - denominator).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+_ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"k1": lambda d: d, "k2": lambda d: d.square() / 2, "k3": lambda d: (-d).exp() + d - 1.0}
+)
+
+
+def _reference_kl(batch: TokenBatch, old: Tensor, config: LossConfig) -> Tensor | None:
+    """Divergence from the reference policy at each token: of π where it is a loss, of π_old where it is a reward."""
+    if config.kl_coef == 0:
+        return None
+    if batch.reference is None:
+        raise ValueError("loss.kl_coef > 0 needs the reference policy's log-probabilities")
+    return divergence(batch.logprob if config.kl_in == "loss" else old, batch.reference, config.kl_estimator)
+
+
+def _ratio(batch: TokenBatch, old: Tensor, config: LossConfig) -> Tensor:
+    log_ratio = batch.logprob - old
+    if config.ratio == "sequence":
+        sequence = _sequence(batch)
+        lengths = _per_sequence(batch.weight, sequence).clamp(min=1.0)
+        log_ratio = _per_sequence(batch.weight * log_ratio, sequence) / lengths
+    return _bounded_exp(log_ratio)
 
 
 def _clipped_objective(ratio: Tensor, advantage: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
@@ -106,3 +158,50 @@ def _clipped_objective(ratio: Tensor, advantage: Tensor, config: LossConfig) -> 
         floor = config.dual_clip * advantage
         objective = torch.where(advantage < 0, torch.maximum(objective, floor), objective)
     return objective, clipped
+
+
+def _correction(batch: TokenBatch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Factor of each token's objective for μ ≠ π_old, and its metrics; 1 and none where π_old = μ by definition."""
+    if batch.old is None or config.importance_cap is None:
+        return torch.ones_like(batch.weight), {}
+    log_weights = {"token": batch.old - batch.behaviour}
+    if "sequence" in (config.importance, config.mask):
+        log_weights["sequence"] = _per_sequence(batch.weight * log_weights["token"], _sequence(batch))
+    importance = _bounded_exp(log_weights[config.importance])
+    factor = importance.clamp(max=config.importance_cap)
+    if config.mask_beyond is None:
+        return factor, {"importance": importance}
+    judged = _bounded_exp(log_weights[config.mask])
+    masked = ((judged > config.mask_beyond) | (judged < 1.0 / config.mask_beyond)).to(factor.dtype)
+    return factor * (1.0 - masked), {"importance": importance, "masked_fraction": masked}
+
+
+def _aggregation_weights(batch: TokenBatch, config: LossConfig) -> Tensor:
+    """Weight of each token's loss before the division by the step's denominator; [T]."""
+    if config.aggregation != "sequence":
+        return batch.weight
+    return batch.weight / _per_sequence(batch.weight, _sequence(batch)).clamp(min=1.0)
+
+
+def _per_sequence(values: Tensor, sequence: Tensor) -> Tensor:
+    """The sum over each token's sequence, at each of its tokens; [T]."""
+    # No more sequences than tokens.
+    return torch.zeros_like(values).index_add(0, sequence, values)[sequence]
+
+
+def _sum_to_go(values: Tensor, sequence: Tensor) -> Tensor:
+    """The sum over each token and those after it in its sequence; [T]."""
+    order = sequence.argsort(stable=True)
+    ordered, numbers = values[order].double(), sequence[order]
+    ends = torch.zeros_like(ordered).index_add(0, numbers, ordered).cumsum(0)[numbers]
+    return torch.empty_like(values).index_copy(0, order, (ends - ordered.cumsum(0) + ordered).to(values.dtype))
+
+
+def _sequence(batch: TokenBatch) -> Tensor:
+    if batch.sequence is None:
+        raise ValueError("this loss works on whole responses: it needs the number of each token's response")
+    return batch.sequence
+
+
+def _bounded_exp(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from learner.attention import Layout, register
 from services.errors import ModelUnavailable
 from services.model_folder import check_model_folder
 
@@ -35,18 +36,25 @@ class Policy(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, targets: Tensor, entropy_gradient: bool = False
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        layout: Layout,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Score T tokens.
 
         Args:
-            input_ids: int64 [B, L], right-padded (no mask is needed: nothing real attends to what follows it).
-            positions: int64 [T], index into [B · L] of the position that predicts each token.
+            input_ids: int64 [1, L], a line of sequences. position_ids: int64 [1, L], places in their own sequences.
+            positions: int64 [T], place in the line of the token that predicts each target.
             targets: int64 [T].
+            layout: where the sequences lie.
             entropy_gradient: let the entropy carry a gradient.
         """
-        hidden = self.lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        hidden = hidden.flatten(0, 1)[positions]
+        body = self.lm.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
+        hidden = body.last_hidden_state[0, positions]
         head = self.lm.get_output_embeddings()
         piece = max(1, MAX_LOGITS // self.lm.config.vocab_size)
         if len(targets) <= piece:
@@ -59,12 +67,10 @@ class Policy(nn.Module):
         return torch.cat(logprob), torch.cat(entropy)
 
     def _score(self, head: nn.Module, hidden: Tensor, targets: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        logits = head(hidden).float() / self.temperature
-        logprob = -nn.functional.cross_entropy(logits, targets, reduction="none")
+        logs = (head(hidden).float() / self.temperature).log_softmax(dim=-1)
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            logs = logits.log_softmax(dim=-1)
             entropy = -(logs.exp() * logs).sum(dim=-1)
-        return logprob, entropy
+        return logs.gather(1, targets[:, None])[:, 0], entropy
 
 
 def load_policy(folder: Path, dtype: str, temperature: float) -> Policy:
@@ -79,7 +85,7 @@ def load_policy(folder: Path, dtype: str, temperature: float) -> Policy:
     check_model_folder(folder)
     try:
         lm = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], attn_implementation="sdpa", local_files_only=True
+            folder, dtype=DTYPES[dtype], attn_implementation=register(), local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"model.path: cannot load {folder}: {' '.join(str(error).split())[:300]}") from error

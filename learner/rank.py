@@ -13,13 +13,12 @@ import socket
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from learner.batching import MicroBatch
-from learner.losses import LossTerms, TokenBatch, policy_loss
+from learner.losses import LossTerms, TokenBatch, denominator, policy_loss
 from learner.rows import OptimizerStep
 from services.config.tree import Config
 
@@ -47,35 +46,37 @@ class Rank:
         Raises:
             ModelUnavailable: the model cannot be loaded.
         """
-        from learner.engine_deepspeed import DeepSpeedEngine, connect
-        from learner.policy import load_policy
+        from learner.engine_deepspeed import DeepSpeedEngine, Reference, connect
 
         connect(self._number, self._config.learner.ranks, host, port)
         self._engine = DeepSpeedEngine(self._config)
-        self._reference = None
-        if self._config.loss.kl_coef > 0:
-            model = self._config.model
-            frozen = load_policy(model.path, model.dtype, self._config.rollout.temperature)
-            self._reference = frozen.requires_grad_(False).to(self._engine.device)
+        self._reference = Reference(self._config, self._engine) if self._config.loss.kl_coef > 0 else None
         return self._engine.checkpoint_bytes()
 
     def update(self, steps: Sequence[OptimizerStep]) -> dict[str, float]:
         """Take the optimizer steps of one update.
 
         Returns:
-            This rank's token sums of the loss metrics (`tokens` is their denominator) as `sum/NAME`, and the last
-            optimizer step's own figures as they are.
+            This rank's token sums of the loss metrics (`tokens` is their denominator) as `sum/NAME`, their maxima as
+            `max/NAME`, and the last optimizer step's own figures as they are.
         """
         old = self._old_logprobs(steps)
+        reference = self._reference_logprobs(steps)
+        limit = self._config.model.max_response_tokens
+        maxima: dict[str, Tensor] = {}
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._engine.device))
         figures: dict[str, float] = {}
         for step in steps:
+            total = denominator(self._config.loss, step.total_tokens, step.total_rows, limit)
             for batch in step.batches:
-                terms = self._accumulate(batch, old.get(id(batch)), step.total_tokens)
+                terms = self._accumulate(batch, old.get(id(batch)), reference.get(id(batch)), total)
                 for name, value in terms.sums.items():
                     sums[name] += value
+                for name, value in terms.maxima.items():
+                    maxima[name] = torch.maximum(maxima.get(name, value), value)
                 sums["loss"] += terms.loss.detach()
             figures = self._engine.step()
+        figures |= {f"max/{name}": float(value) for name, value in maxima.items()}
         return figures | {f"sum/{name}": float(value) for name, value in sums.items()}
 
     def weights(self) -> dict[str, Tensor]:
@@ -88,15 +89,13 @@ class Rank:
     def load(self, folder: Path) -> None:
         self._engine.load(folder)
 
-    def _accumulate(self, batch: MicroBatch, old: Tensor | None, total_tokens: int) -> LossTerms:
+    def _accumulate(self, batch: MicroBatch, old: Tensor | None, reference: Tensor | None, total: float) -> LossTerms:
         config = self._config.loss
-        reference = self._reference_logprobs(batch)
         old_is_current = config.importance_cap is not None and old is None
 
         def loss(logprob: Tensor, entropy: Tensor) -> LossTerms:
-            behaviour, advantage, weight = (
-                torch.tensor(array, device=logprob.device) for array in (batch.behaviour, batch.advantage, batch.weight)
-            )
+            arrays = (batch.behaviour, batch.advantage, batch.weight, batch.sequence)
+            behaviour, advantage, weight, sequence = (torch.tensor(array, device=logprob.device) for array in arrays)
             tokens = TokenBatch(
                 logprob=logprob,
                 behaviour=behaviour,
@@ -105,8 +104,9 @@ class Rank:
                 old=logprob.detach() if old_is_current else old,
                 reference=reference,
                 entropy=entropy,
+                sequence=sequence,
             )
-            return policy_loss(tokens, config, total_tokens)
+            return policy_loss(tokens, config, total)
 
         return self._engine.accumulate(batch, loss)
 
@@ -116,11 +116,9 @@ class Rank:
             return {}
         return {id(batch): self._engine.logprobs(batch) for step in steps for batch in step.batches}
 
-    @torch.no_grad()
-    def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
-        from learner.engine_deepspeed import inputs
-
+    def _reference_logprobs(self, steps: Sequence[OptimizerStep]) -> dict[int, Tensor]:
+        """log π_ref of each micro-batch, by its `id`, where the loss needs it."""
         if self._reference is None:
-            return None
-        logprob: Any = self._reference(*inputs(batch, self._engine.device))[0]
-        return torch.as_tensor(logprob)
+            return {}
+        with self._reference.at_hand():
+            return {id(batch): self._reference.logprobs(batch) for step in steps for batch in step.batches}

@@ -71,12 +71,17 @@ class RankGroup:
         self.checkpoint_bytes = self._call("connect", host, port)[0]
 
     def update(self, work: Sequence[Sequence[OptimizerStep]]) -> dict[str, float]:
-        """One policy update; `work[r]` is rank r's. Answers the loss metrics, averaged over all tokens trained on."""
+        """One policy update; `work[r]` is rank r's.
+
+        Answers the loss metrics, averaged over all tokens trained on, and the largest of some of them as `NAME_max`.
+        """
         answers = _gather([a.update.remote(w) for a, w in zip(self._actors, work, strict=True)])
         sums = {k[4:]: sum(a[k] for a in answers) for k in answers[0] if k.startswith("sum/")}
         tokens = max(sums.pop("tokens"), 1.0)
         loss = sums.pop("loss")
-        figures = {name: value for name, value in answers[0].items() if not name.startswith("sum/")}
+        maxima = {k[4:]: max(a[k] for a in answers) for k in answers[0] if k.startswith("max/")}
+        figures = {name: value for name, value in answers[0].items() if not name.startswith(("sum/", "max/"))}
+        figures |= {f"{name}_max": value for name, value in maxima.items()}
         return figures | {name: value / tokens for name, value in sums.items()} | {"loss": loss}
 
     def weights(self) -> dict[str, Tensor]:

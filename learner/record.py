@@ -1,21 +1,42 @@
-"""What an update trained on, for the archive of groups: the prepared numbers, dealt back to their trajectories."""
+"""What an update trained on: its groups in the ledger, and with the prepared numbers in the archive of groups."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from learner.advantages.rows import step_returns
+from learner.ledger import Entry, Ledger
 from learner.rows import PreparedUpdate
-from services.archive import GroupRecord, StepNumbers
+from services.archive import GroupArchive, GroupRecord, StepNumbers
 from services.config.tree import Config
 from services.schemas import Trajectory
 
+Groups = Mapping[int, Sequence[Trajectory]]
 
-def group_records(
-    groups: Mapping[int, Sequence[Trajectory]], prepared: PreparedUpdate, config: Config
-) -> list[GroupRecord]:
+
+class History:
+    """The ledger and the archive of a run's folder."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self._ledger = Ledger(folder / "ledger.jsonl")
+        self._archive = GroupArchive(folder, config.telemetry.keep_groups_mib * 2**20)
+        self._config = config
+
+    def append(self, update: int, groups: Groups, prepared: PreparedUpdate) -> None:
+        """Add the groups of an update. Raises CheckpointFailed when the ledger cannot be written."""
+        self._ledger.append([_entry(update, number, group) for number, group in groups.items()])
+        self._archive.append(update, group_records(groups, prepared, self._config))
+
+    def cut(self, update: int) -> None:
+        """Forget what came after `update`."""
+        self._ledger.cut(update)
+        self._archive.cut(update)
+
+
+def group_records(groups: Groups, prepared: PreparedUpdate, config: Config) -> list[GroupRecord]:
     """One record a group. `prepared` was made of the same groups in the same order, so its rows follow theirs."""
     table, advantages = prepared.table, prepared.advantages
     returns = step_returns(table, config.advantage.gamma, config.advantage.invalid_action_penalty)
@@ -24,3 +45,8 @@ def group_records(
     numbers = [StepNumbers(*parts) for parts in zip(*(np.split(column, ends) for column in columns), strict=True)]
     dealt = iter(numbers)
     return [GroupRecord(number, group, [next(dealt) for _ in group]) for number, group in groups.items()]
+
+
+def _entry(update: int, number: int, group: Sequence[Trajectory]) -> Entry:
+    versions = [sorted({span.version for step in trajectory.steps for span in step.versions}) for trajectory in group]
+    return Entry(update=update, group=number, versions=versions)

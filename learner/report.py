@@ -35,7 +35,7 @@ class UpdateReport:
         rows / trained_rows: steps, and those that could move the policy. response_tokens: of all rows.
         step_group_sizes: number of step groups of each size. step_group_size_mean: over step groups.
         staleness_mean / staleness_max: over groups, in updates.
-        dropped_stale / cancelled: groups, since the update before.
+        dropped_stale / dropped_equal / cancelled: groups, since the update before.
         loss: metrics of the ranks, averaged over the tokens trained on.
         tokens_per_second: prompt and response tokens that went through the model over the ranks' seconds.
     """
@@ -55,6 +55,7 @@ class UpdateReport:
     staleness_mean: float
     staleness_max: int
     dropped_stale: int
+    dropped_equal: int
     cancelled: int
     tokens_per_second: float
     timings: Timings
@@ -73,6 +74,7 @@ class UpdateReport:
             "staleness/mean": self.staleness_mean,
             "staleness/max": self.staleness_max,
             "staleness/dropped_groups": self.dropped_stale,
+            "dispatch/equal_reward_groups": self.dropped_equal,
             "dispatch/cancelled_groups": self.cancelled,
             "update/rows": self.rows,
             "update/trained_rows": self.trained_rows,
@@ -94,6 +96,7 @@ def describe(
     prepared: PreparedUpdate,
     *,
     dropped_stale: int,
+    dropped_equal: int,
     cancelled: int,
     timings: Timings,
     loss: dict[str, float],
@@ -119,6 +122,7 @@ def describe(
         staleness_mean=sum(ages) / len(ages),
         staleness_max=max(ages),
         dropped_stale=dropped_stale,
+        dropped_equal=dropped_equal,
         cancelled=cancelled,
         tokens_per_second=prepared.tokens / max(timings.update, 1e-9),
         timings=timings,

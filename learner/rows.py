@@ -2,8 +2,8 @@
 
 Invariants
 - Advantages are computed before any row is dropped, padded or dealt to ranks.
-- The token count is that of all rows, also those left out because they cannot move the policy: leaving them out
-  changes nothing but the time.
+- The loss's denominator is that of all rows, also those left out because they cannot move the policy: leaving them
+  out changes nothing but the time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ ZERO_ADVANTAGE = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class OptimizerStep:
-    """One rank's share of one optimizer step, and the response tokens of the whole step."""
+    """One rank's share of one optimizer step; response tokens and rows of the whole step."""
 
     total_tokens: int
     batches: list[MicroBatch]
+    total_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
         trained = [i for i in part if kept[i]] or part[:1]
         shares = plan([_row(steps[i], float(advantages[i])) for i in trained], ranks, config.learner.microbatch_tokens)
         for own, batches in zip(work, shares, strict=True):
-            own.append(OptimizerStep(total_tokens=total, batches=batches))
+            own.append(OptimizerStep(total_tokens=total, batches=batches, total_rows=len(part)))
     return PreparedUpdate(
         work=work,
         rows=len(steps),

@@ -4,6 +4,7 @@ Invariants
 - A group leaves Redis only after a checkpoint that records it is durable; after a crash training goes on from the
   checkpoint over the same groups in the same order, so each is trained on once in the history that survives.
 - Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number.
+- Dynamic sampling drops a group when it is read: it is cancelled in Redis, its slot is free, the next group takes it.
 - No wait without an end: a run in which nothing completes, or in which nothing usable does, stops with one clear line.
 """
 
@@ -20,23 +21,21 @@ from torch import Tensor
 from learner import checkpoint
 from learner.commands import Commands
 from learner.dispatch import Dispatcher
-from learner.ledger import Entry, Ledger
+from learner.prefetch import Prefetcher
 from learner.rank_group import RankFailed
-from learner.record import group_records
+from learner.record import History
 from learner.report import Timings, UpdateReport, describe, staleness
 from learner.rows import OptimizerStep, prepare
-from services.archive import GroupArchive
+from learner.sampling import EQUAL_REWARDS, Collected, has_equal_rewards
 from services.buffer import Buffer
 from services.buffer.commands import Action
 from services.config.tree import Config
 from services.errors import RunStalled
-from services.schemas import TRAIN_STREAM, Trajectory
+from services.schemas import TRAIN_STREAM
 from services.telemetry import MetricsWriter, open_metrics
 from services.weights import WeightChannel
 
 POLL_S = 0.5
-WASTE_LIMIT = 4
-"""Give up when so many times the capacity was cancelled or dropped in one update: the run does not get anywhere."""
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +77,7 @@ class Trainer:
         self._ranks = ranks
         self._folder = folder
         self._checkpoints = folder / "checkpoints"
-        self._ledger = Ledger(folder / "ledger.jsonl")
-        self._archive = GroupArchive(folder, config.telemetry.keep_groups_mib * 2**20)
+        self._history = History(folder, config)
         self._splits = splits
         self._on_update = on_update
         self._evaluate = evaluate
@@ -87,11 +85,11 @@ class Trainer:
         work = {Action.CHECKPOINT: self._checkpoint_now, Action.EVALUATE: self._evaluate_now}
         self._commands = Commands(buffer, work, should_stop)
         self._dispatcher = Dispatcher(config, splits)
+        self._prefetch = Prefetcher(buffer, TRAIN_STREAM)
         self._version = 0
         self._saved_version = 0
         self._seconds = 0.0
         self._restarts = 0
-        self._last_reason = ""
         self._metrics: MetricsWriter | None = None
 
     @property
@@ -108,6 +106,10 @@ class Trainer:
         """
         if not resume:
             self._clear()
+        with self._prefetch:
+            self._train()
+
+    def _train(self) -> None:
         try:
             self._commands.refuse_old()
             self._start()
@@ -152,7 +154,7 @@ class Trainer:
         collected = self._collect()
         if collected is None:
             return None
-        groups, dropped, cancelled = collected
+        groups = collected.groups
         waited = time.monotonic()
         prepared = prepare(list(groups.values()), self._config, self._version)
         ready = time.monotonic()
@@ -160,8 +162,7 @@ class Trainer:
         updated = time.monotonic()
         self._version += 1
         self._dispatcher.settle(list(groups))
-        self._ledger.append([_entry(self._version, number, group) for number, group in groups.items()])
-        self._archive.append(self._version, group_records(groups, prepared, self._config))
+        self._history.append(self._version, groups, prepared)
         weights = self._publish()
         published = time.monotonic()
         self._seconds += published - started
@@ -172,25 +173,26 @@ class Trainer:
             self._version,
             groups,
             prepared,
-            dropped_stale=dropped,
-            cancelled=cancelled,
+            dropped_stale=collected.stale,
+            dropped_equal=collected.equal,
+            cancelled=collected.cancelled,
             timings=Timings(waited - started, ready - waited, updated - ready, published - updated),
             loss=loss,
         )
 
-    def _collect(self) -> tuple[dict[int, list[Trajectory]], int, int] | None:
-        """The groups of the next update, and how many groups were dropped as stale and cancelled meanwhile."""
-        ready: dict[int, list[Trajectory]] = {}
-        dropped = cancelled = 0
+    def _collect(self) -> Collected | None:
+        """The groups of the next update; None when stopped while waiting."""
+        collected = Collected()
         quiet_since = time.monotonic()
         while not self._stopping() and not self._commands.waiting():
-            cancelled += self._give_up_cancelled()
+            self._give_up_cancelled(collected)
             self._issue()
+            self._read_complete(collected)
             window = self._dispatcher.window()
-            dropped += self._read_complete([group for group in window if group not in ready], ready)
-            if all(group in ready for group in window):
-                return {group: ready[group] for group in window}, dropped, cancelled
-            self._check_waste(dropped, cancelled)
+            if collected.groups.keys() >= set(window):
+                collected.groups = {group: collected.groups[group] for group in window}
+                return collected
+            collected.check_waste(self._config.learner, self._dispatcher.capacity)
             if self._buffer.wait(TRAIN_STREAM, POLL_S):
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > self._config.learner.group_timeout_s:
@@ -205,42 +207,40 @@ class Trainer:
         self._dispatcher.advance(self._config.learner.updates - self._version)
         missing = self._dispatcher.missing(self._buffer.known(TRAIN_STREAM))
         self._buffer.issue(self._dispatcher.tickets(missing))
+        self._prefetch.want(self._dispatcher.outstanding)
 
-    def _give_up_cancelled(self) -> int:
+    def _give_up_cancelled(self, collected: Collected) -> None:
         """Free the slots of cancelled groups; the next groups take their place."""
-        reasons = self._buffer.cancelled(TRAIN_STREAM)
-        given_up = [group for group in reasons if group in self._dispatcher.outstanding]
-        for group in given_up:
-            self._last_reason = reasons[group]
-            log.warning("group %d is given up: %s", group, self._last_reason)
-        self._dispatcher.settle(given_up)
-        return len(given_up)
+        for group, reason in self._buffer.cancelled(TRAIN_STREAM).items():
+            if group not in self._dispatcher.outstanding:
+                continue
+            if reason == EQUAL_REWARDS:
+                collected.equal += 1
+            else:
+                collected.cancelled += 1
+                collected.last_reason = reason
+                log.warning("group %d is given up: %s", group, reason)
+            self._dispatcher.settle([group])
 
-    def _read_complete(self, wanted: Sequence[int], ready: dict[int, list[Trajectory]]) -> int:
-        """Read those that are complete and fresh into `ready`, drop the stale ones; the number dropped."""
+    def _read_complete(self, collected: Collected) -> None:
+        """Read the window's groups that are complete and usable; cancel those of equal reward, reissue the stale."""
         complete = set(self._buffer.complete(TRAIN_STREAM))
         stale: list[int] = []
-        for group in (group for group in wanted if group in complete):
-            trajectories = self._buffer.read(TRAIN_STREAM, group)
+        for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
+            trajectories = self._prefetch.read(group)
             age = staleness(self._version, trajectories)
             if age > self._config.learner.max_staleness:
                 log.warning("group %d is dropped and issued again: %d updates old", group, age)
                 stale.append(group)
+            elif self._config.learner.dynamic_sampling and has_equal_rewards(trajectories):
+                # Its slot is freed where those of all cancelled groups are.
+                self._buffer.cancel(TRAIN_STREAM, group, EQUAL_REWARDS)
             else:
-                ready[group] = trajectories
+                collected.groups[group] = trajectories
         self._buffer.remove(TRAIN_STREAM, stale)
         # Out, but no longer known to Redis: issue them right away, under the same numbers.
         self._buffer.issue(self._dispatcher.tickets(stale))
-        return len(stale)
-
-    def _check_waste(self, dropped: int, cancelled: int) -> None:
-        limit = WASTE_LIMIT * self._dispatcher.capacity
-        if cancelled > limit:
-            raise RunStalled(
-                f"{cancelled} groups were cancelled while one update waited, the last: {self._last_reason}"
-            )
-        if dropped > limit:
-            raise RunStalled(f"{dropped} groups of one update were too old to use; do the actors load new weights?")
+        collected.stale += len(stale)
 
     def _publish(self) -> dict[str, Tensor]:
         weights = self._ranks.weights()
@@ -287,8 +287,8 @@ class Trainer:
             self._version, self._seconds = state.version, state.seconds
             log.info("going on from %s", found)
         self._saved_version = self._version
-        self._ledger.cut(self._version)
-        self._archive.cut(self._version)
+        checkpoint.forget_best(self._checkpoints, lambda version: version > self._version)
+        self._history.cut(self._version)
         # The process may have died between a checkpoint and its acknowledgement.
         self._acknowledge()
         self._publish()
@@ -303,7 +303,24 @@ class Trainer:
     def _play_panel(self) -> None:
         every = self._config.evaluation.every
         if every is not None and self._version % every == 0 and not self._stopping():
-            self._record("evaluation", self._version, self._evaluate(self._version))
+            self._play_panel_now()
+
+    def _play_panel_now(self) -> Mapping[str, float]:
+        figures = self._evaluate(self._version)
+        self._record("evaluation", self._version, figures)
+        self._keep_if_best(figures)
+        return figures
+
+    def _keep_if_best(self, figures: Mapping[str, float]) -> None:
+        success = figures.get("evaluation/success_rate")
+        if success is None or not self._config.checkpoint.keep_best:
+            return
+        before = checkpoint.best(self._checkpoints)
+        # The ranks may have died meanwhile: what was published is what was evaluated.
+        published = self._channel.latest()
+        if published is not None and (before is None or success > before[1]):
+            weights = self._channel.fetch(published)
+            checkpoint.keep_best(self._checkpoints, self._version, success, weights, self._config.model.path)
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
         if self._metrics is not None:
@@ -323,11 +340,8 @@ class Trainer:
         return f"checkpoint {self._saved_version:06d} is there"
 
     def _evaluate_now(self) -> str:
-        scalars = self._evaluate(self._version)
-        if not scalars:
-            return "the panel was not played to its end"
-        self._record("evaluation", self._version, scalars)
-        return f"success {scalars.get('evaluation/success_rate', 0.0):.1%} at version {self._version}"
+        success = self._play_panel_now().get("evaluation/success_rate")
+        return "the panel was not played to its end" if success is None else f"success {success:.1%}"
 
     def _stopping(self) -> bool:
         return self._commands.stopped or self._should_stop()
@@ -336,8 +350,3 @@ class Trainer:
         minutes = self._config.run.minutes
         timed_out = minutes is not None and self._seconds >= 60 * minutes
         return self._version >= self._config.learner.updates or timed_out or self._stopping()
-
-
-def _entry(update: int, number: int, group: Sequence[Trajectory]) -> Entry:
-    versions = [sorted({span.version for step in trajectory.steps for span in step.versions}) for trajectory in group]
-    return Entry(update=update, group=number, versions=versions)

@@ -1,8 +1,9 @@
 """Supervised warm start: a small policy and its tokenizer, trained from scratch on scripted episodes.
 
 The model is a Qwen2 of a few hundred thousand parameters with a byte-level BPE vocabulary in which every common word is
-one token. Cross-entropy on the response, and with a smaller weight on the prompt: guessing the next name in a listing
-is what teaches a small model to copy names.
+one token. It learns the scripted player's probabilities, not the draws from them, so every label says which actions
+there are. Cross-entropy on the prompt, with a smaller weight, helps too: guessing the next name in a listing is what
+teaches a small model to copy names.
 
 Invariants
 - The seed decides the weights, the order of the examples and so the result, up to the floating point of the machine.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,21 +29,24 @@ from services.config.tree import WarmstartConfig, WarmstartPhase
 END_OF_TEXT = "<|endoftext|>"
 _PROMPT_ROWS = 4
 _NUMBERED_NAME = re.compile(r" [a-z]+ \d+")
-_NAME_FREQUENCY = 10
+_NAME_FREQUENCY = 5
 
 
 class Example(Protocol):
-    """A row of token ids, and for each of them whether it belongs to a response to imitate."""
+    """A row of token ids, and for each of them what is to be imitated there: token ids and their probabilities."""
 
     @property
     def tokens(self) -> list[int]: ...
     @property
-    def imitate(self) -> list[bool]: ...
+    def targets(self) -> list[Mapping[int, float]]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FitProgress:
-    """State of the training after an optimizer step. Losses in nats per token, averaged over the last steps."""
+    """State of the training after an optimizer step. Losses in nats per token, averaged over the last steps.
+
+    `response_loss` is the divergence KL(player ‖ policy): the player's own randomness does not count.
+    """
 
     step: int
     tokens: int
@@ -194,23 +198,37 @@ def _split(pool: list[Example], budget: int, generator: torch.Generator) -> Iter
 
 
 def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of the responses to imitate, and of all other tokens of every fourth row (0 without them).
+    """Mean divergence from what is to be imitated, and cross-entropy of the other tokens of every fourth row.
 
-    Rows are padded on the right: with causal attention nothing real sees the padding.
+    The second is 0 without `with_prompt`. Rows are padded on the right: with causal attention nothing real sees the
+    padding.
     """
     ids = torch.zeros(len(batch), max(len(e.tokens) for e in batch), dtype=torch.long)
-    response = torch.zeros_like(ids, dtype=torch.bool)
-    prompt = torch.zeros_like(response)
+    imitate = torch.zeros_like(ids, dtype=torch.bool)
+    prompt = torch.zeros_like(imitate)
     for number, example in enumerate(batch):
         length = len(example.tokens)
         ids[number, :length] = torch.tensor(example.tokens)
-        response[number, 1:length] = torch.tensor(example.imitate[1:])
-        prompt[number, 1:length] = ~response[number, 1:length] & (number % _PROMPT_ROWS == 0)
+        imitate[number, 1:length] = torch.tensor([bool(wanted) for wanted in example.targets[1:]])
+        prompt[number, 1:length] = ~imitate[number, 1:length] & (number % _PROMPT_ROWS == 0)
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
 
-    def loss(mask: Tensor) -> Tensor:
-        targets = ids[mask]
-        logits = model.lm_head(hidden[mask[:, 1:]]).float()
-        return functional.cross_entropy(logits, targets, reduction="sum") / max(len(targets), 1)
+    def logits(mask: Tensor) -> Tensor:
+        scores: Tensor = model.lm_head(hidden[mask[:, 1:]])
+        return scores.float()
 
-    return loss(response), loss(prompt) if with_prompt else torch.zeros(())
+    wanted = [targets for example in batch for targets in example.targets[1:] if targets]
+    divergence = _divergence(logits(imitate), wanted)
+    if not with_prompt:
+        return divergence, torch.zeros(())
+    total = functional.cross_entropy(logits(prompt), ids[prompt], reduction="sum")
+    return divergence, total / max(int(prompt.sum()), 1)
+
+
+def _divergence(logits: Tensor, wanted: list[Mapping[int, float]]) -> Tensor:
+    """Mean over positions of KL(wanted ‖ softmax(logits)), in nats. Logits [T, V]; `wanted` has T distributions."""
+    width = max((len(targets) for targets in wanted), default=1)
+    tokens = torch.tensor([[*t, *[0] * (width - len(t))] for t in wanted], dtype=torch.long).view(-1, width)
+    chances = torch.tensor([[*t.values(), *[0.0] * (width - len(t))] for t in wanted]).view(-1, width)
+    logprobs = logits.log_softmax(dim=-1).gather(1, tokens)
+    return (torch.xlogy(chances, chances) - chances * logprobs).sum() / max(len(wanted), 1)

@@ -5,7 +5,8 @@ Invariants
   lives: two servers never share a folder.
 - A restart of the same object keeps its address and password; a restart in the same folder has the data back.
 - A stopped server loses nothing; a killed one at most what it had not handed to the kernel (seconds on a busy disk).
-- The password reaches the server through its standard input: it is on no command line and in no file.
+- The password reaches the server through its standard input: it is on no command line. While the server runs, its
+  address lies in a file that only its owner may read, for commands that look at a run.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _log = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
 _LOG_NAME = "redis-server.log"
 _LOCK_NAME = "redis-server.lock"
+ADDRESS_NAME = "redis-server.url"
 _PORT_ATTEMPTS = 5
 _STOP_TIMEOUT_S = 10.0
 _PING_TIMEOUT_S = 1.0
@@ -122,6 +124,7 @@ class EmbeddedRedis:
             self._start_on_a_port(executable, lock)
         finally:
             os.close(lock)  # the server has inherited it
+        self._write_address()
         _log.info("redis-server %s:%s serves %s", _HOST, self._port, self._folder)
 
     def ensure_running(self) -> bool:
@@ -135,6 +138,7 @@ class EmbeddedRedis:
     def stop(self) -> None:
         """End the server: a clean shutdown, else by signal. No-op when it does not run."""
         process, self._process = self._process, None
+        (self._folder / ADDRESS_NAME).unlink(missing_ok=True)
         if process is None or process.poll() is not None:
             return
         try:
@@ -155,6 +159,14 @@ class EmbeddedRedis:
                 continue
             return
         raise RedisUnavailable(f"the redis-server of {self._folder} found no free port on {_HOST}")
+
+    def _write_address(self) -> None:
+        path = self._folder / ADDRESS_NAME
+        temporary = path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self.url)
+        temporary.replace(path)
 
     def _launch(self, executable: str, port: int, lock: int) -> None:
         parent = os.getpid()

@@ -4,6 +4,7 @@ Invariants
 - `(split, index)` alone decides a game: the same in every process and on every machine.
 - Task types take turns, so every slice of a split holds all six.
 - Rooms of `valid_unseen` occur in no other split; `valid_seen` has the rooms of `train` and other games in them.
+- Rooms of `train_large` are as large as the official ones, the others mostly smaller.
 - A game is given out only after its walkthrough was played to a win; its start never fulfils the goal.
 """
 
@@ -21,9 +22,14 @@ from env_servers.alfworld.package import alfworld_module, alfworld_text
 from env_servers.alfworld.problem import TASK_TYPES, parse_game
 from env_servers.alfworld.rooms import LAMP_PLACES, LAMPS, OPENABLE, ROOMS, SCENE_SIZES, RoomKind
 
-SPLITS: Mapping[str, int] = {"train": 4096, "valid_seen": 256, "valid_unseen": 256}
+SPLITS: Mapping[str, int] = {"train": 4096, "train_large": 4096, "valid_seen": 256, "valid_unseen": 256}
 
-_SCENES = {"train": range(7, 31), "valid_seen": range(7, 31), "valid_unseen": range(1, 7)}
+_SCENES = {
+    "train": range(7, 31),
+    "train_large": range(31, 127),
+    "valid_seen": range(7, 31),
+    "valid_unseen": range(1, 7),
+}
 _BASINS = {"SinkBasin": "Sink", "BathtubBasin": "Bathtub"}
 _WALKTHROUGH_LIMIT = 30
 
@@ -60,7 +66,7 @@ def generate(split: str, index: int) -> dict[str, object]:
 def _scene(name: str, number: int) -> tuple[_Placed, ...]:
     """The receptacles of a scene; drawers and cabinets sometimes share a place to stand."""
     rng = random.Random(f"alfworld scene {name} {number}")
-    size = rng.choice(SCENE_SIZES)
+    size = 1.0 if number in _SCENES["train_large"] else rng.choice(SCENE_SIZES)
     placed: list[_Placed] = []
     for kind, (least, most) in ROOMS[name].receptacles.items():
         for _ in range(rng.randint(least, least + round(size * (most - least)))):

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from env_servers.client_interface import EnvironmentClient, RequestRejected
-from env_servers.protocol import FREE_TEXT, EnvInfo, ResetRequest, StepResult
+from env_servers.free_text import fill
+from env_servers.protocol import EnvInfo, ResetRequest, StepResult
 
 BLIND_ACTIONS = ("look", "help", "yes", "no", "1")
 MAX_SHOWN_CHARS = 60
@@ -67,14 +68,6 @@ async def turns(
 
 async def transcript(client: EnvironmentClient, request: ResetRequest, plan: Plan, salt: str = "") -> list[StepResult]:
     return [seen async for seen in turns(client, request, plan, salt)]
-
-
-def fill(action: str, seen: StepResult, rng: random.Random) -> str:
-    """An admissible action without the place for a text: some words of the goal, or of what is read, stand there."""
-    if FREE_TEXT not in action:
-        return action
-    words = str(seen.facts.get("goal") or seen.observation).split() or ["something"]
-    return action.replace(FREE_TEXT, " ".join(rng.sample(words, min(3, len(words)))))
 
 
 def difference(first: Sequence[StepResult], second: Sequence[StepResult]) -> str | None:

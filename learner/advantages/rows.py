@@ -60,35 +60,60 @@ Estimator = Callable[[StepRows, AdvantageConfig], Advantages]
 
 def step_returns(rows: StepRows, gamma: float, penalty: float = 0.0) -> Floats:
     """R_t = r_t + γ·R_{t+1} (GiGPO, eq. 5), less the penalty on invalid steps; [N]."""
-    _, trajectory = np.unique(rows.trajectory, return_inverse=True)
-    order = np.lexsort((rows.step, trajectory))
-    lengths = np.bincount(trajectory, minlength=1)
-    starts = np.cumsum(lengths) - lengths
-    place = np.arange(len(rows)) - np.repeat(starts, lengths)
-    rewards = np.zeros((len(lengths), int(lengths.max()) + 1))
-    rewards[trajectory[order], place] = rows.reward[order]
-    for t in range(rewards.shape[1] - 2, -1, -1):
-        rewards[:, t] += gamma * rewards[:, t + 1]
+    order, left = _in_order(rows)
+    discounted = rows.reward[order]
+    # From the last steps of all trajectories to the first ones: those with one step left, with two, …
+    by_left = np.argsort(left, kind="stable")
+    counts = np.bincount(left)
+    for now in np.split(by_left, np.cumsum(counts)[:-1])[1:]:
+        discounted[now] += gamma * discounted[now + 1]
     returns = np.empty(len(rows))
-    returns[order] = rewards[trajectory[order], place]
+    returns[order] = discounted
     # After discounting: the penalty of a step must not reach the returns of the steps before it.
     return returns - penalty * ~rows.valid
 
 
 def episode_scores(rows: StepRows, penalty: float = 0.0) -> Floats:
     """Undiscounted sum of the trajectory's rewards, less the penalty on the rows that are invalid steps; [N]."""
-    _, trajectory = np.unique(rows.trajectory, return_inverse=True)
-    sums = np.bincount(trajectory, weights=rows.reward).astype(np.float64)
+    trajectory = dense(rows.trajectory)
+    sums = np.bincount(trajectory, weights=rows.reward)
     return sums[trajectory] - penalty * ~rows.valid
 
 
 def first_rows(rows: StepRows) -> Flags:
     """bool [N]: the row is its trajectory's first."""
-    order = np.lexsort((rows.step, rows.trajectory))
-    ordered = rows.trajectory[order]
+    order, left = _in_order(rows)
     mask = np.zeros(len(rows), dtype=np.bool_)
-    mask[order] = np.r_[True, ordered[1:] != ordered[:-1]]
+    mask[order] = np.r_[True, left[:-1] == 0]
     return mask
+
+
+def earlier_rows(rows: StepRows) -> Ids:
+    """int64 [N]: number of the row of the trajectory's step before; −1 for its first."""
+    order, left = _in_order(rows)
+    before = np.r_[-1, order[:-1]]
+    before[np.flatnonzero(np.r_[True, left[:-1] == 0])] = -1
+    out = np.empty(len(rows), dtype=np.int64)
+    out[order] = before
+    return out
+
+
+def _in_order(rows: StepRows) -> tuple[Ids, Ids]:
+    """Row numbers in trajectory and step order, and how many steps of the trajectory come after each; int64 [N]."""
+    trajectory, step = rows.trajectory, rows.step
+    rising = (trajectory[1:] > trajectory[:-1]) | ((trajectory[1:] == trajectory[:-1]) & (step[1:] > step[:-1]))
+    order = np.arange(len(rows)) if rising.all() else np.lexsort((step, trajectory))
+    ordered = trajectory[order]
+    ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
+    lengths = np.diff(ends, prepend=-1)
+    return order, np.repeat(ends, lengths) - np.arange(len(rows))
+
+
+def dense(ids: Ids) -> Ids:
+    """Ids that can index an array of about N: themselves where they are small, else numbered anew."""
+    if len(ids) and ids.min() >= 0 and ids.max() < 2 * len(ids):
+        return ids
+    return np.unique(ids, return_inverse=True)[1]
 
 
 def counting_rows(rows: StepRows, config: AdvantageConfig) -> Flags:
@@ -102,10 +127,10 @@ def counting_rows(rows: StepRows, config: AdvantageConfig) -> Flags:
 
 def moments(values: Floats, groups: Ids, counted: Flags | None = None) -> tuple[Floats, Floats, Floats]:
     """Mean, standard deviation (ddof 1) and count of each row's group, over the counted rows; [N] each."""
-    _, group = np.unique(groups, return_inverse=True)
+    group = dense(groups)
     weight = np.ones(len(values)) if counted is None else counted.astype(np.float64)
     count = np.bincount(group, weights=weight).astype(np.float64)
-    mean = np.bincount(group, weights=weight * values) / count
+    mean = np.bincount(group, weights=weight * values) / np.maximum(count, 1)
     squares = np.bincount(group, weights=weight * (values - mean[group]) ** 2)
     deviation = np.sqrt(squares / np.maximum(count - 1, 1))
     return mean[group], deviation[group], count[group]

@@ -1,6 +1,7 @@
 """The buffer of tickets, trajectories and groups in Redis."""
 
 from services.buffer.buffer import Buffer, Stored
+from services.buffer.contents import GroupContents, TicketContents
 from services.buffer.stats import BufferStats, StreamStats
 
-__all__ = ["Buffer", "BufferStats", "Stored", "StreamStats"]
+__all__ = ["Buffer", "BufferStats", "GroupContents", "Stored", "StreamStats", "TicketContents"]

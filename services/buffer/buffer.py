@@ -6,7 +6,9 @@ Invariants
 - First write wins: a ticket has at most one trajectory, whoever stores it.
 - A ticket of an open group is queued, leased or stored, and exactly one of them.
 - Leases run on the clock of Redis.
-- Beyond the cap no new group is begun; one that an actor has begun can always finish.
+- Beyond the cap no new training group is begun, but for one that later groups have overtaken: the learner waits for it.
+  A group that an actor has begun can always finish. Nothing is ever trimmed.
+- A group's tickets are issued together: Redis never knows a part of a group for good.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 import orjson
@@ -25,6 +28,7 @@ import orjson
 from services.buffer import keys
 from services.buffer.commands import CommandLog
 from services.buffer.connection import Arg, Connection
+from services.buffer.contents import GroupContents, parse_contents
 from services.buffer.stats import BufferStats, StreamStats
 from services.codec import decode, encode
 from services.config.tree import BufferConfig
@@ -61,7 +65,7 @@ class Buffer:
         self._all_keys = self._keys.all()
         self._script = cache(connection.script)
         self._cap_bytes = config.max_mib * 2**20
-        self.commands = CommandLog(self._run, self._call)
+        self.commands = CommandLog(self._run)
         self._max_attempts = max_attempts
         self._seen: dict[str, int] = {}
         self._seen_lock = threading.Lock()
@@ -98,8 +102,7 @@ class Buffer:
         for ticket in tickets:
             if not 0 <= ticket.member < ticket.group_size:
                 raise ValueError(f"ticket {ticket.id} is outside of its group of {ticket.group_size}")
-        chunks = [tickets[start : start + _ISSUE_CHUNK] for start in range(0, len(tickets), _ISSUE_CHUNK)]
-        return sum(self._issue(chunk) for chunk in chunks)
+        return sum(self._issue(chunk) for chunk in _chunks(tickets))
 
     def known(self, stream: str) -> set[int]:
         """Groups that Redis holds in any state."""
@@ -209,6 +212,20 @@ class Buffer:
         """`running`, `stopping`, or nothing before the first `set_state`."""
         return (self._call("get", "state") or b"").decode()
 
+    def set_desired_actors(self, count: int | None) -> None:
+        """Wish for so many rollout actors; None: as many as the cluster has room for. ValueError below 0."""
+        if count is None:
+            self._call("delete", "desired_actors")
+        elif count < 0:
+            raise ValueError(f"{count} rollout actors cannot be wished for")
+        else:
+            self._call("set", "desired_actors", count)
+
+    def desired_actors(self) -> int | None:
+        """The wish, None without one."""
+        answer = self._call("get", "desired_actors")
+        return None if answer is None else int(answer)
+
     def heartbeat(self, actor: str, info: Mapping[str, object], ttl_s: float) -> None:
         """Keep `actor` listed, with JSON-able facts, for `ttl_s` seconds."""
         self._run("heartbeat", actor, _json(info), _milliseconds(ttl_s))
@@ -236,6 +253,10 @@ class Buffer:
         }
         return BufferStats(queued, leased, streams, stored, self._cap_bytes)
 
+    def contents(self) -> list[GroupContents]:
+        """Every group and where each of its tickets is, in the order in which they are handed out."""
+        return parse_contents(*self._run("contents"))
+
     def _issue(self, tickets: Sequence[Ticket]) -> int:
         args: list[Arg] = [arg for t in tickets for arg in (keys.field_of(t), t.group_size, t.model_dump_json())]
         answer = self._run("issue", *args)
@@ -257,6 +278,19 @@ class Buffer:
     def _call(self, command: str, key: str, *args: object) -> Any:
         method = getattr(self._client, command)
         return self._connection.call(lambda: method(self._keys[key], *args))
+
+
+def _chunks(tickets: Sequence[Ticket]) -> Iterator[list[Ticket]]:
+    """The tickets in pieces of at most `_ISSUE_CHUNK`, groups kept whole even where one is larger."""
+    chunk: list[Ticket] = []
+    for _, group in groupby(tickets, key=lambda ticket: (ticket.stream, ticket.group)):
+        members = list(group)
+        if chunk and len(chunk) + len(members) > _ISSUE_CHUNK:
+            yield chunk
+            chunk = []
+        chunk += members
+    if chunk:
+        yield chunk
 
 
 def _milliseconds(seconds: float) -> int:

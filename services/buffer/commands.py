@@ -54,9 +54,8 @@ class Command(BaseModel):
 class CommandLog:
     """The commands of one run. Got from `Buffer.commands`; its methods raise what the buffer's do."""
 
-    def __init__(self, run: Callable[..., Any], call: Callable[..., Any]) -> None:
+    def __init__(self, run: Callable[..., Any]) -> None:
         self._run = run
-        self._call = call
 
     def request(self, command: Command) -> bool:
         """Ask for it. False: too many wait already."""
@@ -79,12 +78,3 @@ class CommandLog:
             )
             for text, answer in zip(found[::2], found[1::2], strict=True)
         ]
-
-    def want_actors(self, count: int) -> None:
-        """Record how many rollout actors are wanted; the pool reads it."""
-        self._call("set", "desired_actors", count)
-
-    def wanted_actors(self) -> int | None:
-        """How many rollout actors are wanted; None: nobody said."""
-        answer = self._call("get", "desired_actors")
-        return None if answer is None else int(answer)

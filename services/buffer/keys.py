@@ -25,7 +25,7 @@ NAMES = (
     "counts",  # hash: group field -> stored trajectories; present once an actor has leased one of its tickets
     "complete",  # sorted set, all scores 0: fields of complete groups
     "reasons",  # hash: group field -> why it was cancelled
-    "sequence",  # integer: counts completions and cancellations
+    "sequence",  # integer: of the last completion or cancellation; grows even when Redis has lost its data
     "changed",  # hash: stream -> sequence of its last completion or cancellation
     "actors",  # hash: actor -> JSON of its last heartbeat
     "actor_deadlines",  # sorted set: actor, scored with the time its heartbeat expires (ms of Redis time)
@@ -35,7 +35,7 @@ NAMES = (
     "commands",  # hash: id -> JSON of what people ask of the run
     "command_order",  # list: ids of commands, oldest first
     "answers",  # hash: id of a command -> JSON of its answer
-    "desired_actors",  # integer: rollout actors that are wanted
+    "desired_actors",  # integer: the wish for so many rollout actors
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -104,6 +104,12 @@ def parse_group(field: bytes) -> tuple[str, int]:
     """Stream and group of a group's field."""
     _, stream, group = field.decode().split(" ")
     return stream, int(group)
+
+
+def split_ticket(field: bytes) -> tuple[bytes, int]:
+    """The group's field and the member of a ticket's field."""
+    group, _, member = field.rpartition(b" ")
+    return group, int(member)
 
 
 def _checked(name: str, what: str) -> str:

@@ -1,46 +1,120 @@
-"""`anchorage eval`: plays an evaluation panel with a policy and prints what came of it."""
+"""`anchorage eval`: plays the evaluation panels with policies and baselines and prints what came of it."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from services.cli.baselines import BASELINES, evaluate_baseline
 from services.cli.progress import bar
 from services.cli.stack import Stack, stop_on_signals, watched
+from services.config import load_config
 from services.config.tree import Config
+from services.errors import ModelUnavailable
 from services.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult, Rate
 
 LOAD_TIMEOUT_S = 180.0
+PUBLISHED_NAMES = {
+    "pick_and_place_simple": "Pick",
+    "look_at_obj_in_light": "Look",
+    "pick_clean_then_place_in_recep": "Clean",
+    "pick_heat_then_place_in_recep": "Heat",
+    "pick_cool_then_place_in_recep": "Cool",
+    "pick_two_obj_and_place": "Pick2",
+}
+"""ALFWorld's task types as the papers' tables call them."""
 
 
-def run_evaluation(config: Config, *, json_file: Path | None, console: Console) -> None:
-    """Evaluate the policy in `model.path` on the panel of `evaluation`."""
-    check_model_folder(config.model.path)
-    with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:
-        stack.publish_initial()
-        result = evaluate_on(stack, "evaluation", 0, console=console, should_stop=stopped)
-    console.print(results_table({str(config.model.path): result}))
+def evaluation_config(recipe: Path | None, overrides: Sequence[str], policies: Sequence[str]) -> Config:
+    """The recipe's tree, or without a recipe that of the first policy that is a run's folder.
+
+    The evaluation is a run of its own, beside the one that it may be of.
+    """
+    if recipe is None:
+        recipe = next((file for policy in policies if (file := Path(policy) / "config.yaml").exists()), None)
+    config = load_config(recipe, overrides)
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-eval"})})
+
+
+def run_evaluation(
+    config: Config,
+    policies: Sequence[str],
+    *,
+    json_file: Path | None,
+    markdown_file: Path | None,
+    console: Console,
+) -> bool:
+    """Evaluate each of `policies` (none: `model.path`); answers whether all panels were played to their end.
+
+    A policy is a Hugging Face folder, a run's folder (its newest checkpoint), or the name of a baseline.
+
+    Raises:
+        ModelUnavailable: a policy is none of these.
+    """
+    chosen = {name: _model_of(name) for name in policies or [str(config.model.path)]}
+    results: dict[str, EvaluationResult] = {}
+    with stop_on_signals() as stopped:
+        for name, model in chosen.items():
+            results[name] = _evaluate(name, model, config, console, stopped)
+            if stopped():
+                break
+    console.print(results_table(results))
     if json_file is not None:
-        json_file.write_text(json.dumps(as_json(result), indent=1) + "\n")
+        json_file.write_text(json.dumps({name: as_json(r) for name, r in results.items()}, indent=1) + "\n")
+    if markdown_file is not None:
+        markdown_file.write_text(_markdown(results_table(results)))
+    return not stopped()
+
+
+def _model_of(policy: str) -> Path | None:
+    """The folder of the policy's weights; None for a baseline."""
+    if policy in BASELINES:
+        return None
+    folder = Path(policy)
+    if (folder / "checkpoints").is_dir():
+        from learner import checkpoint
+
+        newest = checkpoint.latest(folder / "checkpoints")
+        if newest is None:
+            raise ModelUnavailable(f"the run in {folder} has no checkpoint yet")
+        folder = newest / "policy"
+    check_model_folder(folder)
+    return folder
+
+
+def _evaluate(
+    name: str, model: Path | None, config: Config, console: Console, should_stop: Callable[[], bool]
+) -> EvaluationResult:
+    if model is None:
+        total = config.evaluation.episodes * config.evaluation.panels
+        with bar(console, name, total, "episodes") as tell:
+            return evaluate_baseline(name, config, lambda done: tell(done, ""))
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
+    with Stack(config, announce=console.print) as stack:
+        stack.publish_initial()
+        return evaluate_on(stack, name, 0, console=console, should_stop=should_stop)
 
 
 def evaluate_on(
     stack: Stack, title: str, version: int, *, console: Console, should_stop: Callable[[], bool]
 ) -> EvaluationResult:
-    """Play the panel on a running stack with policy `version`, which must have been published."""
+    """Play the panels on a running stack with policy `version`, which must have been published."""
     from learner.evaluation import evaluate
 
+    evaluation = stack.config.evaluation
     stack.wait_for_version(version, LOAD_TIMEOUT_S, should_stop)
-    with bar(console, title, stack.config.evaluation.episodes, "episodes") as tell:
+    with bar(console, title, evaluation.episodes * evaluation.panels, "episodes") as tell:
         return evaluate(
             stack.config,
             stack.buffer,
@@ -53,13 +127,17 @@ def evaluate_on(
 
 
 def results_table(results: Mapping[str, EvaluationResult]) -> Table:
-    """Success overall and by task type, a column for each result."""
-    table = Table("task type", *results)
-    kinds = sorted({kind for result in results.values() for kind in result.task_types})
-    for kind in kinds:
-        table.add_row(kind, *(_percent(result.task_types.get(kind)) for result in results.values()))
+    """Success overall, by task type and by panel, a column for each result; 95 % intervals in brackets."""
+    table = Table("success", *results)
+    for kind in sorted({kind for result in results.values() for kind in result.task_types}):
+        name = f"{kind} ({PUBLISHED_NAMES[kind]})" if kind in PUBLISHED_NAMES else kind
+        table.add_row(name, *(_percent(result.task_types.get(kind)) for result in results.values()))
     table.add_section()
     table.add_row("all tasks", *(_percent(result.success) for result in results.values()), style="bold")
+    if any(len(result.panels) > 1 for result in results.values()):
+        table.add_row("panels, mean ± deviation", *(_over_panels(result) for result in results.values()))
+    table.add_section()
+    table.add_row("mean score", *(_score(result) for result in results.values()))
     table.add_row("mean steps", *(f"{result.mean_steps:.1f}" for result in results.values()))
     table.add_row("valid actions", *(f"{100 * result.valid_fraction:.1f} %" for result in results.values()))
     return table
@@ -69,7 +147,10 @@ def as_json(result: EvaluationResult) -> dict[str, object]:
     """The result as plain data, rates with their intervals."""
     record = dataclasses.asdict(result)
     record["success"] = _rate_json(result.success)
+    record["panels"] = [_rate_json(rate) for rate in result.panels]
     record["task_types"] = {kind: _rate_json(rate) for kind, rate in result.task_types.items()}
+    if result.score is not None:
+        record["score"] = {"mean": result.score.value, "interval_95": list(result.score.interval)}
     return record
 
 
@@ -82,3 +163,24 @@ def _percent(rate: Rate | None) -> str:
         return "–"
     low, high = rate.interval
     return f"{100 * rate.value:.1f} % ({100 * low:.0f}–{100 * high:.0f}), n = {rate.episodes}"
+
+
+def _over_panels(result: EvaluationResult) -> str:
+    from learner.evaluation import mean
+
+    rates = mean([100 * rate.value for rate in result.panels])
+    return f"{rates.value:.1f} ± {rates.error * rates.count**0.5:.1f} %, {rates.count} panels"
+
+
+def _score(result: EvaluationResult) -> str:
+    if result.score is None:
+        return "–"
+    low, high = result.score.interval
+    return f"{100 * result.score.value:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def _markdown(table: Table) -> str:
+    table.box = box.MARKDOWN
+    text = io.StringIO()
+    Console(file=text, width=400).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip("|- \n")) + "\n"

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from services.cli import buffer, pool
 from services.config import Config, ConfigError, load_config
 from services.errors import AnchorageError
 from services.telemetry import setup_logging
@@ -20,6 +21,8 @@ from services.telemetry import setup_logging
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 env_app = typer.Typer(no_args_is_help=True, help="Environment servers.")
 app.add_typer(env_app, name="env")
+app.add_typer(buffer.app, name="buffer")
+app.add_typer(pool.app, name="pool")
 console = Console()
 
 Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: the defaults.")]
@@ -41,16 +44,33 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), as in configs/.")],
+    recipe: Recipe = None,
     overrides: Overrides = None,
-    policy: Annotated[Path | None, typer.Option(help="Hugging Face folder to evaluate; short for model.path.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Hugging Face folder, run's folder, `random` or `expert`; may be repeated. None: model.path."
+        ),
+    ] = None,
+    env: Annotated[str | None, typer.Option(help="Short for env.name.")] = None,
+    split: Annotated[str | None, typer.Option(help="Short for evaluation.split.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Of a panel; short for evaluation.episodes.")] = None,
+    panels: Annotated[int | None, typer.Option(help="Short for evaluation.panels.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Short for evaluation.temperature.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table there.")] = None,
 ) -> None:
-    """Evaluate a policy. Example: anchorage eval configs/demo.yaml --policy models/starter"""
-    from services.cli.evaluate import run_evaluation
+    """Evaluate policies. Example: anchorage eval configs/demo.yaml --policy models/starter --policy random"""
+    from services.cli.evaluate import evaluation_config, run_evaluation
 
-    given = [*(overrides or []), *([f"model.path={policy}"] if policy else [])]
-    run_evaluation(_configure(recipe, given), json_file=json_file, console=console)
+    short: dict[str, object] = {"env.name": env, "evaluation.split": split, "evaluation.episodes": episodes}
+    short |= {"evaluation.panels": panels, "evaluation.temperature": temperature}
+    given = [*(overrides or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    config = evaluation_config(recipe, given, policy or ())
+    setup_logging(config.telemetry.log_level)
+    _exit_if_stopped(
+        run_evaluation(config, policy or (), json_file=json_file, markdown_file=markdown_file, console=console)
+    )
 
 
 @app.command()
@@ -83,6 +103,18 @@ def warmstart(
             config, out, lambda done, loss: tell(min(done, total), f"loss {loss:.3f}"), start, first_phase
         )
     console.print_json(data=result["phases"])
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run's folder (its newest checkpoint), or a checkpoint's.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
+    best: Annotated[bool, typer.Option(help="The run's best policy by its evaluations, not the newest.")] = False,
+) -> None:
+    """Write a policy as a Hugging Face folder that vLLM serves. Example: anchorage export runs/demo models/mine"""
+    from services.cli.export import export as copy_policy
+
+    console.print(f"{copy_policy(source, out, best=best)} → {out}")
 
 
 @app.command()

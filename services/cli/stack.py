@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from services.buffer import Buffer
 from services.config.load import dump_config
-from services.config.tree import Config
+from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
-from services.run_folder import connection_file
+from services.tasks import split_key
 from services.weights import WeightChannel, open_channel
 
 if TYPE_CHECKING:
     from env_servers.launch import ServerProcess
+    from env_servers.protocol import EnvInfo
     from services.redis_server import EmbeddedRedis
 
 NAMESPACE = "anchorage"
@@ -35,6 +36,8 @@ TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 STOP_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 2.0
 OBJECT_STORE_BYTES = 256 * 2**20
+MOST_ACTORS = 64
+"""Places for rollout actors in a cluster of the run's own: `anchorage pool scale` may ask for so many."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Stack:
     buffer: Buffer
     channel: WeightChannel
     splits: Mapping[str, int]
+    """Split sizes, by split; in a run of several environments by `environment/split`."""
     env_engine: str
     env_source: str
 
@@ -53,7 +57,7 @@ class Stack:
         self._announce = announce
         self._exit = ExitStack()
         self._redis: EmbeddedRedis | None = None
-        self._server: ServerProcess | None = None
+        self._servers: dict[str, ServerProcess] = {}
         self._checked = 0.0
 
     def __enter__(self) -> Stack:
@@ -75,12 +79,13 @@ class Stack:
             redis_url, config.run.name, config.buffer, max_attempts=config.rollout.max_attempts
         )
         self._exit.callback(self.buffer.close)
-        env_url = self._start_environment(folder)
+        env_urls = self._start_environments(folder)
         self._start_ray()
         self.channel = open_channel(config.weights, config.run.name, folder)
+        self.channel.latest()  # what the channel keeps its weights in is made here, not on a node that may leave
         self.buffer.set_manifest(config.model_dump_json())
         self.buffer.set_state("running")
-        self._start_pool(redis_url, env_url)
+        self._start_pool(redis_url, env_urls)
 
     def _start_redis(self, folder: Path) -> str:
         from services.redis_server import EmbeddedRedis
@@ -90,42 +95,32 @@ class Stack:
             return url
         self._announce("starting redis")
         self._redis = self._exit.enter_context(EmbeddedRedis(folder / "redis"))
-        self._exit.enter_context(connection_file(folder, self._redis.url))
         return self._redis.url
 
-    def _start_environment(self, folder: Path) -> str:
-        env = self.config.env
-        url = env.url
-        if url is None:
-            if env.data is not None:
-                os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
-            self._announce(f"starting the {env.name} server")
-            self._server = self._serve(folder, port=0)
-            self._exit.callback(self._stop_environment)
-            url = self._server.url
-        info = _ask_info(url, env.request_timeout_s)
-        if info.name != env.name:
-            raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, the run wants {env.name} (env.name)")
-        self.splits = info.splits
-        self.env_engine, self.env_source = info.engine, info.source
-        return url
+    def _start_environments(self, folder: Path) -> dict[str, tuple[str, ...]]:
+        """Addresses by environment. Starts a server for each environment that has none."""
+        self._exit.callback(self._stop_environments)
+        urls = {env.name: env.addresses or (self._start_server(env, folder),) for env in self.config.environments}
+        infos = {env.name: [_info(env, url) for url in urls[env.name]] for env in self.config.environments}
+        self.splits = {
+            split_key(self.config, name, split): min(info.splits.get(split, 0) for info in found)
+            for name, found in infos.items()
+            for split in found[0].splits
+        }
+        first = infos[self.config.environments[0].name][0]
+        self.env_engine, self.env_source = first.engine, first.source
+        return urls
 
-    def _stop_environment(self) -> None:
-        if self._server is not None:
-            self._server.stop()
+    def _start_server(self, env: EnvConfig, folder: Path) -> str:
+        if env.data is not None:
+            os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
+        self._announce(f"starting the {env.name} server")
+        self._servers[env.name] = _serve(env, folder, port=0)
+        return self._servers[env.name].url
 
-    def _serve(self, folder: Path, port: int) -> ServerProcess:
-        from env_servers.errors import ServerError
-        from env_servers.launch import start_server
-
-        env = self.config.env
-        name = env.name if env.engine == "native" else f"{env.name}-{env.engine}"
-        ready = folder / "environment.url"
-        command = [sys.executable, "-m", "env_servers", name, "--port", str(port), "--ready-file", str(ready)]
-        try:
-            return start_server(command, ready)
-        except ServerError as error:
-            raise EnvironmentUnavailable(str(error)) from None
+    def _stop_environments(self) -> None:
+        for server in self._servers.values():
+            server.stop()
 
     def _start_ray(self) -> None:
         import ray
@@ -142,14 +137,18 @@ class Stack:
             reason = str(error).strip().partition("\n")[0]
             raise RayUnavailable(f"ray cannot be started or reached: {reason}") from None
 
-    def _start_pool(self, redis_url: str, env_url: str) -> None:
+    def _start_pool(self, redis_url: str, env_urls: Mapping[str, tuple[str, ...]]) -> None:
         import ray
 
         from actors.pool import start_pool
 
         self._announce("starting the rollout actors")
         pool, self._pool_run = start_pool(
-            self.config, redis_url=redis_url, env_urls=(env_url,), env_token=os.environ.get(TOKEN_VARIABLE)
+            self.config,
+            redis_url=redis_url,
+            env_urls=env_urls,
+            env_token=os.environ.get(TOKEN_VARIABLE),
+            default_actors=None if os.environ.get("RAY_ADDRESS") else self.config.rollout.actors,
         )
         self.pool = pool
 
@@ -180,10 +179,11 @@ class Stack:
         self._checked = now
         if self._redis is not None:
             self._redis.ensure_running()
-        if self._server is not None and not self._server.alive:
-            log.warning("the environment server died, starting it again")
-            port = int(self._server.url.rpartition(":")[2])
-            self._server = self._serve(self.config.run.folder, port)
+        for name, server in self._servers.items():
+            if not server.alive:
+                log.warning("the server of %s died, starting it again", name)
+                port = int(server.url.rpartition(":")[2])
+                self._servers[name] = _serve(self.config.environment(name), self.config.run.folder, port)
         if (reason := self.pool_error()) is not None:
             raise RunStalled(f"the rollout actors cannot run: {reason}")
 
@@ -262,13 +262,34 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _ask_info(url: str, timeout_s: float) -> Any:
+def _serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
+    from env_servers.errors import ServerError
+    from env_servers.launch import start_server
+
+    name = env.name if env.engine == "native" else f"{env.name}-{env.engine}"
+    ready = folder / f"{env.name}.url"
+    command = [sys.executable, "-m", "env_servers", name, "--port", str(port), "--ready-file", str(ready)]
+    try:
+        return start_server(command, ready)
+    except ServerError as error:
+        raise EnvironmentUnavailable(str(error)) from None
+
+
+def _info(env: EnvConfig, url: str) -> EnvInfo:
+    """What the server says of itself. EnvironmentUnavailable where it is another environment's."""
+    info = _ask_info(url, env.request_timeout_s)
+    if info.name != env.name:
+        raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, the run wants {env.name} (env.name)")
+    return info
+
+
+def _ask_info(url: str, timeout_s: float) -> EnvInfo:
     import asyncio
 
-    from env_servers.client import EnvironmentUnavailableError, HttpClient, RequestRejected
+    from env_servers.client import EnvironmentUnavailableError, RequestRejected, open_client
 
-    async def ask() -> Any:
-        client = HttpClient(url, token=os.environ.get(TOKEN_VARIABLE), timeout_s=timeout_s, patience_s=5.0)
+    async def ask() -> EnvInfo:
+        client = open_client(url, token=os.environ.get(TOKEN_VARIABLE), timeout_s=timeout_s, patience_s=5.0)
         try:
             return await client.info()
         finally:
@@ -284,7 +305,7 @@ def _own_cluster(config: Config) -> dict[str, Any]:
     """A Ray cluster of this process's own, on this machine, with room for the run."""
     return {
         "num_cpus": os.cpu_count(),
-        "resources": {"rollout": config.rollout.actors, "learner": config.learner.ranks},
+        "resources": {"rollout": max(MOST_ACTORS, config.rollout.actors), "learner": config.learner.ranks},
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }

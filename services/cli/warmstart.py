@@ -76,15 +76,17 @@ def make_starter(
     return recipe
 
 
-def _episodes(config: Config, salt: str) -> Iterator[tuple[Task, random.Random]]:
-    """Endless tasks of the training split in a seeded order, each with a generator of its own."""
+def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tuple[Task, random.Random]]:
+    """Endless tasks of the phase's splits in a seeded order, each with a generator of its own."""
     from env_servers.registry import load_environment
 
-    size = load_environment(config.env.name).splits()[config.env.split]
+    sizes = load_environment(config.env.name).splits()
+    splits = phase.splits or (config.env.split,)
     order = random.Random(f"warmstart {salt} {config.run.seed}")
     number = 0
     while True:
-        task = Task(env=config.env.name, split=config.env.split, index=order.randrange(size))
+        split = splits[number % len(splits)]
+        task = Task(env=config.env.name, split=split, index=order.randrange(sizes[split]))
         yield task, random.Random(f"warmstart {salt} {config.run.seed} {number}")
         number += 1
 
@@ -102,7 +104,7 @@ def _turns(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[list[An
         return [turn async for turn in play_scripted(client, task, player, config.env.max_steps)]
 
     with asyncio.Runner() as runner:
-        for task, rng in _episodes(config, salt):
+        for task, rng in _episodes(config, phase, salt):
             expert = rng.random() < phase.expert_share
             player: Player = HabitualPlayer(rng)
             if expert:

@@ -5,10 +5,13 @@ A recipe in `configs/` is this tree as YAML; `key=value` on the command line ove
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from services.config.presets import Algorithm, with_preset
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -32,6 +35,15 @@ class RunConfig(Section):
         return self.dir / self.name
 
 
+class LoraConfig(Section):
+    rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """Adapters are added times alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers that get one, by the end of their names."""
+
+
 class ModelConfig(Section):
     path: Path = Path("models/starter")
     """Local Hugging Face folder of a causal language model with its tokenizer."""
@@ -41,6 +53,8 @@ class ModelConfig(Section):
     """Prompts longer than this are cut: oldest history first, then the left end of the text."""
     max_response_tokens: int = Field(24, ge=1)
     """Sampling limit of one response."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters (LoRA) of a frozen model, as in `model.lora.rank=16`; none: the whole model."""
 
 
 class EnvConfig(Section):
@@ -50,6 +64,11 @@ class EnvConfig(Section):
     """Split that training tasks come from."""
     url: str | None = None
     """Address of a running server; none: `train` starts one on loopback for the length of the run."""
+    urls: tuple[str, ...] = ()
+    """Addresses of several servers of the environment, in place of `url`: they share the load, and when one dies
+    its episodes begin again on the others."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the groups among several environments (`envs`), relative to the others' weights."""
     engine: Literal["native", "textworld"] = "native"
     """ALFWorld: which engine a server started here uses."""
     data: Path | None = None
@@ -65,19 +84,33 @@ class EnvConfig(Section):
     request_timeout_s: float = Field(30.0, gt=0)
     """Time limit of one HTTP request to the server."""
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of running servers; none: one is started here."""
+        return self.urls or ((self.url,) if self.url is not None else ())
+
+    @model_validator(mode="after")
+    def _one_kind_of_address(self) -> EnvConfig:
+        if self.url is not None and self.urls:
+            raise ValueError("give url or urls, not both")
+        return self
+
 
 class PromptConfig(Section):
     template: Literal["think", "compact"] = "think"
     """`think`: the paper's prompt, `<think>…</think><action>…</action>`. `compact`: small policies, the action only."""
     history_length: int = Field(2, ge=0)
     """Earlier observation–action pairs shown in a `think` prompt; a `compact` one shows what fits."""
+    thinking: bool | None = None
+    """`enable_thinking` of the chat template, for models with that switch (Qwen3); none: the template's default."""
     validity: Literal["admissible", "well_formed"] = "admissible"
     """When a response counts as valid: well-formed, and by default also an admissible action."""
 
 
 class RolloutConfig(Section):
     actors: int = Field(1, ge=1)
-    """Rollout actors that `train` starts in a Ray cluster of its own."""
+    """Rollout actors in a Ray cluster of the run's own, until `anchorage pool scale` wishes for others. In a cluster
+    that was there before: one for each `rollout` resource."""
     episodes_in_flight: int = Field(64, ge=1)
     """Episodes one actor plays at the same time."""
     temperature: float = Field(1.0, gt=0)
@@ -109,9 +142,22 @@ class AdvantageConfig(Section):
     """Subtracted from an invalid step's score and return, after discounting."""
     similarity: float | None = Field(None, gt=0, le=1)
     """Group anchors whose SequenceMatcher ratio reaches this; none: exact keys."""
+    history: int = Field(2, ge=0)
+    """HGPO: most earlier states that the steps of a group agree on; the paper takes `prompt.history_length`."""
+    history_power: float = Field(1.0, ge=0)
+    """HGPO: a group that agrees on k earlier states has weight (k + 1) ** history_power."""
+    group_baseline: bool = False
+    """REINFORCE++: subtract the group's mean score before normalising over the batch (REINFORCE++-baseline)."""
 
 
 class LossConfig(Section):
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all tokens; over each response's tokens, then over responses; or each response's sum over a constant,
+    then over responses. A response is one step's."""
+    constant_tokens: int | None = Field(None, ge=1)
+    """The constant of `aggregation: constant`; none: `model.max_response_tokens`."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The PPO ratio of each token, or of the response: the geometric mean of its tokens' (GSPO)."""
     clip_low: float = Field(0.2, ge=0)
     """PPO clip: ratio ≥ 1 − clip_low."""
     clip_high: float = Field(0.2, ge=0)
@@ -120,12 +166,29 @@ class LossConfig(Section):
     """Lower bound −dual_clip·|A| of the objective for negative advantages; none: off."""
     kl_coef: float = Field(0.01, ge=0)
     """Weight of the KL divergence to the reference policy; 0 keeps no reference policy."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate of the divergence at a sampled token: d, d²/2, or e^−d + d − 1, with d = log π − log π_ref."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """A term of the loss, or a penalty on each token that lowers the advantage of the response's tokens up to it."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     importance_cap: float | None = Field(2.0, gt=0)
-    """Cap of the truncated importance weight π_old/μ of stale data; none: π_old = μ, without a forward pass for it."""
+    """Cap of the truncated importance weight π_old/μ of stale data (1e9 truncates nothing: decoupled PPO); none:
+    π_old = μ, without a forward pass for it."""
+    importance: Literal["token", "sequence"] = "token"
+    """The importance weight π_old/μ of each token, or of the whole response: the product of its tokens'."""
+    mask_beyond: float | None = Field(None, gt=1)
+    """Leave out what has a weight π_old/μ above this or below its inverse; none: nothing."""
+    mask: Literal["token", "sequence"] = "token"
+    """What `mask_beyond` looks at and leaves out: tokens, or responses by the product of their tokens' weights."""
     drop_zero_advantage: bool = True
     """Leave out rows whose advantage is 0 when no other loss term needs them; the gradient is the same."""
+
+    @model_validator(mode="after")
+    def _mask_needs_weights(self) -> LossConfig:
+        if self.mask_beyond is not None and self.importance_cap is None:
+            raise ValueError("loss.mask_beyond needs loss.importance_cap: without it there is no weight π_old/μ")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -145,19 +208,32 @@ class LearnerConfig(Section):
     ranks: int = Field(1, ge=1)
     """Data-parallel DeepSpeed ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage. bfloat16 needs 1 or more: ZeRO's optimizer keeps the float32 copies of the parameters."""
+    offload_optimizer: bool = False
+    """Keep optimizer state, and the optimizer step, on the CPU (ZeRO 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep parameters on the CPU until a layer needs them (ZeRO 3)."""
+    activation_checkpointing: bool = False
+    """Keep each layer's input only and compute the layer again in the backward pass: less memory, a third more work."""
+    reference: Literal["resident", "offloaded", "sharded"] = "resident"
+    """Where the reference policy is while nobody needs it, if loss.kl_coef > 0: whole on each rank's device, in the
+    CPU's memory, or sharded over the ranks by ZeRO 3. With LoRA it is the model without its adapters: no memory."""
     updates: int = Field(100, ge=1)
     """Policy updates of the run."""
     groups_per_update: int = Field(16, ge=1)
     """Complete groups an update trains on."""
     group_size: int = Field(8, ge=1)
     """Episodes of a group."""
+    dynamic_sampling: bool = False
+    """Drop groups whose episodes all have the same reward, and play further groups instead (DAPO)."""
+    dynamic_sampling_limit: int = Field(10, ge=1)
+    """Give up with an error when more than so many times `groups_per_update` groups were dropped for one update."""
     max_staleness: int = Field(1, ge=0)
     """Oldest policy a group may come from, in updates; 0: synchronous, on-policy."""
     minibatches: int = Field(1, ge=1)
     """Optimizer steps an update's rows are split into. The policy version counts updates."""
     microbatch_tokens: int = Field(8192, ge=64)
-    """Most tokens (padding included) of one forward pass."""
+    """Most tokens of one forward pass."""
     threads: int = Field(1, ge=1)
     """CPU threads of a rank (CPU back end only)."""
     group_timeout_s: float = Field(900.0, gt=0)
@@ -171,13 +247,17 @@ class CheckpointConfig(Section):
     """Updates between checkpoints. Groups are acknowledged only after the checkpoint that records them."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Also keep the policy that was best in the panels of `evaluation.every`, as a Hugging Face folder."""
 
 
 class EvaluationConfig(Section):
     split: str | None = None
     """Split of the evaluation panel; none: the first of `valid_unseen`, `valid_seen`, `test` there is."""
     episodes: int = Field(128, ge=1)
-    """Tasks of the panel, the first of the split, one episode each; the panel wraps around a smaller split."""
+    """Tasks of a panel, one episode each, from the first of the split on; around again where the split is smaller."""
+    panels: int = Field(1, ge=1)
+    """Panels, each of the tasks after those of the one before and with seeds of its own."""
     temperature: float = Field(0.4, gt=0)
     """Sampling temperature in evaluation (0.4 as published)."""
     every: int | None = Field(None, ge=1)
@@ -221,6 +301,8 @@ class TelemetryConfig(Section):
 class WarmstartPhase(Section):
     tokens: int = Field(16_000_000, ge=1000)
     """Tokens to train on, prompts included."""
+    splits: tuple[str, ...] = ()
+    """Splits whose tasks are played, equally often; none: `env.split`."""
     lr: float = Field(5e-3, gt=0)
     """Peak learning rate of the layers' matrices (Muon), 0.6 of it for the rest (AdamW); warm-up over the
     first 2 %, cosine decay to a twentieth."""
@@ -228,8 +310,8 @@ class WarmstartPhase(Section):
     """Tokens that warm-up and decay take; none: the phase's. A phase that ends before leaves the rest to the next."""
     prompt_weight: float = Field(0.2, ge=0)
     """Weight of the cross-entropy on prompt tokens; 0 skips its computation."""
-    imitate: Literal["played", "expert"] = "played"
-    """What to imitate of a scripted episode: all admissible actions, or only those that the expert would have taken."""
+    imitate: Literal["player", "expert"] = "player"
+    """Whose probabilities to imitate along a scripted episode: those of its player, or the expert's choice."""
     expert_share: Fraction = 0.6
     """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
     noise: tuple[Fraction, Fraction] = (0.0, 0.5)
@@ -260,11 +342,14 @@ class WarmstartConfig(Section):
 class Config(Section):
     """The whole of a run."""
 
-    algorithm: Literal["gigpo", "grpo", "rloo"] = "gigpo"
-    """Advantage estimator."""
+    algorithm: Algorithm = "gigpo"
+    """Advantage estimator, and defaults of other fields that its paper sets (see `presets`); what is given wins."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     env: EnvConfig = EnvConfig()
+    envs: tuple[EnvConfig, ...] = ()
+    """Several environments in one run, in place of `env`: each group comes from one of them, in the shares of their
+    weights."""
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
     advantage: AdvantageConfig = AdvantageConfig()
@@ -277,6 +362,41 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     warmstart: WarmstartConfig = WarmstartConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _algorithm_sets_defaults(cls, tree: object) -> object:
+        return with_preset(tree) if isinstance(tree, Mapping) else tree
+
+    @model_validator(mode="after")
+    def _engine_can_do_it(self) -> Config:
+        learner = self.learner
+        if learner.zero_stage == 0 and self.model.dtype == "bfloat16":
+            raise ValueError("learner.zero_stage must be 1 or more with model.dtype=bfloat16")
+        if learner.zero_stage == 0 and learner.offload_optimizer:
+            raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
+        if learner.zero_stage < 3 and learner.offload_parameters:
+            raise ValueError("learner.offload_parameters needs learner.zero_stage 3")
+        return self
+
+    @property
+    def environments(self) -> tuple[EnvConfig, ...]:
+        """The environments of the run, one or more."""
+        return self.envs or (self.env,)
+
+    def environment(self, name: str) -> EnvConfig:
+        """The settings of the environment called `name`; those of `env` where it is the only one."""
+        return next((env for env in self.envs if env.name == name), self.env)
+
+    @model_validator(mode="after")
+    def _environments_are_distinct(self) -> Config:
+        names = [env.name for env in self.envs]
+        if len(set(names)) < len(names):
+            raise ValueError("envs must have different names")
+        total = sum(env.weight for env in self.envs)
+        if any(env.weight < total / 100 for env in self.envs):
+            raise ValueError("envs: a weight must be at least a hundredth of their sum")
+        return self
 
     @model_validator(mode="after")
     def _group_needs_a_peer(self) -> Config:

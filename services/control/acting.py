@@ -73,18 +73,18 @@ def _pass_on(run: Run, caller: Caller, command: Command) -> HTTPException | None
     """Put the command into Redis, or say why not."""
     if caller.role is not Role.ADMIN:
         return HTTPException(403, "the read token may look, not act: the admin token is needed")
-    commands = run.live.commands() if run.live is not None else None
-    if commands is None:
+    buffer = run.live.buffer() if run.live is not None else None
+    if buffer is None:
         return HTTPException(409, "the run is not live: there is nobody to do it")
     # The line comes first: nothing is done that is not written down.
     _note(Audit(run.folder), command, "passing on")
     try:
-        if not commands.request(command):
+        if not buffer.commands.request(command):
             return HTTPException(409, "too many commands wait already: is the trainer there?")
         if command.actors is not None:
-            commands.want_actors(command.actors)
+            buffer.set_desired_actors(command.actors)
             text = f"wanted now: {command.actors} rollout actors"
-            commands.answer(command.id, Answer(at=time.time(), done=True, text=text))
+            buffer.commands.answer(command.id, Answer(at=time.time(), done=True, text=text))
     except RedisUnavailable:
         return HTTPException(409, "the run's Redis does not answer: the run is not live")
     return None

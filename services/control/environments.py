@@ -7,6 +7,7 @@ Invariants
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import httpx
 import orjson
@@ -14,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.control.runs import Run
 from services.control.views import EnvironmentView
-from services.run_folder import ENVIRONMENT_URL_NAME
 
 TIMEOUT_S = 2.0
 MAX_BYTES = 2**20
@@ -22,11 +22,14 @@ TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 
 
 def addresses(run: Run) -> list[str]:
-    """Addresses of the run's environment servers: the configured one, else the one that the run itself started."""
-    if run.config is not None and run.config.env.url:
-        return [run.config.env.url]
+    """Addresses of the run's environment servers: the configured ones, else those that the run itself started."""
+    environments = run.config.environments if run.config is not None else ()
+    return [url for env in environments for url in env.addresses or _started(run.folder / f"{env.name}.url")]
+
+
+def _started(ready: Path) -> list[str]:
     try:
-        url = (run.folder / ENVIRONMENT_URL_NAME).read_text().strip()
+        url = ready.read_text().strip()
     except OSError:
         return []
     return [url] if url else []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from services.buffer import Buffer, BufferStats
-from services.buffer.commands import Command, CommandLog
+from services.buffer.commands import Command
 from services.config.tree import Config
 from services.errors import RedisUnavailable
 from services.run_folder import redis_url
@@ -64,11 +64,11 @@ class Live:
                 self._taken = time.monotonic()
             return self._snapshot
 
-    def commands(self) -> CommandLog | None:
-        """The run's commands; None while it is not live."""
+    def buffer(self) -> Buffer | None:
+        """The run's buffer; None while it is not live."""
         with self._lock:
-            log: CommandLog | None = self._ask(lambda buffer: buffer.commands if buffer.state() else None)
-            return log
+            found: Buffer | None = self._ask(lambda buffer: buffer if buffer.state() else None)
+            return found
 
     def refresh(self) -> None:
         """Ask anew at the next look."""
@@ -115,5 +115,5 @@ def _look(buffer: Buffer) -> Snapshot | None:
         complete=buffer.complete(TRAIN_STREAM),
         cancelled=buffer.cancelled(TRAIN_STREAM),
         commands=buffer.commands.all(),
-        wanted_actors=buffer.commands.wanted_actors(),
+        wanted_actors=buffer.desired_actors(),
     )

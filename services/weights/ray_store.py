@@ -1,7 +1,8 @@
 """Weights through Ray's object store: one copy a node, pulled peer to peer, read without a copy.
 
 A detached actor, the holder, owns the payloads, so that they outlive the learner that published them; it ends with the
-cluster, or with `close_run`. Whoever comes first creates it.
+cluster, or with `close_run`. Whoever comes first creates it, on his node: let that be the learner's, without which
+nothing is published anyway.
 
 Invariants
 - The holder names a version only after its payload lies in the object store.
@@ -106,10 +107,12 @@ class RayChannel(WeightChannel):
 
     def _ask(self, method: str, timeout_s: float, *args: object) -> Any:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         holder = (
             ray.remote(_Holder)
             .options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
                 name=self._name,
                 namespace=NAMESPACE,
                 get_if_exists=True,

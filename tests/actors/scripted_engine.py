@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScriptedEngine(InferenceEngine):
-    """Says `up`, or `down` for every fourth seed. `held` keeps it from answering; `broken` makes it fail.
+    """Says `up`, or `down` for every fourth seed. `broken` makes it fail, `hangs` never end an update.
 
     Attributes:
         seeds: of all requests, in order. loads: version and number of requests in flight, of every load.
@@ -29,6 +29,7 @@ class ScriptedEngine(InferenceEngine):
     folder: Path
     delay_s: float = 0.0
     broken: bool = False
+    hangs: bool = False
     seeds: list[int] = field(default_factory=list)
     loads: list[tuple[int, int]] = field(default_factory=list)
     stopped: bool = False
@@ -64,6 +65,8 @@ class ScriptedEngine(InferenceEngine):
         return Sample(ids, [-0.5] * len(ids), (VersionSpan(self._version, len(ids)),), text, finished=True)
 
     async def load_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
         self.loads.append((version, self._running))
         self._version = version
 

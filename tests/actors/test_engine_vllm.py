@@ -7,13 +7,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytest_asyncio
+import torch
 from transformers import Qwen2ForCausalLM
 
 from actors.engine import EngineFailed, Sample
 from actors.engine_vllm import CPU_BATCH_TOKENS, VllmEngine
-from services.config.tree import ModelConfig, RolloutConfig
+from learner.batching import Row, plan
+from learner.engine_deepspeed import inputs
+from learner.lora import adapt, broadcast
+from learner.policy import Policy, load_policy
+from services.config.tree import LoraConfig, ModelConfig, RolloutConfig
 from services.errors import ModelUnavailable
 from tests.actors.tiny import VOCABULARY, make_model, reference_logprobs, weights_of, write_model
 
@@ -77,6 +83,36 @@ async def test_logprobs_are_those_of_the_model_before_and_after_updates(setup: S
             assert sum(span.tokens for span in sample.versions) == len(sample.token_ids)
             other = setup.models[1] if model is setup.models[0] else setup.models[0]
             assert largest_difference(other, prompt, sample) > 0.1
+
+
+async def test_logprobs_are_the_learners_also_with_adapters(setup: Setup) -> None:
+    policy = load_policy(setup.folder, "float32", TEMPERATURE)
+    await setup.engine.load_weights(7, weights_of(setup.models[0]))
+    assert await mean_difference(setup, policy) <= 1e-4
+
+    lora = LoraConfig(rank=4, alpha=8)
+    adapt(policy, lora)
+    with torch.no_grad():
+        for name, parameter in policy.lm.named_parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    trained = {name: parameter for name, parameter in policy.lm.named_parameters() if parameter.requires_grad}
+    assert await mean_difference(setup, policy) > 0.1
+    await setup.engine.load_weights(8, broadcast(trained, lora))
+    assert await mean_difference(setup, policy) <= 1e-4
+    await setup.engine.load_weights(9, weights_of(setup.models[0]))
+
+
+async def mean_difference(setup: Setup, policy: Policy) -> float:
+    """Between the log-probabilities that vLLM sampled with and the learner's, over all response tokens."""
+    rows = [
+        Row(np.array([*prompt, *sample.token_ids], np.int32), np.array(sample.logprobs, np.float32), 0.0)
+        for prompt, sample in await sample_all(setup.engine, count=8, tokens=24)
+    ]
+    ((batch,),) = plan(rows, 1, 10_000)
+    with torch.no_grad():
+        logprob, _ = policy(*inputs(batch, torch.device("cpu")))
+    return float((logprob - torch.tensor(batch.behaviour)).abs().mean())
 
 
 async def test_requests_in_flight_go_on_with_the_new_weights(setup: Setup) -> None:

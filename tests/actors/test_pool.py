@@ -58,7 +58,7 @@ def test_a_killed_actor_is_replaced_and_its_tickets_are_played(
 ) -> None:
     buffer = Buffer.connect(redis_url, config.run.name, config.buffer, max_attempts=3)
     open_channel(config.weights, config.run.name, config.run.folder).publish(0, {"weight": torch.zeros(4)})
-    pool, running = start_pool(config, redis_url=redis_url, env_urls=(server.url,), engine=scripted)
+    pool, running = start_pool(config, redis_url=redis_url, env_urls={"counting": (server.url,)}, engine=scripted)
     try:
         first = until(lambda: len(found := buffer.actors()) == 2 and found)
         task = Task(env="counting", split="train", index=3)
@@ -85,11 +85,49 @@ def test_a_killed_actor_is_replaced_and_its_tickets_are_played(
     assert buffer.stats().leased == 0
 
 
+def test_wishes_grow_and_shrink_the_pool_while_it_plays(config: Config, redis_url: str, server: ServerProcess) -> None:
+    leases = {"rollout": config.rollout.model_dump() | {"lease_s": 600.0}}
+    config = Config.model_validate(config.model_dump() | leases)
+    buffer = Buffer.connect(redis_url, config.run.name, config.buffer, max_attempts=3)
+    channel = open_channel(config.weights, config.run.name, config.run.folder)
+    channel.publish(0, {"weight": torch.zeros(4)})
+    buffer.set_desired_actors(1)
+    pool, _ = start_pool(config, redis_url=redis_url, env_urls={"counting": (server.url,)}, engine=scripted)
+    try:
+        [first] = until(lambda: [n for n, facts in buffer.actors().items() if facts["state"] == "playing"])
+        channel.publish(7, {"weight": torch.ones(4)})
+        buffer.set_desired_actors(9)  # there are two places
+        [second] = until(
+            lambda: [n for n, facts in buffer.actors().items() if n != first and facts["state"] == "playing"]
+        )
+        assert buffer.actors()[second]["version"] == 7
+        task = Task(env="counting", split="train", index=3)
+        buffer.issue(
+            [
+                Ticket(group=g, member=m, group_size=SIZE, task=task, seed=10 * g + m)
+                for g in range(3 * GROUPS)
+                for m in range(SIZE)
+            ]
+        )
+        until(lambda: buffer.actors()[second]["episodes"])
+        buffer.set_desired_actors(1)
+        until(lambda: ray.get(pool.status.remote(), timeout=10)["actors"] == [first])
+        # No lease ran out, and yet everything is played: the drained actor gave its tickets back.
+        until(lambda: buffer.complete(TRAIN_STREAM) == list(range(3 * GROUPS)))
+        played = [t for g in range(3 * GROUPS) for t in buffer.read(TRAIN_STREAM, g)]
+        by_second = {span.version for t in played if t.actor == second for step in t.steps for span in step.versions}
+        assert by_second <= {7}
+        until(lambda: not ray.get(pool.status.remote(), timeout=10)["draining"])
+        assert ray.get(pool.status.remote(), timeout=10)["deaths"] == 0
+    finally:
+        stop(pool)
+
+
 def test_actors_that_cannot_start_are_tried_again_and_say_why(
     config: Config, redis_url: str, server: ServerProcess, tmp_path: Path
 ) -> None:
     broken = Config.model_validate(config.model_dump() | {"model": {"path": tmp_path / "nothing"}})
-    pool, _ = start_pool(broken, redis_url=redis_url, env_urls=(server.url,))
+    pool, _ = start_pool(broken, redis_url=redis_url, env_urls={"counting": (server.url,)})
     try:
         until(lambda: ray.get(pool.status.remote(), timeout=30)["deaths"] >= 2)
         status = ray.get(pool.status.remote(), timeout=10)
@@ -100,6 +138,6 @@ def test_actors_that_cannot_start_are_tried_again_and_say_why(
 
 
 def test_secrets_are_not_in_the_description() -> None:
-    spec = RolloutSpec("{}", "redis://:secret@host", ("http://env",), "token", scripted)
+    spec = RolloutSpec("{}", "redis://:secret@host", {"e": ("http://env",)}, "token", scripted)
     assert "secret" not in repr(spec)
     assert "token" not in repr(spec).replace("env_token", "")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from actors.parsing import ParsedAction, parse_action
 from actors.prompts import Exchange, Prompt, PromptBuilder, load_tokenizer, render_think
 from env_servers.protocol import StepResult
 from services.config.tree import PromptConfig
@@ -23,7 +24,9 @@ class Characters:
 class Chat(Characters):
     chat_template = "wraps"
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
+    def apply_chat_template(self, messages: list[dict[str, str]], tokenize: bool = True, **_: Any) -> Any:
+        if not tokenize:
+            return messages[0]["content"]
         return [1, *self.encode(messages[0]["content"], False), 2]
 
 
@@ -122,3 +125,34 @@ def test_think_drops_its_oldest_history_first() -> None:
 def test_missing_model_folder_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"model\.path .* holds no config\.json"):
         load_tokenizer(tmp_path)
+
+
+QWEN3 = (
+    r"{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    r"{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+ALWAYS_THINKING = QWEN3.replace(r"\n' }}{% if enable", r"\n<think>\n' }}{% if enable")
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "begun", "response"),
+    [
+        (QWEN3, None, "", "<think>hm</think><action>look</action>"),
+        (QWEN3, True, "", "<think>hm</think>\n\n<action>look</action>"),
+        (QWEN3, False, "<think>\n\n</think>\n\n", "<action>look</action>"),
+        (ALWAYS_THINKING, None, "<think>\n", "hm\n</think>\n\n<action>look</action>"),
+    ],
+)
+def test_a_thought_that_the_chat_template_opened_belongs_to_the_response(
+    model_folder: Path, template: str, thinking: bool | None, begun: str, response: str
+) -> None:
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.chat_template = template
+    builder = PromptBuilder(PromptConfig(template="think", thinking=thinking), tokenizer, 1000)
+    prompt = builder.build(None, [], result(admissible=["look"]))
+    assert prompt.begun == begun
+    assert tokenizer.decode(prompt.ids).endswith(f"assistant\n{begun}")
+    assert parse_action("think", prompt.begun + response, ["look"], "admissible") == ParsedAction("look", True)
+    if begun:
+        assert not parse_action("think", response, ["look"], "admissible").valid

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from actors import weights
+from actors import rollout_actor, weights
 from actors.engine import EngineFailed
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
-from env_servers.client import LocalClient
+from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, LocalClient
+from env_servers.protocol import ResetRequest, StepResult
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.schemas import TRAIN_STREAM, Task, Ticket
@@ -33,6 +34,7 @@ class Scene:
     buffer: Buffer
     engine: ScriptedEngine
     channel: WeightChannel
+    client: EnvironmentClient = field(default_factory=lambda: LocalClient(Counting))
     rollout: Rollout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,7 +43,7 @@ class Scene:
             "actor-1",
             self.config,
             engine=self.engine,
-            client=LocalClient(Counting),
+            environments={"counting": self.client},
             prompts=prompts,
             buffer=self.buffer,
             channel=self.channel,
@@ -229,6 +231,45 @@ async def test_weights_that_cannot_be_had_end_the_actor(make: MakeScene) -> None
             await asyncio.wait([run], timeout=2)
 
     await ends_with(scene, "newest policy version cannot be had", damage)
+
+
+async def test_an_engine_that_hangs_in_an_update_ends_the_actor(make: MakeScene) -> None:
+    scene = make(weights={"timeout_s": 0.5})
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    scene.engine.answering.clear()
+
+    async def hang(run: asyncio.Task[None]) -> None:
+        await until(lambda: len(scene.engine.seeds) == SIZE)
+        scene.engine.hangs = True
+        scene.publish(1)
+
+    await ends_with(scene, r"longer than 0\.5 s to load version 1", hang)
+
+
+async def test_tickets_go_back_while_no_environment_server_can_be_used(
+    make: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_actor, "UNAVAILABLE_DELAY_S", 0.05)
+    scene = make()
+
+    class Away(LocalClient):
+        away = True
+
+        async def reset(self, request: ResetRequest) -> StepResult:
+            if self.away:
+                raise EnvironmentUnavailableError("nobody listens")
+            return await super().reset(request)
+
+    scene.client = Away(Counting)
+    scene.__post_init__()
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    async with scene.playing():
+        await until(lambda: scene.rollout.status()["returned"] > 4 * SIZE)  # more than the attempts a ticket has
+        scene.client.away = False
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
+    assert scene.rollout.status()["failed"] == 0
 
 
 async def test_draining_gives_the_tickets_back_at_once(make: MakeScene) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
+
+import pytest
 
 from actors.prompts import PromptBuilder
 from actors.scripted import HabitualPlayer, NoisyExpert, Turn, play_scripted, renumbered, to_examples
 from env_servers.alfworld.environment import AlfWorld
 from env_servers.client import LocalClient
+from env_servers.protocol import ResetRequest
 from services.config.tree import PromptConfig
 from services.schemas import Task
 
@@ -53,23 +58,35 @@ class Characters:
         return [ord(character) for character in text]
 
 
-def spoken(tokens: list[int], imitate: list[bool]) -> list[str]:
-    """The responses to imitate."""
-    text = "".join(chr(token) if good else "|" for token, good in zip(tokens, imitate, strict=True))
-    return [part.strip("|\0 ") for part in text.split("\0") if part.strip("|\0 ")]
-
-
-async def test_an_episode_is_one_row_and_only_good_actions_are_imitated() -> None:
+async def test_an_episode_is_one_row_whose_labels_are_the_players_probabilities() -> None:
     turns = max(await episodes(expert=True, noise=0.5), key=len)
     prompts = PromptBuilder(PromptConfig(template="compact"), Characters(), 100_000)
     for only_experts in (False, True):
         (row,) = to_examples(turns, prompts, Characters(), only_experts)
-        good = [
-            t.action for t in turns if t.action in ([t.result.expert] if only_experts else t.result.admissible or [])
-        ]
-        assert spoken(row.tokens, row.imitate) == good
-        assert 0 < len(good) < len(turns)
-        assert "".join(map(chr, row.tokens)).count("\n>") == len(turns)
+        text = "".join(map(chr, row.tokens))
+        assert text.count("\n>") == len(turns)
+        assert all(abs(sum(chances.values()) - 1) < 1e-9 for chances in row.targets if chances)
+        place = 0
+        for turn in turns:
+            intent = {turn.result.expert or "": 1.0} if only_experts else turn.intent
+            place = text.index(f"> {turn.action}\0", place) + 1
+            chance = math.prod(
+                row.targets[place + n].get(ord(letter), 0.0) for n, letter in enumerate(f" {turn.action}\0")
+            )
+            assert chance == pytest.approx(intent.get(turn.action, 0.0))
+        assert sum(map(bool, row.targets)) <= sum(len(turn.action) + 2 for turn in turns)
+
+
+@pytest.mark.parametrize("expert", [True, False])
+async def test_intent_is_how_the_player_acts(expert: bool) -> None:
+    client, task = LocalClient(AlfWorld), TASKS[0]
+    start = await client.reset(ResetRequest(split=task.split, index=task.index, expert=True))
+    player = NoisyExpert(random.Random(1), 0.6, mistakes=0.0) if expert else HabitualPlayer(random.Random(1))
+    intent, draws = player.intent(start), Counter(player.act(start) for _ in range(5000))
+    assert set(intent) == set(start.admissible or [])
+    assert sum(intent.values()) == pytest.approx(1.0)
+    assert all(draws[action] / 5000 == pytest.approx(chance, abs=0.03) for action, chance in intent.items())
+    await client.close()
 
 
 async def test_mistakes_are_commands_that_no_longer_apply() -> None:
@@ -80,11 +97,11 @@ async def test_mistakes_are_commands_that_no_longer_apply() -> None:
 
 async def test_an_episode_beyond_the_limit_becomes_several_rows() -> None:
     turns = max(await episodes(expert=True, noise=0.5), key=len)
-    prompts = PromptBuilder(PromptConfig(template="compact"), Characters(), 1500)
-    rows = list(to_examples(turns, prompts, Characters(), only_experts=False))
+    whole, short = (PromptBuilder(PromptConfig(template="compact"), Characters(), limit) for limit in (100_000, 1500))
+    rows = list(to_examples(turns, short, Characters(), only_experts=False))
     assert len(rows) > 1
-    good = [turn.action for turn in turns if turn.action in (turn.result.admissible or [])]
-    assert [action for row in rows for action in spoken(row.tokens, row.imitate)] == good
+    (row,) = to_examples(turns, whole, Characters(), only_experts=False)
+    assert [t for r in rows for t in r.targets if t] == [t for t in row.targets if t]
 
 
 async def test_slips_are_wrong_numbers_and_what_is_to_be_avoided_is_not_done() -> None:

@@ -227,7 +227,7 @@ def test_an_action_is_confirmed_first(open_page: Open, buffer: Buffer) -> None:
     _keep(page, "confirm")
     page.get_by_role("dialog").get_by_role("button", name="Scale").click()
     expect(page.get_by_text("wanted now: 3 rollout actors")).to_be_visible()
-    assert buffer.commands.wanted_actors() == 3
+    assert buffer.desired_actors() == 3
 
 
 def test_the_read_token_has_no_buttons_to_press(open_page: Open) -> None:

@@ -1,13 +1,14 @@
-"""Each estimator against a naive statement of its equations."""
+"""Each estimator against a naive statement of its equations, a row at a time."""
 
-from statistics import mean, stdev
+from math import sqrt
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.advantages import ESTIMATORS, StepRows
 from learner.advantages.rows import step_returns
+from services.config.presets import PRESETS
 from services.config.tree import AdvantageConfig
 
 REWARDS = st.sampled_from([0.0, 1.0, 10.0, 0.25, -0.5])
@@ -26,6 +27,9 @@ configs = st.builds(
     normalisation=st.sampled_from(["std", "mean"]),
     episode_statistics=st.sampled_from(["trajectories", "steps"]),
     invalid_action_penalty=st.sampled_from([0.0, 0.1]),
+    history=st.integers(0, 3),
+    history_power=st.sampled_from([0.0, 1.0, 2.0]),
+    group_baseline=st.booleans(),
 )
 
 
@@ -44,19 +48,27 @@ def arrays(rows):
     return StepRows(column["g"], column["t"], column["k"], step_group, column["r"], column["v"])
 
 
-def relative(value, others, config, lone):
-    if len(others) == 1:
-        return lone
-    return (value - mean(others)) / (stdev(others) + 1e-6 if config.normalisation == "std" else 1.0)
+def mean(values):
+    return sum(values) / len(values)
+
+
+def scale(values, config):
+    if config.normalisation == "mean":
+        return 1.0
+    centre = mean(values)
+    return sqrt(sum((value - centre) ** 2 for value in values) / max(len(values) - 1, 1)) + 1e-6
 
 
 def score(row, rows, config):
     return sum(x["r"] for x in rows if x["t"] == row["t"]) - config.invalid_action_penalty * (not row["v"])
 
 
+def counts(row, config):
+    return config.episode_statistics == "steps" or row["k"] == 0
+
+
 def peers(row, rows, config):
-    counted = [x for x in rows if x["g"] == row["g"] and (config.episode_statistics == "steps" or x["k"] == 0)]
-    return [score(x, rows, config) for x in counted]
+    return [score(x, rows, config) for x in rows if x["g"] == row["g"] and counts(x, config)]
 
 
 def step_return(row, rows, config):
@@ -66,52 +78,99 @@ def step_return(row, rows, config):
 
 
 def naive_grpo(row, rows, config):
-    own, scale = score(row, rows, config), 1 + 1e-6 if config.normalisation == "std" else 1
-    return relative(own, peers(row, rows, config), config, own / scale)
+    own, others = score(row, rows, config), peers(row, rows, config)
+    if len(others) == 1:
+        return own / (1.0 + 1e-6 if config.normalisation == "std" else 1.0)
+    return (own - mean(others)) / scale(others, config)
 
 
 def naive_gigpo(row, rows, config):
     returns = [step_return(x, rows, config) for x in rows if x["s"] == row["s"]]
-    step = relative(step_return(row, rows, config), returns, config, 0.0)
+    step = (step_return(row, rows, config) - mean(returns)) / scale(returns, config) if len(returns) > 1 else 0.0
     return naive_grpo(row, rows, config) + config.omega * step
 
 
 def naive_rloo(row, rows, config):
-    others = peers(row, rows, config)
-    own, n = score(row, rows, config), len(others)
-    return own if n == 1 else (own - mean(others)) * n / (n - 1)
+    own, others = score(row, rows, config), peers(row, rows, config)
+    return own if len(others) == 1 else (own - mean(others)) * len(others) / (len(others) - 1)
 
 
-def agree(name, naive, played, config):
+def naive_reinforce_pp(row, rows, config):
+    def baselined(x):
+        return score(x, rows, config) - (mean(peers(x, rows, config)) if config.group_baseline else 0.0)
+
+    batch = [baselined(x) for x in rows if counts(x, config)]
+    return (baselined(row) - mean(batch)) / scale(batch, config)
+
+
+def naive_hgpo(row, rows, config):
+    def context(x, k):
+        """The states of step x and the k before it; None where there are not as many."""
+        own = [y["s"] for y in rows if y["t"] == x["t"] and x["k"] - k <= y["k"] <= x["k"]]
+        return own if len(own) == k + 1 else None
+
+    advantages, weights = [], []
+    for k in range(config.history + 1):
+        wanted = context(row, k)
+        same = [step_return(x, rows, config) for x in rows if context(x, k) == wanted and wanted is not None]
+        if len(same) > 1:
+            advantages.append((step_return(row, rows, config) - mean(same)) / scale(same, config))
+            weights.append((k + 1) ** config.history_power)
+    return sum(w * a for w, a in zip(weights, advantages, strict=True)) / sum(weights) if weights else 0.0
+
+
+NAIVE = {
+    "gigpo": naive_gigpo,
+    "grpo": naive_grpo,
+    "rloo": naive_rloo,
+    "reinforce_pp": naive_reinforce_pp,
+    "dr_grpo": naive_grpo,
+    "dapo": naive_grpo,
+    "gspo": naive_grpo,
+    "hgpo": naive_hgpo,
+}
+
+
+def test_every_estimator_has_a_naive_statement():
+    assert NAIVE.keys() == ESTIMATORS.keys()
+    assert PRESETS.keys() <= ESTIMATORS.keys()
+
+
+@settings(max_examples=300, deadline=None)
+@given(trajectories, configs)
+def test_every_estimator_is_its_naive_statement(played, config):
     rows = flat(played)
-    ours = ESTIMATORS[name](arrays(rows), config).total
-    np.testing.assert_allclose(ours, [naive(row, rows, config) for row in rows], rtol=1e-6, atol=1e-6)
-
-
-@given(trajectories, configs)
-def test_gigpo(played, config):
-    agree("gigpo", naive_gigpo, played, config)
-
-
-@given(trajectories, configs)
-def test_grpo(played, config):
-    agree("grpo", naive_grpo, played, config)
-
-
-@given(trajectories, configs)
-def test_rloo(played, config):
-    agree("rloo", naive_rloo, played, config)
+    for name, estimator in ESTIMATORS.items():
+        theirs = [NAIVE[name](row, rows, config) for row in rows]
+        np.testing.assert_allclose(estimator(arrays(rows), config).total, theirs, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 @given(trajectories, configs, st.randoms())
-def test_rows_may_stand_in_any_order(played, config, random):
+def test_rows_may_stand_in_any_order_and_have_any_numbers(played, config, random):
     rows = flat(played)
     shuffled = random.sample(range(len(rows)), len(rows))
-    in_order = ESTIMATORS["gigpo"](arrays(rows), config).total
-    out_of_order = ESTIMATORS["gigpo"](arrays([rows[i] for i in shuffled]), config).total
-    np.testing.assert_allclose(out_of_order, in_order[shuffled], atol=1e-6)
+    renumbered = [rows[i] | {"g": 1000 * rows[i]["g"] - 7, "t": 10**6 * rows[i]["t"] - 3} for i in shuffled]
+    for name, estimator in ESTIMATORS.items():
+        in_order, out_of_order = (estimator(arrays(each), config).total for each in (rows, renumbered))
+        np.testing.assert_allclose(out_of_order, in_order[shuffled], atol=1e-6, err_msg=name)
 
 
 def test_penalty_does_not_reach_earlier_returns():
     rows = flat([(0, [(0.0, 0, True), (0.0, 1, False), (10.0, 2, True)])])
     assert step_returns(arrays(rows), 1.0, 0.1).tolist() == [10.0, 9.9, 10.0]
+
+
+def test_one_long_trajectory_among_many_short_ones_takes_no_more_memory():
+    """The returns of 3,000 episodes of one step and one of 3,000: not a table of 3,000 × 3,000."""
+    import tracemalloc
+
+    trajectory = np.r_[np.arange(3000), np.full(3000, 3000)]
+    step = np.r_[np.zeros(3000, dtype=np.int64), np.arange(3000)]
+    zeros = np.zeros(6000, dtype=np.int64)
+    rows = StepRows(zeros, trajectory, step, zeros, np.ones(6000), np.ones(6000, dtype=np.bool_))
+    tracemalloc.start()
+    returns = step_returns(rows, 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert returns[2999:3003].tolist() == [1.0, 3000.0, 2999.0, 2998.0]
+    assert peak < 2**21

@@ -1,13 +1,16 @@
 import errno
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.checkpoint import TrainerState, identity, latest, read_state, save
+from learner.checkpoint import TrainerState, best, forget_best, identity, keep_best, latest, read_state, save
 from learner.policy import load_policy
+from services.cli.export import export
 from services.errors import CheckpointFailed
+from services.model_folder import read_weights
 
 
 def write(folder, config, version=2, *, engine=lambda path: None, engine_bytes=0, keep=2, weights=None):
@@ -50,6 +53,51 @@ def test_newest_are_kept(tmp_path, tiny_config):
     for version in (2, 4, 6):
         write(tmp_path / "c", tiny_config, version)
     assert names(tmp_path / "c") == ["000004", "000006"]
+
+
+def test_best_policy_is_kept_until_a_better_one_comes(tmp_path, tiny_config):
+    model = tiny_config.model.path
+    weights = read_weights(model)
+    write(tmp_path / "c", tiny_config, 2)
+    assert best(tmp_path / "c") is None
+    for version, success in ((2, 0.25), (4, 0.5)):
+        keep_best(tmp_path / "c", version, success, weights, model)
+        assert best(tmp_path / "c") == (tmp_path / "c" / f"best-{version:06d}", success)
+    assert names(tmp_path / "c") == ["000002", "best-000004"]
+    assert latest(tmp_path / "c").name == "000002"
+    load_policy(tmp_path / "c" / "best-000004", "float32", 1.0)
+    forget_best(tmp_path / "c", lambda version: version > 3)
+    assert best(tmp_path / "c") is None
+
+
+def test_policy_folder_of_adapters_is_the_whole_model(tmp_path, tiny_config):
+    base = read_weights(tiny_config.model.path)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    adapter = {name + ".lora_A": torch.ones(1, 16), name + ".lora_B": torch.full((16, 1), 0.5)}
+    folder = write(tmp_path, tiny_config, weights=adapter) / "policy"
+    written = read_weights(folder)
+    assert written.keys() == base.keys()
+    torch.testing.assert_close(written.pop(name), base[name] + 0.5)
+    for other, tensor in written.items():
+        assert torch.equal(tensor, base[other])
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_export(tmp_path, tiny_config):
+    weights = read_weights(tiny_config.model.path)
+    for version in (2, 4):
+        checkpoint = write(tmp_path / "run" / "checkpoints", tiny_config, version, weights=weights)
+    keep_best(tmp_path / "run" / "checkpoints", 2, 0.5, weights, tiny_config.model.path)
+    run = tmp_path / "run"
+    for source, option, wanted in ((run, False, "000004"), (checkpoint, False, "000004"), (run, True, "best-000002")):
+        out = tmp_path / f"out-{len(names(tmp_path))}"
+        assert wanted in export(source, out, best=option).parts
+        load_policy(out, "float32", 1.0)
+        assert "best.json" not in names(out)
+    with pytest.raises(CheckpointFailed, match="there already"):
+        export(run, out, best=False)
+    with pytest.raises(CheckpointFailed, match="neither a checkpoint nor a run"):
+        export(tmp_path, tmp_path / "new", best=False)
 
 
 def test_incomplete_ones_are_ignored_and_swept(tmp_path, tiny_config):

@@ -48,7 +48,9 @@ def test_tickets_are_pure_functions_of_seed_and_group():
     assert all(0 <= ticket.seed < 2**31 for ticket in tickets)
 
 
-@given(st.integers(0, 3), st.integers(1, 4), st.lists(st.sampled_from(["issue", "train", "cancel"]), max_size=60))
+@given(
+    st.integers(0, 3), st.integers(1, 4), st.lists(st.sampled_from(["issue", "train", "cancel", "drop"]), max_size=60)
+)
 def test_staleness_is_bounded_and_groups_are_used_in_order(staleness, size, events):
     """Every group is trained on at most once, in ascending order, at most `max_staleness` updates after its issue."""
     dispatcher = Dispatcher(configured(staleness=staleness, groups=size), SPLITS)
@@ -58,6 +60,8 @@ def test_staleness_is_bounded_and_groups_are_used_in_order(staleness, size, even
             issued_at |= dict.fromkeys(dispatcher.advance(1000), version)
         elif event == "cancel" and dispatcher.outstanding:
             dispatcher.settle([max(dispatcher.outstanding)])
+        elif event == "drop" and dispatcher.outstanding:
+            dispatcher.settle(dispatcher.window()[:1])
         elif event == "train" and len(dispatcher.window()) == size:
             window = dispatcher.window()
             assert all(version - issued_at[group] <= staleness for group in window)

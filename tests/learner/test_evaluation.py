@@ -1,10 +1,11 @@
+import statistics
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.evaluation import Rate, evaluate, panel, summarise
+from learner.evaluation import Outcome, Rate, evaluate, panel, summarise
 from services.buffer import Buffer
 from services.config.tree import Config, EvaluationConfig
 from services.errors import EnvironmentUnavailable, RunStalled
@@ -73,7 +74,7 @@ def test_evaluation_beside_training_leaves_nothing_behind(buffer, run_name):
     thread.join()
     episodes = list(played.values())
     assert result.success == Rate(sum(e.won for e in episodes), 6)
-    assert result.mean_score == pytest.approx(sum(e.won for e in episodes) / 6)
+    assert result.panels == (result.success,)
     assert result.mean_steps == pytest.approx(sum(len(e.steps) for e in episodes) / 6)
     assert result.task_types == {"look": result.success}
     assert (result.oldest_version, result.newest_version, result.cancelled, result.complete) == (3, 4, 1, True)
@@ -101,4 +102,20 @@ def test_interval_holds_the_rate(won, episodes):
 
 def test_interval_is_wilsons():
     assert Rate(15, 20).interval == pytest.approx((0.5313, 0.8881), abs=1e-4)
-    assert summarise("s", "test", None, [], cancelled=0, complete=True).oldest_version is None
+    assert summarise([], stream="s", split="test").oldest_version is None
+
+
+def test_panels_are_apart_and_summed_up_apart():
+    config = configured("run").model_copy(update={"evaluation": EvaluationConfig(episodes=2, panels=3)})
+    tickets = panel(config, {"valid_unseen": 10}, "eval")
+    assert [ticket.task.index for ticket in tickets] == [0, 1, 2, 3, 4, 5]
+    outcomes = [
+        Outcome(panel=number // 2, task_type="look", won=number > 2, score=number / 5, steps=4, valid=number % 5)
+        for number in range(6)
+    ]
+    result = summarise(outcomes, stream="eval", split="valid_unseen")
+    assert result.panels == (Rate(0, 2), Rate(1, 2), Rate(2, 2))
+    assert result.score is not None
+    assert result.score.value == pytest.approx(0.5)
+    assert result.score.error == pytest.approx(statistics.stdev([o.score or 0 for o in outcomes]) / 6**0.5)
+    assert result.valid_fraction == pytest.approx(10 / 24)

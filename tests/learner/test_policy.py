@@ -1,15 +1,26 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from learner import batching
 from learner import policy as policy_module
-from learner.batching import Row, plan
+from learner.batching import MIN_SHARED, Row, plan
 from learner.engine_deepspeed import inputs
+from learner.lora import adapt, broadcast, switched_off
 from learner.policy import load_policy
+from services.config.tree import LoraConfig
 from services.errors import ModelUnavailable
+from services.weights.adapter import merged
 
 ROWS = [Row(np.arange(n, n + 5 + n, dtype=np.int32), np.zeros(1 + n % 3, np.float32), 0.0) for n in (1, 4, 9, 13)]
+
+
+def in_line(batch, rows):
+    """The rows in the order of the batch."""
+    ends = batch.targets[np.diff(batch.sequence, append=-1) != 0]
+    return [next(row for row in rows if row.tokens[-1] == end) for end in ends]
 
 
 def naive(folder, row, temperature):
@@ -29,8 +40,7 @@ def test_scores_are_those_of_each_row_alone(tiny_model, monkeypatch, max_logits)
     policy = load_policy(tiny_model, "float32", temperature=0.7)
     ((batch,),) = plan(ROWS, 1, 1000)
     logprob, entropy = policy(*inputs(batch, torch.device("cpu")))
-    longest_first = sorted(ROWS, key=lambda row: -len(row.tokens))
-    expected = [naive(tiny_model, row, 0.7) for row in longest_first]
+    expected = [naive(tiny_model, row, 0.7) for row in in_line(batch, ROWS)]
     torch.testing.assert_close(logprob, torch.cat([e[0] for e in expected]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(entropy, torch.cat([e[1] for e in expected]), rtol=1e-4, atol=1e-5)
     assert logprob.requires_grad
@@ -48,6 +58,115 @@ def test_pieces_have_the_gradient_of_the_whole(tiny_model, monkeypatch):
         gradients.append([p.grad for p in policy.parameters()])
     for whole, pieces in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, pieces, rtol=1e-4, atol=1e-5)
+
+
+def shared_beginnings():
+    """Rows that share beginnings of several lengths, each with a last token of its own."""
+    rng = np.random.default_rng(3)
+    opening = rng.integers(0, 40, MIN_SHARED + 10)
+    branch = rng.integers(0, 40, MIN_SHARED // 2)
+    beginnings = [opening, np.append(opening, branch), opening, np.append(opening, branch), opening[:7], opening]
+    return [
+        Row(np.append(b, [*rng.integers(0, 40, 1 + n), 50 + n]).astype(np.int32), np.zeros(1 + n % 3, np.float32), 0.0)
+        for n, b in enumerate(beginnings)
+    ]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shared_beginnings_change_neither_scores_nor_gradients(tiny_model, monkeypatch, checkpointing):
+    rows = shared_beginnings()
+    results = []
+    for min_shared in (MIN_SHARED, 10**6):
+        monkeypatch.setattr(batching, "MIN_SHARED", min_shared)
+        policy = load_policy(tiny_model, "float32", temperature=0.7).train()
+        if checkpointing:
+            policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        ((batch,),) = plan(rows, 1, 4000)
+        logprob, _ = policy(*inputs(batch, torch.device("cpu")))
+        expected = torch.cat([naive(tiny_model, row, 0.7)[0] for row in in_line(batch, rows)])
+        torch.testing.assert_close(logprob, expected, rtol=1e-4, atol=1e-5)
+        (logprob * torch.linspace(-1, 1, len(logprob))).sum().backward()
+        results.append((batch.tokens, [p.grad for p in policy.parameters()]))
+    (few, shared), (many, alone) = results
+    assert few < many
+    for one, other in zip(shared, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_one_step_is_the_same_whatever_the_micro_batches(tiny_model):
+    rng = np.random.default_rng(0)
+    rows = [
+        Row(rng.integers(0, 64, n).astype(np.int32), np.zeros(1 + n % 4, np.float32), float(rng.normal()))
+        for n in rng.integers(5, 60, 40)
+    ]
+    total = sum(row.response_tokens for row in rows)
+    outcomes = []
+    for ranks, budget in ((1, 10_000), (1, 64), (1, 200), (3, 100)):
+        policy = load_policy(tiny_model, "float32", temperature=1.0)
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+        for batch in (batch for own in plan(rows, ranks, budget) for batch in own):
+            logprob, _ = policy(*inputs(batch, torch.device("cpu")))
+            weight = torch.tensor(batch.weight * batch.advantage)
+            (-(weight * logprob).sum() / total).backward()
+        optimizer.step()
+        outcomes.append([parameter.detach() for parameter in policy.parameters()])
+    for other in outcomes[1:]:
+        for one, two in zip(outcomes[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else [result]
+        self.elements = max([self.elements, *(t.untyped_storage().nbytes() // 4 for t in made if torch.is_tensor(t))])
+        return result
+
+
+def test_logits_of_the_whole_batch_never_stand_in_memory(tiny_model, monkeypatch):
+    limit = 64 * 40
+    monkeypatch.setattr(policy_module, "MAX_LOGITS", limit)
+    rng = np.random.default_rng(0)
+    rows = [Row(rng.integers(0, 64, 33).astype(np.int32), np.zeros(32, np.float32), 1.0) for _ in range(8)]
+    ((batch,),) = plan(rows, 1, 4000)
+    assert len(batch.targets) * 64 > 6 * limit
+    policy = load_policy(tiny_model, "float32", temperature=1.0)
+    with LargestTensor() as largest:
+        logprob, entropy = policy(*inputs(batch, torch.device("cpu")), entropy_gradient=True)
+        (logprob.sum() + entropy.sum()).backward()
+    beside_logits = batch.tokens * 32  # the widest layer's activations
+    assert limit <= largest.elements <= max(limit, beside_logits)
+    assert beside_logits < len(batch.targets) * 64
+
+
+def test_adapters_are_the_model_plus_their_product(tiny_model):
+    lora = LoraConfig(rank=2, alpha=3)
+    base = load_policy(tiny_model, "float32", 1.0)
+    adapted = load_policy(tiny_model, "float32", 1.0)
+    adapt(adapted, lora)
+    trained = {name: parameter for name, parameter in adapted.lm.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.normal_(0, 0.3)
+    ((batch,),) = plan(ROWS, 1, 1000)
+    given = inputs(batch, torch.device("cpu"))
+    alone, with_adapters = base(*given)[0], adapted(*given)[0]
+    assert float((alone - with_adapters).detach().abs().max()) > 0.1
+    with switched_off(adapted):
+        torch.testing.assert_close(adapted(*given)[0], alone)
+    weights = merged(broadcast(trained, lora), dict(base.lm.named_parameters()))
+    with torch.no_grad():
+        for name, parameter in base.lm.named_parameters():
+            parameter.copy_(weights[name])
+    torch.testing.assert_close(base(*given)[0], with_adapters, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ModelUnavailable, match=r"model\.lora"):
+        adapt(load_policy(tiny_model, "float32", 1.0), LoraConfig(targets=("nothing",)))
 
 
 def test_no_model(tmp_path):

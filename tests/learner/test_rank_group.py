@@ -14,6 +14,8 @@ from learner.rank_group import RankFailed, start_ranks
 from learner.rows import prepare
 from services.config.tree import Config
 from services.errors import CheckpointFailed
+from services.model_folder import read_weights
+from services.weights.adapter import is_adapter, merged
 from tests.learner.synthetic import play
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -83,7 +85,7 @@ def assert_same(ours, theirs, tolerance):
         )
 
 
-def test_one_rank_is_plain_pytorch_and_resumes_bit_identically(tiny_config, ranks, tmp_path):
+def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(tiny_config, ranks, tmp_path):
     config = changed(tiny_config, loss=TERMS)
     work = [prepare(groups(config), config, update).work for update in range(3)]
     group = ranks(config)
@@ -96,19 +98,29 @@ def test_one_rank_is_plain_pytorch_and_resumes_bit_identically(tiny_config, rank
     assert metrics["learning_rate"] == config.optimizer.lr
     assert metrics.keys() >= {"loss", "kl", "entropy", "clip_fraction", "logprob_gap", "grad_norm"}
 
-    group.save(tmp_path / "engine")
-    written = sum(file.stat().st_size for file in (tmp_path / "engine").rglob("*") if file.is_file())
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    group.save(folder)
+    written = sum(file.stat().st_size for file in folder.iterdir())
     assert written < group.checkpoint_bytes + 200_000
     for own in work[1:]:
         group.update(own)
     expected = group.weights()
     group.restart()
-    group.load(tmp_path / "engine")
+    group.load(folder)
     for own in work[1:]:
         group.update(own)
     assert_same(group.weights(), expected, 0)
     with pytest.raises(CheckpointFailed, match="checkpoint"):
         group.load(tmp_path / "nowhere")
+
+    group.stop()
+    wider = changed(config, learner={"ranks": 2, "zero_stage": 2, "offload_optimizer": True, "reference": "offloaded"})
+    group = ranks(wider)
+    group.load(folder)
+    for update in (1, 2):
+        group.update(prepare(groups(wider), wider, update).work)
+    assert_same(group.weights(), expected, 1e-5)
 
 
 def test_two_ranks_are_plain_pytorch_also_after_one_was_killed(tiny_config, ranks):
@@ -123,14 +135,57 @@ def test_two_ranks_are_plain_pytorch_also_after_one_was_killed(tiny_config, rank
     assert_same(group.weights(), plain_pytorch(config, [1e-3]), 1e-5)
 
 
-def test_two_ranks_of_sharded_parameters_take_several_optimizer_steps(tiny_config, ranks):
+def test_two_ranks_of_sharded_parameters_take_several_optimizer_steps_and_resume_on_one(tiny_config, ranks, tmp_path):
     config = changed(
         tiny_config,
         loss=TERMS,
         optimizer={"warmup_updates": 2},
-        learner={"ranks": 2, "zero_stage": 3, "minibatches": 2},
+        learner={
+            "ranks": 2,
+            "zero_stage": 3,
+            "minibatches": 2,
+            "activation_checkpointing": True,
+            "offload_parameters": True,
+            "reference": "sharded",
+        },
     )
     group = ranks(config)
     metrics = group.update(prepare(groups(config), config, 0).work)
     assert metrics["learning_rate"] == pytest.approx(config.optimizer.lr * 2 / 4)
     assert_same(group.weights(), plain_pytorch(config, [1e-3 / 4, 1e-3 * 2 / 4]), 1e-5)
+
+    group.save(tmp_path)
+    assert len(list(tmp_path.glob("random-*.pt"))) == 2
+    group.update(prepare(groups(config), config, 1).work)
+    expected = group.weights()
+    group.stop()
+    narrower = changed(
+        config, learner={"ranks": 1, "zero_stage": 0, "offload_parameters": False, "microbatch_tokens": 100}
+    )
+    group = ranks(narrower)
+    group.load(tmp_path)
+    group.update(prepare(groups(narrower), narrower, 1).work)
+    assert_same(group.weights(), expected, 1e-5)
+
+
+def test_adapters_alone_are_trained_broadcast_and_saved(tiny_config, ranks, tmp_path):
+    tree = tiny_config.model_dump()
+    tree["model"]["lora"] = {"rank": 4, "alpha": 8}
+    tree["loss"] |= TERMS
+    config = Config.model_validate(tree)
+    work = [prepare(groups(config), config, update).work for update in range(2)]
+    group = ranks(config)
+    base = read_weights(config.model.path)
+    first = group.weights()
+    assert is_adapter(first)
+    assert_same(merged(first, base), base, 0)
+    metrics = group.update(work[0])
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-6)  # the reference is the model without its adapters
+    group.save(tmp_path)
+    assert group.update(work[1])["kl"] > 1e-6
+    expected = group.weights()
+    moved = merged(expected, base)
+    assert max(float((moved[name] - base[name]).abs().max()) for name in base) > 1e-5
+    group.load(tmp_path)
+    group.update(work[1])
+    assert_same(group.weights(), expected, 0)

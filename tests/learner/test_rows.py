@@ -39,6 +39,7 @@ def test_rows_that_cannot_move_the_policy_are_left_out_but_counted():
     assert 0 < lost < update.rows
     assert update.trained_rows == update.rows - lost
     assert {step.total_tokens for own in update.work for step in own} == {update.response_tokens}
+    assert {step.total_rows for own in update.work for step in own} == {update.rows}
     assert all((np.abs(batch.advantage) > 0).all() for batch in all_batches(update))
 
 
@@ -65,5 +66,6 @@ def test_minibatches_split_the_trajectories_and_differ_from_update_to_update():
     for own in first.work:
         assert len(own) == 3
         assert sum(step.total_tokens for step in own) == first.response_tokens
+        assert sum(step.total_rows for step in own) == first.rows
     assert [step.total_tokens for step in first.work[0]] == [step.total_tokens for step in again.work[0]]
     assert [step.total_tokens for step in first.work[0]] != [step.total_tokens for step in second.work[0]]

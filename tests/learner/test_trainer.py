@@ -9,13 +9,14 @@ from collections import Counter
 import pytest
 import torch
 
-from learner.checkpoint import latest
+from learner.checkpoint import best, latest
 from learner.ledger import Ledger
 from learner.rank_group import start_ranks
 from learner.trainer import Trainer
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.errors import CheckpointFailed, RunStalled
+from services.model_folder import read_weights
 from services.weights.directory import DirectoryChannel
 from tests.learner.synthetic import play
 
@@ -111,6 +112,10 @@ def test_the_panel_is_played_at_fixed_intervals_with_the_version_just_published(
         trainer(config, buffer, channel, ranks, evaluate=play_panel).train()
     assert panels == [(0, 0), (2, 2), (4, 4)]
     records = [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
+    found = best(config.run.folder / "checkpoints")
+    assert found is not None
+    assert found[0].name == "best-000004"
+    assert read_weights(found[0]).keys() == read_weights(config.model.path).keys()
     rates = [(r["step"], r["evaluation/success_rate"]) for r in records if "evaluation/success_rate" in r]
     assert rates == [(0, 0.0), (2, 0.2), (4, 0.4)]
 
@@ -162,7 +167,7 @@ def test_killed_and_resumed_run_trains_each_group_once_and_ends_with_the_same_we
     assert latest(config.run.folder / "checkpoints").name == "000007"
     record = buffer.metrics()[-1]
     assert (record["kind"], record["update"]) == ("update", 7)
-    assert record["loss/ratio"] == pytest.approx(1.0)
+    assert record["loss/ratio"] == record["loss/ratio_max"] == pytest.approx(1.0)
 
 
 def test_stale_groups_are_dropped_and_played_again(tiny_config, buffer, channel, ranks):

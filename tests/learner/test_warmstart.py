@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ TEXTS = ["see: pen\ndo: take pen", "see: mug\ndo: take mug"] * 50
 @dataclass
 class Row:
     tokens: list[int]
-    imitate: list[bool]
+    targets: list[Mapping[int, float]]
 
 
 def test_a_small_policy_learns_to_copy_and_the_folder_loads_again(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_a_small_policy_learns_to_copy_and_the_folder_loads_again(tmp_path: Path
     for text in TEXTS * 120:
         prompt, response = text.split(" take", 1)
         read, written = tokenizer.encode(prompt), [*tokenizer.encode(" take" + response), tokenizer.eos_token_id]
-        rows.append(Row(read + written, [False] * len(read) + [True] * len(written)))
+        rows.append(Row(read + written, [{}] * len(read) + [{token: 1.0} for token in written]))
     seen: list[warmstart.FitProgress] = []
     warmstart.fit(model, rows, PHASE, 400, seen.append)
     assert seen[-1].response_loss < 0.05 < seen[0].response_loss
@@ -39,6 +40,18 @@ def test_a_small_policy_learns_to_copy_and_the_folder_loads_again(tmp_path: Path
         ids = torch.tensor([again.encode(f"see: {noun}\ndo:")])
         answer = loaded.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
         assert again.decode(answer[0, ids.shape[1] :], skip_special_tokens=True) == f" take {noun}"
+
+
+def test_a_random_players_probabilities_are_learnt_from_single_episodes() -> None:
+    tokenizer = warmstart.train_tokenizer(TEXTS, SMALL.vocab_size)
+    model = warmstart.new_model(SMALL, len(tokenizer), tokenizer.eos_token_id, 64, seed=0)
+    read, wanted = tokenizer.encode("do:"), {7: 0.5, 8: 0.3, 9: 0.2}
+    rows = [Row([*read, 7], [{}] * len(read) + [wanted])] * 20_000
+    last = warmstart.fit(model, rows, PHASE, 400, lambda progress: None)
+    assert last.response_loss < 0.01
+    with torch.no_grad():
+        chances = model(torch.tensor([read])).logits[0, -1].softmax(-1)
+    assert {token: round(chances[token].item(), 1) for token in wanted} == wanted
 
 
 def test_the_seed_decides_the_weights() -> None:

@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from services.errors import RedisUnavailable
-from services.redis_server import EmbeddedRedis
+from services.redis_server import ADDRESS_NAME, EmbeddedRedis
 
 TIMEOUT_S = 20.0
 
@@ -132,7 +132,8 @@ def test_hides_its_password(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as server:
         password = server.url.split("@")[0].rpartition(":")[2]
         assert password not in Path(f"/proc/{server.pid}/cmdline").read_text()
-        assert all(password.encode() not in path.read_bytes() for path in tmp_path.iterdir())
+        others = [path for path in tmp_path.iterdir() if path.name != ADDRESS_NAME]
+        assert all(password.encode() not in path.read_bytes() for path in others)
 
 
 def test_is_started_from_the_main_thread_only(tmp_path: Path) -> None:
@@ -160,3 +161,14 @@ def test_stop_is_final_and_repeatable(tmp_path: Path) -> None:
     server.stop()
     assert is_gone(pid)
     assert server.pid is None
+
+
+def test_the_address_lies_in_a_file_of_the_owner_while_the_server_runs(tmp_path: Path) -> None:
+    path = tmp_path / ADDRESS_NAME
+    with EmbeddedRedis(tmp_path) as server:
+        assert path.read_text() == server.url
+        assert path.stat().st_mode & 0o777 == 0o600
+        server.stop()
+        assert not path.exists()
+        server.start()
+        assert path.read_text() == server.url

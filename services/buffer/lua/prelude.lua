@@ -32,8 +32,11 @@ local function is_closed(group)
   return redis.call('ZSCORE', COMPLETE, group) or redis.call('HEXISTS', REASONS, group) == 1
 end
 
+-- At least the time, so that a number is not used twice when Redis has lost its data.
 local function announce(group)
-  redis.call('HSET', CHANGED, stream_of(group), redis.call('INCR', SEQUENCE))
+  local sequence = math.max(tonumber(redis.call('GET', SEQUENCE) or 0) + 1, now_ms())
+  redis.call('SET', SEQUENCE, string.format('%d', sequence))
+  redis.call('HSET', CHANGED, stream_of(group), string.format('%d', sequence))
 end
 
 local function end_lease(ticket)

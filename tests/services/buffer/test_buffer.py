@@ -398,6 +398,28 @@ def test_a_full_buffer_begins_no_group_but_finishes_those_begun(small: Buffer) -
     assert small.lease("b", 1, LONG_S) == [ticket(2, 0)]
 
 
+def test_a_full_buffer_begins_what_the_learner_waits_for(small: Buffer) -> None:
+    small.issue(group(1))
+    for t in small.lease("a", 2, LONG_S):
+        small.store(play(t, kilobytes=600))
+    assert small.stats().full
+    # Group 0 was lost or too old: the learner takes groups in order. An evaluation may be what it waits for, too.
+    small.issue([*group(0), *group(2), *group(7, "eval")])
+    assert small.lease("a", 9, LONG_S) == [*group(7, "eval"), *group(0)]
+
+
+def test_groups_are_issued_whole(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.buffer.buffer._ISSUE_CHUNK", 3)
+    tickets = [t for number in range(3) for t in group(number)] + group(3, size=5)
+    with monkeypatch.context() as patch:
+        calls = []
+        patch.setattr(buffer, "_issue", lambda chunk: calls.append(list(chunk)) or len(chunk))
+        assert buffer.issue(tickets) == 11
+        assert calls == [group(0), group(1), group(2), group(3, size=5)]
+    assert buffer.issue(tickets) == 11
+    assert buffer.lease("a", 20, LONG_S) == tickets
+
+
 def test_a_partly_played_group_finishes_behind_many_that_wait(small: Buffer) -> None:
     small.issue([t for number in range(10) for t in group(number)])
     late = ticket(9, 0)
@@ -478,3 +500,13 @@ def test_stats(buffer: Buffer) -> None:
     assert (stats.queued, stats.leased, stats.full) == (3, 1, False)
     assert stats.trajectory_bytes > 0
     assert stats.streams == {"eval": StreamStats(complete=1), "train": StreamStats(open=2, cancelled=1)}
+
+
+def test_a_wish_for_actors(buffer: Buffer) -> None:
+    assert buffer.desired_actors() is None
+    buffer.set_desired_actors(0)
+    assert buffer.desired_actors() == 0
+    buffer.set_desired_actors(None)
+    assert buffer.desired_actors() is None
+    with pytest.raises(ValueError, match="-1"):
+        buffer.set_desired_actors(-1)

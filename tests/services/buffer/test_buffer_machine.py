@@ -1,7 +1,8 @@
-"""The buffer against a model of it in plain Python, over random histories."""
+"""The buffer against a model of it in plain Python, over random histories, lost data included."""
 
 from __future__ import annotations
 
+import copy
 import uuid
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from hypothesis.stateful import (
 from services.buffer import Buffer, Stored
 from services.config.tree import BufferConfig
 from services.schemas import Task, Ticket, Trajectory
+from tests.services.buffer.lost_data import delete_run, restore_run, save_run
 
 MAX_ATTEMPTS = 2
 SIZE = {0: 1, 1: 2, 2: 3}
@@ -48,9 +50,12 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.buffer = Buffer.connect(url, f"machine-{uuid.uuid4().hex}", BufferConfig(), max_attempts=MAX_ATTEMPTS)
         self.model: dict[GroupKey, Group] = {}
-        self.news: set[str] = set()
+        self.news: dict[str, object] = {}  # stream -> its last completion or cancellation
+        self.told: dict[str, object] = {}  # stream -> what the last `wait` told of
+        self.saved: tuple[dict[GroupKey, Group], dict[str, object], dict[str, bytes]] = ({}, {}, {})
 
     def teardown(self) -> None:
+        delete_run(self.buffer)
         self.buffer.close()
 
     def held(self, actors: str) -> list[Ticket]:
@@ -70,7 +75,7 @@ class Machine(RuleBasedStateMachine):
 
     def end(self, key: GroupKey) -> None:
         self.model[key] = Group(cancelled=True)
-        self.news.add(key[0])
+        self.news[key[0]] = object()
 
     def attempt(self, ticket: Ticket) -> None:
         key = (ticket.stream, ticket.group)
@@ -115,7 +120,7 @@ class Machine(RuleBasedStateMachine):
             known.complete = len(known.writer) == SIZE[group]
             expected = Stored.COMPLETED if known.complete else Stored.STORED
             if known.complete:
-                self.news.add(stream)
+                self.news[stream] = object()
         assert self.buffer.store(Trajectory(make(stream, group, member), (), actor=actor)) is expected
 
     @precondition(lambda self: self.held("ab"))
@@ -162,15 +167,42 @@ class Machine(RuleBasedStateMachine):
         for group in groups:
             self.model.pop((stream, group), None)
         if groups and not any(name == stream for name, _ in self.model):
-            self.news.discard(stream)
+            self.news.pop(stream, None)
 
     @rule(stream=STREAMS)
     def wait(self, stream: str) -> None:
-        assert self.buffer.wait(stream, 0.0) == (stream in self.news)
-        self.news.discard(stream)
+        news = stream in self.news and self.told.get(stream) is not self.news[stream]
+        assert self.buffer.wait(stream, 0.0) == news
+        if news:
+            self.told[stream] = self.news[stream]
+
+    @rule()
+    def save(self) -> None:
+        """What Redis has on its disk from now on."""
+        self.saved = copy.deepcopy(self.model), dict(self.news), save_run(self.buffer)
+
+    @rule()
+    def lose(self) -> None:
+        """Redis dies and comes back with what it had on its disk, which may be nothing."""
+        self.model, self.news = copy.deepcopy(self.saved[0]), dict(self.saved[1])
+        restore_run(self.buffer, self.saved[2])
 
     @invariant()
     def agrees(self) -> None:
+        seen = {(found.stream, found.group): found for found in self.buffer.contents()}
+        assert list(seen) == sorted(self.model, key=lambda key: (key[0] == "train", *key))
+        for key, group in self.model.items():
+            found = seen[key]
+            assert (found.state == "complete", found.state == "cancelled") == (group.complete, group.cancelled)
+            assert (found.reason is not None) == group.cancelled
+            names = {"waiting": "queued", "stored": "stored"}
+            assert {t.member: t.holder or names[t.place] for t in found.tickets} == group.members
+            tried = {t.member: t.attempts for t in found.tickets if t.attempts}
+            waiting = {m: n for m, n in group.attempts.items() if group.members.get(m) != "stored"}
+            assert tried == waiting
+
+    @rule()
+    def counts(self) -> None:
         stats = self.buffer.stats()
         states = [state for group in self.model.values() for state in group.members.values()]
         assert stats.queued == states.count("queued")
@@ -198,6 +230,9 @@ def test_agrees_with_the_model(redis_url: str) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Machine(redis_url),
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=1000,
+            stateful_step_count=15,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
         ),
     )

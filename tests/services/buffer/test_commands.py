@@ -48,9 +48,3 @@ def test_old_answers_are_forgotten_and_waiting_commands_are_not(commands):
     assert len(found) == MAX_KEPT
     assert found[0].id == "0"
     assert found[-1].id == str(MAX_KEPT + 19)
-
-
-def test_the_wanted_number_of_actors(commands):
-    assert commands.wanted_actors() is None
-    commands.want_actors(4)
-    assert commands.wanted_actors() == 4

@@ -11,17 +11,18 @@ from services.config import Config, load_config
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def small(tmp_path: Path) -> Config:
-    phases = "[{tokens: 6000, expert_share: 1.0}, {tokens: 6000, imitate: played}]"
+def small(recipe: str) -> Config:
+    phases = "[{tokens: 6000, expert_share: 0.5}, {tokens: 6000, imitate: expert, splits: [SPLIT]}]"
+    phases = phases.replace("SPLIT", "train" if "webshop" in recipe else "train_large")
     shape = ["warmstart.hidden_size=32", "warmstart.intermediate_size=32", "warmstart.layers=1", "warmstart.heads=2"]
     return load_config(
-        ROOT / "configs" / "starter.yaml",
+        ROOT / "configs" / recipe,
         [f"warmstart.phases={phases}", *shape, "warmstart.kv_heads=2", "warmstart.batch_tokens=1000"],
     )
 
 
 def test_phases_can_be_done_apart(tmp_path: Path) -> None:
-    config = small(tmp_path)
+    config = small("starter.yaml")
     told: list[int] = []
     make_starter(config, tmp_path / "first", lambda tokens, loss: told.append(tokens))
     assert told == sorted(told)
@@ -31,3 +32,8 @@ def test_phases_can_be_done_apart(tmp_path: Path) -> None:
     recipe = json.loads((tmp_path / "second" / "warmstart.json").read_text())
     assert [phase["phase"] for phase in recipe["phases"]] == [1, 2, 2]
     assert {path.name for path in (tmp_path / "second").iterdir()} >= {"config.json", "tokenizer.json"}
+
+
+def test_the_shops_expert_makes_data_too(tmp_path: Path) -> None:
+    recipe = make_starter(small("webshop-starter.yaml"), tmp_path / "shop", lambda tokens, loss: None)
+    assert [phase["phase"] for phase in recipe["phases"]] == [1, 2]

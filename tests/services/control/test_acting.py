@@ -76,7 +76,7 @@ def test_a_finished_run_can_be_asked_nothing(api, runs):
 
 def test_scale_is_a_recorded_wish(api, live, run_name):
     assert act(api, run_name, {"action": "scale", "actors": 3}).status_code == 202
-    assert live.commands.wanted_actors() == 3
+    assert live.desired_actors() == 3
     assert api.get(f"/api/v1/runs/{run_name}/actors").json()["wanted"] == 3
     (command,) = live.commands.all()
     assert command.answer is not None

@@ -11,7 +11,7 @@ const ACTIONS = [
   ["resume", "Resume", "Go on where the run was paused.", {}],
   ["checkpoint", "Checkpoint now", "Write a checkpoint between two updates; the groups it records then leave Redis.", {}],
   ["evaluate", "Evaluate now", "Play the evaluation panel with the current policy; the learner waits meanwhile.", {}],
-  ["scale", "Scale …", "Say how many rollout actors are wanted.", {}],
+  ["scale", "Scale …", "Say how many rollout actors are wanted; the pool follows as far as the cluster has room.", {}],
   ["stop", "Stop", "End the run after the work in hand, with a checkpoint. It can be resumed from the command line.", { danger: true }],
 ];
 

@@ -1,0 +1,388 @@
+"""Speed of a policy update on ragged episode data, side by side with two loops that pad.
+
+`python -m benchmarks.learner [--template compact|think] [--episodes N] [--json FILE]`, on the CPU. The rows are the
+steps of scripted ALFWorld episodes, groups of 8, as the learner would train on them. Each side does whole updates on
+the very same rows with the same model in float32: forward and backward pass over every row, PPO loss, AdamW step.
+
+- ours: `learner.batching.plan` and the DeepSpeed engine, one rank.
+- padded: plain Hugging Face, as verl-agent trains: prompts padded left, responses right, to the micro-batch's longest.
+- trl: `GRPOTrainer.compute_loss` of TRL on the same padded micro-batches, generation bypassed. TRL is no requirement of
+  ours: run this file with a Python that has both, else the row says that it is missing.
+
+Tokens are those of the rows, prompt and response, without padding, counted once a row for every side: what ours does
+not compute, because rows share their beginnings, counts as trained on all the same. Padding counts for nobody.
+
+`--gpu` instead measures bfloat16 updates of a randomly initialised Qwen2.5-1.5B on one GPU: tokens/s, the model's FLOPs
+over the GPU's peak (MFU, of the tokens that are really computed), and the peak memory under GiGPO and under GRPO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import platform
+import random
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from actors.prompts import Exchange, PromptBuilder, load_tokenizer
+from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted
+from env_servers.client import LocalClient
+from env_servers.registry import load_environment
+from learner.batching import MicroBatch, Row, plan
+from learner.engine_deepspeed import DeepSpeedEngine, connect
+from learner.losses import TokenBatch, policy_loss
+from learner.rows import prepare
+from services.config.tree import Config
+from services.schemas import Step, Task, Ticket, Trajectory, VersionSpan
+
+GROUP = 8
+STEPS = {"compact": 20, "think": 50}
+PROMPT_TOKENS = {"compact": 1000, "think": 2048}
+QWEN: dict[str, Any] = {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1_000_000.0,
+    "tie_word_embeddings": True,
+}
+H100_TFLOPS = 989.0
+
+Update = Callable[[], None]
+
+
+def episode_rows(template: str, episodes: int, model: Path) -> list[Row]:
+    """The steps of scripted episodes as rows; advantages and the sampler's log-probabilities are made up."""
+    tokenizer = load_tokenizer(model)
+    settings = Config.model_validate({"prompt": {"template": template}}).prompt
+    prompts = PromptBuilder(settings, tokenizer, PROMPT_TOKENS[template])
+    client = LocalClient(load_environment("alfworld"))
+    values = np.random.default_rng(0)
+    rows: list[Row] = []
+
+    async def play(number: int) -> None:
+        rng = random.Random(number)
+        expert = number % GROUP < 5
+        player: Player = NoisyExpert(rng, rng.uniform(0.1, 0.7)) if expert else HabitualPlayer(rng)
+        task = Task(env="alfworld", split="train", index=number // GROUP)
+        history: list[Exchange] = []
+        advantage = float(values.normal())
+        async for turn in play_scripted(client, task, player, STEPS[template]):
+            prompt, response = prompts.build(turn.goal, history, turn.result), " " + turn.action
+            ids = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+            history.append(Exchange(turn.result.observation, turn.action, response, ids))
+            rows.append(Row(np.array([*prompt.ids, *ids], np.int32), np.full(len(ids), -1.0, np.float32), advantage))
+
+    async def all_of_them() -> None:
+        for number in range(episodes):
+            await play(number)
+
+    asyncio.run(all_of_them())
+    return rows
+
+
+def ours(rows: Sequence[Row], model: Path, budget: int, folder: Path) -> Update:
+    """An update of the learner's own: packed, through DeepSpeed."""
+    config = Config.model_validate(
+        {"model": {"path": model}, "run": {"dir": folder}, "loss": {"kl_coef": 0.0, "importance_cap": None}}
+    )
+    engine = DeepSpeedEngine(config)
+    total = sum(row.response_tokens for row in rows)
+
+    def update() -> None:
+        (batches,) = plan(rows, 1, budget)
+        for batch in batches:
+
+            def loss(logprob: Tensor, entropy: Tensor, batch: Any = batch) -> Any:
+                return policy_loss(token_batch(batch, logprob, entropy), config.loss, total)
+
+            engine.accumulate(batch, loss)
+        engine.step()
+
+    return update
+
+
+def token_batch(batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> TokenBatch:
+    """What the loss reads of a micro-batch."""
+    arrays = (batch.behaviour, batch.advantage, batch.weight)
+    behaviour, advantage, weight = (torch.tensor(array, device=logprob.device) for array in arrays)
+    return TokenBatch(logprob, behaviour, advantage, weight, entropy=entropy)
+
+
+def padded_batches(rows: Sequence[Row], size: int) -> Iterator[dict[str, Tensor]]:
+    """Micro-batches of `size` rows in order: prompts padded left, responses right, to the longest of the batch."""
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        prompt = max(len(row.tokens) - row.response_tokens for row in some)
+        response = max(row.response_tokens for row in some)
+        ids = torch.zeros(len(some), prompt + response, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        old = torch.zeros(len(some), response)
+        for line, row in enumerate(some):
+            first = prompt - (len(row.tokens) - row.response_tokens)
+            ids[line, first : first + len(row.tokens)] = torch.tensor(row.tokens)
+            mask[line, first : first + len(row.tokens)] = 1
+            old[line, : row.response_tokens] = torch.tensor(row.logprobs)
+        yield {
+            "prompt_ids": ids[:, :prompt],
+            "prompt_mask": mask[:, :prompt],
+            "completion_ids": ids[:, prompt:],
+            "completion_mask": mask[:, prompt:],
+            "old_per_token_logps": old,
+            "advantages": torch.tensor([row.advantage for row in some]),
+        }
+
+
+def padded(rows: Sequence[Row], model: Path, size: int) -> Update:
+    """An update in plain Hugging Face over padded rows. Logits of the responses only, to its advantage."""
+    from transformers import AutoModelForCausalLM
+
+    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa").train()
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-6, fused=True)
+    total = sum(row.response_tokens for row in rows)
+
+    def update() -> None:
+        for batch in padded_batches(rows, size):
+            ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+            mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            keep = batch["completion_ids"].shape[1]
+            out = lm(ids, attention_mask=mask, position_ids=places, logits_to_keep=keep + 1, use_cache=False)
+            logs = out.logits[:, :-1].float().log_softmax(-1)
+            logprob = logs.gather(2, batch["completion_ids"][..., None])[..., 0]
+            ratio = (logprob - batch["old_per_token_logps"]).exp()
+            advantage = batch["advantages"][:, None]
+            objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            torch.autograd.backward(-(objective * batch["completion_mask"]).sum() / total)
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def trl(rows: Sequence[Row], model: Path, size: int, folder: Path) -> Update:
+    """An update with the loss of TRL's GRPOTrainer. Raises ImportError where TRL is not installed."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    settings = GRPOConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=size,
+        num_generations=size,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        beta=0.0,
+        loss_type="dapo",
+        report_to=[],
+        model_init_kwargs={"dtype": "float32"},
+    )
+    data = Dataset.from_list([{"prompt": "look"}] * size)
+    trainer = GRPOTrainer(str(model), reward_funcs=lambda completions, **_: [0.0], args=settings, train_dataset=data)
+    trainer.current_gradient_accumulation_steps = 1
+    lm = trainer.model.train()
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-6, fused=True)
+    total = torch.tensor(float(sum(row.response_tokens for row in rows)))
+
+    def update() -> None:
+        for batch in padded_batches(rows, size):
+            trainer.accelerator.backward(trainer.compute_loss(lm, batch | {"num_items_in_batch": total}))
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def seconds(update: Update, repeats: int) -> list[float]:
+    """Processor seconds of single updates, after one that does not count: other work on the machine does not show."""
+    update()
+    taken = []
+    for _ in range(repeats):
+        started = time.process_time()
+        update()
+        taken.append(time.process_time() - started)
+    return taken
+
+
+def compare(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
+    """All sides on the same rows, one after the other in turns."""
+    rows = episode_rows(options.template, options.episodes, options.model)
+    tokens = sum(len(row.tokens) for row in rows)
+    (batches,) = plan(rows, 1, options.budget)
+    in_padded = sum(b["prompt_ids"].numel() + b["completion_ids"].numel() for b in padded_batches(rows, options.rows))
+    sides: dict[str, Callable[[], Update]] = {
+        "ours": lambda: ours(rows, options.model, options.budget, folder),
+        "padded": lambda: padded(rows, options.model, options.rows),
+        "trl": lambda: trl(rows, options.model, options.rows, folder),
+    }
+    figures: dict[str, Any] = {
+        "template": options.template,
+        "rows": len(rows),
+        "tokens": tokens,
+        "tokens_computed": {"ours": sum(batch.tokens for batch in batches), "padded": in_padded, "trl": in_padded},
+    }
+    rates: dict[str, float] = {}
+    for name, make in sides.items():
+        try:
+            taken = seconds(make(), options.repeats)
+        except ImportError as error:
+            console.print(f"{name}: not installed ({error}); run this with a Python that has TRL as well")
+            continue
+        rates[name] = tokens / statistics.median(taken)
+        figures[name] = {"seconds": taken, "tokens_per_second": rates[name]}
+    figures["ratio"] = rates["ours"] / max(rate for name, rate in rates.items() if name != "ours")
+    table = Table("side", "tokens/s", "tokens computed", title=f"{options.template}: {len(rows)} rows, {tokens} tokens")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:,.0f}", f"{figures['tokens_computed'][name]:,}")
+    console.print(table)
+    console.print(f"ours over the better of the others: {figures['ratio']:.2f}")
+    return figures
+
+
+def made_up_groups(groups: int, rng: np.random.Generator) -> list[list[Trajectory]]:
+    """Groups of episodes of random tokens: 10 to 20 steps with prompts of 300 to 900 and responses of 50 to 250."""
+
+    def step(last: bool, won: bool) -> Step:
+        length = int(rng.integers(50, 250))
+        return Step(
+            prompt_ids=rng.integers(0, QWEN["vocab_size"], int(rng.integers(300, 900))).astype(np.int32),
+            response_ids=rng.integers(0, QWEN["vocab_size"], length).astype(np.int32),
+            logprobs=np.full(length, -12.0, np.float32),
+            versions=(VersionSpan(0, length),),
+            anchor=f"room {int(rng.integers(0, 5))}",
+            observation="",
+            prompt="",
+            response="",
+            action="",
+            reward=10.0 if won and last else 0.0,
+            valid=True,
+            terminated=won and last,
+        )
+
+    def episode(group: int, member: int) -> Trajectory:
+        count, won = int(rng.integers(10, 20)), bool(rng.random() < 0.5)
+        task = Task(env="alfworld", split="train", index=group)
+        ticket = Ticket(group=group, member=member, group_size=GROUP, task=task, seed=0)
+        steps = tuple(step(number == count - 1, won) for number in range(count))
+        return Trajectory(ticket=ticket, steps=steps, facts={"won": won})
+
+    return [[episode(group, member) for member in range(GROUP)] for group in range(groups)]
+
+
+def flops(batches: Sequence[Any]) -> float:
+    """Of forward and backward pass of the Qwen2.5-1.5B shape: matrices, attention (causal), head on responses."""
+    hidden, inner, layers = QWEN["hidden_size"], QWEN["intermediate_size"], QWEN["num_hidden_layers"]
+    kv = hidden * QWEN["num_key_value_heads"] // QWEN["num_attention_heads"]
+    matrices = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner)
+    total = 0.0
+    for batch in batches:
+        own, read = np.diff(batch.starts).astype(float), np.diff(batch.path_starts).astype(float)
+        pairs = float((own * read - own * (own - 1) / 2).sum())
+        head = len(batch.targets) * hidden * QWEN["vocab_size"]
+        total += 2 * (batch.tokens * matrices + head) + 4 * pairs * hidden * layers
+    return 3 * total
+
+
+def gpu(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
+    """Updates in bfloat16 on one GPU."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--gpu: there is no CUDA GPU")
+    model = folder / "model"
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**QWEN)).to(torch.bfloat16).save_pretrained(model)
+    (model / "tokenizer.json").write_text("{}")
+    groups = made_up_groups(options.episodes // GROUP, np.random.default_rng(0))
+    figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name()}
+    settings = {
+        "model": {"path": model, "dtype": "bfloat16"},
+        "loss": {"kl_coef": 0.0, "importance_cap": None},
+        "learner": {"microbatch_tokens": options.budget, "activation_checkpointing": options.checkpointing},
+    }
+    engine = DeepSpeedEngine(Config.model_validate(settings))
+    for algorithm in ("gigpo", "grpo"):
+        config = Config.model_validate(settings | {"algorithm": algorithm})
+
+        def update(config: Config = config) -> list[Any]:
+            ((step,),) = prepare(groups, config, 0).work
+
+            for batch in step.batches:
+
+                def loss(logprob: Tensor, entropy: Tensor, batch: Any = batch) -> Any:
+                    return policy_loss(token_batch(batch, logprob, entropy), config.loss, step.total_tokens)
+
+                engine.accumulate(batch, loss)
+            engine.step()
+            torch.cuda.synchronize()
+            return step.batches
+
+        update()
+        torch.cuda.reset_peak_memory_stats()
+        taken = []
+        for _ in range(options.repeats):
+            started = time.perf_counter()
+            batches = update()
+            taken.append(time.perf_counter() - started)
+        duration = statistics.median(taken)
+        figures[algorithm] = {
+            "seconds": taken,
+            "tokens_per_second": sum(batch.tokens for batch in batches) / duration,
+            "mfu": flops(batches) / duration / (options.peak_tflops * 1e12),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(),
+        }
+        console.print(algorithm, figures[algorithm])
+    figures["memory_ratio"] = figures["gigpo"]["peak_memory_bytes"] / figures["grpo"]["peak_memory_bytes"]
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of a policy update.")
+    parser.add_argument("--template", choices=sorted(STEPS), default="compact")
+    parser.add_argument("--episodes", type=int, default=16, help=f"a multiple of {GROUP}")
+    parser.add_argument("--model", type=Path, default=Path("models/starter"))
+    parser.add_argument("--budget", type=int, default=None, help="learner.microbatch_tokens (2048; on a GPU 16384)")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a padded micro-batch")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing (--gpu)")
+    parser.add_argument("--peak-tflops", type=float, default=H100_TFLOPS, help="dense bfloat16 peak of the GPU (--gpu)")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.budget = options.budget or (16384 if options.gpu else 2048)
+    torch.set_num_threads(options.threads)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    connect(0, 1, "127.0.0.1", port)
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = (gpu if options.gpu else compare)(options, Path(folder), console)
+    figures |= {"threads": options.threads, "python": platform.python_version(), "torch": torch.__version__}
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

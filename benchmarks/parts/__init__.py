@@ -1,0 +1,1 @@
+"""The measurements that `benchmarks.system` puts together, one file each."""

@@ -1,0 +1,43 @@
+"""Wall time of an update, asynchronous beside synchronous, and the fraction of the ideal max(rollout, update).
+
+Two short runs of `anchorage train` on the same recipe: `max_staleness` 1 and 0. In the synchronous one nothing
+overlaps, so its times of waiting and of the rest are those of rollout and update.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+WARM = 2
+PARTS = ("time/prepare_s", "time/update_s", "time/publish_s")
+
+
+def run(folder: Path, name: str, staleness: int, updates: int, overrides: Sequence[str]) -> list[dict[str, float]]:
+    """The metrics of a run's updates, those of the warm-up left out."""
+    command = [sys.executable, "-m", "services.cli.main", "train", "configs/demo.yaml", *overrides]
+    own = [f"run.dir={folder}", f"run.name={name}", f"learner.max_staleness={staleness}", f"learner.updates={updates}"]
+    subprocess.run([*command, *own, "run.minutes=null", "evaluation.every=null"], check=True, stdout=subprocess.DEVNULL)
+    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines][WARM:]
+
+
+def measure(folder: Path, updates: int, overrides: Sequence[str] = ()) -> dict[str, float]:
+    overlapped = run(folder, "asynchronous", 1, updates, overrides)
+    in_turn = run(folder, "synchronous", 0, updates, overrides)
+    rollout = fmean(record["time/wait_s"] for record in in_turn)
+    update = fmean(sum(record[part] for part in PARTS) for record in in_turn)
+    seconds = fmean(record["time/wait_s"] + sum(record[part] for part in PARTS) for record in overlapped)
+    return {
+        "updates": len(in_turn),
+        "rollout_s": rollout,
+        "update_s": update,
+        "synchronous_s": rollout + update,
+        "asynchronous_s": seconds,
+        "asynchronous_over_synchronous": seconds / (rollout + update),
+        "fraction_of_ideal": max(rollout, update) / seconds,
+    }

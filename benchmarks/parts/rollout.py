@@ -1,0 +1,137 @@
+"""Tokens a second of a rollout actor that plays ALFWorld, and of bare vLLM on the same prompts and lengths.
+
+The actor plays over HTTP against a server process, through Redis, as in a run. What it asked of the engine is recorded
+and asked again without anything around it: as many requests in flight, the prompts in the order in which they came, the
+responses of the same lengths, the prefix cache emptied before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from actors.engine import Sample
+from actors.engine_vllm import VllmEngine
+from actors.prompts import PromptBuilder, load_tokenizer
+from actors.rollout_actor import Rollout
+from env_servers.client import HttpClient
+from env_servers.launch import start_server
+from learner.dispatch import Dispatcher
+from services.buffer import Buffer
+from services.config.tree import Config
+from services.redis_server import EmbeddedRedis
+from services.schemas import TRAIN_STREAM
+from services.weights import open_channel
+
+Asked = tuple[list[int], int]
+"""Prompt ids and the number of sampled tokens."""
+
+
+class Recorder(VllmEngine):
+    """Remembers what it was asked and for how long it has been at work."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.asked: list[Asked] = []
+        self.began = self.ended = 0.0
+
+    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+        self.began = self.began or time.perf_counter()
+        prompt = list(prompt_ids)
+        sample = await super().generate(prompt, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        self.asked.append((prompt, len(sample.token_ids)))
+        self.ended = time.perf_counter()
+        return sample
+
+    async def stop(self) -> None:
+        """It goes on without the actor."""
+
+    async def bare(self, asked: Sequence[Asked], concurrency: int) -> float:
+        """Seconds that vLLM alone takes for the same."""
+        seconds: float = await self._call(self._bare, list(asked), concurrency)
+        return seconds
+
+    def _bare(self, asked: list[Asked], concurrency: int) -> float:
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        engine, waiting = self._engine, deque(enumerate(asked))
+        engine.reset_prefix_cache()
+        began, running = time.perf_counter(), 0
+        while waiting or running:
+            while waiting and running < concurrency:
+                number, (prompt, length) = waiting.popleft()
+                params = SamplingParams(
+                    temperature=1.0,
+                    seed=number,
+                    max_tokens=length,
+                    min_tokens=length,
+                    ignore_eos=True,
+                    logprobs=0,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                engine.add_request(f"bare-{number}", tokens_input(prompt), params)
+                running += 1
+            running -= sum(output.finished for output in engine.step())
+        return time.perf_counter() - began
+
+    async def end(self) -> None:
+        await super().stop()
+
+
+async def play(config: Config, engine: Recorder, groups: int) -> None:
+    """The actor plays so many groups, then it is drained."""
+    folder = config.run.folder
+    ready = folder / "server.url"
+    command = [sys.executable, "-m", "env_servers", config.env.name, "--port", "0", "--ready-file", str(ready)]
+    with EmbeddedRedis(folder / "redis") as redis, start_server(command, ready) as server:
+        buffer = Buffer.connect(redis.url, config.run.name, config.buffer)
+        client = HttpClient(server.url, connections=config.rollout.episodes_in_flight)
+        splits = (await client.info()).splits
+        channel = open_channel(config.weights, config.run.name, folder)
+        channel.publish(0, _weights(config))
+        dispatcher = Dispatcher(config, splits)
+        buffer.issue(dispatcher.tickets(range(groups)))
+        rollout = Rollout(
+            "actor",
+            config,
+            engine=engine,
+            environments={config.env.name: client},
+            prompts=PromptBuilder(config.prompt, load_tokenizer(config.model.path), config.model.max_prompt_tokens),
+            buffer=buffer,
+            channel=channel,
+        )
+        running = asyncio.create_task(rollout.run())
+        while not running.done() and len(await asyncio.to_thread(buffer.complete, TRAIN_STREAM)) < groups:
+            await asyncio.wait([running], timeout=0.2)
+        await rollout.drain()
+        await running
+        buffer.close()
+
+
+async def measure(config: Config, groups: int) -> tuple[dict[str, float], Recorder]:
+    """The figures, and the engine, which still runs."""
+    config.run.folder.mkdir(parents=True, exist_ok=True)
+    engine = Recorder(config.model, config.rollout, config.run.seed)
+    await play(config, engine, groups)
+    spent = engine.ended - engine.began
+    bare = await engine.bare(engine.asked, config.rollout.episodes_in_flight)
+    tokens = sum(length for _, length in engine.asked)
+    return {
+        "responses": len(engine.asked),
+        "concurrency": config.rollout.episodes_in_flight,
+        "actor_tokens_per_s": tokens / spent,
+        "bare_tokens_per_s": tokens / bare,
+        "actor_over_bare": bare / spent,
+    }, engine
+
+
+def _weights(config: Config) -> Any:
+    from services.model_folder import read_weights
+
+    return read_weights(config.model.path)

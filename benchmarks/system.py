@@ -1,0 +1,101 @@
+"""The whole system against what its parts could do alone, as ratios measured in one run.
+
+`python -m benchmarks.system [--json FILE] [--short] [--only PART …]`. The parts: `rollout` (tokens a second of an actor
+over bare vLLM), `overlap` (asynchronous over synchronous wall time), `buffer` (through Redis, over raw commands and a
+stream of pickles), `weights` (a version's way to the actors, over memcpy; the pause it costs the requests in flight).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from actors.engine_vllm import engine_environment
+from benchmarks.parts import buffer, overlap, rollout, weights
+from services.config import load_config
+
+PARTS = ("rollout", "overlap", "buffer", "weights")
+GOALS = {
+    "actor_over_bare": "≥ 0.9",
+    "asynchronous_over_synchronous": "≤ 0.6",
+    "without_codec_over_raw": "≥ 0.7",
+}
+
+
+async def engine_parts(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
+    """What needs an engine, on one."""
+    config = load_config(
+        Path("configs/demo.yaml"),
+        [f"run.dir={folder}", "run.name=rollout", "weights.channel=directory", "env.max_steps=20"],
+    )
+    found, engine = await rollout.measure(config, groups=8 if short else 32)
+    figures: dict[str, Any] = {"rollout": found} if "rollout" in wanted else {}
+    try:
+        if "weights" in wanted:
+            from services.model_folder import read_weights
+
+            policy = read_weights(config.model.path)
+            figures["update"] = await weights.to_first_token(engine, folder / "follow", policy, 5 if short else 20)
+    finally:
+        await engine.end()
+    return figures
+
+
+def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
+    if "buffer" in wanted:
+        figures["buffer"] = buffer.measure(folder, groups=8 if short else 32)
+    if "weights" in wanted:
+        sizes = (1, 16, 128) if short else (1, 16, 128, 1024)
+        figures["broadcast"] = [
+            weights.broadcast(folder / f"weights-{mib}-{readers}", mib, readers) for mib in sizes for readers in (1, 3)
+        ]
+    if {"rollout", "weights"} & set(wanted):
+        figures |= asyncio.run(engine_parts(folder, short, wanted))
+    if "overlap" in wanted:
+        overrides = ["learner.groups_per_update=4", "learner.group_size=4"] if short else []
+        figures["overlap"] = overlap.measure(folder, 6 if short else 14, overrides)
+    return figures
+
+
+def show(figures: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("part", "figure", "value", "goal")
+    for part in ("rollout", "overlap", "buffer", "update"):
+        for name, value in figures.get(part, {}).items():
+            table.add_row(part, name, f"{value:,.3f}", GOALS.get(name, ""))
+    console.print(table)
+    if "broadcast" in figures:
+        sent = Table(*figures["broadcast"][0])
+        for row in figures["broadcast"]:
+            sent.add_row(*(f"{value:,.2f}" for value in row.values()))
+        console.print(sent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the whole system against its parts.")
+    parser.add_argument("--short", action="store_true", help="a few minutes, for a look")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="of " + ", ".join(PARTS)
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args()
+    os.environ.update(engine_environment())
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), options.short, options.only)
+    show(figures)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

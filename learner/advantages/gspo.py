@@ -1,0 +1,19 @@
+"""GSPO: group sequence policy optimisation (Zheng et al. 2025, arXiv:2507.18071).
+
+    A = (score − mean) / F              over the group's episodes               (eq. 6)
+    s = (π(y) / π_old(y))^(1/|y|)       the ratio that is clipped               (eq. 7)
+
+for every step of the episode; the sequence y is a step's response. The ratio, its narrow clip and the mean over
+responses (eq. 5) are this algorithm's preset; the loss is in `learner.losses`.
+"""
+
+from __future__ import annotations
+
+from learner.advantages.grpo import grpo
+from learner.advantages.rows import Advantages, StepRows
+from services.config.tree import AdvantageConfig
+
+
+def gspo(rows: StepRows, config: AdvantageConfig) -> Advantages:
+    """Advantages of every row."""
+    return grpo(rows, config)

@@ -1,0 +1,47 @@
+"""HGPO: hierarchy-of-groups policy optimisation (He et al. 2026, arXiv:2602.22817).
+
+    G_k(t) = steps of the group that were taken in the same state as t, after the same k states,   k = 0 … K
+    A_k    = (R_t − mean) / F           over G_k(t), R the step returns of GiGPO
+    A      = Σ_k w_k · A_k / Σ_k w_k    w_k = (k + 1)^α, over the k for which G_k(t) holds another step
+
+the same for every token of a response; 0 where no other step was taken in the state. Deep groups compare like with
+like but are small, shallow ones are large but mix histories. A step has no G_k for more states than came before it.
+F is the standard deviation (ddof 1, + 1e-6), or 1. docs/algorithms.md says what was assumed beyond the paper.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learner.advantages.rows import EPSILON, Advantages, Floats, Ids, StepRows, earlier_rows, moments, step_returns
+from learner.anchors import joint_ids
+from services.config.tree import AdvantageConfig
+
+
+def hgpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
+    """Advantages of every row."""
+    returns = step_returns(rows, config.gamma, config.invalid_action_penalty)
+    weighted, weights = np.zeros(len(rows)), np.zeros(len(rows))
+    for depth, group in enumerate(history_groups(rows, config.history)):
+        mean, deviation, count = moments(returns, group)
+        scale = deviation + EPSILON if config.normalisation == "std" else np.ones(len(rows))
+        weight = (count > 1) * (depth + 1.0) ** config.history_power
+        weighted += weight * (returns - mean) / scale
+        weights += weight
+    total: Floats = weighted / np.maximum(weights, 1.0)
+    return Advantages(episode=np.zeros(len(rows)), step=total, total=total)
+
+
+def history_groups(rows: StepRows, history: int) -> list[Ids]:
+    """G_0 … G_K as group numbers, int64 [N] each; a step with too short a history is alone in its group."""
+    before = earlier_rows(rows)
+    place = np.arange(len(rows))
+    ancestor, group = place, rows.step_group
+    levels = [group]
+    for _ in range(history):
+        ancestor = np.where(ancestor >= 0, before[ancestor], -1)
+        # Alone: a number of its own instead of a state's.
+        state = np.where(ancestor >= 0, rows.step_group[ancestor], -1 - place)
+        group = joint_ids(group, state)
+        levels.append(group)
+    return levels

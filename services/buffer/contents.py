@@ -1,0 +1,93 @@
+"""Where every ticket of a run is: for `anchorage buffer inspect`, dashboards and tests. Plain data.
+
+Invariants
+- A ticket is waiting, leased, stored, or (in a cancelled group) gone; a group is open, complete or cancelled.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from services.buffer import keys
+
+State = Literal["open", "complete", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class TicketContents:
+    """One ticket of a group.
+
+    Attributes:
+        place: where it is. holder: the actor that leases it. lease_s: seconds left of the lease (negative: run out).
+        nbytes: size of its stored trajectory. attempts: failed so far.
+    """
+
+    member: int
+    place: Literal["waiting", "leased", "stored"]
+    holder: str | None = None
+    lease_s: float | None = None
+    nbytes: int = 0
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupContents:
+    """One group: its tickets in member order; none of a cancelled one, which has its reason."""
+
+    stream: str
+    group: int
+    size: int
+    state: State
+    tickets: tuple[TicketContents, ...]
+    reason: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ticket.nbytes for ticket in self.tickets)
+
+
+def parse_contents(
+    now: int,
+    sizes: Sequence[bytes],
+    complete: Sequence[bytes],
+    reasons: Sequence[bytes],
+    waiting: Sequence[bytes],
+    holders: Sequence[bytes],
+    leases: Sequence[bytes],
+    stored: Sequence[bytes],
+    attempts: Sequence[bytes],
+) -> list[GroupContents]:
+    """The answer of `contents.lua`, sorted as tickets are handed out."""
+    known, why = _pairs(sizes), _pairs(reasons)
+    held, ends, tried = _pairs(holders), _pairs(leases), _pairs(attempts)
+    of_group: defaultdict[bytes, list[TicketContents]] = defaultdict(list)
+    for field in waiting:
+        group, member = keys.split_ticket(field)
+        of_group[group].append(TicketContents(member, "waiting", attempts=int(tried.get(field, 0))))
+    for field, holder in held.items():
+        group, member = keys.split_ticket(field)
+        left = (float(ends[field]) - now) / 1000
+        of_group[group].append(
+            TicketContents(member, "leased", holder.decode(), left, attempts=int(tried.get(field, 0)))
+        )
+    for field, nbytes in _pairs(stored).items():
+        group, member = keys.split_ticket(field)
+        of_group[group].append(TicketContents(member, "stored", nbytes=int(nbytes)))
+    full = set(complete)
+    return [
+        GroupContents(
+            *keys.parse_group(field),
+            size=int(size),
+            state="cancelled" if field in why else "complete" if field in full else "open",
+            tickets=tuple(sorted(of_group[field], key=lambda ticket: ticket.member)),
+            reason=why[field].decode() if field in why else None,
+        )
+        for field, size in sorted(known.items())
+    ]
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

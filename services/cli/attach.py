@@ -1,0 +1,49 @@
+"""Finding the buffer of a run that another process drives, for commands that look at it or wish something of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from services.buffer import Buffer
+from services.config import load_config
+from services.config.tree import BufferConfig
+from services.errors import RedisUnavailable
+from services.redis_server import ADDRESS_NAME
+
+PATIENCE_S = 3.0
+
+
+def attach(run: str | None, folder: Path) -> tuple[str, Buffer]:
+    """The run's name and its buffer. `run` None: the run in `folder` that was started last.
+
+    Raises:
+        RedisUnavailable: there is no such run, or its Redis does not answer.
+    """
+    name = run or _newest(folder)
+    patience = BufferConfig(timeout_s=PATIENCE_S, reconnect_s=PATIENCE_S)
+    try:
+        return name, Buffer.connect(_address(folder / name), name, patience)
+    except ValueError as error:
+        raise RedisUnavailable(str(error)) from None
+
+
+def _newest(folder: Path) -> str:
+    configs = sorted(folder.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    if not configs:
+        raise RedisUnavailable(f"there is no run in {folder}; name one, or its folder with --dir")
+    return configs[-1].parent.name
+
+
+def _address(folder: Path) -> str:
+    recipe = folder / "config.yaml"
+    configured = load_config(recipe).buffer.redis_url if recipe.exists() else None
+    url = configured or os.environ.get("REDIS_URL")
+    if url:
+        return url
+    try:
+        return (folder / "redis" / ADDRESS_NAME).read_text()
+    except OSError:
+        raise RedisUnavailable(
+            f"the run {folder.name} has no Redis that runs: start the run, or set REDIS_URL to its Redis"
+        ) from None

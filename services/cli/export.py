@@ -1,0 +1,51 @@
+"""`anchorage export`: the policy of a run or of one checkpoint as a Hugging Face folder of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from services.errors import CheckpointFailed
+from services.model_folder import check_model_folder
+
+
+def export(source: Path, out: Path, *, best: bool) -> Path:
+    """Copy the policy of `source`, a run's folder or a checkpoint's, to `out`; the folder it was copied from.
+
+    Raises:
+        CheckpointFailed: there is no such policy, `out` holds something already, or it cannot be written.
+    """
+    policy = _policy(source, best)
+    check_model_folder(policy)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointFailed(f"{out} is there already: name a folder that is new or empty")
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(policy, partial, ignore=shutil.ignore_patterns("best.json"))
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise CheckpointFailed(f"cannot write {out}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return policy
+
+
+def _policy(source: Path, best: bool) -> Path:
+    from learner import checkpoint
+
+    if best:
+        found = checkpoint.best(source / "checkpoints")
+        if found is None:
+            raise CheckpointFailed(
+                f"{source / 'checkpoints'} holds no best policy: it takes evaluation.every and checkpoint.keep_best"
+            )
+        return found[0]
+    if (source / "policy").is_dir():
+        return source / "policy"
+    newest = checkpoint.latest(source / "checkpoints")
+    if newest is None:
+        raise CheckpointFailed(f"{source} is neither a checkpoint nor a run that has one")
+    return newest / "policy"

@@ -1,0 +1,35 @@
+"""`anchorage pool …`: wishes of the rollout pool of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.attach import attach
+from services.cli.buffer import Run, RunsFolder
+
+app = typer.Typer(no_args_is_help=True, help="The rollout actors of a run.")
+
+
+@app.callback()
+def pool() -> None:
+    """The rollout actors of a run."""
+
+
+@app.command()
+def scale(
+    actors: Annotated[str, typer.Argument(help="How many rollout actors; `all`: as many as the cluster has room for.")],
+    run: Run = None,
+    folder: RunsFolder = Path("runs"),
+) -> None:
+    """Grow or shrink the pool while it plays. Example: anchorage pool scale 3 demo"""
+    if actors != "all" and not actors.isdecimal():
+        raise typer.BadParameter(f"'{actors}' is neither a number nor `all`")
+    name, found = attach(run, folder)
+    try:
+        found.set_desired_actors(None if actors == "all" else int(actors))
+    finally:
+        found.close()
+    typer.echo(f"run {name}: {actors} rollout actors are wished for")

@@ -1,0 +1,118 @@
+"""Which task a group plays: `f(seed, i)`, a pure function of the configuration and the group's number.
+
+Invariants
+- Each environment's tasks come in a seeded permutation, a new one each epoch.
+- In a mix each block of `MIX_BLOCK` groups holds every environment in its share, in a seeded order; so any long stretch
+  of the run does.
+- The split sizes of a single environment go by split, those of a mix by `environment/split`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from services.config.tree import Config, EnvConfig
+from services.errors import EnvironmentUnavailable
+from services.schemas import Task
+
+MIX_BLOCK = 100
+HELD_OUT = ("valid_unseen", "valid_seen", "test")
+
+
+def split_key(config: Config, env: str, split: str) -> str:
+    """Name of a split among the run's split sizes."""
+    return f"{env}/{split}" if config.envs else split
+
+
+def split_size(splits: Mapping[str, int], split: str, env: str) -> int:
+    """Number of tasks of a split.
+
+    Raises:
+        EnvironmentUnavailable: the environment has no such split, or it is empty.
+    """
+    size = splits.get(split, 0)
+    if size < 1:
+        offered = ", ".join(f"{name} ({count})" for name, count in splits.items()) or "none"
+        raise EnvironmentUnavailable(f"{env} has no tasks in split '{split}'; it offers {offered}")
+    return size
+
+
+class TaskOrder:
+    """The training tasks of a run. EnvironmentUnavailable where an environment lacks its split."""
+
+    def __init__(self, config: Config, splits: Mapping[str, int]) -> None:
+        self._seed = config.run.seed
+        self._mix = Mix(config)
+        self._sizes = [
+            min(size, env.tasks or size)
+            for env in config.environments
+            for size in [split_size(splits, split_key(config, env.name, env.split), env.name)]
+        ]
+        self._permutation = lru_cache(maxsize=2 * len(self._sizes))(self._permute)
+
+    def task(self, group: int) -> Task:
+        """The task of group `group`."""
+        number, env, place = self._mix.place(group)
+        epoch, position = divmod(place, self._sizes[number])
+        return Task(env=env.name, split=env.split, index=self._permutation(number, epoch)[position])
+
+    def _permute(self, number: int, epoch: int) -> Sequence[int]:
+        # The first environment's order is the one it has alone.
+        seed = [self._seed, epoch, number] if number else [self._seed, epoch]
+        order: Sequence[int] = np.random.default_rng(seed).permutation(self._sizes[number]).tolist()
+        return order
+
+
+class Mix:
+    """Which environment each number belongs to, and how many earlier numbers belong to the same."""
+
+    def __init__(self, config: Config) -> None:
+        self._environments = config.environments
+        self._seed = config.run.seed
+        self._shares = shares([env.weight for env in self._environments])
+        self._block = lru_cache(maxsize=4)(self._order)
+
+    def place(self, number: int) -> tuple[int, EnvConfig, int]:
+        """Index of the environment, its settings, and the place among its own."""
+        if len(self._environments) == 1:
+            return 0, self._environments[0], number
+        block, position = divmod(number, MIX_BLOCK)
+        order = self._block(block)
+        chosen = order[position]
+        place = block * self._shares[chosen] + order[:position].count(chosen)
+        return chosen, self._environments[chosen], place
+
+    def _order(self, block: int) -> list[int]:
+        members = [index for index, share in enumerate(self._shares) for _ in range(share)]
+        order: list[int] = np.random.default_rng([self._seed, block, MIX_BLOCK]).permutation(members).tolist()
+        return order
+
+
+def shares(weights: Sequence[float]) -> list[int]:
+    """How many of `MIX_BLOCK` go to each: by largest remainder, ties to the first."""
+    exact = [MIX_BLOCK * weight / sum(weights) for weight in weights]
+    whole = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: whole[index] - exact[index])
+    for index in by_remainder[: MIX_BLOCK - sum(whole)]:
+        whole[index] += 1
+    return whole
+
+
+def panel_tasks(config: Config, splits: Mapping[str, int]) -> list[Task]:
+    """The tasks of all panels: the first of each environment's held-out split, around again if it is smaller.
+
+    Raises:
+        EnvironmentUnavailable: an environment has no such split.
+    """
+    mix, asked = Mix(config), config.evaluation.split
+    tasks = []
+    for number in range(config.evaluation.episodes * config.evaluation.panels):
+        _, env, place = mix.place(number)
+        offered = (name for name in HELD_OUT if splits.get(split_key(config, env.name, name)))
+        split = asked or next(offered, HELD_OUT[0])
+        size = split_size(splits, split_key(config, env.name, split), env.name)
+        tasks.append(Task(env=env.name, split=split, index=place % size))
+    return tasks

@@ -1,0 +1,201 @@
+"""The chaos run: training goes on while every kind of process is killed with `kill -9`, again and again.
+
+    python -m tests.chaos.run [--kills 3] [--updates 60] [--seed 0] [--out runs/chaos] [--recover 180] [--no-calm]
+
+Writes `summary.json` and prints it as tables. Exit code 1 when something was lost, trained on twice or too old, when a
+part did not recover.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos.history import given_up, judge
+from tests.chaos.scene import ROOT, Nodes, Run, kill, wait_for
+
+KINDS = ("actor", "environment", "learner", "redis", "node")
+PER_UPDATE, MAX_STALENESS = 4, 1
+START_S = 600.0
+WARM_S = 30.0
+RECIPE = [
+    "configs/demo.yaml",
+    "run.minutes=null",
+    f"learner.groups_per_update={PER_UPDATE}",
+    "learner.group_size=4",
+    f"learner.max_staleness={MAX_STALENESS}",
+    "learner.max_restarts=100",
+    "checkpoint.every=3",
+    "evaluation.every=null",
+    "rollout.lease_s=5",
+    "rollout.episodes_in_flight=32",
+    "telemetry.log_level=INFO",
+]
+
+
+class Growth:
+    """Memory (MiB) and descriptors of each long-lived process, from when it is warm to its last sample."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, int], tuple[float, int]] = {}
+        self._last: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def sample(self, run: Run) -> None:
+        for kind in ("trainer", "rank", "actor", "environment", "redis"):
+            for process in run.processes(kind):
+                try:
+                    if time.time() - process.create_time() > WARM_S:
+                        seen = process.memory_info().rss / 2**20, process.num_fds()
+                        self._first.setdefault((kind, process.pid), seen)
+                        self._last[kind, process.pid] = seen
+                except psutil.Error:
+                    continue
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Largest growth by kind."""
+        grown: dict[str, dict[str, float]] = {}
+        for key, (memory, descriptors) in self._last.items():
+            of_kind = grown.setdefault(key[0], {"mib": 0.0, "descriptors": 0})
+            of_kind["mib"] = max(of_kind["mib"], round(memory - self._first[key][0], 1))
+            of_kind["descriptors"] = max(of_kind["descriptors"], descriptors - self._first[key][1])
+        return grown
+
+
+def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) -> Callable[[], bool]:
+    """Kill one part; answers the question whether it is back."""
+    if kind == "node":
+        nodes.kill()
+        nodes.add()
+        return lambda: len(run.playing()) == 2
+    if kind == "actor":
+        victim = draw.choice(run.processes("actor"))
+        kill(victim)
+        return lambda: len(run.playing()) == 2 and not victim.is_running()
+    if kind == "learner":
+        [victim] = run.processes("rank" if number % 3 == 2 else "trainer")
+        kill(victim)
+        before = run.update()
+        return lambda: len(run.processes("rank")) == 1 and run.update() > before
+    victim = run.processes(kind)[0]
+    kill(victim)
+    if kind == "redis":
+        return lambda: bool(run.ask(lambda buffer: buffer.state()))
+    return lambda: run.environment_answers()
+
+
+def storm(
+    run: Run, nodes: Nodes, growth: Growth, *, kills: int, updates: int, seed: int, recover_s: float
+) -> dict[str, list[float]]:
+    """Let the schedule loose on the run and see it to its end; seconds to recover by kind."""
+    draw = random.Random(seed)
+    schedule = [(kind, number) for kind in KINDS for number in range(kills)]
+    draw.shuffle(schedule)
+    last = int(updates * 0.85)
+    moments = sorted(draw.sample(range(1, last), len(schedule)))
+    recovery: dict[str, list[float]] = defaultdict(list)
+    wait_for(lambda: len(run.playing()) == 2 and run.update() >= 1, START_S, run)
+    for moment, (kind, number) in zip(moments, schedule, strict=True):
+        wait_for(lambda moment=moment: run.update() >= moment, START_S, run)  # type: ignore[misc]
+        wait_for(lambda: len(run.playing()) == 2, START_S, run)
+        growth.sample(run)
+        time.sleep(draw.uniform(0.0, 2.0))
+        back = strike(kind, number, run, nodes, draw)
+        recovery[kind].append(round(wait_for(back, recover_s, run), 1))
+    while run.keep_running():
+        growth.sample(run)
+        time.sleep(2.0)
+    return dict(recovery)
+
+
+def evaluate(run: Run, updates: int, out: Path) -> float:
+    """Success of the run's last policy on the panel."""
+    policy = run.folder / "checkpoints" / f"{updates:06d}" / "policy"
+    result = out / f"{run.name}-evaluation.json"
+    command = [sys.executable, "-m", "services.cli.main", "eval", *RECIPE, "evaluation.episodes=256"]
+    names = [f"run.name={run.name}-eval", f"run.dir={out}"]
+    subprocess.run([*command, *names, "--policy", str(policy), "--json", str(result)], cwd=ROOT, check=True)
+    body = json.loads(result.read_text())
+    return float(body["success"]["rate"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=3, help="of each kind")
+    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recover", type=float, default=180.0, help="longest recovery, in seconds")
+    parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    parser.add_argument("--no-calm", action="store_true", help="leave out the undisturbed run and the evaluations")
+    args = parser.parse_args()
+    out: Path = args.out.absolute()
+    shutil.rmtree(out, ignore_errors=True)
+    recipe = [*RECIPE, f"learner.updates={args.updates}"]
+    growth = Growth()
+    nodes = Nodes()
+    try:
+        nodes.add()
+        began = time.monotonic()
+        with Run("chaos", out, recipe, nodes.address) as run:
+            recovery = storm(
+                run,
+                nodes,
+                growth,
+                kills=args.kills,
+                updates=args.updates,
+                seed=args.seed,
+                recover_s=args.recover,
+            )
+        seconds = time.monotonic() - began
+        if not args.no_calm:
+            with Run("calm", out, recipe, nodes.address) as calm:
+                while calm.keep_running():
+                    time.sleep(1.0)
+    finally:
+        nodes.close()
+    verdict = judge(run.ledger(), given_up([run.output()]), per_update=PER_UPDATE, max_staleness=MAX_STALENESS)
+    summary: dict[str, object] = {
+        "kills": {kind: len(times) for kind, times in recovery.items()},
+        **asdict(verdict),
+        "given_up": len(given_up([run.output()])),
+        "updates": run.update(),
+        "seconds": round(seconds, 1),
+        "recovery_s": recovery,
+        "growth": growth.figures(),
+    }
+    if not args.no_calm:
+        summary["success_chaos"] = evaluate(run, args.updates, out)
+        summary["success_calm"] = evaluate(calm, args.updates, out)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    show(summary, recovery)
+    wrong = verdict.lost or verdict.twice or verdict.too_stale or verdict.torn
+    return int(bool(wrong) or run.update() != args.updates)
+
+
+def show(summary: dict[str, object], recovery: dict[str, list[float]]) -> None:
+    console = Console()
+    table = Table("killed", "times", "recovery (s)", "longest (s)")
+    for kind, times in recovery.items():
+        table.add_row(kind, str(len(times)), ", ".join(f"{value:.1f}" for value in times), f"{max(times):.1f}")
+    console.print(table)
+    facts = Table("figure", "value")
+    for name, value in summary.items():
+        if name not in ("kills", "recovery_s"):
+            facts.add_row(name, json.dumps(value))
+    console.print(facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

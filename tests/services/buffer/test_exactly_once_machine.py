@@ -1,0 +1,246 @@
+"""Dispatcher, buffer and actors together over random histories: deaths at every point, late and repeated pushes, lost
+leases, Redis going back or losing everything. Every group is trained on at most once in the history that survives, in
+order and fresh, and every history can still be brought to its end."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from learner.dispatch import Dispatcher
+from learner.report import staleness
+from services.buffer import Buffer, Stored
+from services.config.tree import BufferConfig, Config
+from services.redis_server import EmbeddedRedis
+from services.schemas import TRAIN_STREAM, Ticket, Trajectory
+from tests.learner.synthetic import play
+from tests.services.buffer.lost_data import delete_run, restore_run, save_run
+
+UPDATES, PER_UPDATE, SIZE, STALENESS = 4, 2, 2, 1
+CONFIG = Config.model_validate(
+    {
+        "learner": {
+            "updates": UPDATES,
+            "groups_per_update": PER_UPDATE,
+            "group_size": SIZE,
+            "max_staleness": STALENESS,
+        }
+    }
+)
+SPLITS = {"train": 5}
+ACTORS = st.sampled_from(["a", "b", "c"])
+
+
+class Learner:
+    """The trainer's steps, each of which it may die after."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.buffer = buffer
+        self.version = 0
+        self.dispatcher = Dispatcher(CONFIG, SPLITS)
+        self.ledger: list[tuple[int, int]] = []
+        self.checkpoint: tuple[int, dict[str, object]] = (0, self.dispatcher.state())
+
+    def issue(self) -> None:
+        self.dispatcher.advance(UPDATES - self.version)
+        missing = self.dispatcher.missing(self.buffer.known(TRAIN_STREAM))
+        self.buffer.issue(self.dispatcher.tickets(missing))
+
+    def give_up_cancelled(self) -> None:
+        self.dispatcher.settle([g for g in self.buffer.cancelled(TRAIN_STREAM) if g in self.dispatcher.outstanding])
+
+    def update(self) -> bool:
+        """Train on the window when all of it is there; what is too old goes out again."""
+        window, complete = self.dispatcher.window(), set(self.buffer.complete(TRAIN_STREAM))
+        groups = {group: self.buffer.read(TRAIN_STREAM, group) for group in window if group in complete}
+        stale = [g for g, group in groups.items() if staleness(self.version, group) > STALENESS]
+        self.buffer.remove(TRAIN_STREAM, stale)
+        if stale or len(groups) < PER_UPDATE or self.version == UPDATES:
+            return False
+        for number, group in groups.items():
+            assert [t.ticket for t in group] == self.dispatcher.tickets([number])
+        self.version += 1
+        self.dispatcher.settle(window)
+        self.ledger += [(self.version, group) for group in window]
+        return True
+
+    def save(self) -> None:
+        self.checkpoint = self.version, self.dispatcher.state()
+
+    def acknowledge(self) -> None:
+        self.buffer.remove(TRAIN_STREAM, self.dispatcher.finished(self.buffer.known(TRAIN_STREAM)))
+
+    def restart(self) -> None:
+        self.version, state = self.checkpoint
+        self.dispatcher = Dispatcher(CONFIG, SPLITS)
+        self.dispatcher.restore(state)
+        self.ledger = [(update, group) for update, group in self.ledger if update <= self.version]
+        self.acknowledge()
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.buffer = Buffer.connect(url, f"once-{uuid.uuid4().hex}", BufferConfig(), max_attempts=3)
+        self.learner = Learner(self.buffer)
+        self.announced = 0
+        self.held: dict[str, list[Ticket]] = {"a": [], "b": [], "c": []}
+        self.pushed: list[Trajectory] = []
+        self.saved: dict[str, bytes] = {}
+        self.learner.issue()
+
+    def teardown(self) -> None:
+        try:
+            self.finish()
+        finally:
+            delete_run(self.buffer)
+            self.buffer.close()
+
+    def finish(self) -> None:
+        """From wherever it is, the run comes to its end."""
+        self.held = {actor: [] for actor in self.held}
+        for _ in range(8 * UPDATES):
+            if self.learner.version == UPDATES:
+                break
+            self.learner.give_up_cancelled()
+            self.learner.issue()
+            self.end_leases()
+            for ticket in self.buffer.lease("last", 100, 600.0):
+                self.buffer.store(play(ticket, self.learner.version, steps=1))
+            self.learner.update()
+        assert self.learner.version == UPDATES
+        self.trained_once()
+        self.learner.save()
+        self.learner.acknowledge()
+        assert self.buffer.known(TRAIN_STREAM) == set()
+
+    def end_leases(self) -> None:
+        for group in self.buffer.contents():
+            for ticket in group.tickets:
+                if ticket.holder is not None and ticket.holder != "last":
+                    self.buffer.release(ticket.holder, [f"{group.stream}/{group.group}/{ticket.member}"])
+
+    @rule()
+    def issue(self) -> None:
+        self.learner.give_up_cancelled()
+        self.learner.issue()
+
+    @rule()
+    def update(self) -> None:
+        if self.learner.update():
+            self.announced = self.learner.version
+
+    @rule()
+    def update_unannounced(self) -> None:
+        self.learner.update()
+
+    @rule(acknowledged=st.booleans())
+    def checkpoint(self, acknowledged: bool) -> None:
+        self.learner.save()
+        if acknowledged:
+            self.learner.acknowledge()
+
+    @rule()
+    def restart_learner(self) -> None:
+        self.learner.restart()
+        self.announced = self.learner.version
+
+    @rule(actor=ACTORS, limit=st.integers(1, 6))
+    def lease(self, actor: str, limit: int) -> None:
+        self.held[actor] += self.buffer.lease(actor, limit, 600.0)
+
+    @precondition(lambda self: any(self.held.values()))
+    @rule(actor=ACTORS, late=st.integers(0, 2))
+    def push(self, actor: str, late: int) -> None:
+        for ticket in self.held[actor]:
+            self.pushed.append(play(ticket, max(0, self.announced - late), steps=1))
+            self.buffer.store(self.pushed[-1])
+        self.held[actor] = []
+
+    @precondition(lambda self: self.pushed)
+    @rule(data=st.data())
+    def push_again(self, data: st.DataObject) -> None:
+        trajectory = data.draw(st.sampled_from(self.pushed))
+        stored = self.buffer.store(trajectory)
+        if trajectory.ticket.group not in self.buffer.known(TRAIN_STREAM):
+            assert stored is Stored.UNKNOWN
+
+    @rule(actor=ACTORS)
+    def kill_actor(self, actor: str) -> None:
+        self.buffer.renew(actor, [ticket.id for ticket in self.held[actor]], 0.0)
+        self.held[actor] = []
+
+    @rule(actor=ACTORS)
+    def lose_leases(self, actor: str) -> None:
+        """The actor lives, but somebody else gets its tickets; it pushes late."""
+        self.buffer.renew(actor, [ticket.id for ticket in self.held[actor]], 0.0)
+
+    @rule()
+    def expire(self) -> None:
+        self.buffer.expire()
+
+    @precondition(lambda self: any(self.held.values()))
+    @rule(actor=ACTORS)
+    def fail(self, actor: str) -> None:
+        for ticket in self.held[actor][:1]:
+            self.buffer.fail(actor, ticket.id, "for the test")
+        self.held[actor] = self.held[actor][1:]
+
+    @rule()
+    def save_redis(self) -> None:
+        self.saved = save_run(self.buffer)
+
+    @rule(everything=st.booleans())
+    def lose_redis(self, everything: bool) -> None:
+        restore_run(self.buffer, {} if everything else self.saved)
+
+    @invariant()
+    def trained_once(self) -> None:
+        groups = [group for _, group in self.learner.ledger]
+        assert len(set(groups)) == len(groups)
+        updates = [update for update, _ in self.learner.ledger]
+        assert updates == [update for update in range(1, self.learner.version + 1) for _ in range(PER_UPDATE)]
+        assert len(self.learner.dispatcher.outstanding) <= self.learner.dispatcher.capacity
+        assert not self.learner.dispatcher.outstanding & set(groups)
+
+
+def run(machine: Callable[[], RuleBasedStateMachine], examples: int, steps: int) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_every_group_is_trained_on_once(redis_url: str) -> None:
+    run(lambda: Machine(redis_url), 1000, 15)
+
+
+class RestartMachine(Machine):
+    """The same, with a redis-server that is really killed and comes back from its append-only file."""
+
+    def __init__(self, server: EmbeddedRedis) -> None:
+        self.server = server
+        super().__init__(server.url)
+
+    @rule()
+    def kill_redis(self) -> None:
+        process = self.server._process
+        assert process is not None
+        process.kill()
+        process.wait()
+        assert self.server.ensure_running()
+
+
+def test_every_group_is_trained_on_once_with_a_redis_that_is_killed(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        run(lambda: RestartMachine(server), 25, 20)

@@ -1,0 +1,78 @@
+"""`anchorage buffer inspect` and `anchorage pool scale` on a run with a Redis of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from services.buffer import Buffer
+from services.cli.main import app
+from services.config.tree import BufferConfig
+from services.errors import RedisUnavailable
+from services.redis_server import EmbeddedRedis
+from services.schemas import Task, Ticket, Trajectory
+
+SIZE = 3
+
+
+@pytest.fixture
+def buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buffer]:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{}")
+    with EmbeddedRedis(folder / "redis") as server:
+        buffer = Buffer.connect(server.url, "mine", BufferConfig(), max_attempts=2)
+        yield buffer
+        buffer.close()
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def group(number: int) -> list[Ticket]:
+    task = Task(env="e", split="train", index=0)
+    return [Ticket(group=number, member=m, group_size=SIZE, task=task, seed=m) for m in range(SIZE)]
+
+
+def test_inspect_shows_what_is_where(buffer: Buffer, tmp_path: Path) -> None:
+    buffer.issue([ticket for number in range(3) for ticket in group(number)])
+    for ticket in buffer.lease("actor-1", SIZE, 60.0):
+        buffer.store(Trajectory(ticket, ()))
+    buffer.lease("actor-2", 2, 60.0)
+    buffer.fail("actor-2", "train/1/0", "for the test")
+    buffer.cancel("train", 2, "no such game")
+    found = json.loads(run("buffer", "inspect", "--json", "--dir", str(tmp_path)))
+    assert (found["run"], found["queued"], found["leased"]) == ("mine", 2, 1)
+    assert [g["state"] for g in found["groups"]] == ["complete", "open", "cancelled"]
+    assert [t["place"] for t in found["groups"][0]["tickets"]] == ["stored"] * SIZE
+    assert found["groups"][0]["nbytes"] == found["trajectory_bytes"] > 0
+    places = [(t["place"], t["holder"], t["attempts"]) for t in found["groups"][1]["tickets"]]
+    assert places == [("waiting", None, 1), ("leased", "actor-2", 0), ("waiting", None, 0)]
+    assert 50 < found["groups"][1]["tickets"][1]["lease_s"] <= 60
+    assert (found["groups"][2]["reason"], found["groups"][2]["tickets"]) == ("no such game", [])
+    text = run("buffer", "inspect", "mine", "--dir", str(tmp_path))
+    assert "actor-2: 1" in text
+    assert "no such game" in text
+
+
+def test_scale_is_a_wish_in_redis(buffer: Buffer, tmp_path: Path) -> None:
+    run("pool", "scale", "3", "mine", "--dir", str(tmp_path))
+    assert buffer.desired_actors() == 3
+    run("pool", "scale", "all", "--dir", str(tmp_path))
+    assert buffer.desired_actors() is None
+
+
+def test_a_run_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with pytest.raises(RedisUnavailable, match="there is no run"):
+        run("buffer", "inspect", "--dir", str(tmp_path))
+    with pytest.raises(RedisUnavailable, match="nothing has no Redis that runs"):
+        run("buffer", "inspect", "nothing", "--dir", str(tmp_path))
