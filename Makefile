@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 DEVICE ?= cpu
 
+# Without compiled modules every process of a run would compile torch, vLLM and DeepSpeed anew.
+unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
