@@ -305,8 +305,9 @@ def _ask_info(url: str, timeout_s: float) -> EnvInfo:
 
 
 def _own_cluster(config: Config) -> dict[str, Any]:
-    """A Ray cluster of this process's own, on this machine, with room for the run."""
+    """A Ray cluster of this process's own, on this machine, with room for the run, whatever else runs there."""
     return {
+        "address": "local",
         "num_cpus": os.cpu_count(),
         "resources": {"rollout": max(MOST_ACTORS, config.rollout.actors), "learner": config.learner.ranks},
         "include_dashboard": False,
