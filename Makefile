@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 # Further arguments of pip, for example the index of PyTorch's CPU builds where the default index has CUDA builds only.
 PIP_ARGS ?=
 DEVICE ?= cpu
+# What `make bench` measures; the index of a million products, webshop_search, takes long.
+BENCHMARKS ?= alfworld webshop env_servers advantages learner system
 
+# Without compiled modules every process of a run would compile torch, vLLM and DeepSpeed anew.
+unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
@@ -46,7 +50,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/python -m benchmarks.alfworld
+	@mkdir -p runs/bench
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json runs/bench/$$name.json; done
 
 chaos: setup
 	$(BIN)/python -m tests.chaos.run

@@ -86,15 +86,14 @@ class Pool:
 
     async def run(self) -> None:
         """Look after the actors until `stop`."""
-        while not self._stopping.is_set():
-            await self._ask_redis()
-            places = await asyncio.to_thread(_rollout_resources)
-            self._wanted = places if self._wish is None else min(places, self._wish)
-            self._bury()
-            self._drain_surplus()
-            self._fill()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), LOOK_S)
+        try:
+            while not self._stopping.is_set():
+                await self._look()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), LOOK_S)
+        finally:
+            if self._buffer is not None:
+                self._buffer.close()
 
     async def stop(self) -> None:
         """Drain every actor, then end it. Returns when all are gone, within `DRAIN_S`."""
@@ -106,8 +105,6 @@ class Pool:
             await asyncio.wait([member.run for member in members], timeout=DRAIN_S)
         for member in members:
             _kill(member)
-        if self._buffer is not None:
-            self._buffer.close()
 
     async def status(self) -> dict[str, object]:
         """JSON-able facts: wanted and living actors, deaths, and why the last one died."""
@@ -119,6 +116,15 @@ class Pool:
             "deaths_in_a_row": self._deaths_in_a_row,
             "last_error": self._last_error,
         }
+
+    async def _look(self) -> None:
+        await self._ask_redis()
+        places = await asyncio.to_thread(_rollout_resources)
+        self._wanted = places if self._wish is None else min(places, self._wish)
+        self._bury()
+        if not self._stopping.is_set():
+            self._drain_surplus()
+            self._fill()
 
     async def _ask_redis(self) -> None:
         """What is wished for, and which actors have finished an episode."""

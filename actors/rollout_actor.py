@@ -70,6 +70,8 @@ class Rollout:
         self._ended = asyncio.Event()
         self._error: AnchorageError | None = None
         self._stopping = False
+        self._draining = False
+        self._releasing = asyncio.Lock()
         self._state = "starting"
         self._outcomes = {"stored": 0, "failed": 0, "returned": 0, "abandoned": 0}
         self._tokens_per_s = 0.0
@@ -97,8 +99,9 @@ class Rollout:
     async def drain(self) -> None:
         """Give every ticket back at once and let `run` end."""
         self._state = "draining"
-        self._ended.set()
+        self._draining = True
         await self._release_all()
+        self._ended.set()
 
     def status(self) -> dict[str, object]:
         """JSON-able facts for heartbeats."""
@@ -133,12 +136,14 @@ class Rollout:
             await client.close()
 
     async def _release_all(self) -> None:
-        held, self._episodes = self._episodes, {}
-        for task in held.values():
-            task.cancel()
-        if held:
-            await asyncio.to_thread(self._buffer.release, self.name, list(held))
-            await asyncio.wait(held.values(), timeout=CLOSING_S)
+        # Who ends the actor waits here for whoever is giving tickets back already: then the buffer is closed.
+        async with self._releasing:
+            held, self._episodes = self._episodes, {}
+            for task in held.values():
+                task.cancel()
+            if held:
+                await asyncio.to_thread(self._buffer.release, self.name, list(held))
+                await asyncio.wait(held.values(), timeout=CLOSING_S)
 
     async def _follow_weights(self) -> None:
         await self._engine.start()
@@ -153,7 +158,8 @@ class Rollout:
         while True:
             self._room.clear()
             room = self._config.rollout.episodes_in_flight - len(self._episodes)
-            may_begin = not self._stopping and not self._ended.is_set() and self._weights.episodes.open
+            closing = self._stopping or self._draining or self._ended.is_set()
+            may_begin = not closing and self._weights.episodes.open
             tickets = await self._lease_tickets(room) if room > 0 and may_begin else []
             if tickets:
                 await self._catch_up(tickets)
@@ -217,7 +223,9 @@ class Rollout:
             self._ended.set()
             return
         self._outcomes[outcome] += 1
-        del self._episodes[ticket.id]
+        # A ticket that went back into the queue may have been leased again already, by this very actor.
+        if self._episodes.get(ticket.id) is asyncio.current_task():
+            del self._episodes[ticket.id]
         self._room.set()
 
     async def _settle(self, ticket: Ticket) -> str:

@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 MIN_SHARED = 32
 """Shorter common beginnings are computed again: that costs less than to read them from another sequence."""
-UNITS_PER_BATCH = 4
+UNITS_PER_BATCH = 2
 """Sequences are dealt in units of at most the budget's so-manieth part: smaller ones balance better, share less."""
 
 

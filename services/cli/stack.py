@@ -118,6 +118,13 @@ class Stack:
         self._servers[env.name] = _serve(env, folder, port=0)
         return self._servers[env.name].url
 
+    def _restart_environments(self) -> None:
+        for name, server in self._servers.items():
+            if not server.alive:
+                log.warning("the server of %s died, starting it again", name)
+                port = int(server.url.rpartition(":")[2])
+                self._servers[name] = _serve(self.config.environment(name), self.config.run.folder, port)
+
     def _stop_environments(self) -> None:
         for server in self._servers.values():
             server.stop()
@@ -179,11 +186,7 @@ class Stack:
         self._checked = now
         if self._redis is not None:
             self._redis.ensure_running()
-        for name, server in self._servers.items():
-            if not server.alive:
-                log.warning("the server of %s died, starting it again", name)
-                port = int(server.url.rpartition(":")[2])
-                self._servers[name] = _serve(self.config.environment(name), self.config.run.folder, port)
+        self._restart_environments()
         if (reason := self.pool_error()) is not None:
             raise RunStalled(f"the rollout actors cannot run: {reason}")
 
@@ -302,8 +305,9 @@ def _ask_info(url: str, timeout_s: float) -> EnvInfo:
 
 
 def _own_cluster(config: Config) -> dict[str, Any]:
-    """A Ray cluster of this process's own, on this machine, with room for the run."""
+    """A Ray cluster of this process's own, on this machine, with room for the run, whatever else runs there."""
     return {
+        "address": "local",
         "num_cpus": os.cpu_count(),
         "resources": {"rollout": max(MOST_ACTORS, config.rollout.actors), "learner": config.learner.ranks},
         "include_dashboard": False,

@@ -40,6 +40,9 @@ def test_overrides_win_over_the_recipe_and_the_recipe_over_its_base(tmp_path: Pa
         ("algorithm=ppo", "algorithm"),
         ("learner.group_size=1", "group_size must be at least 2"),
         ("env.max_steps=[", "not a YAML value"),
+        ("model.lora.rnk=8", "unknown configuration key 'model.lora.rnk'"),
+        ("learner={zero_stage: 0, offload_optimizer: true}", "needs learner.zero_stage"),
+        ("learner.offload_parameters=true", "needs learner.zero_stage 3"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(override: str, message: str) -> None:
