@@ -20,8 +20,8 @@ from services.buffer.commands import Answer, Command
 from services.control.audit import Audit, AuditUnwritable
 from services.control.gate import Caller, Role
 from services.control.live import Live
+from services.control.requests import PlainAction, ScaleAction
 from services.control.runs import Run
-from services.control.views import PlainAction, ScaleAction
 from services.errors import RedisUnavailable
 
 ANSWER_S = 3600.0

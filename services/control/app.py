@@ -23,9 +23,9 @@ from services.control.gate import Gate, Reader, caller
 from services.control.headers import Guarded
 from services.control.problems import Problem, describe, install
 from services.control.reading import REFUSALS, OneRun, router
+from services.control.requests import ActionRequest
 from services.control.runs import Runs
 from services.control.settings import ControlSettings
-from services.control.views import ActionRequest
 
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]", "::1"]
 TITLE = "Anchorage control plane"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from services.buffer.commands import Action, Command
+from services.buffer.commands import Command
 from services.schemas import Task
 
 
@@ -336,28 +336,3 @@ class AuditEntry(View):
 
 class AuditList(View):
     entries: list[AuditEntry]
-
-
-def _whole(value: object) -> object:
-    """JSON Schema's integers include 3.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-class PlainAction(View):
-    """Something to do with the run."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    action: Literal[Action.PAUSE, Action.RESUME, Action.CHECKPOINT, Action.EVALUATE, Action.STOP]
-
-
-class ScaleAction(View):
-    """How many rollout actors are wanted."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    action: Literal[Action.SCALE]
-    actors: Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0, le=10_000)]
-
-
-ActionRequest = Annotated[PlainAction | ScaleAction, Field(discriminator="action")]
