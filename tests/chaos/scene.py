@@ -29,6 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.2
 
 
+class RunEnded(Exception):
+    """The run came to its end while something was waited for."""
+
+
 class Nodes:
     """A Ray cluster on this machine: a head, and further nodes of one rollout place each."""
 
@@ -199,12 +203,13 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, run: Run) -> float
     """Seconds until the condition holds; the run is kept running meanwhile.
 
     Raises:
-        TimeoutError: it does not hold in time, or the run has ended before.
+        TimeoutError: it does not hold in time.
+        RunEnded: the run came to its end before.
     """
     began = time.monotonic()
     while not condition():
         if not run.keep_running():
-            raise TimeoutError("the run ended while something was waited for")
+            raise RunEnded
         if time.monotonic() - began > timeout_s:
             raise TimeoutError(f"waited {timeout_s:g} s in vain")
         time.sleep(POLL_S)
