@@ -52,6 +52,7 @@ class UpdateReport:
     step_group_sizes: dict[int, int]
     step_group_size_mean: float
     advantage_deviation: float
+    cut_fraction: float
     staleness_mean: float
     staleness_max: int
     dropped_stale: int
@@ -68,6 +69,7 @@ class UpdateReport:
             "rollout/mean_reward": self.mean_reward,
             "rollout/mean_steps": self.mean_steps,
             "rollout/valid_fraction": self.valid_fraction,
+            "rollout/cut_fraction": self.cut_fraction,
             "rollout/episodes": self.episodes,
             "advantage/step_group_size": self.step_group_size_mean,
             "advantage/deviation": self.advantage_deviation,
@@ -119,6 +121,7 @@ def describe(
         step_group_sizes=dict(sorted(Counter(sizes.tolist()).items())),
         step_group_size_mean=float(sizes.mean()),
         advantage_deviation=prepared.advantage_deviation,
+        cut_fraction=prepared.cut_fraction,
         staleness_mean=sum(ages) / len(ages),
         staleness_max=max(ages),
         dropped_stale=dropped_stale,

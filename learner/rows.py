@@ -9,7 +9,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ class PreparedUpdate:
         tokens: prompt and response tokens that go through the model. response_tokens: of all rows.
         step_group_sizes: int64, size of every step group.
         advantage_deviation: standard deviation of the rows' advantages.
+        cut_fraction: share of responses that are as long as the sampling limit.
         table / advantages: the rows, and what each was trained with.
     """
 
@@ -53,6 +54,7 @@ class PreparedUpdate:
     response_tokens: int
     step_group_sizes: NDArray[np.int64]
     advantage_deviation: float
+    cut_fraction: float
     table: StepRows
     advantages: Advantages
 
@@ -62,6 +64,9 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     rows = step_rows(groups, config)
     estimated = ESTIMATORS[config.algorithm](rows, config.advantage)
+    cut = np.array([len(step.response_ids) >= config.model.max_response_tokens for step in steps])
+    if config.advantage.ignore_cut_responses:
+        estimated = replace(estimated, total=np.where(cut, 0.0, estimated.total))
     advantages = estimated.total
     kept = _kept(advantages, config)
     parts = _minibatches(rows.trajectory, config, update)
@@ -82,6 +87,7 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
         response_tokens=sum(len(step.response_ids) for step in steps),
         step_group_sizes=np.bincount(rows.step_group),
         advantage_deviation=float(advantages.std()),
+        cut_fraction=float(cut.mean()),
         table=rows,
         advantages=estimated,
     )

@@ -140,6 +140,8 @@ class AdvantageConfig(Section):
     """Mean and deviation of episode scores over the group's trajectories (paper) or its step rows (published code)."""
     invalid_action_penalty: float = Field(0.1, ge=0)
     """Subtracted from an invalid step's score and return, after discounting."""
+    ignore_cut_responses: bool = False
+    """Give responses that `model.max_response_tokens` cut off the advantage 0, in place of that of their step."""
     similarity: float | None = Field(None, gt=0, le=1)
     """Group anchors whose SequenceMatcher ratio reaches this; none: exact keys."""
     history: int = Field(2, ge=0)

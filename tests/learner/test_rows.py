@@ -49,6 +49,22 @@ def test_with_other_loss_terms_every_row_is_needed():
     assert update.trained_rows == update.rows
 
 
+def test_responses_that_were_cut_off_are_not_trained_on_if_so_wished():
+    config = configured(algorithm="grpo", advantage={"ignore_cut_responses": True})
+    groups = groups_of(config, count=8)
+    lengths = [len(step.response_ids) for group in groups for episode in group for step in episode.steps]
+    limit = max(lengths)
+    assert prepare(groups, config, 0).cut_fraction == 0.0
+    config = config.model_copy(update={"model": config.model.model_copy(update={"max_response_tokens": limit})})
+    update = prepare(groups, config, 0)
+    cut = np.array(lengths) >= limit
+    assert update.cut_fraction == cut.mean()
+    assert 0 < cut.sum() < len(lengths)
+    assert not update.advantages.total[cut].any()
+    assert update.advantages.total[~cut].any()
+    assert {step.total_tokens for own in update.work for step in own} == {sum(lengths)}
+
+
 def test_without_any_advantage_the_optimizer_step_remains():
     config = configured(algorithm="grpo", advantage={"invalid_action_penalty": 0.0})
     groups = groups_of(config, count=8)
