@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from services.buffer import Buffer
 from services.config import load_config
-from services.config.tree import BufferConfig
+from services.config.tree import BufferConfig, Config
 from services.errors import RedisUnavailable
-from services.redis_server import ADDRESS_NAME
+from services.run_folder import CONFIG_NAME, redis_url
 
 PATIENCE_S = 3.0
 
@@ -29,21 +28,17 @@ def attach(run: str | None, folder: Path) -> tuple[str, Buffer]:
 
 
 def _newest(folder: Path) -> str:
-    configs = sorted(folder.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    configs = sorted(folder.glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
     if not configs:
         raise RedisUnavailable(f"there is no run in {folder}; name one, or its folder with --dir")
     return configs[-1].parent.name
 
 
 def _address(folder: Path) -> str:
-    recipe = folder / "config.yaml"
-    configured = load_config(recipe).buffer.redis_url if recipe.exists() else None
-    url = configured or os.environ.get("REDIS_URL")
-    if url:
-        return url
-    try:
-        return (folder / "redis" / ADDRESS_NAME).read_text()
-    except OSError:
+    recipe = folder / CONFIG_NAME
+    url = redis_url(folder, load_config(recipe) if recipe.exists() else Config())
+    if url is None:
         raise RedisUnavailable(
             f"the run {folder.name} has no Redis that runs: start the run, or set REDIS_URL to its Redis"
-        ) from None
+        )
+    return url
