@@ -60,6 +60,7 @@ def identity(config: Config) -> dict[str, object]:
         "env.name": config.env.name,
         "env.split": config.env.split,
         "env.tasks": config.env.tasks,
+        "envs": [[env.name, env.split, env.tasks, env.weight] for env in config.envs],
         "learner.group_size": config.learner.group_size,
         "model.dtype": config.model.dtype,
         "model.lora": None if config.model.lora is None else config.model.lora.model_dump(mode="json"),
