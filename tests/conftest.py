@@ -34,6 +34,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=2,
         resources={"rollout": 2, "learner": 3},
         include_dashboard=False,

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("generated_games")
 
 def test_generated_games_unless_a_folder_is_named() -> None:
     assert AlfWorld.about() == {"engine": "native", "source": "generated"}
-    assert AlfWorld.splits() == {"train": 4096, "valid_seen": 256, "valid_unseen": 256}
+    assert AlfWorld.splits() == {"train": 4096, "train_large": 4096, "valid_seen": 256, "valid_unseen": 256}
 
 
 def test_folder_of_games(
