@@ -140,7 +140,7 @@ class DeepSpeedEngine:
         return 12 * sum(int(getattr(parameter, "ds_numel", parameter.numel())) for _, parameter in self._trained())
 
     def save(self, folder: Path) -> None:
-        """Write parameters, optimizer state, step count and every rank's random state.
+        """Write parameters, optimizer state, step count and every rank's random state into an existing folder.
 
         Raises:
             CheckpointFailed: the files could not be written.

@@ -147,6 +147,7 @@ async def test_without_staleness_the_system_is_a_sequential_loop(
     try:
         await engine.start()
         bench = Bench(config, engine, ranks)
+        (tmp_path / "beginning").mkdir()
         ranks.save(tmp_path / "beginning")
         plain = await bench.sequential()
         ranks.load(tmp_path / "beginning")
