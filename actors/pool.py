@@ -90,7 +90,8 @@ class Pool:
             while not self._stopping.is_set():
                 await self._look()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), LOOK_S)
+                    async with asyncio.timeout(LOOK_S):
+                        await self._stopping.wait()
         finally:
             if self._buffer is not None:
                 self._buffer.close()

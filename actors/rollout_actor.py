@@ -166,8 +166,10 @@ class Rollout:
             for ticket in tickets:
                 self._episodes[ticket.id] = asyncio.create_task(self._play(ticket))
             if not tickets:
+                # Not asyncio.wait_for: in Python 3.11 it swallows a cancellation that arrives with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._room.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._room.wait()
 
     async def _catch_up(self, tickets: list[Ticket]) -> None:
         try:

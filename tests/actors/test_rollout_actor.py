@@ -286,6 +286,21 @@ async def test_draining_gives_the_tickets_back_at_once(make: MakeScene) -> None:
     assert scene.engine.stopped
 
 
+@pytest.mark.parametrize("ticks", range(6))
+async def test_an_end_that_meets_new_room_is_not_missed(
+    make: MakeScene, monkeypatch: pytest.MonkeyPatch, ticks: int
+) -> None:
+    monkeypatch.setattr(rollout_actor, "POLL_S", 600.0)
+    scene = make()
+    scene.publish(0)
+    async with asyncio.timeout(30), scene.playing():
+        await until(lambda: scene.rollout._room._waiters)  # type: ignore[attr-defined]
+        scene.rollout._ended.set()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        scene.rollout._room.set()
+
+
 async def test_a_stopping_run_gives_its_tickets_back_and_can_go_on(make: MakeScene) -> None:
     scene = make()
     scene.publish(0)
