@@ -158,9 +158,10 @@ def _decompress(data: bytes) -> bytes:
 
 def _to_wire(steps: Sequence[Step]) -> _WireSteps:
     for step in steps:
-        _check_lengths(step.versions, len(step.response_ids), len(step.logprobs))
+        if len(step.logprobs) != len(step.response_ids):
+            raise CodecError(f"{len(step.logprobs)} log-probabilities for {len(step.response_ids)} response tokens")
     spans = [span for step in steps for span in step.versions]
-    return _WireSteps(
+    wire = _WireSteps(
         prompt_tokens=[len(step.prompt_ids) for step in steps],
         response_tokens=[len(step.response_ids) for step in steps],
         spans=[len(step.versions) for step in steps],
@@ -171,31 +172,30 @@ def _to_wire(steps: Sequence[Step]) -> _WireSteps:
         span_tokens=[span.tokens for span in spans],
         **{name: [getattr(step, name) for step in steps] for name in _PLAIN},
     )
+    _check_spans(wire)
+    return wire
 
 
 def _from_wire(wire: _WireSteps) -> tuple[Step, ...]:
-    spans = [VersionSpan(*span) for span in zip(wire.span_versions, wire.span_tokens, strict=True)]
-    steps = tuple(
-        Step(prompt_ids, response_ids, logprobs, tuple(versions), *plain)
-        for prompt_ids, response_ids, logprobs, versions, *plain in zip(
-            _cut(_from_bytes(wire.prompt_ids, np.int32), wire.prompt_tokens),
-            _cut(_from_bytes(wire.response_ids, np.int32), wire.response_tokens),
-            _cut(_from_bytes(wire.logprobs, np.float32), wire.response_tokens),
-            _cut(spans, wire.spans),
-            *(getattr(wire, name) for name in _PLAIN),
-            strict=True,
-        )
+    _check_spans(wire)
+    columns = (
+        _cut(_from_bytes(wire.prompt_ids, np.int32), wire.prompt_tokens),
+        _cut(_from_bytes(wire.response_ids, np.int32), wire.response_tokens),
+        _cut(_from_bytes(wire.logprobs, np.float32), wire.response_tokens),
+        _cut(tuple(map(VersionSpan, wire.span_versions, wire.span_tokens)), wire.spans),
+        *(getattr(wire, name) for name in _PLAIN),
     )
-    for step in steps:
-        _check_lengths(step.versions, len(step.response_ids), len(step.logprobs))
-    return steps
+    if any(len(column) != len(wire.spans) for column in columns):
+        raise CodecError("not a trajectory document: its columns have different lengths")
+    return tuple(map(Step, *columns))
 
 
-def _check_lengths(versions: tuple[VersionSpan, ...], tokens: int, logprobs: int) -> None:
-    if logprobs != tokens:
-        raise CodecError(f"{logprobs} log-probabilities for {tokens} response tokens")
-    if any(span.tokens < 0 for span in versions) or sum(span.tokens for span in versions) != tokens:
-        raise CodecError(f"the version spans do not add up to the {tokens} response tokens")
+def _check_spans(wire: _WireSteps) -> None:
+    if len(wire.span_versions) != len(wire.span_tokens) or len(wire.spans) != len(wire.response_tokens):
+        raise CodecError("not a trajectory document: its columns have different lengths")
+    for own, tokens in zip(_cut(wire.span_tokens, wire.spans), wire.response_tokens, strict=True):
+        if sum(own) != tokens:
+            raise CodecError(f"the version spans do not add up to the {tokens} response tokens")
 
 
 def _cut(whole: Any, lengths: Sequence[int]) -> list[Any]:
