@@ -37,6 +37,9 @@ NAMES = (
     "command_order",  # list: ids of commands, oldest first
     "answers",  # hash: id of a command -> JSON of its answer
     "desired_actors",  # integer: the wish for so many rollout actors
+    "weights_announced",  # JSON: the newest policy version of a collective weight channel
+    "weights_wishes",  # hash: reader -> JSON of the version it waits for
+    "weights_round",  # JSON: the transfer called last
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

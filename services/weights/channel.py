@@ -26,6 +26,8 @@ from services.errors import AnchorageError
 if TYPE_CHECKING:
     import torch
 
+    from services.weights.collective import Incoming
+
 KEPT_VERSIONS = 2
 
 Payload = NDArray[np.uint8]
@@ -58,6 +60,10 @@ class WeightsGone(WeightsError):
     """The version is no longer kept; ask for the latest."""
 
 
+class TransferLost(WeightsError):
+    """A collective transfer did not begin: a member was missing. Nothing was touched; ask again."""
+
+
 class WeightsUnavailable(WeightsError):
     """The channel did not answer in time, or cannot be written."""
 
@@ -74,6 +80,9 @@ class WeightVersion:
 
 class WeightChannel(ABC):
     """One publisher, any number of readers, early or late."""
+
+    collective = False
+    """Whether a reader must be ready for the transfer when it asks: `receive` only with the engine at hand."""
 
     @abstractmethod
     def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
@@ -96,6 +105,13 @@ class WeightChannel(ABC):
             WeightsCorrupt: the checksum does not match.
             WeightsUnavailable: not read in time.
         """
+
+    def receive(self, wanted: WeightVersion) -> dict[str, torch.Tensor] | Incoming:
+        """What an engine loads: the tensors, or where its workers join their transfer. Raises what `fetch` raises."""
+        return self.fetch(wanted)
+
+    def close(self) -> None:
+        """End what this process does for the channel; what is published stays where the channel keeps it."""
 
 
 def checksum(payload: Payload) -> str:
