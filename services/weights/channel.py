@@ -26,8 +26,6 @@ from services.errors import AnchorageError
 if TYPE_CHECKING:
     import torch
 
-    from services.weights.collective import Incoming
-
 KEPT_VERSIONS = 2
 
 Payload = NDArray[np.uint8]
@@ -81,9 +79,6 @@ class WeightVersion:
 class WeightChannel(ABC):
     """One publisher, any number of readers, early or late."""
 
-    collective = False
-    """Whether a reader must be ready for the transfer when it asks: `receive` only with the engine at hand."""
-
     @abstractmethod
     def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
         """Announce `tensors` (any device, any layout) as `version`, once all of it can be had.
@@ -105,10 +100,6 @@ class WeightChannel(ABC):
             WeightsCorrupt: the checksum does not match.
             WeightsUnavailable: not read in time.
         """
-
-    def receive(self, wanted: WeightVersion) -> dict[str, torch.Tensor] | Incoming:
-        """What an engine loads: the tensors, or where its workers join their transfer. Raises what `fetch` raises."""
-        return self.fetch(wanted)
 
     def close(self) -> None:
         """End what this process does for the channel; what is published stays where the channel keeps it."""

@@ -108,8 +108,6 @@ def digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 class CollectiveChannel(WeightChannel):
     """One publisher, which keeps the newest version only; any number of readers, early or late."""
 
-    collective = True
-
     def __init__(
         self, board: Board, sender: Callable[[], Sender], *, reader: str, width: int, timeout_s: float
     ) -> None:
@@ -152,6 +150,12 @@ class CollectiveChannel(WeightChannel):
         return dict(self._published[1])
 
     def receive(self, wanted: WeightVersion) -> Incoming:
+        """Wait for a round of this version in which this reader takes part.
+
+        Raises:
+            WeightsGone: a newer version has been announced.
+            WeightsUnavailable: no round in time: the publisher is away.
+        """
         deadline = time.monotonic() + self._timeout_s
         wish = Wish(self._reader, wanted.locator, self._width)
         try:
