@@ -1,4 +1,4 @@
-"""The adapter to vLLM: the only file that knows it, but for the workers' end of a weight transfer (`weight_transfer.py`).
+"""The adapter to vLLM: the only file that knows it, but for `weight_transfer.py`, the workers' end of an update.
 
 The engine core runs in this process and is stepped by one worker thread, which is the only one that ever touches it:
 requests are added, weights are changed and versions are labelled between two steps, never during one. (`AsyncLLM`
@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample

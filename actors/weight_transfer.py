@@ -1,4 +1,4 @@
-"""The workers' end of a weight update, inside vLLM's weight-transfer protocol: from a file, or through vLLM's NCCL engine.
+"""The workers' end of a weight update in vLLM's weight-transfer protocol: from a file, or through its NCCL engine.
 
 Invariants
 - What is loaded are checkpoint names and layout; an update that lacks a parameter of the model is an error.
@@ -139,7 +139,8 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
             loading = Loading(self.model, checked=update_info.path is None)
             if update_info.path is not None:
                 with safe_open(update_info.path, framework="pt") as file:
-                    loading.load_weights((name, file.get_tensor(name)) for name in file.keys())
+                    names = list(file.keys())
+                    loading.load_weights((name, file.get_tensor(name)) for name in names)
             else:
                 _receive(self._receiver, update_info, loading)
                 if loading.digest.hex() != update_info.checksum:

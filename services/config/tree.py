@@ -279,8 +279,8 @@ class BufferConfig(Section):
 
 class WeightsConfig(Section):
     channel: Literal["ray", "directory", "nccl"] = "ray"
-    """`ray`: the object store. `directory`: safetensors in a folder that all can read. `nccl`: vLLM's transfer engine,
-    from a GPU of the machine that runs `anchorage train` to the actors' GPUs, which must be other ones; not with LoRA."""
+    """`ray`: the object store. `directory`: safetensors in a folder that all can read. `nccl`: vLLM's transfer
+    engine, from the first GPU that `anchorage train` sees to the actors' GPUs, which must be others; not with LoRA."""
     directory: Path | None = None
     """Folder of the `directory` channel; none: `weights` in the run's folder."""
     update: Literal["in_flight", "at_step", "at_episode"] = "in_flight"

@@ -33,12 +33,13 @@ def open_channel(
     folder: Path,
     *,
     redis_url: str | None = None,
-    reader: str = "learner",
+    reader: str | None = None,
     width: int = 1,
 ) -> WeightChannel:
     """The channel that `config` names. `folder` is the run's own; a configured `directory` gets one folder a run.
 
-    `nccl` also needs the run's Redis, and of an actor its name and the number of its engine's workers.
+    `nccl` also needs the run's Redis, and of a reader its name and the number of its engine's workers; without a name
+    it is the publisher's.
 
     Raises:
         WeightsError: `nccl` without a Redis.
@@ -55,7 +56,11 @@ def open_channel(
         if redis_url is None:
             raise WeightsError("weights.channel=nccl needs the address of the run's Redis")
         board = Board(redis_url, run, BufferConfig())
-        return CollectiveChannel(board, NcclSender, reader=reader, width=width, timeout_s=config.timeout_s)
+        if reader is None:
+            board.clear()
+        return CollectiveChannel(
+            board, NcclSender, reader=reader or "publisher", width=width, timeout_s=config.timeout_s
+        )
     from services.weights.directory import DirectoryChannel
 
     return DirectoryChannel(config.directory / run if config.directory else folder / "weights", config.timeout_s)

@@ -62,6 +62,10 @@ class Board:
     def announce(self, announcement: Announcement) -> None:
         self._call("set", "weights_announced", _ANNOUNCEMENT.dump_json(announcement))
 
+    def clear(self) -> None:
+        """Forget what an earlier publisher announced: nobody can send it any more."""
+        self._call("delete", "weights_announced")
+
     def announced(self) -> Announcement | None:
         answer = self._call("get", "weights_announced")
         return None if answer is None else _ANNOUNCEMENT.validate_json(answer)

@@ -101,7 +101,7 @@ class WeightChannel(ABC):
             WeightsUnavailable: not read in time.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - nothing to end in most channels
         """End what this process does for the channel; what is published stays where the channel keeps it."""
 
 

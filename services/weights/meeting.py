@@ -20,7 +20,8 @@ def meet(host: str, port: int, rank: int, world: int, timeout_s: float) -> None:
     Raises:
         TimeoutError: somebody did not come in time.
     """
-    from torch.distributed import DistError, TCPStore
+    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import DistError
 
     limit = timedelta(seconds=timeout_s)
     try:

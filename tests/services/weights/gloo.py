@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import torch
-from torch.distributed import ProcessGroupGloo, TCPStore
+from torch._C._distributed_c10d import ProcessGroupGloo, TCPStore
+from torch.distributed import BroadcastOptions
 
 from services.weights.collective import Incoming, Sender, digest
 from services.weights.meeting import meet
@@ -29,7 +30,7 @@ class GlooSender(Sender):
     def send(self, tensors: Mapping[str, torch.Tensor], timeout_s: float) -> None:
         assert self._group is not None
         for tensor in tensors.values():
-            self._group.broadcast(tensor, 0).wait(timedelta(seconds=timeout_s))
+            self._group.broadcast([tensor], BroadcastOptions()).wait(timedelta(seconds=timeout_s))
 
     def close(self) -> None:
         self._group = None
@@ -52,6 +53,6 @@ class GlooReceiver:
         received = {}
         for meta in incoming.tensors:
             received[meta.name] = torch.empty(meta.shape, dtype=getattr(torch, meta.dtype))
-            self._group.broadcast(received[meta.name], 0).wait(timedelta(seconds=self._timeout_s))
+            self._group.broadcast([received[meta.name]], BroadcastOptions()).wait(timedelta(seconds=self._timeout_s))
         assert digest(received.items()) == incoming.version.checksum
         return received
