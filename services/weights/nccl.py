@@ -33,9 +33,10 @@ def group_facts(host: str, port: int, world: int) -> dict[str, Any]:
 
 
 class NcclSender(Sender):
-    """Rank 0 of a group, on this process's current GPU: not one on which a receiver of the group runs."""
+    """Rank 0 of a group, on a GPU of this process: not one on which a receiver of the group runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: int = 0) -> None:
+        self._gpu = gpu
         self._engine: Any = None
 
     def open(self, group: Group, timeout_s: float) -> None:
@@ -48,14 +49,19 @@ class NcclSender(Sender):
         if not torch.cuda.is_available():
             raise WeightsUnavailable("weights.channel=nccl needs a GPU where the weights are published")
         info = NCCLTrainerInitInfo(rank=0, **group_facts(group.host, group.port, group.world))
-        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_Called(), source=_Source())
+        with torch.cuda.device(self._gpu):
+            self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_Called(), source=_Source())
 
     def send(self, tensors: Mapping[str, torch.Tensor], timeout_s: float) -> None:
-        self._engine.source.tensors = tensors
+        import torch
+
+        source = self._engine.source
+        source.tensors = tensors
         try:
-            self._engine.send_weights()
+            with torch.cuda.device(self._gpu):
+                self._engine.send_weights()
         finally:
-            self._engine.source.tensors = {}
+            source.tensors = {}
 
     def close(self) -> None:
         engine, self._engine = self._engine, None

@@ -19,7 +19,7 @@ from services.weights.board import WISH_TTL_S, Board
 from services.weights.collective import CollectiveChannel, Incoming, digest
 from services.weights.meeting import meet
 from services.weights.rounds import Wish
-from tests.actors.scripted_engine import ScriptedEngine
+from tests.actors.scripted_engine import ScriptedEngine, tokenizer_folder
 from tests.services.weights.gloo import GlooReceiver, GlooSender
 
 TIMEOUT_S = 20.0
@@ -229,8 +229,8 @@ def test_a_meeting_that_lacks_somebody_ends_in_time() -> None:
 class GlooEngine(ScriptedEngine):
     """Receives over gloo; the first transfer is lost on its way."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.lost = 1
         self.received: dict[str, torch.Tensor] = {}
 
@@ -242,18 +242,22 @@ class GlooEngine(ScriptedEngine):
 
 
 @pytest.mark.parametrize("update", ["in_flight", "at_step", "at_episode"])
-async def test_a_follower_joins_and_asks_again_when_a_transfer_is_lost(open_one: Opener, update: str) -> None:
-    publisher, engine = open_one("publisher", 8.0), GlooEngine()
+async def test_a_follower_joins_and_asks_again_when_a_transfer_is_lost(
+    open_one: Opener, tmp_path: Path, update: str
+) -> None:
+    publisher, engine = open_one("publisher", 4.0), GlooEngine(tokenizer_folder(tmp_path))
     config = WeightsConfig.model_validate({"update": update, "timeout_s": TIMEOUT_S})
-    follower = WeightFollower(open_one("actor", 8.0), engine, config)
+    follower = WeightFollower(open_one("actor", 4.0), engine, config)
     await asyncio.to_thread(publisher.publish, 1, tensors(1))
     await follower.first()
     assert same(engine.received, tensors(1))
 
 
-async def test_an_engine_without_transfers_says_so(open_one: Opener) -> None:
+async def test_an_engine_without_transfers_says_so(open_one: Opener, tmp_path: Path) -> None:
     publisher = open_one("publisher", 4.0)
-    follower = WeightFollower(open_one("actor", 4.0), ScriptedEngine(), WeightsConfig(timeout_s=4.0))
+    follower = WeightFollower(
+        open_one("actor", 4.0), ScriptedEngine(tokenizer_folder(tmp_path)), WeightsConfig(timeout_s=4.0)
+    )
     await asyncio.to_thread(publisher.publish, 1, tensors(1))
     with pytest.raises(EngineFailed, match=r"weights\.channel=nccl"):
         await follower.first()
