@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05
 GATHER_S = 0.5
 """How long the readers of a new group may take to come together; the present group's go at once."""
+_CLOSING_S = 5.0
 _DIGEST_CHUNK = 4 * 2**20
 
 
@@ -177,7 +178,7 @@ class CollectiveChannel(WeightChannel):
     def close(self) -> None:
         self._stopping.set()
         if self._server is not None:
-            self._server.join(self._timeout_s)
+            self._server.join(min(_CLOSING_S, self._timeout_s))
         self._board.close()
 
     def _announced(self) -> Announcement | None:
