@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from services.weights.collective import Digest, Incoming
+from services.weights.collective import Incoming
+from services.weights.digest import Digest
 from services.weights.meeting import meet
 from services.weights.nccl import group_facts
 

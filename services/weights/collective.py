@@ -12,7 +12,6 @@ Invariants
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import queue
 import socket
@@ -20,13 +19,14 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.errors import AnchorageError
+from services.errors import AnchorageError, RedisUnavailable
 from services.weights.board import Announcement, Board, TensorMeta
 from services.weights.channel import WeightChannel, WeightsGone, WeightsUnavailable, WeightVersion
+from services.weights.digest import digest
 from services.weights.meeting import MEETING_SHARE, meet
 from services.weights.rounds import Epochs, Group, Round, Wish
 
@@ -39,12 +39,11 @@ POLL_S = 0.05
 GATHER_S = 0.5
 """How long the readers of a new group may take to come together; the present group's go at once."""
 _CLOSING_S = 5.0
-_DIGEST_CHUNK = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """A version on its way: where to join, and what will come. `version.checksum` is the `Digest` of the tensors.
+    """A version on its way: where to join, and what will come. `version.checksum` is the `digest` of the tensors.
 
     Whoever joins checks in at the `meeting_port` first (`meet`), within `meeting_s` seconds.
     """
@@ -74,36 +73,6 @@ class Sender(ABC):
     @abstractmethod
     def close(self) -> None:
         """Leave the group, or break it off from another thread; bears repetition."""
-
-
-class Digest:
-    """A checksum of tensors that is quick on any device: the order of the tensors does not count, their words' does."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, int] = {}
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        import torch
-
-        kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        words = tensor.detach().contiguous().view(-1).view(kinds[tensor.element_size()])
-        total = 0
-        for start in range(0, words.numel(), _DIGEST_CHUNK):
-            chunk = words[start : start + _DIGEST_CHUNK].long()
-            places = torch.arange(1, chunk.numel() + 1, device=chunk.device)
-            total = (total * 31 + int((chunk * places).sum())) % 2**64
-        self._sums[name] = total
-
-    def hex(self) -> str:
-        text = "\n".join(f"{name} {total}" for name, total in sorted(self._sums.items()))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    found = Digest()
-    for name, tensor in tensors:
-        found.add(name, tensor)
-    return found.hex()
 
 
 class CollectiveChannel(WeightChannel):
@@ -160,16 +129,19 @@ class CollectiveChannel(WeightChannel):
         deadline = time.monotonic() + self._timeout_s
         wish = Wish(self._reader, wanted.locator, self._width)
         try:
+            announcement = self._require(wanted)
             while time.monotonic() < deadline:
                 self._board.wish(wish)
+                # Whoever is called comes, even when a newer version has been announced meanwhile: others wait for him.
                 if (called := self._called(wanted)) is not None:
-                    return called
+                    return self._incoming(announcement, called)
+                self._require(wanted)
                 time.sleep(POLL_S)
+        except RedisUnavailable as error:
+            raise WeightsUnavailable(f"version {wanted.version} cannot be asked for: {error}") from None
         except WeightsGone:
             self._board.withdraw(self._reader)
             raise
-        except AnchorageError as error:
-            raise WeightsUnavailable(f"version {wanted.version} cannot be asked for: {error}") from None
         self._board.withdraw(self._reader)
         raise WeightsUnavailable(
             f"no transfer of version {wanted.version} began within weights.timeout_s ({self._timeout_s:g} s)"
@@ -187,11 +159,14 @@ class CollectiveChannel(WeightChannel):
         except AnchorageError as error:
             raise WeightsUnavailable(f"the newest version cannot be asked for: {error}") from None
 
-    def _called(self, wanted: WeightVersion) -> Incoming | None:
-        """The round that this reader is to join, when it has been called."""
+    def _require(self, wanted: WeightVersion) -> Announcement:
         announcement = self._announced()
         if announcement is None or announcement.version != wanted:
             raise WeightsGone(f"weights of version {wanted.version} are no longer kept")
+        return announcement
+
+    def _called(self, wanted: WeightVersion) -> Round | None:
+        """The round that this reader is to join, when it has been called."""
         called = self._board.round()
         if called is None or self._reader not in called.first_ranks or called.locator != wanted.locator:
             return None
@@ -199,16 +174,18 @@ class CollectiveChannel(WeightChannel):
             return None
         self._seen_round = (called.epoch, called.number)
         self._board.withdraw(self._reader)
-        first_rank = called.first_ranks[self._reader]
+        return called
+
+    def _incoming(self, announcement: Announcement, called: Round) -> Incoming:
         return Incoming(
-            wanted,
+            announcement.version,
             announcement.tensors,
             called.epoch,
             called.host,
             called.port,
             called.meeting_port,
             MEETING_SHARE * self._timeout_s,
-            first_rank,
+            called.first_ranks[self._reader],
             called.world,
         )
 

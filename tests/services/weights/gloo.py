@@ -10,7 +10,8 @@ import torch
 from torch._C._distributed_c10d import ProcessGroupGloo, TCPStore
 from torch.distributed import BroadcastOptions
 
-from services.weights.collective import Incoming, Sender, digest
+from services.weights.collective import Incoming, Sender
+from services.weights.digest import digest
 from services.weights.meeting import meet
 from services.weights.rounds import Group
 

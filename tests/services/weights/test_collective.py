@@ -16,7 +16,8 @@ from actors.weights import WeightFollower
 from services.config.tree import BufferConfig, WeightsConfig
 from services.weights import TransferLost, WeightsError, WeightsGone, WeightsUnavailable, open_channel
 from services.weights.board import WISH_TTL_S, Board
-from services.weights.collective import CollectiveChannel, Incoming, digest
+from services.weights.collective import CollectiveChannel, Incoming
+from services.weights.digest import digest
 from services.weights.meeting import meet
 from services.weights.rounds import Wish
 from tests.actors.scripted_engine import ScriptedEngine, tokenizer_folder
