@@ -19,6 +19,8 @@ from services.schemas import VersionSpan
 if TYPE_CHECKING:
     import torch
 
+    from services.weights.collective import Incoming
+
 
 class EngineFailed(AnchorageError):
     """The inference engine cannot start, stopped working, or cannot load a policy version."""
@@ -51,6 +53,7 @@ class EngineStats:
         responses: finished responses. response_tokens / prompt_tokens: their tokens.
         running: requests in flight now.
         updates: weight updates. update_seconds: time generation stood still for them, in all.
+        kv_use: share of the KV cache in use after the last step, 0 to 1; None where the engine does not say.
     """
 
     responses: int = 0
@@ -59,6 +62,7 @@ class EngineStats:
     running: int = 0
     updates: int = 0
     update_seconds: float = 0.0
+    kv_use: float | None = None
 
 
 class Sampler(Protocol):
@@ -102,6 +106,15 @@ class InferenceEngine(ABC):
         Raises:
             EngineFailed: the weights do not fit the model; the engine is unusable from then on.
         """
+
+    async def receive_weights(self, incoming: Incoming) -> None:
+        """Join a collective transfer and go on with the weights that come, requests in flight kept.
+
+        Raises:
+            TransferLost: it did not begin; nothing has changed.
+            EngineFailed: this engine cannot do it, or the weights do not fit; then it is unusable from then on.
+        """
+        raise EngineFailed("this inference engine cannot take weights.channel=nccl")
 
     @abstractmethod
     async def stop(self) -> None:

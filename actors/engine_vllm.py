@@ -1,4 +1,4 @@
-"""The adapter to vLLM: the only file that knows it.
+"""The adapter to vLLM: the only file that knows it, but for `weight_transfer.py`, the workers' end of an update.
 
 The engine core runs in this process and is stepped by one worker thread, which is the only one that ever touches it:
 requests are added, weights are changed and versions are labelled between two steps, never during one. (`AsyncLLM`
@@ -21,21 +21,24 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
+from actors.weight_transfer import BACKEND, init_facts, register_weight_transfer, update_facts
 from services.config.tree import ModelConfig, RolloutConfig
 from services.model_folder import check_model_folder, read_weights
 from services.schemas import VersionSpan
+from services.weights import TransferLost
 from services.weights.adapter import is_adapter, merged
 
 if TYPE_CHECKING:
     import torch
 
+    from services.weights.collective import Incoming
+
 logger = logging.getLogger(__name__)
 
-BACKEND = "anchorage"
 UPDATE_TIMEOUT_S = 300.0
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 2048
@@ -52,83 +55,6 @@ def engine_environment() -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
-
-
-def register_weight_transfer() -> None:
-    """Make the `anchorage` backend known to vLLM in this process. Idempotent, and imports nothing of the backend.
-
-    Tensor-parallel workers are processes of their own: there vLLM calls this as a `vllm.general_plugins` entry point.
-    """
-    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, __name__, host_weight_transfer.__name__)
-
-
-def host_weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> Any:
-    """The weight-transfer engine of a worker: loads a safetensors file, checkpoint names and layout.
-
-    vLLM calls this like the class it stands for; the class is made here because its base is vLLM's.
-    """
-    from safetensors import safe_open
-    from vllm.distributed.weight_transfer import WeightTransferEngine
-    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-    @dataclass
-    class InitInfo:
-        """Nothing to agree on beforehand."""
-
-    @dataclass
-    class UpdateInfo:
-        path: str
-
-    class HostWeightTransfer(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
-        init_info_cls = InitInfo
-        update_info_cls = UpdateInfo
-        supports_draft_weight_update = False
-
-        def __init__(self) -> None:
-            super().__init__(config, vllm_config, device, model)
-            self._expected = {name for name, _ in model.named_parameters()}
-            self._tied = _tied_modules(model)
-
-        def init_transfer_engine(self, init_info: InitInfo) -> None:
-            """Nothing to do."""
-
-        def start_weight_update(self) -> None:
-            initialize_layerwise_reload(self.model)
-
-        def receive_weights(self, update_info: UpdateInfo) -> None:
-            with safe_open(update_info.path, framework="pt") as file:
-                names = list(file.keys())
-                loaded = self.model.load_weights((name, file.get_tensor(name)) for name in names)
-            missing = sorted(self._expected - loaded) if loaded is not None else []
-            if missing:
-                raise ValueError(f"the update lacks {len(missing)} parameters of the model, first {missing[0]}")
-
-        def finish_weight_update(self) -> None:
-            finalize_layerwise_reload(self.model, self.model_config)
-            for module in self._tied:
-                module.quant_method.process_weights_after_loading(module)
-
-        def shutdown(self) -> None:
-            """Nothing is held between updates."""
-
-    return HostWeightTransfer()
-
-
-def _tied_modules(model: Any) -> list[Any]:
-    """Modules whose weight another module owns (a tied output head): a reload alone does not repack them."""
-    owned: set[int] = set()
-    tied = []
-    for module in model.modules():
-        weight = module._parameters.get("weight")
-        if weight is None:
-            continue
-        if id(weight) in owned and hasattr(module, "quant_method"):
-            tied.append(module)
-        owned.add(id(weight))
-    return tied
 
 
 class VllmEngine(InferenceEngine):
@@ -192,14 +118,28 @@ class VllmEngine(InferenceEngine):
         try:
             memory = await asyncio.to_thread(_to_memory_file, await asyncio.to_thread(self._whole, tensors))
             try:
-                await self._call(self._update, version, f"/proc/{os.getpid()}/fd/{memory}")
+                await self._call(self._update, version, {"path": f"/proc/{os.getpid()}/fd/{memory}"})
             finally:
                 os.close(memory)
         except Exception as error:
-            self._fail(f"vLLM cannot load version {version}: {_line(error)}")
-            logger.exception("vLLM cannot load version %d", version)
-            assert self._failure is not None
-            raise self._failure from error
+            raise self._cannot_load(version, error) from error
+
+    async def receive_weights(self, incoming: Incoming) -> None:
+        if self._failure is not None:
+            raise self._failure
+        version = incoming.version.version
+        try:
+            await self._call(self._receive, version, init_facts(incoming), update_facts(incoming))
+        except TransferLost:
+            raise
+        except Exception as error:
+            raise self._cannot_load(version, error) from error
+
+    def _cannot_load(self, version: int, error: Exception) -> EngineFailed:
+        logger.exception("vLLM cannot load version %d", version)
+        failure = EngineFailed(f"vLLM cannot load version {version}: {_line(error)}")
+        self._fail(str(failure))
+        return failure
 
     def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The model that a version stands for: adapters are added to the weights that the run began with."""
@@ -300,6 +240,7 @@ class VllmEngine(InferenceEngine):
 
     def _step(self) -> tuple[list[tuple[str, Sample]], bool]:
         samples = [(output.request_id, self._sample(output)) for output in self._engine.step() if output.finished]
+        self._stats = replace(self._stats, kv_use=self._engine.engine_core.engine_core.scheduler.get_kv_cache_usage())
         return samples, self._engine.has_unfinished_requests()
 
     def _sample(self, output: Any) -> Sample:
@@ -321,13 +262,20 @@ class VllmEngine(InferenceEngine):
             finished=completion.finish_reason == "stop",
         )
 
-    def _update(self, version: int, path: str) -> None:
+    def _receive(self, version: int, init: Mapping[str, Any], update: Mapping[str, Any]) -> None:
+        try:
+            self._ask_workers("init_weight_transfer_engine", init_info=dict(init))
+        except Exception as error:  # it has crossed a process where there are several workers
+            raise TransferLost(f"the transfer of version {version} did not begin: {_line(error)}") from error
+        self._update(version, update)
+
+    def _update(self, version: int, update: Mapping[str, Any]) -> None:
         started = time.monotonic()
         engine = self._engine
         engine.sleep(level=0, mode="keep")
-        engine.collective_rpc("start_weight_update", timeout=UPDATE_TIMEOUT_S)
-        engine.collective_rpc("update_weights", timeout=UPDATE_TIMEOUT_S, kwargs={"update_info": {"path": path}})
-        engine.collective_rpc("finish_weight_update", timeout=UPDATE_TIMEOUT_S)
+        self._ask_workers("start_weight_update")
+        self._ask_workers("update_weights", update_info=dict(update))
+        self._ask_workers("finish_weight_update")
         engine.reset_prefix_cache(reset_running_requests=True)
         engine.set_weight_version(str(version))
         engine.wake_up(tags=["scheduling"])
@@ -336,6 +284,9 @@ class VllmEngine(InferenceEngine):
         self._stats = replace(
             self._stats, updates=self._stats.updates + 1, update_seconds=self._stats.update_seconds + elapsed
         )
+
+    def _ask_workers(self, method: str, **arguments: object) -> None:
+        self._engine.collective_rpc(method, timeout=UPDATE_TIMEOUT_S, kwargs=arguments)
 
 
 def _to_memory_file(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -114,6 +114,7 @@ class Rollout:
             "response_tokens": stats.response_tokens,
             "updates": stats.updates,
             "update_seconds": round(stats.update_seconds, 3),
+            "kv_use": None if stats.kv_use is None else round(stats.kv_use, 4),
             **self._outcomes,
             "host": socket.gethostname(),
             "pid": os.getpid(),

@@ -72,6 +72,14 @@ class RolloutProcess:
         buffer = Buffer.connect(
             spec.redis_url, config.run.name, config.buffer, max_attempts=config.rollout.max_attempts
         )
+        channel = open_channel(
+            config.weights,
+            config.run.name,
+            config.run.folder,
+            redis_url=spec.redis_url,
+            reader=self._name,
+            width=config.rollout.tensor_parallel,
+        )
         try:
             self._rollout = Rollout(
                 self._name,
@@ -80,11 +88,12 @@ class RolloutProcess:
                 environments={env.name: self._client(env) for env in config.environments},
                 prompts=PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens),
                 buffer=buffer,
-                channel=open_channel(config.weights, config.run.name, config.run.folder),
+                channel=channel,
             )
             if not self._drained:
                 await self._rollout.run()
         finally:
+            channel.close()
             buffer.close()
 
     def _client(self, env: EnvConfig) -> EnvironmentClient:

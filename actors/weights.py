@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
 
 from actors.engine import EngineFailed, InferenceEngine, Sample
 from services.config.tree import WeightsConfig
 from services.weights import WeightChannel, WeightsError, WeightVersion
+from services.weights.collective import CollectiveChannel
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 FETCH_ATTEMPTS = 3
+
+_T = TypeVar("_T")
 
 
 class Gate:
@@ -127,38 +130,71 @@ class WeightFollower:
             await self._load_newest()
 
     async def _load_newest(self) -> None:
-        found = await self._fetch_newest()
-        if found is None:
-            return
-        wanted, tensors = found
-        if self._update == "at_step":
-            async with self.responses.closed():
-                await self._load(wanted.version, tensors)
-        elif self._update == "at_episode":
-            async with self.episodes.closed():
-                await self._load(wanted.version, tensors)
+        if isinstance(self._channel, CollectiveChannel):
+            loaded = await self._join_newest(self._channel)
         else:
-            await self._load(wanted.version, tensors)
-        self._loaded = wanted
-        logger.info("loaded policy version %d (%.1f MB)", wanted.version, wanted.nbytes / 1e6)
+            loaded = await self._fetch_newest(self._channel)
+        if loaded is not None:
+            self._loaded = loaded
+            logger.info("loaded policy version %d (%.1f MB)", loaded.version, loaded.nbytes / 1e6)
 
-    async def _load(self, version: int, tensors: dict[str, torch.Tensor]) -> None:
+    async def _fetch_newest(self, channel: WeightChannel) -> WeightVersion | None:
+        """The version that was loaded; None where the newest is loaded already, or none is announced."""
+
+        async def fetch() -> tuple[WeightVersion, dict[str, torch.Tensor]] | None:
+            wanted = await self._newer()
+            return None if wanted is None else (wanted, await asyncio.to_thread(channel.fetch, wanted))
+
+        found = await self._persist(fetch)
+        if found is None:
+            return None
+        wanted, tensors = found
+        async with self._interrupting():
+            await self._bounded(self._engine.load_weights(wanted.version, tensors), wanted)
+        return wanted
+
+    async def _join_newest(self, channel: CollectiveChannel) -> WeightVersion | None:
+        """The same. Whoever is called to a transfer must come at once: nobody is in the way when it is asked for."""
+
+        async def join() -> WeightVersion | None:
+            wanted = await self._newer()
+            if wanted is not None:
+                incoming = await asyncio.to_thread(channel.receive, wanted)
+                await self._bounded(self._engine.receive_weights(incoming), wanted)
+            return wanted
+
+        if await self._persist(self._newer) is None:
+            return None
+        async with self._interrupting():
+            return await self._persist(join)
+
+    async def _newer(self) -> WeightVersion | None:
+        newest = await asyncio.to_thread(self._channel.latest)
+        return None if newest == self._loaded else newest
+
+    def _interrupting(self) -> AbstractAsyncContextManager[None]:
+        """The moment at which the engine may take another version."""
+        if self._update == "at_step":
+            return self.responses.closed()
+        if self._update == "at_episode":
+            return self.episodes.closed()
+        return nullcontext()
+
+    async def _bounded(self, loading: Awaitable[None], wanted: WeightVersion) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._engine.load_weights(version, tensors)
+                await loading
         except TimeoutError:
             raise EngineFailed(
-                f"the engine took longer than {self._timeout_s:g} s to load version {version} (weights.timeout_s)"
+                f"the engine took longer than {self._timeout_s:g} s to load version {wanted.version} "
+                "(weights.timeout_s)"
             ) from None
 
-    async def _fetch_newest(self) -> tuple[WeightVersion, dict[str, torch.Tensor]] | None:
-        """The newest version and its tensors; None where it is the loaded one, or none is announced."""
+    async def _persist(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """What `ask` answers, asked again a few times."""
         for attempt in range(1, FETCH_ATTEMPTS + 1):
             try:
-                wanted = await asyncio.to_thread(self._channel.latest)
-                if wanted is None or wanted == self._loaded:
-                    return None
-                return wanted, await asyncio.to_thread(self._channel.fetch, wanted)
+                return await ask()
             except WeightsError as error:
                 logger.warning("the newest policy version cannot be had, attempt %d: %s", attempt, error)
                 failure = EngineFailed(f"the newest policy version cannot be had: {error}")

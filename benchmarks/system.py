@@ -27,7 +27,7 @@ PARTS = ("rollout", "overlap", "buffer", "weights")
 GOALS = {
     "actor_over_bare": "≥ 0.9",
     "asynchronous_over_synchronous": "≤ 0.6",
-    "without_codec_over_raw": "≥ 0.7",
+    "store_read_over_raw": "≥ 0.7",
 }
 
 

@@ -1,7 +1,8 @@
 """Trajectories as bytes: the one binary format in which they are stored and travel.
 
-Layout: the magic `ANC`, one byte of schema version, one zstd frame (with checksum) around a msgpack document. Token ids
-are little-endian int32, log-probabilities little-endian float32.
+Layout: the magic `ANC`, one byte of schema version, one zstd frame (with checksum) around a msgpack document. The steps
+lie in columns: one list a field, and one vector for the token ids or log-probabilities of all steps (little-endian
+int32 and float32), which costs a fraction of a document a step.
 
 Invariants
 - `decode(encode(t))` equals `t`; nothing else decodes: lengths, types and version spans are checked on both ways.
@@ -10,56 +11,80 @@ Invariants
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import msgpack
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
 
 from services.schemas import Step, Ticket, Trajectory, VersionSpan
 
 MAGIC = b"ANC"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_RAW_BYTES = 256 * 2**20
 
 _HEADER = MAGIC + bytes([SCHEMA_VERSION])
 _LEVEL = 3
+_PLAIN = ("anchor", "observation", "prompt", "response", "action", "reward", "valid", "terminated", "truncated")
+"""Fields of a step that are stored as they are, in the order in which `Step` takes them after its arrays."""
 
 
 class CodecError(ValueError):
     """The bytes are not a trajectory of this schema version, or the trajectory breaks the schema."""
 
 
-class _WireStep(BaseModel):
+class _WireSteps(BaseModel):
+    """The S steps of a trajectory, field by field.
+
+    `prompt_tokens`, `response_tokens` and `spans` say how much of the vectors and of the span lists is each step's.
+    """
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    prompt_tokens: list[NonNegativeInt]
+    response_tokens: list[NonNegativeInt]
+    spans: list[NonNegativeInt]
     prompt_ids: bytes
     response_ids: bytes
     logprobs: bytes
     span_versions: list[int]
-    span_tokens: list[int]
-    anchor: str
-    observation: str
-    prompt: str
-    response: str
-    action: str
-    reward: float
-    valid: bool
-    terminated: bool
-    truncated: bool
+    span_tokens: list[NonNegativeInt]
+    anchor: list[str]
+    observation: list[str]
+    prompt: list[str]
+    response: list[str]
+    action: list[str]
+    reward: list[float]
+    valid: list[bool]
+    terminated: list[bool]
+    truncated: list[bool]
 
 
 class _WireTrajectory(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     ticket: Ticket
-    steps: list[_WireStep]
+    steps: _WireSteps
     facts: dict[str, JsonValue]
     actor: str
     started_at: float
     finished_at: float
+
+
+class _Contexts(threading.local):
+    """zstd's working memory, made once a thread: making it takes as long as compressing an episode."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()
 
 
 def encode(trajectory: Trajectory) -> bytes:
@@ -72,7 +97,7 @@ def encode(trajectory: Trajectory) -> bytes:
     try:
         wire = _WireTrajectory(
             ticket=trajectory.ticket,
-            steps=[_to_wire(step) for step in trajectory.steps],
+            steps=_to_wire(trajectory.steps),
             facts=dict(trajectory.facts),  # type: ignore[arg-type]  # pydantic checks the values
             actor=trajectory.actor,
             started_at=trajectory.started_at,
@@ -87,11 +112,11 @@ def encode(trajectory: Trajectory) -> bytes:
         raise CodecError(f"the trajectory cannot be stored: {error}") from None
     if len(raw) > MAX_RAW_BYTES:
         raise CodecError(f"the trajectory has {len(raw)} bytes, more than the {MAX_RAW_BYTES} a document may have")
-    return _HEADER + zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(raw)
+    return _HEADER + _contexts.compressor.compress(raw)
 
 
 def decode(data: bytes) -> Trajectory:
-    """The trajectory that `encode` stored; its arrays own their memory.
+    """The trajectory that `encode` stored; its arrays can be written, and are views of one vector of the trajectory.
 
     Raises:
         CodecError: anything that `encode` of this schema version cannot have written.
@@ -102,7 +127,7 @@ def decode(data: bytes) -> Trajectory:
         wire = _WireTrajectory.model_validate(document, strict=True)
         return Trajectory(
             ticket=wire.ticket,
-            steps=tuple(_from_wire(step) for step in wire.steps),
+            steps=_from_wire(wire.steps),
             facts=wire.facts,
             actor=wire.actor,
             started_at=wire.started_at,
@@ -126,66 +151,66 @@ def _decompress(data: bytes) -> bytes:
         size = zstandard.frame_content_size(frame)
         if not 0 <= size <= MAX_RAW_BYTES:
             raise CodecError(f"the trajectory document does not declare a size of at most {MAX_RAW_BYTES} bytes")
-        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        return _contexts.decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CodecError(f"the trajectory document is damaged: {error}") from None
 
 
-def _to_wire(step: Step) -> _WireStep:
-    if len(step.logprobs) != len(step.response_ids):
-        raise CodecError(f"{len(step.logprobs)} log-probabilities for {len(step.response_ids)} response tokens")
-    _check_spans(step.versions, len(step.response_ids))
-    return _WireStep(
-        prompt_ids=_to_bytes(step.prompt_ids, np.int32, "prompt_ids"),
-        response_ids=_to_bytes(step.response_ids, np.int32, "response_ids"),
-        logprobs=_to_bytes(step.logprobs, np.float32, "logprobs"),
-        span_versions=[span.version for span in step.versions],
-        span_tokens=[span.tokens for span in step.versions],
-        anchor=step.anchor,
-        observation=step.observation,
-        prompt=step.prompt,
-        response=step.response,
-        action=step.action,
-        reward=step.reward,
-        valid=step.valid,
-        terminated=step.terminated,
-        truncated=step.truncated,
+def _to_wire(steps: Sequence[Step]) -> _WireSteps:
+    for step in steps:
+        if len(step.logprobs) != len(step.response_ids):
+            raise CodecError(f"{len(step.logprobs)} log-probabilities for {len(step.response_ids)} response tokens")
+    spans = [span for step in steps for span in step.versions]
+    wire = _WireSteps(
+        prompt_tokens=[len(step.prompt_ids) for step in steps],
+        response_tokens=[len(step.response_ids) for step in steps],
+        spans=[len(step.versions) for step in steps],
+        prompt_ids=_to_bytes([step.prompt_ids for step in steps], np.int32, "prompt_ids"),
+        response_ids=_to_bytes([step.response_ids for step in steps], np.int32, "response_ids"),
+        logprobs=_to_bytes([step.logprobs for step in steps], np.float32, "logprobs"),
+        span_versions=[span.version for span in spans],
+        span_tokens=[span.tokens for span in spans],
+        **{name: [getattr(step, name) for step in steps] for name in _PLAIN},
     )
+    _check_spans(wire)
+    return wire
 
 
-def _from_wire(wire: _WireStep) -> Step:
-    response_ids = _from_bytes(wire.response_ids, np.int32)
-    logprobs = _from_bytes(wire.logprobs, np.float32)
-    if len(logprobs) != len(response_ids):
-        raise CodecError(f"{len(logprobs)} log-probabilities for {len(response_ids)} response tokens")
-    versions = tuple(VersionSpan(*span) for span in zip(wire.span_versions, wire.span_tokens, strict=True))
-    _check_spans(versions, len(response_ids))
-    return Step(
-        prompt_ids=_from_bytes(wire.prompt_ids, np.int32),
-        response_ids=response_ids,
-        logprobs=logprobs,
-        versions=versions,
-        anchor=wire.anchor,
-        observation=wire.observation,
-        prompt=wire.prompt,
-        response=wire.response,
-        action=wire.action,
-        reward=wire.reward,
-        valid=wire.valid,
-        terminated=wire.terminated,
-        truncated=wire.truncated,
+def _from_wire(wire: _WireSteps) -> tuple[Step, ...]:
+    _check_spans(wire)
+    columns = (
+        _cut(_from_bytes(wire.prompt_ids, np.int32), wire.prompt_tokens),
+        _cut(_from_bytes(wire.response_ids, np.int32), wire.response_tokens),
+        _cut(_from_bytes(wire.logprobs, np.float32), wire.response_tokens),
+        _cut(tuple(map(VersionSpan, wire.span_versions, wire.span_tokens)), wire.spans),
+        *(getattr(wire, name) for name in _PLAIN),
     )
+    if any(len(column) != len(wire.spans) for column in columns):
+        raise CodecError("not a trajectory document: its columns have different lengths")
+    return tuple(map(Step, *columns))
 
 
-def _check_spans(versions: tuple[VersionSpan, ...], tokens: int) -> None:
-    if any(span.tokens < 0 for span in versions) or sum(span.tokens for span in versions) != tokens:
-        raise CodecError(f"the version spans do not add up to the {tokens} response tokens")
+def _check_spans(wire: _WireSteps) -> None:
+    if len(wire.span_versions) != len(wire.span_tokens) or len(wire.spans) != len(wire.response_tokens):
+        raise CodecError("not a trajectory document: its columns have different lengths")
+    for own, tokens in zip(_cut(wire.span_tokens, wire.spans), wire.response_tokens, strict=True):
+        if sum(own) != tokens:
+            raise CodecError(f"the version spans do not add up to the {tokens} response tokens")
 
 
-def _to_bytes(array: NDArray[Any], dtype: type[np.generic], name: str) -> bytes:
-    if array.dtype != dtype or array.ndim != 1:
-        raise CodecError(f"{name} must be a {np.dtype(dtype)} vector, not {array.dtype} {list(array.shape)}")
-    return array.astype(_little_endian(dtype)).tobytes()
+def _cut(whole: Any, lengths: Sequence[int]) -> list[Any]:
+    """Consecutive pieces of a vector or list, which must be used up."""
+    bounds = list(accumulate(lengths, initial=0))
+    if bounds[-1] != len(whole):
+        raise CodecError(f"the steps have {bounds[-1]} of the {len(whole)} entries of a column")
+    return [whole[begin:end] for begin, end in pairwise(bounds)]
+
+
+def _to_bytes(arrays: Sequence[NDArray[Any]], dtype: type[np.generic], name: str) -> bytes:
+    for array in arrays:
+        if array.dtype != dtype or array.ndim != 1:
+            raise CodecError(f"{name} must be a {np.dtype(dtype)} vector, not {array.dtype} {list(array.shape)}")
+    return np.concatenate(arrays).astype(_little_endian(dtype), copy=False).tobytes() if arrays else b""
 
 
 def _from_bytes(data: bytes, dtype: type[np.generic]) -> NDArray[Any]:

@@ -1,7 +1,12 @@
 """Trajectories through the buffer, beside raw `SET`/`GET` of the same bytes and a stream of pickles, in one Redis.
 
-The buffer's figure is given with and without the codec: raw commands neither pack nor compress. The stream is what
-PipelineRL keeps: `XADD` of a pickle, `XREAD`, `pickle.loads`, nothing acknowledged, nothing leased.
+What is counted, one process, one connection, one command at a time on each side:
+
+- `store_read`: `Buffer.store` of each trajectory, `Buffer.read` of each group, less the time spent in the codec.
+- `raw`: `SET` of the encoded trajectory, `GET` and decoding, in the same loops; less the time spent in the codec.
+- `…_with_codec`: the same with the codec's time. `bare_raw`: raw commands on documents already made.
+- `whole_way`: the buffer with the codec and with its tickets: issue, lease, removal.
+- `pickle_stream`: what PipelineRL keeps: `XADD` of a pickle, `XREAD`, `pickle.loads`; nothing acknowledged or leased.
 """
 
 from __future__ import annotations
@@ -11,7 +16,9 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 from redis import Redis
@@ -22,13 +29,16 @@ from services.config.tree import BufferConfig
 from services.redis_server import EmbeddedRedis
 from services.schemas import TRAIN_STREAM, Step, Task, Ticket, Trajectory, VersionSpan
 
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+
 RawRedis = Any
 """A redis-py client: its stubs type every answer as one that may be awaited."""
 
 GROUP_SIZE = 8
 STEPS, PROMPT_TOKENS, RESPONSE_TOKENS = 20, 400, 10
 LEASE_S = 600.0
-ROUNDS = 3
+ROUNDS = 9
 
 
 def episode(ticket: Ticket, rng: np.random.Generator) -> Trajectory:
@@ -56,35 +66,58 @@ def episode(ticket: Ticket, rng: np.random.Generator) -> Trajectory:
     return Trajectory(ticket, tuple(steps))
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def through_buffer(buffer: Buffer, played: Sequence[Trajectory]) -> None:
-    """The whole way: issue, lease, store, read, acknowledge."""
-    buffer.issue([trajectory.ticket for trajectory in played])
-    buffer.lease("actor", len(played), LEASE_S)
-    for trajectory in played:
-        buffer.store(trajectory)
-    groups = buffer.complete(TRAIN_STREAM)
-    for group in groups:
-        buffer.read(TRAIN_STREAM, group)
-    buffer.remove(TRAIN_STREAM, groups)
+class Stopwatch:
+    """Time spent in the functions that it is put around."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable[[_A], _B]) -> Callable[[_A], _B]:
+        def timed(argument: _A) -> _B:
+            began = time.perf_counter()
+            result = function(argument)
+            self.seconds += time.perf_counter() - began
+            return result
+
+        return timed
 
 
-def through_codec(played: Sequence[Trajectory]) -> None:
-    for trajectory in played:
-        decode(encode(trajectory))
+def through_buffer(buffer: Buffer, played: Sequence[Trajectory]) -> dict[str, float]:
+    """Seconds of each part of the way."""
+    codec = Stopwatch()
+    groups = range(len(played) // GROUP_SIZE)
+    with (
+        patch("services.buffer.buffer.encode", codec.around(encode)),
+        patch("services.buffer.buffer.decode", codec.around(decode)),
+    ):
+        tickets = seconds(lambda: buffer.issue([trajectory.ticket for trajectory in played]))
+        tickets += seconds(lambda: buffer.lease("actor", len(played), LEASE_S))
+        stored = seconds(lambda: [buffer.store(trajectory) for trajectory in played])
+        read = seconds(lambda: [buffer.read(TRAIN_STREAM, group) for group in groups])
+        tickets += seconds(lambda: buffer.remove(TRAIN_STREAM, groups))
+    return {
+        "store_read": stored + read - codec.seconds,
+        "store_read_with_codec": stored + read,
+        "whole_way": stored + read + tickets,
+    }
 
 
-def raw(client: RawRedis, documents: Sequence[bytes]) -> None:
-    for number, document in enumerate(documents):
-        client.set(f"raw:{number}", document)
-    for number in range(len(documents)):
-        client.get(f"raw:{number}")
-    client.delete(*(f"raw:{number}" for number in range(len(documents))))
+def raw(client: RawRedis, played: Sequence[Trajectory]) -> dict[str, float]:
+    """Seconds of raw commands, the documents made and read in between or beforehand."""
+    codec = Stopwatch()
+    packing, unpacking = codec.around(encode), codec.around(decode)
+    documents = [encode(trajectory) for trajectory in played]
+    whole = seconds(lambda: [client.set(f"raw:{n}", packing(trajectory)) for n, trajectory in enumerate(played)])
+    whole += seconds(lambda: [unpacking(client.get(f"raw:{n}")) for n in range(len(played))])
+    bare = seconds(lambda: [client.set(f"raw:{n}", document) for n, document in enumerate(documents)])
+    bare += seconds(lambda: [client.get(f"raw:{n}") for n in range(len(played))])
+    return {"raw": whole - codec.seconds, "raw_with_codec": whole, "bare_raw": bare}
 
 
 def stream(client: RawRedis, played: Sequence[Trajectory]) -> None:
@@ -100,7 +133,7 @@ def stream(client: RawRedis, played: Sequence[Trajectory]) -> None:
 
 
 def measure(folder: Path, groups: int) -> dict[str, float]:
-    """Each way takes turns, the best of its rounds counts."""
+    """The ways take turns; the median of their rounds counts."""
     rng = np.random.default_rng(0)
     task = Task(env="alfworld", split="train", index=0)
     played = [
@@ -108,30 +141,25 @@ def measure(folder: Path, groups: int) -> dict[str, float]:
         for g in range(groups)
         for m in range(GROUP_SIZE)
     ]
-    documents = [encode(trajectory) for trajectory in played]
-    nbytes = sum(map(len, documents))
-    best: dict[str, float] = {}
+    megabytes = sum(len(encode(trajectory)) for trajectory in played) / 1e6
+    rounds: list[dict[str, float]] = []
     with EmbeddedRedis(folder / "redis") as server, Redis.from_url(server.url) as client:
         buffer = Buffer.connect(server.url, f"bench-{uuid.uuid4().hex[:8]}", BufferConfig())
-        ways: dict[str, Callable[[], None]] = {
-            "buffer": lambda: through_buffer(buffer, played),
-            "codec": lambda: through_codec(played),
-            "raw": lambda: raw(client, documents),
-            "pickle_stream": lambda: stream(client, played),
-        }
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                best[name] = min(best.get(name, float("inf")), seconds(way))
+        for _ in range(ROUNDS + 1):
+            through = through_buffer(buffer, played)
+            through |= raw(client, played)
+            through["pickle_stream"] = seconds(lambda: stream(client, played))
+            rounds.append(through)
         buffer.close()
-    redis_only = best["buffer"] - best["codec"]
+    spent = {name: median(taken[name] for taken in rounds[1:]) for name in rounds[0]}
     return {
         "trajectories": len(played),
-        "bytes_per_trajectory": nbytes / len(played),
+        "bytes_per_trajectory": 1e6 * megabytes / len(played),
         "pickled_bytes_per_trajectory": sum(len(pickle.dumps(trajectory)) for trajectory in played) / len(played),
-        **{f"{name}_per_s": len(played) / spent for name, spent in best.items()},
-        "buffer_without_codec_per_s": len(played) / redis_only,
-        "buffer_mb_per_s": nbytes / 1e6 / redis_only,
-        "raw_mb_per_s": nbytes / 1e6 / best["raw"],
-        "without_codec_over_raw": best["raw"] / redis_only,
-        "buffer_over_pickle_stream": best["pickle_stream"] / best["buffer"],
+        **{f"{name}_per_s": len(played) / taken for name, taken in spent.items()},
+        **{f"{name}_mb_per_s": megabytes / spent[name] for name in ("store_read", "store_read_with_codec", "raw")},
+        "store_read_over_raw": spent["raw"] / spent["store_read"],
+        "store_read_with_codec_over_raw": spent["raw_with_codec"] / spent["store_read_with_codec"],
+        "store_read_over_bare_raw": spent["bare_raw"] / spent["store_read"],
+        "whole_way_over_pickle_stream": spent["pickle_stream"] / spent["whole_way"],
     }

@@ -56,8 +56,9 @@ def broadcast(folder: Path, mib: int, readers: int) -> dict[str, float]:
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(readers)]
     processes = [context.Process(target=_read, args=(folder, there)) for _, there in pairs]
-    for process in processes:
+    for process, (_, there) in zip(processes, pairs, strict=True):
         process.start()
+        there.close()  # what a reader's process alone holds ends with it: its death is an error here, no wait for ever
     for here, _ in pairs:
         here.recv()
     began = time.perf_counter()

@@ -35,6 +35,8 @@ from services.config.tree import BufferConfig
 from services.schemas import Ticket, Trajectory
 
 _ISSUE_CHUNK = 512
+MAX_GROUP_SIZE = 4096
+"""A script names all tickets of a group in one command; Lua has room for some 8,000 arguments."""
 _MAX_REASON_CHARS = 500
 _MAX_METRICS = 10_000
 _SHORTEST_POLL_S = 0.005
@@ -62,8 +64,7 @@ class Buffer:
         self._connection = connection
         self._client = connection.client
         self._keys = keys.Keys(run)
-        self._all_keys = self._keys.all()
-        self._script = cache(connection.script)
+        self._script = cache(lambda name: connection.script(name, self._keys))
         self._cap_bytes = config.max_mib * 2**20
         self.commands = CommandLog(self._run)
         self._max_attempts = max_attempts
@@ -97,9 +98,11 @@ class Buffer:
         """Make tickets leasable; the number that were new. A ticket of a group known in any state is a no-op.
 
         Raises:
-            ValueError: a member outside of its group, or a group that is known with another size.
+            ValueError: a member outside of its group, too large a group, or one that is known with another size.
         """
         for ticket in tickets:
+            if ticket.group_size > MAX_GROUP_SIZE:
+                raise ValueError(f"a group has at most {MAX_GROUP_SIZE} members, not {ticket.group_size}")
             if not 0 <= ticket.member < ticket.group_size:
                 raise ValueError(f"ticket {ticket.id} is outside of its group of {ticket.group_size}")
         return sum(self._issue(chunk) for chunk in _chunks(tickets))
@@ -273,7 +276,7 @@ class Buffer:
             return True
 
     def _run(self, script: str, *args: Arg) -> Any:
-        return self._script(script)(self._all_keys, args)
+        return self._script(script)(args)
 
     def _call(self, command: str, key: str, *args: object) -> Any:
         method = getattr(self._client, command)

@@ -22,7 +22,7 @@ from redis import BlockingConnectionPool, Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from services.buffer.keys import lua_names
+from services.buffer import keys
 from services.config.tree import BufferConfig
 from services.errors import RedisUnavailable
 
@@ -60,12 +60,13 @@ class Connection:
             raise RedisUnavailable(_NOT_AN_ADDRESS) from None
         self.client = Redis(connection_pool=pool)
 
-    def script(self, name: str) -> Callable[[Sequence[str], Sequence[Arg]], Any]:
-        """The script `lua/<name>.lua` as a function of keys and arguments."""
+    def script(self, name: str, of: keys.Keys) -> Callable[[Sequence[Arg]], Any]:
+        """The script `lua/<name>.lua` on a run's keys, as a function of its arguments."""
         folder = resources.files("services.buffer") / "lua"
-        source = "".join([lua_names(), *((folder / f"{part}.lua").read_text() for part in ("prelude", name))])
-        script = self.client.register_script(source)
-        return lambda keys, args: self.call(lambda: script(keys=keys, args=args))
+        body = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", name))
+        named = keys.named_in(body)
+        script, names = self.client.register_script(keys.bindings(named) + body), of.of(named)
+        return lambda args: self.call(lambda: script(keys=names, args=args))
 
     def call(self, operation: Callable[[], _T]) -> _T:
         """The result of `operation`, repeated while Redis is away.

@@ -1,8 +1,8 @@
 """The Redis keys of a run, and how tickets and groups are written inside them. The only file that knows key names.
 
 Invariants
-- Every key carries the hash tag `{run}`, so that a run lives in one slot of a Redis Cluster, and every script
-  gets all of the run's keys: it touches no undeclared one.
+- Every key carries the hash tag `{run}`, so that a run lives in one slot of a Redis Cluster, and a script
+  gets every key that it names: it touches no undeclared one.
 - A ticket's field sorts, as bytes, the way tickets are handed out: evaluation streams first, then stream, group,
   member. A group's field is its tickets' field without the member.
 """
@@ -10,6 +10,7 @@ Invariants
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from services.schemas import TRAIN_STREAM, Ticket
 
@@ -36,6 +37,9 @@ NAMES = (
     "command_order",  # list: ids of commands, oldest first
     "answers",  # hash: id of a command -> JSON of its answer
     "desired_actors",  # integer: the wish for so many rollout actors
+    "weights_announced",  # JSON: the newest policy version of a collective weight channel
+    "weights_wishes",  # hash: reader -> JSON of the version it waits for
+    "weights_round",  # JSON: the transfer called last
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -53,14 +57,20 @@ class Keys:
         """Key of one of `NAMES`."""
         return self._prefix + NAMES[NAMES.index(name)]
 
-    def all(self) -> list[str]:
-        """All keys, in the order in which `lua_names` binds them."""
-        return [self[name] for name in NAMES]
+    def of(self, names: Sequence[str]) -> list[str]:
+        """Keys of some of `NAMES`."""
+        return [self[name] for name in names]
 
 
-def lua_names() -> str:
-    """Lua that binds every key to its name in capitals; for the top of each script."""
-    return "".join(f"local {name.upper()} = KEYS[{index}]\n" for index, name in enumerate(NAMES, start=1))
+def named_in(lua: str) -> list[str]:
+    """The keys that a script's text names, in capitals; the order in which `bindings` binds them."""
+    words = set(re.findall(r"\b[A-Z_]+\b", lua))
+    return [name for name in NAMES if name.upper() in words]
+
+
+def bindings(names: Sequence[str]) -> str:
+    """Lua that binds keys to their names in capitals; for the top of a script."""
+    return "".join(f"local {name.upper()} = KEYS[{index}]\n" for index, name in enumerate(names, start=1))
 
 
 def group_field(stream: str, group: int) -> str:

@@ -81,7 +81,8 @@ class Stack:
         self._exit.callback(self.buffer.close)
         env_urls = self._start_environments(folder)
         self._start_ray()
-        self.channel = open_channel(config.weights, config.run.name, folder)
+        self.channel = open_channel(config.weights, config.run.name, folder, redis_url=redis_url)
+        self._exit.callback(self.channel.close)
         self.channel.latest()  # what the channel keeps its weights in is made here, not on a node that may leave
         self.buffer.set_manifest(config.model_dump_json())
         self.buffer.set_state("running")

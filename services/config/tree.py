@@ -278,8 +278,9 @@ class BufferConfig(Section):
 
 
 class WeightsConfig(Section):
-    channel: Literal["ray", "directory"] = "ray"
-    """`ray`: the object store. `directory`: safetensors in a folder that all can read."""
+    channel: Literal["ray", "directory", "nccl"] = "ray"
+    """`ray`: the object store. `directory`: safetensors in a folder that all can read. `nccl`: vLLM's transfer
+    engine, from the first GPU that `anchorage train` sees to the actors' GPUs, which must be others; not with LoRA."""
     directory: Path | None = None
     """Folder of the `directory` channel; none: `weights` in the run's folder."""
     update: Literal["in_flight", "at_step", "at_episode"] = "in_flight"
@@ -379,6 +380,8 @@ class Config(Section):
             raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
         if learner.zero_stage < 3 and learner.offload_parameters:
             raise ValueError("learner.offload_parameters needs learner.zero_stage 3")
+        if self.weights.channel == "nccl" and self.model.lora is not None:
+            raise ValueError("weights.channel=nccl sends whole models: with model.lora use ray or directory")
         return self
 
     @property

@@ -58,6 +58,10 @@ class WeightsGone(WeightsError):
     """The version is no longer kept; ask for the latest."""
 
 
+class TransferLost(WeightsError):
+    """A collective transfer did not begin: a member was missing. Nothing was touched; ask again."""
+
+
 class WeightsUnavailable(WeightsError):
     """The channel did not answer in time, or cannot be written."""
 
@@ -96,6 +100,9 @@ class WeightChannel(ABC):
             WeightsCorrupt: the checksum does not match.
             WeightsUnavailable: not read in time.
         """
+
+    def close(self) -> None:  # noqa: B027 - nothing to end in most channels
+        """End what this process does for the channel; what is published stays where the channel keeps it."""
 
 
 def checksum(payload: Payload) -> str:

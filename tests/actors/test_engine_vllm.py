@@ -141,6 +141,17 @@ async def test_requests_in_flight_go_on_with_the_new_weights(setup: Setup) -> No
     assert setup.engine.stats().update_seconds > before.update_seconds
 
 
+async def test_the_use_of_the_cache_is_told(setup: Setup) -> None:
+    longest = asyncio.create_task(sample_all(setup.engine, count=16, tokens=100))
+    await in_flight(setup.engine, 16)
+    seen = []
+    while not longest.done():
+        seen.append(setup.engine.stats().kv_use or 0.0)
+        await asyncio.sleep(0)
+    assert 0.0 < max(seen) < 1.0
+    await longest
+
+
 async def test_more_prompt_tokens_than_a_batch_holds(setup: Setup) -> None:
     await setup.engine.load_weights(20, weights_of(setup.models[0]))
     prompts = [[number, *PROMPT] for number in range(16)]

@@ -14,8 +14,13 @@ local function stream_of(group)
   return string.sub(group, 3, -14)
 end
 
-local function ticket_of(group, member)
-  return group .. string.format(' %06d', member)
+-- Its tickets, member by member.
+local function tickets_of(group, size)
+  local tickets = {}
+  for member = 0, size - 1 do
+    tickets[member + 1] = group .. string.format(' %06d', member)
+  end
+  return tickets
 end
 
 local function ticket_id(ticket)
@@ -39,23 +44,25 @@ local function announce(group)
   redis.call('HSET', CHANGED, stream_of(group), string.format('%d', sequence))
 end
 
+-- True when there was one.
 local function end_lease(ticket)
-  redis.call('ZREM', LEASES, ticket)
-  redis.call('HDEL', HOLDERS, ticket)
+  return redis.call('ZREM', LEASES, ticket) == 1 and redis.call('HDEL', HOLDERS, ticket) == 1
 end
 
 -- Drops everything of a group but its size and its reason.
 local function clear(group)
   local size = tonumber(redis.call('HGET', SIZES, group) or 0)
   local freed = 0
-  for member = 0, size - 1 do
-    local ticket = ticket_of(group, member)
-    freed = freed + redis.call('HSTRLEN', TRAJECTORIES, ticket)
-    redis.call('ZREM', QUEUE, ticket)
-    end_lease(ticket)
+  for _, ticket in ipairs(tickets_of(group, size)) do
+    local stored = redis.call('HSTRLEN', TRAJECTORIES, ticket)
+    if stored > 0 then
+      freed = freed + stored
+      redis.call('HDEL', TRAJECTORIES, ticket)
+    elseif not end_lease(ticket) then
+      redis.call('ZREM', QUEUE, ticket)
+    end
     redis.call('HDEL', TICKETS, ticket)
     redis.call('HDEL', ATTEMPTS, ticket)
-    redis.call('HDEL', TRAJECTORIES, ticket)
   end
   redis.call('DECRBY', BYTES, freed)
   redis.call('HDEL', COUNTS, group)

@@ -1,0 +1,101 @@
+"""The publisher's end of a transfer over NCCL: vLLM's own weight-transfer engine. The only file that knows it here.
+
+Invariants
+- Wire format, buffers and their number are vLLM's: its receiving engine, in the actors, is the other end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from services.weights.channel import WeightsUnavailable
+from services.weights.collective import Sender
+from services.weights.rounds import Group
+
+if TYPE_CHECKING:
+    import torch
+
+BUFFER_BYTES = 256 * 2**20
+BUFFERS = 2
+
+
+def group_facts(host: str, port: int, world: int) -> dict[str, Any]:
+    """What both ends of a group must agree on, in vLLM's words."""
+    return {
+        "master_address": host,
+        "master_port": port,
+        "world_size": world,
+        "packed": True,
+        "packed_buffer_size_bytes": BUFFER_BYTES,
+        "packed_num_buffers": BUFFERS,
+    }
+
+
+class NcclSender(Sender):
+    """Rank 0 of a group, on a GPU of this process: not one on which a receiver of the group runs."""
+
+    def __init__(self, gpu: int = 0) -> None:
+        self._gpu = gpu
+        self._engine: Any = None
+
+    def open(self, group: Group, timeout_s: float) -> None:
+        import torch
+        from vllm.distributed.weight_transfer.nccl_engine import (
+            NCCLTrainerInitInfo,
+            NCCLTrainerWeightTransferEngine,
+        )
+
+        if not torch.cuda.is_available():
+            raise WeightsUnavailable("weights.channel=nccl needs a GPU where the weights are published")
+        info = NCCLTrainerInitInfo(rank=0, **group_facts(group.host, group.port, group.world))
+        with torch.cuda.device(self._gpu):
+            self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_Called(), source=_Source())
+
+    def send(self, tensors: Mapping[str, torch.Tensor], timeout_s: float) -> None:
+        import torch
+
+        source = self._engine.source
+        source.tensors = tensors
+        try:
+            with torch.cuda.device(self._gpu):
+                self._engine.send_weights()
+        finally:
+            source.tensors = {}
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()  # ncclCommAbort: also ends a broadcast that hangs
+
+
+class _Called:
+    """vLLM's client of the inference side. There is nothing to call: the readers have been called by their round."""
+
+    def init_weight_transfer_engine(self, init_info: object) -> None:
+        """They join by themselves."""
+
+    def start_weight_update(self) -> None:
+        """Each engine does."""
+
+    def update_weights(self, update_info: object) -> None:
+        """What comes was announced with the version."""
+
+    def finish_weight_update(self) -> None:
+        """Each engine does."""
+
+
+class _Source:
+    """vLLM's source of weights: a version's tensors, moved to the GPU one by one."""
+
+    def __init__(self) -> None:
+        self.tensors: Mapping[str, torch.Tensor] = {}
+
+    def metadata(self) -> list[Any]:
+        from vllm.distributed.weight_transfer import ParamMeta
+
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self.tensors.items():
+            yield name, tensor.to("cuda", non_blocking=True)

@@ -1,0 +1,68 @@
+"""The publisher's end over NCCL. What needs a GPU was written without one: two GPUs, one for each end."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.config.tree import BufferConfig, Config, ModelConfig, RolloutConfig
+from services.weights import WeightsUnavailable
+from services.weights.board import Board
+from services.weights.collective import CollectiveChannel
+from services.weights.nccl import NcclSender, _Source
+from services.weights.rounds import Epochs, Wish
+from tests.actors.tiny import make_model, reference_logprobs, weights_of, write_model
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    pytest.importorskip("vllm")
+    group = Epochs("p").open([Wish("a", "v", 1)], "127.0.0.1", 1)
+    with pytest.raises(WeightsUnavailable, match="needs a GPU"):
+        NcclSender().open(group, 1.0)
+
+
+def test_the_source_describes_what_it_sends() -> None:
+    pytest.importorskip("vllm")
+    source = _Source()
+    source.tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}
+    told = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
+    assert told == [("a", torch.float32, (2, 3)), ("b", torch.bfloat16, (4,))]
+
+
+def test_adapters_do_not_travel_by_it() -> None:
+    with pytest.raises(ValueError, match=r"weights\.channel=nccl"):
+        Config.model_validate({"weights": {"channel": "nccl"}, "model": {"lora": {"rank": 4}}})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+async def test_an_engine_samples_with_the_weights_that_were_sent(redis_url: str, run_name: str, tmp_path: Path) -> None:
+    """The engine on the first GPU, the publisher on the second."""
+    from actors.engine_vllm import VllmEngine
+
+    models = [make_model(seed, tied=True) for seed in (1, 2)]
+    engine = VllmEngine(
+        ModelConfig(path=write_model(tmp_path / "model", models[0]), max_prompt_tokens=64, max_response_tokens=32),
+        RolloutConfig(episodes_in_flight=4, gpu_memory_utilization=0.2),
+    )
+    await engine.start()
+    boards = [Board(redis_url, run_name, BufferConfig()) for _ in range(2)]
+    sender = partial(NcclSender, 1)
+    ends = [CollectiveChannel(board, sender, reader="one", width=1, timeout_s=60) for board in boards]
+    for version, model in enumerate([models[1], models[0]], start=1):
+        wanted = ends[0].publish(version, weights_of(model))
+        await engine.receive_weights(await asyncio.to_thread(ends[1].receive, wanted))
+        prompt = list(b"a prompt")
+        sample = await engine.generate(prompt, temperature=1.0, max_tokens=8, seed=0)
+        theirs = reference_logprobs(model, prompt, sample.token_ids, 1.0)
+        assert max(abs(a - b) for a, b in zip(sample.logprobs, theirs, strict=True)) < 0.05
+        assert sample.versions[-1].version == version
+    for end in ends:
+        end.close()
+    await engine.stop()
