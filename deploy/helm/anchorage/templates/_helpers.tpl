@@ -65,3 +65,16 @@ capabilities: {drop: [ALL]}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{- /* In place of KubeRay's own probes, which ask Ray's dashboard agent: it is not installed. */ -}}
+{{- define "anchorage.rayProbes" -}}
+startupProbe:
+  tcpSocket: {port: 6380}
+  periodSeconds: 5
+  failureThreshold: 60
+readinessProbe:
+  tcpSocket: {port: 6380}
+livenessProbe:
+  tcpSocket: {port: 6380}
+  failureThreshold: 6
+{{- end }}
