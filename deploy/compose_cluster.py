@@ -55,6 +55,8 @@ class Cluster:
 
     def __init__(self, folder: Path, run: str, overrides: Sequence[str]) -> None:
         self.run = run
+        self.said: list[str] = []
+        """What the trainers said whose containers are gone."""
         self._log = folder / "compose.log"
         override = folder / "override.yml"
         # The default bridge may have no way out: builds use the host's network. Nothing else is changed.

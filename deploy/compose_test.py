@@ -199,6 +199,7 @@ def stops_in_order(cluster: Cluster) -> str:
 
 def resumes(cluster: Cluster) -> str:
     before = cluster.update()
+    cluster.said.append(cluster.compose("logs", "--no-color", "trainer"))
     cluster.compose("down")
     up(cluster)
     cluster.compose("up", "-d", "--no-build", "trainer")
@@ -211,8 +212,8 @@ def judged(cluster: Cluster, folder: Path) -> str:
     cluster.compose("stop", "trainer")
     ledger = folder / "ledger.jsonl"
     ledger.write_text(cluster.file("ledger.jsonl"))
-    output = cluster.compose("logs", "--no-color", "trainer")
-    verdict = asdict(judge(read_ledger(ledger), given_up([output]), per_update=PER_UPDATE, max_staleness=STALENESS))
+    said = [*cluster.said, cluster.compose("logs", "--no-color", "trainer")]
+    verdict = asdict(judge(read_ledger(ledger), given_up(said), per_update=PER_UPDATE, max_staleness=STALENESS))
     if any(verdict[name] for name in ("lost", "twice", "too_stale", "torn")):
         raise Failed(f"the ledger says {verdict}")
     return f"{verdict['groups_trained']} groups, each trained on once"
