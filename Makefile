@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint format bench chaos elastic clean
+.PHONY: setup demo test lint format bench chaos elastic secrets compose-test clean
 
 setup: $(VENV)/.installed-$(DEVICE)
 
@@ -58,6 +58,13 @@ chaos: setup
 
 elastic: setup
 	$(BIN)/python -m tests.chaos.elastic
+
+secrets:
+	deploy/secrets.sh
+
+# Skipped, with the reason, where no Docker engine answers.
+compose-test:
+	$(PYTHON) -m deploy.compose_test
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

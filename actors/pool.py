@@ -4,7 +4,9 @@ Invariants
 - A rollout actor holds one `rollout` resource, so Ray itself never places more of them than there are. A wish
   (`Buffer.set_desired_actors`) may ask for fewer.
 - Nodes that join or leave and wishes are the same event as actors that die: the next look sets it right.
-- An actor that is no longer wanted is drained: its tickets go back at once. One that does not end in time is killed.
+- An actor that is no longer wanted, or whose node is being drained since it was told to stop, is drained: its tickets
+  go back at once. One that does not end in time is killed.
+- In a cluster that was there before, a wish is passed on to Ray's autoscaler, if it has one.
 - An actor that has worked and falls silent (a process that hangs, a node that is cut off) is killed.
 - A replacement waits longer after each death in a row; an actor that had finished an episode starts the count anew.
 - Nothing is asked of a rollout actor but to run and to drain: what it does is in its heartbeats in Redis.
@@ -48,7 +50,8 @@ class Member:
     """A rollout actor that the pool has started.
 
     Attributes:
-        run: ends when it does. placed: ends when Ray has found a place for it. worked: it has finished an episode.
+        run: ends when it does. placed: its node's id, once Ray has found a place for it.
+        worked: it has finished an episode.
         silent: looks without a heartbeat in a row.
         drain_by: time after which it is killed; None while it is wanted.
     """
@@ -56,7 +59,7 @@ class Member:
     name: str
     handle: Any
     run: asyncio.Future[None]
-    placed: asyncio.Future[int]
+    placed: asyncio.Future[str]
     started: float
     worked: bool = False
     silent: int = 0
@@ -76,6 +79,7 @@ class Pool:
         self._numbers = itertools.count()
         self._members: list[Member] = []
         self._wish = spec.default_actors
+        self._asked: int | None = None
         self._buffer: Buffer | None = None
         self._wanted = 0
         self._deaths = 0
@@ -106,6 +110,8 @@ class Pool:
             await asyncio.wait([member.run for member in members], timeout=DRAIN_S)
         for member in members:
             _kill(member)
+        if self._asked is not None:
+            await asyncio.to_thread(_request_places, 0)
 
     async def status(self) -> dict[str, object]:
         """JSON-able facts: wanted and living actors, deaths, and why the last one died."""
@@ -120,10 +126,12 @@ class Pool:
 
     async def _look(self) -> None:
         await self._ask_redis()
-        places = await asyncio.to_thread(_rollout_resources)
+        places, leaving = await asyncio.to_thread(_rollout_places)
         self._wanted = places if self._wish is None else min(places, self._wish)
         self._bury()
         if not self._stopping.is_set():
+            await self._ask_autoscaler()
+            self._drain_leaving(leaving)
             self._drain_surplus()
             self._fill()
 
@@ -165,17 +173,25 @@ class Pool:
             self._not_before = now + delay
             logger.warning("rollout actor %s died: %s; next start in %.1f s", member.name, self._last_error, delay)
 
+    async def _ask_autoscaler(self) -> None:
+        """Have it keep places for the wish. In a cluster of the run's own nobody listens, so nobody is asked."""
+        if self._spec.default_actors is None and self._wish != self._asked:
+            await asyncio.to_thread(_request_places, self._wish or 0)
+            self._asked = self._wish
+
+    def _drain_leaving(self, leaving: set[str]) -> None:
+        for member in self._members:
+            if member.drain_by is None and _node(member) in leaving:
+                logger.info("the node of rollout actor %s is leaving", member.name)
+                _drain(member)
+
     def _drain_surplus(self) -> None:
         """Those that wait for a place go first, then the youngest."""
         wanted = [member for member in self._members if member.drain_by is None]
         by_age = sorted(wanted, key=lambda member: (not member.placed.done(), member.started), reverse=True)
         for member in by_age[: max(0, len(wanted) - self._wanted)]:
             logger.info("rollout actor %s is no longer wanted", member.name)
-            member.drain_by = time.monotonic() + DRAIN_S
-            if member.placed.done():
-                member.handle.drain.remote()
-            else:
-                _kill(member)
+            _drain(member)
         for member in self._members:
             if member.drain_by is not None and time.monotonic() > member.drain_by:
                 _kill(member)
@@ -199,7 +215,7 @@ class Pool:
         )
         handle = actor.remote(name, self._spec)
         logger.info("rollout actor %s started", name)
-        run, placed = (asyncio.wrap_future(method.remote().future()) for method in (handle.run, handle.pid))
+        run, placed = (asyncio.wrap_future(method.remote().future()) for method in (handle.run, handle.node))
         placed.add_done_callback(lambda future: future.cancelled() or future.exception())  # `run` tells of it
         return Member(name, handle, run, placed, time.monotonic())
 
@@ -227,10 +243,34 @@ def start_pool(
     return handle, handle.run.remote()
 
 
-def _rollout_resources() -> int:
+def _rollout_places() -> tuple[int, set[str]]:
+    """Places on the nodes that stay, and the ids of the nodes that are being drained."""
     import ray
+    from ray._private.state import state  # there is no public way to ask which nodes are being drained
 
-    return int(ray.cluster_resources().get(RESOURCE, 0))
+    leaving = set(state.get_draining_nodes())
+    staying = (node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
+    return sum(int(resources.get(RESOURCE, 0)) for resources in staying), leaving
+
+
+def _request_places(count: int) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{RESOURCE: 1}] * count)
+
+
+def _node(member: Member) -> str | None:
+    """Id of its node; None where it has none yet, or has died."""
+    placed = member.placed
+    return None if not placed.done() or placed.cancelled() or placed.exception() else placed.result()
+
+
+def _drain(member: Member) -> None:
+    member.drain_by = time.monotonic() + DRAIN_S
+    if member.placed.done():
+        member.handle.drain.remote()
+    else:
+        _kill(member)
 
 
 def _kill(member: Member) -> None:

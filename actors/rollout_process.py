@@ -7,7 +7,6 @@ Invariants
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -118,6 +117,9 @@ class RolloutProcess:
         if self._rollout is not None:
             await self._rollout.drain()
 
-    async def pid(self) -> int:
-        """Process id on the actor's node."""
-        return os.getpid()
+    async def node(self) -> str:
+        """Id of the node it is on."""
+        import ray
+
+        node: str = ray.get_runtime_context().get_node_id()
+        return node

@@ -1,0 +1,100 @@
+#!/bin/bash
+# What a container does, by its first argument. Whoever lacks a secret says so and does not start.
+# Each role replaces this shell, so signals reach it: a trainer then ends its update and writes a checkpoint.
+set -euo pipefail
+
+RAYLET_PORT=6380
+
+fail() {
+  echo "anchorage: $1" >&2
+  exit 2
+}
+
+# Export secret $1 from its variable, or from the file that $1_FILE names.
+need() {
+  local file="$1_FILE" value="${!1:-}"
+  if [ -z "$value" ] && [ -n "${!file:-}" ]; then
+    value=$(cat "${!file}" 2>/dev/null) || fail "cannot read ${!file} ($file)"
+  fi
+  [ -n "$value" ] || fail "$1 is not set: make secrets makes it (or name its file in $file)"
+  unset "$file"
+  export "$1=$value"
+}
+
+need_redis() {
+  [ -n "${REDIS_URL:-}" ] && return
+  need ANCHORAGE_REDIS_PASSWORD
+  export REDIS_URL="redis://:$ANCHORAGE_REDIS_PASSWORD@${ANCHORAGE_REDIS_HOST:-redis:6379}/0"
+  unset ANCHORAGE_REDIS_PASSWORD
+}
+
+own_address() {
+  hostname -I | cut -d ' ' -f 1
+}
+
+# The `ray start` of a node as the array `start`; the cluster lets in whoever has its token.
+ray_node() {
+  need RAY_AUTH_TOKEN
+  export RAY_AUTH_MODE=token
+  start=(ray start --disable-usage-stats --node-ip-address "$(own_address)" --node-manager-port "$RAYLET_PORT"
+    --object-store-memory "${ANCHORAGE_OBJECT_STORE_BYTES:-268435456}" --num-cpus "${ANCHORAGE_NODE_CPUS:-1}")
+}
+
+# The same for a node that joins the head at RAY_ADDRESS, once that answers.
+ray_worker() {
+  ray_node
+  [ -n "${RAY_ADDRESS:-}" ] || fail "RAY_ADDRESS is not set: the Ray head's, as in head:6379"
+  start+=(--address "$RAY_ADDRESS")
+  for _ in $(seq 60); do
+    (: <"/dev/tcp/${RAY_ADDRESS%:*}/${RAY_ADDRESS##*:}") 2>/dev/null && return
+    sleep 2
+  done
+  fail "no Ray head answers at $RAY_ADDRESS"
+}
+
+role=${1:-}
+shift || true
+case "$role" in
+  head)
+    ray_node
+    exec "${start[@]}" --head --port 6379 --include-dashboard false --block
+    ;;
+  actor)
+    ray_worker
+    exec "${start[@]}" --resources "{\"rollout\": ${ANCHORAGE_ROLLOUT_PLACES:-1}}" --block
+    ;;
+  learner)
+    ray_worker
+    exec "${start[@]}" --resources "{\"learner\": ${ANCHORAGE_LEARNER_PLACES:-1}}" --block
+    ;;
+  trainer)
+    need_redis
+    need ANCHORAGE_ENV_TOKEN
+    ray_worker
+    "${start[@]}"
+    exec anchorage train "$@"
+    ;;
+  control)
+    need_redis
+    need ANCHORAGE_ENV_TOKEN
+    need ANCHORAGE_CONTROL_READ_TOKEN
+    need ANCHORAGE_CONTROL_ADMIN_TOKEN
+    exec anchorage control runs --host 0.0.0.0 --port 8080 "$@"
+    ;;
+  environment)
+    need ANCHORAGE_ENV_TOKEN
+    # Official data, where something is mounted there; without them tasks are generated.
+    [ -z "$(ls /data 2>/dev/null)" ] || export ALFWORLD_DATA=/data WEBSHOP_DATA=/data
+    exec python -m env_servers "$@" --host 0.0.0.0 --port 8001
+    ;;
+  healthy)
+    if [ "$1" = ray ]; then
+      exec 3<>"/dev/tcp/$(own_address)/$RAYLET_PORT"
+    else
+      exec python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=4)' "$1"
+    fi
+    ;;
+  *)
+    exec "$role" "$@"
+    ;;
+esac
