@@ -1,7 +1,8 @@
 """Scripted players: they play through the environment API like the policy does, and make the warm start's data.
 
 An expert's action comes from the environment (`ResetRequest.expert`). Poor play is made from it: an expert that now and
-then does something random, and habitual players that know the rules but not the goal.
+then does something random, and habitual players that know the rules but not the goal. Where a policy plays itself, a
+scripted player says what it would have done in the states that the policy reaches (DAgger, arXiv 1011.0686).
 
 Invariants
 - Everything is decided by the seed: the same seed gives the same episode in every process.
@@ -19,10 +20,14 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from actors.engine import Sampler
+from actors.episode import step_seed
+from actors.parsing import parse_action
 from actors.prompts import Exchange, PromptBuilder
 from env_servers import free_text
 from env_servers.client import EnvironmentClient
 from env_servers.protocol import ResetRequest, StepResult
+from services.config.tree import Config
 from services.schemas import Task
 
 _NUMBERED_NAME = re.compile(r"\b([a-z]+) (\d+)\b")
@@ -130,9 +135,38 @@ class HabitualPlayer:
         return self._taste[verb]
 
 
+class PolicyPlayer:
+    """A policy at temperature 1, for one episode."""
+
+    def __init__(self, sampler: Sampler, prompts: PromptBuilder, config: Config, seed: int) -> None:
+        self._sampler = sampler
+        self._prompts = prompts
+        self._config = config
+        self._seed = seed
+        self._history: list[Exchange] = []
+
+    async def act(self, goal: str | None, result: StepResult) -> str:
+        """The policy's action in a state, admissible or not.
+
+        Raises:
+            EngineFailed: from the sampler.
+        """
+        prompt = self._prompts.build(goal, self._history, result)
+        sample = await self._sampler.generate(
+            prompt.ids,
+            temperature=1.0,
+            max_tokens=self._config.model.max_response_tokens,
+            seed=step_seed(self._seed, result.step + 1),
+        )
+        rules = self._config.prompt
+        action = parse_action(rules.template, prompt.begun + sample.text, result.admissible, rules.validity).action
+        self._history.append(Exchange(result.observation, action, sample.text, sample.token_ids))
+        return action
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One state, the action that a scripted player took in it, and what it meant to do."""
+    """One state, the action that was taken in it, and what the scripted player meant to do."""
 
     result: StepResult
     goal: str | None
@@ -153,16 +187,18 @@ class Example:
     targets: list[Mapping[int, float]]
 
 
-async def play_scripted(client: EnvironmentClient, task: Task, player: Player, max_steps: int) -> AsyncIterator[Turn]:
-    """The turns of one episode of `player`."""
+async def play_scripted(
+    client: EnvironmentClient, task: Task, player: Player, max_steps: int, policy: PolicyPlayer | None = None
+) -> AsyncIterator[Turn]:
+    """The turns of one episode that `player` plays, or `policy` in its place."""
     result = await client.reset(ResetRequest(split=task.split, index=task.index, max_steps=max_steps, expert=True))
-    goal = result.facts.get("goal")
+    goal = str(result.facts["goal"]) if result.facts.get("goal") else None
     try:
-        while not (result.terminated or result.truncated):
-            action = player.act(result)
+        while not result.done:
+            action = player.act(result) if policy is None else await policy.act(goal, result)
             if action is None:
                 return
-            yield Turn(result, str(goal) if goal else None, action, player.intent(result))
+            yield Turn(result, goal, action, player.intent(result))
             result = await client.step(result.session, result.step + 1, action)
     finally:
         await client.close_session(result.session)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
+import itertools
 import json
 import random
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from services.config.tree import Config, WarmstartPhase
 from services.schemas import Task
 
 _TOKENIZER_EPISODES = 600
+_AT_ONCE = 64
 _RECIPE_FILE = "warmstart.json"
 
 
@@ -54,8 +59,8 @@ def make_starter(
         def note(progress: Any, before: int = tokens) -> None:
             on_progress(before + progress.tokens, progress.response_loss)
 
-        examples = _examples(config, phase, f"phase {number}", prompts, tokenizer)
-        last = warmstart.fit(model, examples, phase, config.warmstart.batch_tokens, note)
+        with contextlib.closing(_examples(config, phase, f"phase {number}", prompts, tokenizer, model)) as examples:
+            last = warmstart.fit(model, examples, phase, config.warmstart.batch_tokens, note)
         tokens += last.tokens
         figures.append(
             {
@@ -91,8 +96,10 @@ def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tupl
         number += 1
 
 
-def _turns(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[list[Any]]:
-    """The turns of endless scripted episodes, an episode at a time."""
+def _turns(
+    config: Config, phase: WarmstartPhase, salt: str, own: _OwnPlay | None = None
+) -> Generator[list[Any], None, None]:
+    """The turns of endless episodes, many played at the same time, in the order of their seeds."""
     from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted, renumbered
     from env_servers.client import LocalClient
     from env_servers.registry import load_environment
@@ -100,17 +107,46 @@ def _turns(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[list[An
     client = LocalClient(load_environment(config.env.name))
     low, high = phase.noise
 
-    async def episode(task: Task, player: Player) -> list[Any]:
-        return [turn async for turn in play_scripted(client, task, player, config.env.max_steps)]
+    async def episode(task: Task, rng: random.Random) -> list[Any]:
+        expert = rng.random() < phase.expert_share
+        player: Player = HabitualPlayer(rng)
+        if expert:
+            player = NoisyExpert(rng, rng.uniform(low, high), slips=phase.slips, avoid=phase.avoid)
+        policy = own.player(rng) if own is not None and rng.random() < phase.own_play else None
+        turns = [turn async for turn in play_scripted(client, task, player, config.env.max_steps, policy)]
+        return renumbered(turns, rng) if rng.random() < phase.renumbered else turns
 
+    async def episodes(begun: list[tuple[Task, random.Random]]) -> list[list[Any]]:
+        return await asyncio.gather(*(episode(task, rng) for task, rng in begun))
+
+    ahead = _episodes(config, phase, salt)
     with asyncio.Runner() as runner:
-        for task, rng in _episodes(config, phase, salt):
-            expert = rng.random() < phase.expert_share
-            player: Player = HabitualPlayer(rng)
-            if expert:
-                player = NoisyExpert(rng, rng.uniform(low, high), slips=phase.slips, avoid=phase.avoid)
-            turns = runner.run(episode(task, player))
-            yield renumbered(turns, rng) if rng.random() < phase.renumbered else turns
+        if own is not None:
+            runner.run(own.engine.start())
+        try:
+            while True:
+                yield from runner.run(episodes([*itertools.islice(ahead, _AT_ONCE)]))
+        finally:
+            if own is not None:
+                runner.run(own.engine.stop())
+
+
+class _OwnPlay:
+    """A policy that plays itself: its engine, on the model of a folder, and what its players need."""
+
+    def __init__(self, config: Config, prompts: Any, folder: Path) -> None:
+        from actors.engine_vllm import VllmEngine
+
+        self._config = config
+        self._prompts = prompts
+        changes = {"path": folder, "dtype": "float32"}
+        rollout = config.rollout.model_copy(update={"episodes_in_flight": _AT_ONCE})
+        self.engine = VllmEngine(config.model.model_copy(update=changes), rollout)
+
+    def player(self, rng: random.Random) -> Any:
+        from actors.scripted import PolicyPlayer
+
+        return PolicyPlayer(self.engine, self._prompts, self._config, rng.getrandbits(62))
 
 
 def _texts(config: Config) -> Iterator[str]:
@@ -125,8 +161,18 @@ def _texts(config: Config) -> Iterator[str]:
             yield f" {turn.action}"
 
 
-def _examples(config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any) -> Iterator[Any]:
+def _examples(
+    config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any, model: Any
+) -> Generator[Any, None, None]:
+    """The rows of a phase. They hold an engine where the policy plays itself: close them."""
     from actors.scripted import to_examples
+    from learner import warmstart
 
-    for turns in _turns(config, phase, salt):
-        yield from to_examples(turns, prompts, tokenizer, only_experts=phase.imitate == "expert")
+    with tempfile.TemporaryDirectory(prefix="anchorage-starter-") as folder:
+        own = None
+        if phase.own_play:
+            warmstart.save(copy.deepcopy(model), tokenizer, Path(folder))
+            own = _OwnPlay(config, prompts, Path(folder))
+        with contextlib.closing(_turns(config, phase, salt, own)) as episodes:
+            for turns in episodes:
+                yield from to_examples(turns, prompts, tokenizer, only_experts=phase.imitate == "expert")

@@ -325,6 +325,9 @@ class WarmstartPhase(Section):
     """Actions that the expert does not take at random, such as one whose answer is long."""
     renumbered: Fraction = 0.0
     """Share of the episodes in which the numbers of names are permuted."""
+    own_play: Fraction = 0.0
+    """Share of the episodes that the policy, as it was when the phase began, plays instead of the scripted player; that
+    one's probabilities are imitated in the states it reaches (DAgger, arXiv 1011.0686)."""
 
 
 class WarmstartConfig(Section):

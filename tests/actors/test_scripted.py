@@ -6,13 +6,14 @@ from collections import Counter
 
 import pytest
 
-from actors.prompts import PromptBuilder
-from actors.scripted import HabitualPlayer, NoisyExpert, Turn, play_scripted, renumbered, to_examples
+from actors.prompts import PromptBuilder, load_tokenizer
+from actors.scripted import HabitualPlayer, NoisyExpert, PolicyPlayer, Turn, play_scripted, renumbered, to_examples
 from env_servers.alfworld.environment import AlfWorld
 from env_servers.client import LocalClient
 from env_servers.protocol import ResetRequest
-from services.config.tree import PromptConfig
+from services.config.tree import Config, PromptConfig
 from services.schemas import Task
+from tests.actors.scripted_engine import ScriptedEngine
 
 TASKS = [Task(env="alfworld", split="train", index=index) for index in range(24)]
 
@@ -131,3 +132,18 @@ async def test_renumbering_renames_things_and_changes_nothing_else() -> None:
         assert (after.action in (after.result.admissible or [])) == (before.action in (before.result.admissible or []))
         assert (after.action == after.result.expert) == (before.action == before.result.expert)
     assert len(set(there.values())) == len(there)
+
+
+async def test_a_policy_plays_itself_and_the_expert_says_what_it_should_have_done(config: Config) -> None:
+    client, task = LocalClient(AlfWorld), TASKS[0]
+    engine = ScriptedEngine(config.model.path)
+    roomy = config.model_copy(update={"model": config.model.model_copy(update={"max_prompt_tokens": 4000})})
+    prompts = PromptBuilder(roomy.prompt, load_tokenizer(roomy.model.path), 4000)
+    policy = PolicyPlayer(engine, prompts, roomy, seed=3)
+    turns = [turn async for turn in play_scripted(client, task, NoisyExpert(random.Random(0), 0.3), 8, policy)]
+    await client.close()
+    assert len(turns) == 8
+    assert {turn.action for turn in turns} <= {"up", "down"}
+    assert len(set(engine.seeds)) == 8
+    assert all(turn.intent[turn.result.expert or ""] > 0.7 for turn in turns)
+    assert len({turn.result.expert for turn in turns}) == 1  # nothing happened, so it still wants the same

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from actors.scripted import PolicyPlayer
+from env_servers.protocol import StepResult
+from services.cli import warmstart
 from services.cli.warmstart import make_starter
 from services.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def small(recipe: str) -> Config:
-    phases = "[{tokens: 6000, expert_share: 0.5}, {tokens: 6000, imitate: expert, splits: [SPLIT]}]"
+PHASES = "[{tokens: 6000, expert_share: 0.5}, {tokens: 6000, imitate: expert, splits: [SPLIT]}]"
+
+
+def small(recipe: str, phases: str = PHASES) -> Config:
     phases = phases.replace("SPLIT", "train" if "webshop" in recipe else "train_large")
-    shape = ["warmstart.hidden_size=32", "warmstart.intermediate_size=32", "warmstart.layers=1", "warmstart.heads=2"]
+    shape = ["warmstart.hidden_size=64", "warmstart.intermediate_size=32", "warmstart.layers=1", "warmstart.heads=2"]
     return load_config(
         ROOT / "configs" / recipe,
         [f"warmstart.phases={phases}", *shape, "warmstart.kv_heads=2", "warmstart.batch_tokens=1000"],
@@ -37,3 +44,19 @@ def test_phases_can_be_done_apart(tmp_path: Path) -> None:
 def test_the_shops_expert_makes_data_too(tmp_path: Path) -> None:
     recipe = make_starter(small("webshop-starter.yaml"), tmp_path / "shop", lambda tokens, loss: None)
     assert [phase["phase"] for phase in recipe["phases"]] == [1, 2]
+
+
+def test_a_policy_can_make_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmstart, "_AT_ONCE", 4)
+    played: list[str] = []
+    act = PolicyPlayer.act
+
+    async def noted(self: PolicyPlayer, goal: str | None, result: StepResult) -> str:
+        played.append(await act(self, goal, result))
+        return played[-1]
+
+    monkeypatch.setattr(PolicyPlayer, "act", noted)
+    phases = "[{tokens: 6000}, {tokens: 6000, own_play: 0.5}]"
+    recipe = make_starter(small("starter.yaml", phases), tmp_path / "own", lambda tokens, loss: None)
+    assert [phase["phase"] for phase in recipe["phases"]] == [1, 2]
+    assert len(set(played)) > 4
