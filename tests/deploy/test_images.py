@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_THE_REST = """
@@ -49,6 +50,18 @@ def test_every_requirement_is_pinned() -> None:
         lines = (ROOT / "requirements" / name).read_text().splitlines()
         wanted = [line for line in lines if line and not line.startswith(("#", "-r "))]
         assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==\S+", line) for line in wanted), name
+
+
+def test_every_patch_release_of_python_finds_what_it_needs() -> None:
+    """Debian's 3.11.2 needs packages that later ones do not; `--no-deps` would leave them out."""
+    there = set(pins("common.txt"))
+    for dist in distributions():
+        if _normal(dist.name) not in there:
+            continue
+        for wanted in map(Requirement, dist.requires or ()):
+            older = {"extra": "", "python_full_version": "3.11.0"}
+            if wanted.marker and wanted.marker.evaluate(older) and not wanted.marker.evaluate({"extra": ""}):
+                assert _normal(wanted.name) in there, f"{dist.name} needs {wanted}"
 
 
 def test_the_environment_servers_need_nothing_beyond_their_requirements() -> None:
