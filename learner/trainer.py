@@ -31,6 +31,7 @@ from services.buffer import Buffer
 from services.buffer.commands import Action
 from services.config.tree import Config
 from services.errors import RunStalled
+from services.run_folder import CHECKPOINTS_NAME
 from services.schemas import TRAIN_STREAM
 from services.telemetry import MetricsWriter, open_metrics
 from services.weights import WeightChannel
@@ -76,7 +77,7 @@ class Trainer:
         self._channel = channel
         self._ranks = ranks
         self._folder = folder
-        self._checkpoints = folder / "checkpoints"
+        self._checkpoints = folder / CHECKPOINTS_NAME
         self._history = History(folder, config)
         self._splits = splits
         self._on_update = on_update

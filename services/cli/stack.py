@@ -23,6 +23,7 @@ from services.buffer import Buffer
 from services.config.load import dump_config
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
+from services.run_folder import CONFIG_NAME, REDIS_NAME
 from services.tasks import split_key
 from services.weights import WeightChannel, open_channel
 
@@ -73,7 +74,7 @@ class Stack:
     def _open(self) -> None:
         config, folder = self.config, self.config.run.folder
         self._exit.enter_context(locked(folder))
-        (folder / "config.yaml").write_text(dump_config(config))
+        (folder / CONFIG_NAME).write_text(dump_config(config))
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
             redis_url, config.run.name, config.buffer, max_attempts=config.rollout.max_attempts
@@ -95,7 +96,7 @@ class Stack:
         if url:
             return url
         self._announce("starting redis")
-        self._redis = self._exit.enter_context(EmbeddedRedis(folder / "redis"))
+        self._redis = self._exit.enter_context(EmbeddedRedis(folder / REDIS_NAME))
         return self._redis.url
 
     def _start_environments(self, folder: Path) -> dict[str, tuple[str, ...]]:
