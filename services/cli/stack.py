@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from services.buffer import Buffer
+from services.cli.environments import TOKEN_VARIABLE, make_data_known, registered_name
 from services.config.load import dump_config
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from services.redis_server import EmbeddedRedis
 
 NAMESPACE = "anchorage"
-TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 STOP_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 2.0
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -114,8 +114,7 @@ class Stack:
         return urls
 
     def _start_server(self, env: EnvConfig, folder: Path) -> str:
-        if env.data is not None:
-            os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
+        make_data_known(env)
         self._announce(f"starting the {env.name} server")
         self._servers[env.name] = _serve(env, folder, port=0)
         return self._servers[env.name].url
@@ -271,9 +270,9 @@ def _serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
     from env_servers.errors import ServerError
     from env_servers.launch import start_server
 
-    name = env.name if env.engine == "native" else f"{env.name}-{env.engine}"
     ready = folder / f"{env.name}.url"
-    command = [sys.executable, "-m", "env_servers", name, "--port", str(port), "--ready-file", str(ready)]
+    listening = ["--port", str(port), "--ready-file", str(ready)]
+    command = [sys.executable, "-m", "env_servers", registered_name(env), *listening]
     try:
         return start_server(command, ready)
     except ServerError as error:
