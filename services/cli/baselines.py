@@ -108,12 +108,4 @@ async def _play(ticket: Ticket, client: EnvironmentClient, name: str, config: Co
             facts |= state.facts
     finally:
         await client.close_session(session)
-    score = facts.get("score")
-    return Outcome(
-        panel=ticket.group // config.evaluation.episodes,
-        task_type=str(facts.get("task_type", "")),
-        won=bool(facts.get("won")),
-        score=float(score) if isinstance(score, int | float) else None,
-        steps=steps,
-        valid=valid,
-    )
+    return Outcome.of(ticket, facts, config, steps=steps, valid=valid)
