@@ -70,14 +70,10 @@ class GroupRecord:
     numbers: Sequence[StepNumbers]
 
 
-class MemberEntry(BaseModel):
-    """One trajectory in an index: what lists and filters need, its numbers, and where its document lies."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+class EpisodeSummary(BaseModel):
+    """What lists and filters need of one trajectory."""
 
     member: int
-    offset: int
-    size: int
     won: bool
     reward: float
     steps: int
@@ -86,6 +82,15 @@ class MemberEntry(BaseModel):
     oldest_version: int
     newest_version: int
     actor: str
+
+
+class MemberEntry(EpisodeSummary):
+    """One trajectory in an index: what it came to, its numbers, and where its document lies."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    offset: int
+    size: int
     numbers: bytes
 
 
