@@ -7,11 +7,9 @@ and an update of the demo's shape on the starter policy, with GiGPO and with GRP
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import socket
 import time
@@ -24,11 +22,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import record
 from learner.advantages import ESTIMATORS, Advantages, StepRows
 from learner.advantages.rows import EPSILON
 from learner.anchors import step_groups
@@ -251,7 +249,7 @@ def _peak(work: Callable[[], object]) -> float:
 def measure(rows: int, naive_rows: int, update_seconds: float | None) -> dict[str, object]:
     """All figures, with what they were measured on."""
     return {
-        "machine": {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]},
+        "machine": record.machine(),
         "many_rows": measure_many_rows(rows),
         "loops": measure_naive(naive_rows),
         "demo_update": measure_update(update_seconds),
@@ -260,7 +258,7 @@ def measure(rows: int, naive_rows: int, update_seconds: float | None) -> dict[st
 
 def show(figures: Mapping[str, object], console: Console) -> None:
     """Print the figures as tables."""
-    many, loops, update = (_section(figures, key) for key in ("many_rows", "loops", "demo_update"))
+    many, loops, update = (record.section(figures, key) for key in ("many_rows", "loops", "demo_update"))
     table = Table(title=f"{many['rows']:,.0f} step rows, one core", show_header=False)
     table.add_row("step groups by exact key", f"{many['grouping_s']:.3f} s")
     for name in ESTIMATORS:
@@ -286,25 +284,17 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     console.print(table)
 
 
-def _section(figures: Mapping[str, object], key: str) -> Figures:
-    section = figures[key]
-    assert isinstance(section, dict)
-    return section
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the mathematics of an update.")
+    parser = record.parser("Measure the mathematics of an update.")
     parser.add_argument("--rows", type=int, default=1_000_000, help="step rows of the large measurement")
     parser.add_argument("--naive-rows", type=int, default=20_000, help="step rows of the comparison with loops")
     parser.add_argument(
         "--update-seconds", type=float, help="take this for the time of an update, instead of measuring it"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     figures = measure(options.rows, options.naive_rows, options.update_seconds)
     show(figures, Console())
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    record.keep(figures, options.json)
 
 
 if __name__ == "__main__":

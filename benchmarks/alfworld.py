@@ -6,35 +6,23 @@ environment does: feedback, admissible commands, reward, state digest. Rates of 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import platform
 import random
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import count
-from pathlib import Path
+from collections.abc import Mapping
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import record
+from benchmarks.server_load import BATCH, Figures, Player, measure_http, measure_memory, next_steps, results, serving
 from env_servers.alfworld.environment import AlfWorld, game_source
 from env_servers.alfworld.textworld_worker import TextWorldGame
 from env_servers.client import HttpClient
-from env_servers.launch import ServerProcess, start_server
-from env_servers.protocol import Problem, ResetRequest, StepRequest, StepResult
+from env_servers.launch import ServerProcess
+from env_servers.protocol import ResetRequest, StepResult
 
 STEPS_PER_EPISODE = 50
-BATCH = 64
-GROUP = 8
-MIB = 1024 * 1024
-
-Figures = dict[str, float]
 
 
 def measure_native(seconds: float) -> Figures:
@@ -91,56 +79,20 @@ def measure_textworld(seconds: float) -> Figures:
     return {"steps_per_s": done["step"] / spent["step"], "resets_per_s": done["reset"] / spent["reset"]}
 
 
-@contextmanager
-def server() -> Iterator[ServerProcess]:
-    """An environment server in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready"
-        command = [sys.executable, "-m", "env_servers", "alfworld", "--port", "0", "--ready-file", str(ready)]
-        with start_server(command, ready) as process:
-            yield process
-
-
-async def measure_http(url: str, sessions: int, seconds: float) -> Figures:
-    """Steps a second of `sessions` clients that each wait for their answer; every game is played `GROUP` times.
-
-    Resets and closes between the episodes take their time but are not counted as steps.
-    """
-    client = HttpClient(url, connections=sessions)
-    steps = 0
-    tasks = count()
-
-    async def play(number: int, until: float) -> None:
-        nonlocal steps
-        rng = random.Random(number)
-        while time.monotonic() < until:
-            seen = await client.reset(_task(next(tasks) // GROUP))
-            while not seen.done and time.monotonic() < until:
-                seen = await client.step(seen.session, seen.step + 1, rng.choice(seen.admissible or ["look"]))
-                steps += 1
-            await client.close_session(seen.session)
-
-    began = time.monotonic()
-    await asyncio.gather(*(play(number, began + seconds) for number in range(sessions)))
-    spent = time.monotonic() - began
-    await client.close()
-    return {"http_steps_per_s": steps / spent, "http_steps": float(steps)}
-
-
-async def measure_http_batches(url: str, sessions: int, seconds: float) -> Figures:
+async def measure_http_batches(server: ServerProcess, sessions: int, seconds: float) -> Figures:
     """Steps a second of `sessions` sessions that are stepped together, `BATCH` to a request."""
-    client = HttpClient(url)
+    client = HttpClient(server.url)
     rng = random.Random(0)
     steps = 0
     began = time.monotonic()
     while time.monotonic() < began + seconds:
-        live = _results(await client.reset_many([_task(number) for number in range(sessions)]))
+        live = results(await client.reset_many([PLAYER.task(number) for number in range(sessions)]))
         opened = [seen.session for seen in live]
         for _ in range(STEPS_PER_EPISODE):
             parts = [live[first : first + BATCH] for first in range(0, len(live), BATCH)]
-            answers = await asyncio.gather(*(client.step_many(_steps(part, rng)) for part in parts))
+            answers = await asyncio.gather(*(client.step_many(next_steps(part, PLAYER, rng)) for part in parts))
             steps += len(live)
-            live = [seen for answer in answers for seen in _results(answer) if not seen.done]
+            live = [seen for answer in answers for seen in results(answer) if not seen.done]
         for session in opened:
             await client.close_session(session)
     spent = time.monotonic() - began
@@ -148,60 +100,28 @@ async def measure_http_batches(url: str, sessions: int, seconds: float) -> Figur
     return {"http_batch_steps_per_s": steps / spent}
 
 
-async def measure_memory(process: ServerProcess, sessions: int) -> Figures:
-    """MiB that `sessions` live sessions add to a fresh server, each on a game of its own and some steps into it."""
-    client = HttpClient(process.url, connections=16)
-    first = await client.reset(_task(0))
-    await client.close_session(first.session)
-    before = psutil.Process(process.pid).memory_info().rss
-    rng = random.Random(0)
-    for start in range(0, sessions, BATCH):
-        requests = [_task(number) for number in range(start, min(start + BATCH, sessions))]
-        live = _results(await client.reset_many(requests))
-        for _ in range(3):
-            live = _results(await client.step_many(_steps(live, rng)))
-    added = psutil.Process(process.pid).memory_info().rss - before
-    await client.close()
-    return {"memory_added_mib": added / MIB, "server_rss_mib": (before + added) / MIB}
-
-
-def _cpu_seconds(process: ServerProcess) -> float:
-    times = psutil.Process(process.pid).cpu_times()
-    return float(times.user + times.system)
-
-
 def _task(number: int) -> ResetRequest:
     return ResetRequest(split="train", index=number % game_source().splits["train"], max_steps=STEPS_PER_EPISODE)
 
 
-def _steps(live: Sequence[StepResult], rng: random.Random) -> list[StepRequest]:
-    return [
-        StepRequest(session=seen.session, step=seen.step + 1, action=rng.choice(seen.admissible or ["look"]))
-        for seen in live
-        if not seen.done
-    ]
+def _act(seen: StepResult, rng: random.Random) -> str:
+    return rng.choice(seen.admissible or ["look"])
 
 
-def _results(answers: Sequence[StepResult | Problem]) -> list[StepResult]:
-    problems = [answer.detail for answer in answers if isinstance(answer, Problem)]
-    if problems:
-        raise RuntimeError(f"the server refused: {problems[0]}")
-    return [answer for answer in answers if isinstance(answer, StepResult)]
+PLAYER = Player(_task, _act)
 
 
 def measure(seconds: float, sessions: int, live: int) -> dict[str, object]:
     """All figures, with what they were measured on."""
     native = {**measure_native(seconds), **measure_first_resets(64)}
     textworld = measure_textworld(seconds)
-    with server() as process:
-        memory = asyncio.run(measure_memory(process, live))
-    with server() as process:
-        before = _cpu_seconds(process)
-        http = asyncio.run(measure_http(process.url, sessions, seconds))
-        http["http_server_cpu_us_per_step"] = 1e6 * (_cpu_seconds(process) - before) / http.pop("http_steps")
-        http |= asyncio.run(measure_http_batches(process.url, sessions, seconds))
+    with serving("alfworld") as server:
+        memory = asyncio.run(measure_memory(server, PLAYER, live))
+    with serving("alfworld") as server:
+        http = asyncio.run(measure_http(server, PLAYER, sessions, seconds))
+        http |= asyncio.run(measure_http_batches(server, sessions, seconds))
     return {
-        "machine": {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]},
+        "machine": record.machine(),
         "games": game_source().name,
         "native": native,
         "textworld": textworld,
@@ -211,7 +131,7 @@ def measure(seconds: float, sessions: int, live: int) -> dict[str, object]:
 
 def show(figures: Mapping[str, object], console: Console) -> None:
     """Print the figures as tables."""
-    native, textworld, served = (_section(figures, key) for key in ("native", "textworld", "server"))
+    native, textworld, served = (record.section(figures, key) for key in ("native", "textworld", "server"))
     engines = Table(title=f"ALFWorld engines, {figures['games']} games, one core")
     for heading in ("", "native", "TextWorld", "ratio"):
         engines.add_column(heading, justify="right" if heading else "left")
@@ -228,23 +148,15 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     console.print(table)
 
 
-def _section(figures: Mapping[str, object], key: str) -> Figures:
-    section = figures[key]
-    assert isinstance(section, dict)
-    return section
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure ALFWorld's engines and its environment server.")
+    parser = record.parser("Measure ALFWorld's engines and its environment server.")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
     parser.add_argument("--sessions", type=int, default=128, help="sessions that play over HTTP at the same time")
     parser.add_argument("--live", type=int, default=1000, help="live sessions whose memory is measured")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     figures = measure(options.seconds, options.sessions, options.live)
     show(figures, Console())
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    record.keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -7,47 +7,31 @@ environment steps, renders its observation and lists the admissible actions; the
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import platform
 import random
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import record
+from benchmarks.server_load import GROUP, Figures, cpu_seconds, running, serving
 from env_servers.client import HttpClient
 from env_servers.free_text import fill
-from env_servers.launch import ServerProcess, start_server
+from env_servers.launch import ServerProcess
 from env_servers.protocol import ResetRequest
 from env_servers.registry import ENVIRONMENTS, load_environment
 from tests.env_servers.openenv.venvs import NoOpenEnv, python_with_openenv
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "tests" / "env_servers" / "openenv"
 MAX_STEPS = 50
-GROUP = 8
 WARM_S = 2.0
 WIDTH = 110
 ECHOES = {"tools": "echo_env, a tool", "plain": "bare echo"}
-
-Figures = dict[str, float]
-
-
-@contextmanager
-def running(command: list[str]) -> Iterator[ServerProcess]:
-    """A server in a process of its own; the command is told where to write its URL."""
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready"
-        with start_server([*command, "--ready-file", str(ready)], ready, timeout_s=120.0) as server:
-            yield server
 
 
 async def load(server: ServerProcess, sessions: int, seconds: float, coalesce: bool) -> Figures:
@@ -75,9 +59,9 @@ async def load(server: ServerProcess, sessions: int, seconds: float, coalesce: b
     async def measure() -> Figures:
         nonlocal counting
         await asyncio.sleep(WARM_S)
-        counting, began, before = True, time.monotonic(), _cpu_seconds(server)
+        counting, began, before = True, time.monotonic(), cpu_seconds(server)
         await asyncio.sleep(seconds - 0.01)
-        spent, cpu, counted = time.monotonic() - began, _cpu_seconds(server) - before, steps
+        spent, cpu, counted = time.monotonic() - began, cpu_seconds(server) - before, steps
         return {"steps_per_s": counted / spent, "server_cpu_us_per_step": 1e6 * cpu / max(1, counted)}
 
     measuring = asyncio.create_task(measure())
@@ -88,8 +72,7 @@ async def load(server: ServerProcess, sessions: int, seconds: float, coalesce: b
 
 def measure_environment(name: str, sessions: int, seconds: float, workers: int) -> dict[str, Figures]:
     """One request a step, and steps that come together in one request."""
-    command = [sys.executable, "-m", "env_servers", name, "--port", "0", "--workers", str(workers)]
-    with running(command) as server:
+    with serving(name, "--workers", str(workers)) as server:
         return {
             "one_a_request": asyncio.run(load(server, sessions, seconds, coalesce=False)),
             "coalesced": asyncio.run(load(server, sessions, seconds, coalesce=True)),
@@ -125,7 +108,7 @@ def measure(names: list[str], sessions: int, seconds: float, workers: int) -> di
         console.print(f"{name} …")
         environments[name] = measure_environment(name, sessions, seconds, workers)
     return {
-        "machine": {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]},
+        "machine": record.machine(),
         "sessions": sessions,
         "workers": workers,
         "seconds": seconds,
@@ -157,25 +140,17 @@ def _ratios(rate: float, rates: Mapping[str, float]) -> list[str]:
     return [f"{rate / other:,.1f}" for other in rates.values()]
 
 
-def _cpu_seconds(server: ServerProcess) -> float:
-    process = psutil.Process(server.pid)
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return float(sum(one.user + one.system for one in times))
-
-
 def main() -> None:
     quick = [name for name in ENVIRONMENTS if not load_environment(name).blocking]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = record.parser((__doc__ or "").partition("\n")[0])
     parser.add_argument("environments", nargs="*", default=quick, help=f"names ({', '.join(quick)})")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
     parser.add_argument("--sessions", type=int, default=128, help="sessions that play at the same time")
     parser.add_argument("--workers", type=int, default=1, help="processes of each server")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     figures = measure(options.environments, options.sessions, options.seconds, options.workers)
     show(figures, Console(width=WIDTH))
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    record.keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import platform
 import random
@@ -40,6 +39,7 @@ from torch import Tensor
 
 from actors.prompts import Exchange, PromptBuilder, load_tokenizer
 from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted
+from benchmarks import record
 from env_servers.client import LocalClient
 from env_servers.registry import load_environment
 from learner.batching import MicroBatch, Row, plan
@@ -356,7 +356,7 @@ def gpu(options: argparse.Namespace, folder: Path, console: Console) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed of a policy update.")
+    parser = record.parser("Speed of a policy update.")
     parser.add_argument("--template", choices=sorted(STEPS), default="compact")
     parser.add_argument("--episodes", type=int, default=16, help=f"a multiple of {GROUP}")
     parser.add_argument("--model", type=Path, default=Path("models/starter"))
@@ -367,7 +367,6 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing (--gpu)")
     parser.add_argument("--peak-tflops", type=float, default=H100_TFLOPS, help="dense bfloat16 peak of the GPU (--gpu)")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.budget = options.budget or (16384 if options.gpu else 2048)
     torch.set_num_threads(options.threads)
@@ -380,8 +379,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = (gpu if options.gpu else compare)(options, Path(folder), console)
     figures |= {"threads": options.threads, "python": platform.python_version(), "torch": torch.__version__}
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    record.keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,8 @@ stream of pickles), `weights` (a version's way to the actors, over memcpy; the p
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.engine_vllm import engine_environment
+from benchmarks import record
 from benchmarks.parts import buffer, overlap, rollout, weights
 from services.config import load_config
 
@@ -51,7 +49,7 @@ async def engine_parts(folder: Path, short: bool, wanted: list[str]) -> dict[str
 
 
 def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
-    figures: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
+    figures: dict[str, Any] = {"machine": record.machine()}
     if "buffer" in wanted:
         figures["buffer"] = buffer.measure(folder, groups=8 if short else 32)
     if "weights" in wanted:
@@ -82,19 +80,17 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the whole system against its parts.")
+    parser = record.parser("Measure the whole system against its parts.")
     parser.add_argument("--short", action="store_true", help="a few minutes, for a look")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="of " + ", ".join(PARTS)
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     os.environ.update(engine_environment())
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), options.short, options.only)
     show(figures)
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    record.keep(figures, options.json)
 
 
 if __name__ == "__main__":

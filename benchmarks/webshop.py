@@ -7,36 +7,23 @@ Oracle play counts the expert too, who plans at every reset. Rates in process ar
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import platform
 import random
 import resource
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import count
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
-from env_servers.client import HttpClient
+from benchmarks import record
+from benchmarks.server_load import Figures, Player, measure_http, measure_memory, serving
 from env_servers.environment import Observation
-from env_servers.launch import ServerProcess, start_server
-from env_servers.protocol import FREE_TEXT, Problem, ResetRequest, StepRequest, StepResult
+from env_servers.protocol import FREE_TEXT, ResetRequest, StepResult
 from env_servers.webshop.environment import WebShop, shop
 
 STEPS_PER_EPISODE = 15
-BATCH = 64
-GROUP = 8
-MIB = 1024 * 1024
 
-Figures = dict[str, float]
 Choose = Callable[[Observation, random.Random], str]
 
 
@@ -83,82 +70,9 @@ def measure_resets(seconds: float) -> Figures:
     return {"resets_per_s": resets / (time.process_time() - began)}
 
 
-@contextmanager
-def server() -> Iterator[ServerProcess]:
-    """An environment server in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready"
-        command = [sys.executable, "-m", "env_servers", "webshop", "--port", "0", "--ready-file", str(ready)]
-        with start_server(command, ready) as process:
-            yield process
-
-
-async def measure_http(url: str, sessions: int, seconds: float) -> Figures:
-    """Steps a second of `sessions` clients that each wait for their answer; every task is played `GROUP` times.
-
-    Resets and closes between the episodes take their time but are not counted as steps.
-    """
-    client = HttpClient(url, connections=sessions)
-    steps = 0
-    tasks = count()
-
-    async def play(number: int, until: float) -> None:
-        nonlocal steps
-        rng = random.Random(number)
-        while time.monotonic() < until:
-            seen = await client.reset(_task(next(tasks) // GROUP))
-            while not seen.done and time.monotonic() < until:
-                seen = await client.step(seen.session, seen.step + 1, random_action(seen, rng))
-                steps += 1
-            await client.close_session(seen.session)
-
-    began = time.monotonic()
-    await asyncio.gather(*(play(number, began + seconds) for number in range(sessions)))
-    spent = time.monotonic() - began
-    await client.close()
-    return {"http_steps_per_s": steps / spent, "http_steps": float(steps)}
-
-
-async def measure_memory(process: ServerProcess, sessions: int) -> Figures:
-    """MiB that `sessions` live sessions add to a fresh server, each on a task of its own and some steps into it."""
-    client = HttpClient(process.url, connections=16)
-    first = await client.reset(_task(0))
-    await client.close_session(first.session)
-    before = psutil.Process(process.pid).memory_info().rss
-    rng = random.Random(0)
-    for start in range(0, sessions, BATCH):
-        requests = [_task(number) for number in range(start, min(start + BATCH, sessions))]
-        live = _results(await client.reset_many(requests))
-        for _ in range(3):
-            live = _results(await client.step_many(_steps(live, rng)))
-    rss = psutil.Process(process.pid).memory_info().rss
-    await client.close()
-    return {"memory_added_mib": (rss - before) / MIB, "server_rss_mib": rss / MIB}
-
-
 def _task(number: int) -> ResetRequest:
     size = WebShop.splits()["train"]
     return ResetRequest(split="train", index=number % size, max_steps=STEPS_PER_EPISODE)
-
-
-def _steps(live: Sequence[StepResult], rng: random.Random) -> list[StepRequest]:
-    return [
-        StepRequest(session=seen.session, step=seen.step + 1, action=random_action(seen, rng))
-        for seen in live
-        if not seen.done
-    ]
-
-
-def _results(answers: Sequence[StepResult | Problem]) -> list[StepResult]:
-    problems = [answer.detail for answer in answers if isinstance(answer, Problem)]
-    if problems:
-        raise RuntimeError(f"the server refused: {problems[0]}")
-    return [answer for answer in answers if isinstance(answer, StepResult)]
-
-
-def _cpu_seconds(process: ServerProcess) -> float:
-    times = psutil.Process(process.pid).cpu_times()
-    return float(times.user + times.system)
 
 
 def measure(seconds: float, sessions: int, live: int) -> dict[str, object]:
@@ -170,14 +84,13 @@ def measure(seconds: float, sessions: int, live: int) -> dict[str, object]:
     native["oracle"] = measure_play(expert_action, seconds, expert=True)
     native |= measure_resets(min(seconds, 2.0))
     native["process_peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    with server() as process:
-        memory = asyncio.run(measure_memory(process, live))
-    with server() as process:
-        before = _cpu_seconds(process)
-        http = asyncio.run(measure_http(process.url, sessions, seconds))
-        http["http_server_cpu_us_per_step"] = 1e6 * (_cpu_seconds(process) - before) / http.pop("http_steps")
+    player = Player(_task, random_action)
+    with serving("webshop") as server:
+        memory = asyncio.run(measure_memory(server, player, live))
+    with serving("webshop") as server:
+        http = asyncio.run(measure_http(server, player, sessions, seconds))
     return {
-        "machine": {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]},
+        "machine": record.machine(),
         "shop": {"products": products, "goals": goals, **WebShop.about()},
         "native": native,
         "server": {"sessions": sessions, "live_sessions": live, **http, **memory},
@@ -186,11 +99,11 @@ def measure(seconds: float, sessions: int, live: int) -> dict[str, object]:
 
 def show(figures: Mapping[str, object], console: Console) -> None:
     """Print the figures as tables."""
-    sold, native, served = (_section(figures, key) for key in ("shop", "native", "server"))
+    sold, native, served = (record.section(figures, key) for key in ("shop", "native", "server"))
     table = Table(title=f"WebShop, {sold['products']:,} products, {sold['goals']:,} goals ({sold['source']}), one core")
     for heading in ("", "random", "oracle"):
         table.add_column(heading, justify="right" if heading else "left")
-    players = [_section(native, key) for key in ("random", "oracle")]
+    players = [record.section(native, key) for key in ("random", "oracle")]
     table.add_row("steps/s, resets included", *(f"{player['steps_per_s']:,.0f}" for player in players))
     table.add_row("episodes won", *(f"{player['won']:.1%} of {player['episodes']:,}" for player in players))
     console.print(table)
@@ -204,23 +117,15 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     console.print(table)
 
 
-def _section(figures: Mapping[str, object], key: str) -> dict[str, object]:
-    section = figures[key]
-    assert isinstance(section, dict)
-    return section
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure WebShop and its environment server.")
+    parser = record.parser("Measure WebShop and its environment server.")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
     parser.add_argument("--sessions", type=int, default=128, help="sessions that play over HTTP at the same time")
     parser.add_argument("--live", type=int, default=1000, help="live sessions whose memory is measured")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     figures = measure(options.seconds, options.sessions, options.live)
     show(figures, Console())
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    record.keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ about 100 words, which are as frequent as in product texts (Zipf's law without i
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import tempfile
@@ -25,6 +22,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import record
 from env_servers.webshop.search.index import SearchIndex, build
 from env_servers.webshop.search.storage import size_of
 
@@ -166,7 +164,7 @@ def measure(products: int, count: int, workers: int) -> dict[str, object]:
         alone = measure_workers(folder, 1, count)
         together = measure_workers(folder, workers, count)
     return {
-        "machine": {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]},
+        "machine": record.machine(),
         "products": products,
         "workers": workers,
         "build": built,
@@ -177,7 +175,7 @@ def measure(products: int, count: int, workers: int) -> dict[str, object]:
 
 def show(figures: Mapping[str, object], console: Console) -> None:
     """Print the figures as tables."""
-    built, alone, together = (_section(figures, key) for key in ("build", "alone", "together"))
+    built, alone, together = (record.section(figures, key) for key in ("build", "alone", "together"))
     table = Table(title=f"WebShop search index of {figures['products']:,} products", show_header=False)
     table.add_row("build, one core", f"{built['build_s']:,.0f} s")
     table.add_row("processor time of it", f"{built['build_cpu_s']:,.0f} s")
@@ -200,23 +198,15 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     console.print(searches)
 
 
-def _section(figures: Mapping[str, object], key: str) -> Figures:
-    section = figures[key]
-    assert isinstance(section, dict)
-    return section
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure WebShop's search on a generated catalogue.")
+    parser = record.parser("Measure WebShop's search on a generated catalogue.")
     parser.add_argument("--products", type=int, default=FULL_CATALOGUE, help="documents in the catalogue")
     parser.add_argument("--queries", type=int, default=500, help="searches that are timed in each process")
     parser.add_argument("--workers", type=int, default=4, help="processes that share the index")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     figures = measure(options.products, options.queries, options.workers)
     show(figures, Console())
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    record.keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The training engine of one rank, and its reference policy. The only file that knows DeepSpeed.
+"""The training engine of one rank. The only file that knows DeepSpeed.
 
 Invariants
 - `accumulate` may be called any number of times before `step`, equally often on every rank. Losses are sums over one
@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -258,49 +258,20 @@ class DeepSpeedEngine:
             torch.manual_seed(hash((self._config.run.seed, steps, torch.distributed.get_rank())))
 
 
-class Reference:
-    """The policy that the run began with, frozen. Collective like the engine; only usable while `at_hand`."""
-
-    def __init__(self, config: Config, engine: DeepSpeedEngine) -> None:
-        self._kind = "adapters" if config.model.lora is not None else config.learner.reference
-        self._engine = engine
-        if self._kind == "adapters":
-            return
-        frozen = load_policy(config.model.path, config.model.dtype, config.rollout.temperature).requires_grad_(False)
-        self._policy: Any = frozen.eval()
-        if self._kind == "resident":
-            frozen.to(engine.device)
-        elif self._kind == "sharded":
-            import deepspeed
-
-            settings = _common(config) | {"zero_optimization": {"stage": 3, "overlap_comm": False}}
-            self._policy, *_ = deepspeed.initialize(model=frozen, config=settings)
-
-    @contextmanager
-    def at_hand(self) -> Iterator[None]:
-        """An off-loaded policy is on the device in here."""
-        if self._kind == "offloaded":
-            self._policy.to(self._engine.device)
-        try:
-            yield
-        finally:
-            if self._kind == "offloaded":
-                self._policy.to("cpu")
-
-    @torch.no_grad()
-    def logprobs(self, batch: MicroBatch) -> Tensor:
-        """float32 [T], on the engine's device."""
-        if self._kind == "adapters":
-            return self._engine.logprobs(batch, adapted=False)
-        logprob: Tensor = self._policy(*inputs(batch, self._engine.device))[0]
-        return logprob
-
-
 def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout]:
     """What `Policy.forward` takes."""
     arrays = (batch.input_ids, batch.position_ids, batch.positions, batch.targets)
     first, second, third, fourth = (torch.tensor(array, device=device) for array in arrays)
     return first, second, third, fourth, Layout.of(batch.starts, batch.path_starts, batch.path, device)
+
+
+def sharded(frozen: Policy, config: Config) -> Any:
+    """A frozen policy whose parameters ZeRO 3 shards over the ranks; called like the policy itself. Collective."""
+    import deepspeed
+
+    settings = _common(config) | {"zero_optimization": {"stage": 3, "overlap_comm": False}}
+    engine, *_ = deepspeed.initialize(model=frozen, config=settings)
+    return engine
 
 
 def _adamw(policy: Policy, config: Config) -> torch.optim.Optimizer:

@@ -102,6 +102,19 @@ class Outcome:
     steps: int
     valid: int
 
+    @classmethod
+    def of(cls, ticket: Ticket, facts: Mapping[str, object], config: Config, *, steps: int, valid: int) -> Outcome:
+        """Of the episode that was played for a panel's ticket, by the environment's facts."""
+        score = facts.get("score")
+        return cls(
+            panel=ticket.group // config.evaluation.episodes,
+            task_type=str(facts.get("task_type", "")),
+            won=bool(facts.get("won", False)),
+            score=float(score) if isinstance(score, int | float) else None,
+            steps=steps,
+            valid=valid,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
@@ -264,15 +277,8 @@ def _wait(
 
 
 def _outcome(episode: Trajectory, config: Config) -> Outcome:
-    score = episode.facts.get("score")
-    return Outcome(
-        panel=episode.ticket.group // config.evaluation.episodes,
-        task_type=str(episode.facts.get("task_type", "")),
-        won=episode.won,
-        score=float(score) if isinstance(score, int | float) else None,
-        steps=len(episode.steps),
-        valid=sum(step.valid for step in episode.steps),
-    )
+    valid = sum(step.valid for step in episode.steps)
+    return Outcome.of(episode.ticket, episode.facts, config, steps=len(episode.steps), valid=valid)
 
 
 def _rate(outcomes: Sequence[Outcome]) -> Rate:

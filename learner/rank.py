@@ -46,7 +46,8 @@ class Rank:
         Raises:
             ModelUnavailable: the model cannot be loaded.
         """
-        from learner.engine_deepspeed import DeepSpeedEngine, Reference, connect
+        from learner.engine_deepspeed import DeepSpeedEngine, connect
+        from learner.reference import Reference
 
         connect(self._number, self._config.learner.ranks, host, port)
         self._engine = DeepSpeedEngine(self._config)

@@ -12,6 +12,7 @@ from learner.ledger import Entry, Ledger
 from learner.rows import PreparedUpdate
 from services.archive import GroupArchive, GroupRecord, StepNumbers
 from services.config.tree import Config
+from services.run_folder import LEDGER_NAME
 from services.schemas import Trajectory
 
 Groups = Mapping[int, Sequence[Trajectory]]
@@ -21,7 +22,7 @@ class History:
     """The ledger and the archive of a run's folder."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self._ledger = Ledger(folder / "ledger.jsonl")
+        self._ledger = Ledger(folder / LEDGER_NAME)
         self._archive = GroupArchive(folder, config.telemetry.keep_groups_mib * 2**20)
         self._config = config
 

@@ -1,11 +1,9 @@
-"""The training loop: tickets out, complete groups in, one policy update, the new version out.
+"""The training loop: the groups of `intake` in, one policy update, the new version out.
 
 Invariants
 - A group leaves Redis only after a checkpoint that records it is durable; after a crash training goes on from the
   checkpoint over the same groups in the same order, so each is trained on once in the history that survives.
-- Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number.
-- Dynamic sampling drops a group when it is read: it is cancelled in Redis, its slot is free, the next group takes it.
-- No wait without an end: a run in which nothing completes, or in which nothing usable does, stops with one clear line.
+- No wait without an end: `intake` stops a run in which nothing usable completes, ranks that keep dying stop it here.
 """
 
 from __future__ import annotations
@@ -21,21 +19,20 @@ from torch import Tensor
 from learner import checkpoint
 from learner.commands import Commands
 from learner.dispatch import Dispatcher
+from learner.intake import Intake
 from learner.prefetch import Prefetcher
 from learner.rank_group import RankFailed
 from learner.record import History
-from learner.report import Timings, UpdateReport, describe, staleness
+from learner.report import Timings, UpdateReport, describe
 from learner.rows import OptimizerStep, prepare
-from learner.sampling import EQUAL_REWARDS, Collected, has_equal_rewards
 from services.buffer import Buffer
 from services.buffer.commands import Action
 from services.config.tree import Config
 from services.errors import RunStalled
+from services.run_folder import CHECKPOINTS_NAME
 from services.schemas import TRAIN_STREAM
 from services.telemetry import MetricsWriter, open_metrics
 from services.weights import WeightChannel
-
-POLL_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +73,7 @@ class Trainer:
         self._channel = channel
         self._ranks = ranks
         self._folder = folder
-        self._checkpoints = folder / "checkpoints"
+        self._checkpoints = folder / CHECKPOINTS_NAME
         self._history = History(folder, config)
         self._splits = splits
         self._on_update = on_update
@@ -151,7 +148,8 @@ class Trainer:
     def _update(self) -> UpdateReport | None:
         """One update; None when stopped, or asked for something else, while waiting."""
         started = time.monotonic()
-        collected = self._collect()
+        intake = Intake(self._config.learner, self._buffer, self._dispatcher, self._prefetch)
+        collected = intake.collect(self._version, lambda: self._stopping() or self._commands.waiting())
         if collected is None:
             return None
         groups = collected.groups
@@ -179,68 +177,6 @@ class Trainer:
             timings=Timings(waited - started, ready - waited, updated - ready, published - updated),
             loss=loss,
         )
-
-    def _collect(self) -> Collected | None:
-        """The groups of the next update; None when stopped while waiting."""
-        collected = Collected()
-        quiet_since = time.monotonic()
-        while not self._stopping() and not self._commands.waiting():
-            self._give_up_cancelled(collected)
-            self._issue()
-            self._read_complete(collected)
-            window = self._dispatcher.window()
-            if collected.groups.keys() >= set(window):
-                collected.groups = {group: collected.groups[group] for group in window}
-                return collected
-            collected.check_waste(self._config.learner, self._dispatcher.capacity)
-            if self._buffer.wait(TRAIN_STREAM, POLL_S):
-                quiet_since = time.monotonic()
-            elif time.monotonic() - quiet_since > self._config.learner.group_timeout_s:
-                raise RunStalled(
-                    f"no group completed for {self._config.learner.group_timeout_s:g} s (learner.group_timeout_s); "
-                    "are the rollout actors and the environment server up?"
-                )
-        return None
-
-    def _issue(self) -> None:
-        """Send new groups out, and again those that Redis does not know: new, dropped, or lost by it."""
-        self._dispatcher.advance(self._config.learner.updates - self._version)
-        missing = self._dispatcher.missing(self._buffer.known(TRAIN_STREAM))
-        self._buffer.issue(self._dispatcher.tickets(missing))
-        self._prefetch.want(self._dispatcher.outstanding)
-
-    def _give_up_cancelled(self, collected: Collected) -> None:
-        """Free the slots of cancelled groups; the next groups take their place."""
-        for group, reason in self._buffer.cancelled(TRAIN_STREAM).items():
-            if group not in self._dispatcher.outstanding:
-                continue
-            if reason == EQUAL_REWARDS:
-                collected.equal += 1
-            else:
-                collected.cancelled += 1
-                collected.last_reason = reason
-                log.warning("group %d is given up: %s", group, reason)
-            self._dispatcher.settle([group])
-
-    def _read_complete(self, collected: Collected) -> None:
-        """Read the window's groups that are complete and usable; cancel those of equal reward, reissue the stale."""
-        complete = set(self._buffer.complete(TRAIN_STREAM))
-        stale: list[int] = []
-        for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
-            trajectories = self._prefetch.read(group)
-            age = staleness(self._version, trajectories)
-            if age > self._config.learner.max_staleness:
-                log.warning("group %d is dropped and issued again: %d updates old", group, age)
-                stale.append(group)
-            elif self._config.learner.dynamic_sampling and has_equal_rewards(trajectories):
-                # Its slot is freed where those of all cancelled groups are.
-                self._buffer.cancel(TRAIN_STREAM, group, EQUAL_REWARDS)
-            else:
-                collected.groups[group] = trajectories
-        self._buffer.remove(TRAIN_STREAM, stale)
-        # Out, but no longer known to Redis: issue them right away, under the same numbers.
-        self._buffer.issue(self._dispatcher.tickets(stale))
-        collected.stale += len(stale)
 
     def _publish(self) -> dict[str, Tensor]:
         weights = self._ranks.weights()

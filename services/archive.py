@@ -12,11 +12,12 @@ Invariants
 from __future__ import annotations
 
 import logging
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgpack
 import numpy as np
@@ -70,14 +71,10 @@ class GroupRecord:
     numbers: Sequence[StepNumbers]
 
 
-class MemberEntry(BaseModel):
-    """One trajectory in an index: what lists and filters need, its numbers, and where its document lies."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+class EpisodeSummary(BaseModel):
+    """What lists and filters need of one trajectory."""
 
     member: int
-    offset: int
-    size: int
     won: bool
     reward: float
     steps: int
@@ -86,6 +83,15 @@ class MemberEntry(BaseModel):
     oldest_version: int
     newest_version: int
     actor: str
+
+
+class MemberEntry(EpisodeSummary):
+    """One trajectory in an index: what it came to, its numbers, and where its document lies."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    offset: int
+    size: int
     numbers: bytes
 
 
@@ -160,10 +166,7 @@ def read_index(path: Path) -> Index:
         OSError: it cannot be read; FileNotFoundError when it has left meanwhile.
     """
     with path.open("rb") as file:
-        head = file.read(len(_HEADER) + _LENGTH.size)
-        if len(head) < len(_HEADER) + _LENGTH.size or not head.startswith(_HEADER):
-            raise ArchiveDamaged(f"{path.name} is not an archive of groups of schema version {SCHEMA_VERSION}")
-        frame = file.read(_LENGTH.unpack(head[len(_HEADER) :])[0])
+        frame = file.read(_index_length(file, path))
     try:
         raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=MAX_INDEX_BYTES, allow_extra_data=False)
         return Index.model_validate(msgpack.unpackb(raw), strict=True)
@@ -178,10 +181,7 @@ def read_trajectory(path: Path, entry: MemberEntry) -> Trajectory:
         ArchiveDamaged, OSError: as `read_index`.
     """
     with path.open("rb") as file:
-        head = file.read(len(_HEADER) + _LENGTH.size)
-        if len(head) < len(_HEADER) + _LENGTH.size or not head.startswith(_HEADER):
-            raise ArchiveDamaged(f"{path.name} is not an archive of groups of schema version {SCHEMA_VERSION}")
-        file.seek(len(head) + _LENGTH.unpack(head[len(_HEADER) :])[0] + entry.offset)
+        file.seek(_index_length(file, path) + entry.offset, os.SEEK_CUR)
         document = file.read(entry.size)
     try:
         return decode(document)
@@ -199,6 +199,15 @@ def numbers_of(entry: MemberEntry) -> StepNumbers:
         raise ArchiveDamaged(f"{len(entry.numbers)} bytes of numbers for {entry.steps} steps")
     table = np.frombuffer(entry.numbers, dtype="<f8").reshape(5, entry.steps)
     return StepNumbers(table[0].astype(np.int64), *table[1:].astype(np.float64))
+
+
+def _index_length(file: BinaryIO, path: Path) -> int:
+    """Bytes of the index, which begins where `file` stands afterwards. Raises ArchiveDamaged without a header."""
+    head = file.read(len(_HEADER) + _LENGTH.size)
+    if len(head) < len(_HEADER) + _LENGTH.size or not head.startswith(_HEADER):
+        raise ArchiveDamaged(f"{path.name} is not an archive of groups of schema version {SCHEMA_VERSION}")
+    length: int = _LENGTH.unpack_from(head, len(_HEADER))[0]
+    return length
 
 
 def _encode(update: int, groups: Sequence[GroupRecord]) -> bytes:

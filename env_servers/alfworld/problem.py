@@ -104,7 +104,6 @@ class Game:
     goal: Goal
     goal_text: str
     walkthrough: tuple[str, ...]
-    locations: int
     start: int
     receptacles: tuple[Receptacle, ...]
     objects: tuple[Thing, ...]
@@ -257,7 +256,6 @@ def _build(
         goal=goal,
         goal_text=goal_text,
         walkthrough=walkthrough,
-        locations=len(location_ids),
         start=location_at[start],
         receptacles=receptacles,
         objects=tuple(

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from services.cli.environments import TOKEN_VARIABLE, make_data_known, registered_name
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable
 from services.schemas import Ticket
@@ -61,12 +62,9 @@ def _client(env: EnvConfig) -> EnvironmentClient:
     from env_servers.registry import load_environment
 
     if env.addresses:
-        return HttpClient(
-            env.addresses[0], token=os.environ.get("ANCHORAGE_ENV_TOKEN"), timeout_s=env.request_timeout_s
-        )
-    if env.data is not None:
-        os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
-    return LocalClient(load_environment(env.name if env.engine == "native" else f"{env.name}-{env.engine}"))
+        return HttpClient(env.addresses[0], token=os.environ.get(TOKEN_VARIABLE), timeout_s=env.request_timeout_s)
+    make_data_known(env)
+    return LocalClient(load_environment(registered_name(env)))
 
 
 async def _play_all(
@@ -110,12 +108,4 @@ async def _play(ticket: Ticket, client: EnvironmentClient, name: str, config: Co
             facts |= state.facts
     finally:
         await client.close_session(session)
-    score = facts.get("score")
-    return Outcome(
-        panel=ticket.group // config.evaluation.episodes,
-        task_type=str(facts.get("task_type", "")),
-        won=bool(facts.get("won")),
-        score=float(score) if isinstance(score, int | float) else None,
-        steps=steps,
-        valid=valid,
-    )
+    return Outcome.of(ticket, facts, config, steps=steps, valid=valid)

@@ -21,6 +21,7 @@ from services.cli.stack import Stack, locked, stop_on_signals
 from services.cli.train import train_on
 from services.config.tree import Config
 from services.model_folder import check_model_folder
+from services.run_folder import SUMMARY_NAME
 from services.telemetry import MetricsWriter
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run_demo(config: Config, *, console: Console) -> bool:
     wall_s = time.monotonic() - started
     figures = _figures(config, facts, before, after, reports, wall_s)
     folder = config.run.folder
-    (folder / report_page.SUMMARY_NAME).write_text(json.dumps(figures, indent=1) + "\n")
+    (folder / SUMMARY_NAME).write_text(json.dumps(figures, indent=1) + "\n")
     curve = [(r.update, r.success_rate) for r in reports]
     report_page.write(folder, config)
     console.print(report_page.terminal_curve(curve, "success rate of the training episodes, by update"))

@@ -20,6 +20,7 @@ from services.config import load_config
 from services.config.tree import Config
 from services.errors import ModelUnavailable
 from services.model_folder import check_model_folder
+from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult, Rate
@@ -42,7 +43,7 @@ def evaluation_config(recipe: Path | None, overrides: Sequence[str], policies: S
     The evaluation is a run of its own, beside the one that it may be of.
     """
     if recipe is None:
-        recipe = next((file for policy in policies if (file := Path(policy) / "config.yaml").exists()), None)
+        recipe = next((file for policy in policies if (file := Path(policy) / CONFIG_NAME).exists()), None)
     config = load_config(recipe, overrides)
     return config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-eval"})})
 
@@ -82,10 +83,10 @@ def _model_of(policy: str) -> Path | None:
     if policy in BASELINES:
         return None
     folder = Path(policy)
-    if (folder / "checkpoints").is_dir():
+    if (folder / CHECKPOINTS_NAME).is_dir():
         from learner import checkpoint
 
-        newest = checkpoint.latest(folder / "checkpoints")
+        newest = checkpoint.latest(folder / CHECKPOINTS_NAME)
         if newest is None:
             raise ModelUnavailable(f"the run in {folder} has no checkpoint yet")
         folder = newest / "policy"

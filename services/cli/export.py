@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.errors import CheckpointFailed
 from services.model_folder import check_model_folder
+from services.run_folder import CHECKPOINTS_NAME
 
 
 def export(source: Path, out: Path, *, best: bool) -> Path:
@@ -36,16 +37,15 @@ def export(source: Path, out: Path, *, best: bool) -> Path:
 def _policy(source: Path, best: bool) -> Path:
     from learner import checkpoint
 
+    folder = source / CHECKPOINTS_NAME
     if best:
-        found = checkpoint.best(source / "checkpoints")
+        found = checkpoint.best(folder)
         if found is None:
-            raise CheckpointFailed(
-                f"{source / 'checkpoints'} holds no best policy: it takes evaluation.every and checkpoint.keep_best"
-            )
+            raise CheckpointFailed(f"{folder} holds no best policy: it takes evaluation.every and checkpoint.keep_best")
         return found[0]
     if (source / "policy").is_dir():
         return source / "policy"
-    newest = checkpoint.latest(source / "checkpoints")
+    newest = checkpoint.latest(folder)
     if newest is None:
         raise CheckpointFailed(f"{source} is neither a checkpoint nor a run that has one")
     return newest / "policy"

@@ -16,6 +16,7 @@ from rich.console import Console
 from services.cli import buffer, pool
 from services.config import Config, ConfigError, load_config
 from services.errors import AnchorageError
+from services.run_folder import CONFIG_NAME
 from services.telemetry import setup_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -126,7 +127,7 @@ def report(
     from services.cli import report as report_page
 
     for run in runs:
-        console.print(str(report_page.write(run, load_config(run / "config.yaml"))))
+        console.print(str(report_page.write(run, load_config(run / CONFIG_NAME))))
     if picture is not None:
         report_page.write_picture(runs, picture)
         console.print(str(picture))

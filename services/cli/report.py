@@ -13,6 +13,7 @@ from typing import Any
 from services.config.load import dump_config
 from services.config.tree import Config
 from services.errors import AnchorageError
+from services.run_folder import SUMMARY_NAME
 from services.telemetry import METRICS_NAME
 
 CURVES = {
@@ -27,7 +28,6 @@ CURVES = {
     "time/tokens_per_second": "learner tokens/s",
 }
 SMOOTHING = 0.8
-SUMMARY_NAME = "summary.json"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>

@@ -20,9 +20,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from services.buffer import Buffer
+from services.cli.environments import TOKEN_VARIABLE, make_data_known, registered_name
 from services.config.load import dump_config
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
+from services.run_folder import CONFIG_NAME, REDIS_NAME
 from services.tasks import split_key
 from services.weights import WeightChannel, open_channel
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from services.redis_server import EmbeddedRedis
 
 NAMESPACE = "anchorage"
-TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 STOP_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 2.0
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -73,7 +74,7 @@ class Stack:
     def _open(self) -> None:
         config, folder = self.config, self.config.run.folder
         self._exit.enter_context(locked(folder))
-        (folder / "config.yaml").write_text(dump_config(config))
+        (folder / CONFIG_NAME).write_text(dump_config(config))
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
             redis_url, config.run.name, config.buffer, max_attempts=config.rollout.max_attempts
@@ -95,7 +96,7 @@ class Stack:
         if url:
             return url
         self._announce("starting redis")
-        self._redis = self._exit.enter_context(EmbeddedRedis(folder / "redis"))
+        self._redis = self._exit.enter_context(EmbeddedRedis(folder / REDIS_NAME))
         return self._redis.url
 
     def _start_environments(self, folder: Path) -> dict[str, tuple[str, ...]]:
@@ -113,8 +114,7 @@ class Stack:
         return urls
 
     def _start_server(self, env: EnvConfig, folder: Path) -> str:
-        if env.data is not None:
-            os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
+        make_data_known(env)
         self._announce(f"starting the {env.name} server")
         self._servers[env.name] = _serve(env, folder, port=0)
         return self._servers[env.name].url
@@ -270,9 +270,9 @@ def _serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
     from env_servers.errors import ServerError
     from env_servers.launch import start_server
 
-    name = env.name if env.engine == "native" else f"{env.name}-{env.engine}"
     ready = folder / f"{env.name}.url"
-    command = [sys.executable, "-m", "env_servers", name, "--port", str(port), "--ready-file", str(ready)]
+    listening = ["--port", str(port), "--ready-file", str(ready)]
+    command = [sys.executable, "-m", "env_servers", registered_name(env), *listening]
     try:
         return start_server(command, ready)
     except ServerError as error:

@@ -10,6 +10,7 @@ from services.cli.progress import bar, summary
 from services.cli.stack import Stack, stop_on_signals, watched
 from services.config.tree import Config
 from services.model_folder import check_model_folder
+from services.run_folder import CHECKPOINTS_NAME
 
 
 def run_training(config: Config, *, resume: bool, console: Console) -> bool:
@@ -19,7 +20,7 @@ def run_training(config: Config, *, resume: bool, console: Console) -> bool:
 
     check_model_folder(config.model.path)
     if not resume:
-        require_none(config.run.folder / "checkpoints")
+        require_none(config.run.folder / CHECKPOINTS_NAME)
     with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:
         console.print("starting the learner")
         ranks = start_ranks(config)

@@ -1,23 +1,23 @@
 """The configuration tree of a run: one pydantic model a section, every field documented, unknown keys refused.
 
 A recipe in `configs/` is this tree as YAML; `key=value` on the command line overrides single fields (see `load`).
+The larger sections lie in files of their own; all of them can be imported from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from services.config.objective import AdvantageConfig as AdvantageConfig
+from services.config.objective import LossConfig as LossConfig
 from services.config.presets import Algorithm, with_preset
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from services.config.section import Fraction, Section
+from services.config.warmstart import WarmstartConfig as WarmstartConfig
+from services.config.warmstart import WarmstartPhase as WarmstartPhase
 
 
 class RunConfig(Section):
@@ -129,70 +129,6 @@ class RolloutConfig(Section):
     """vLLM: tensor-parallel ranks of one engine."""
 
 
-class AdvantageConfig(Section):
-    gamma: Fraction = 0.95
-    """Discount of step returns."""
-    omega: float = Field(1.0, ge=0)
-    """Weight of the step-level advantage (GiGPO)."""
-    normalisation: Literal["std", "mean"] = "std"
-    """Divide centred values by the standard deviation (ddof 1, + 1e-6), or by 1."""
-    episode_statistics: Literal["trajectories", "steps"] = "trajectories"
-    """Mean and deviation of episode scores over the group's trajectories (paper) or its step rows (published code)."""
-    invalid_action_penalty: float = Field(0.1, ge=0)
-    """Subtracted from an invalid step's score and return, after discounting."""
-    ignore_cut_responses: bool = False
-    """Give responses that `model.max_response_tokens` cut off the advantage 0, in place of that of their step."""
-    similarity: float | None = Field(None, gt=0, le=1)
-    """Group anchors whose SequenceMatcher ratio reaches this; none: exact keys."""
-    history: int = Field(2, ge=0)
-    """HGPO: most earlier states that the steps of a group agree on; the paper takes `prompt.history_length`."""
-    history_power: float = Field(1.0, ge=0)
-    """HGPO: a group that agrees on k earlier states has weight (k + 1) ** history_power."""
-    group_baseline: bool = False
-    """REINFORCE++: subtract the group's mean score before normalising over the batch (REINFORCE++-baseline)."""
-
-
-class LossConfig(Section):
-    aggregation: Literal["token", "sequence", "constant"] = "token"
-    """Mean over all tokens; over each response's tokens, then over responses; or each response's sum over a constant,
-    then over responses. A response is one step's."""
-    constant_tokens: int | None = Field(None, ge=1)
-    """The constant of `aggregation: constant`; none: `model.max_response_tokens`."""
-    ratio: Literal["token", "sequence"] = "token"
-    """The PPO ratio of each token, or of the response: the geometric mean of its tokens' (GSPO)."""
-    clip_low: float = Field(0.2, ge=0)
-    """PPO clip: ratio ≥ 1 − clip_low."""
-    clip_high: float = Field(0.2, ge=0)
-    """PPO clip: ratio ≤ 1 + clip_high."""
-    dual_clip: float | None = Field(None, gt=1)
-    """Lower bound −dual_clip·|A| of the objective for negative advantages; none: off."""
-    kl_coef: float = Field(0.01, ge=0)
-    """Weight of the KL divergence to the reference policy; 0 keeps no reference policy."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimate of the divergence at a sampled token: d, d²/2, or e^−d + d − 1, with d = log π − log π_ref."""
-    kl_in: Literal["loss", "reward"] = "loss"
-    """A term of the loss, or a penalty on each token that lowers the advantage of the response's tokens up to it."""
-    entropy_coef: float = Field(0.0, ge=0)
-    """Weight of the entropy bonus."""
-    importance_cap: float | None = Field(2.0, gt=0)
-    """Cap of the truncated importance weight π_old/μ of stale data (1e9 truncates nothing: decoupled PPO); none:
-    π_old = μ, without a forward pass for it."""
-    importance: Literal["token", "sequence"] = "token"
-    """The importance weight π_old/μ of each token, or of the whole response: the product of its tokens'."""
-    mask_beyond: float | None = Field(None, gt=1)
-    """Leave out what has a weight π_old/μ above this or below its inverse; none: nothing."""
-    mask: Literal["token", "sequence"] = "token"
-    """What `mask_beyond` looks at and leaves out: tokens, or responses by the product of their tokens' weights."""
-    drop_zero_advantage: bool = True
-    """Leave out rows whose advantage is 0 when no other loss term needs them; the gradient is the same."""
-
-    @model_validator(mode="after")
-    def _mask_needs_weights(self) -> LossConfig:
-        if self.mask_beyond is not None and self.importance_cap is None:
-            raise ValueError("loss.mask_beyond needs loss.importance_cap: without it there is no weight π_old/μ")
-        return self
-
-
 class OptimizerConfig(Section):
     lr: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
@@ -299,50 +235,6 @@ class TelemetryConfig(Section):
     wandb_project: str = "anchorage"
     """Weights & Biases: the project that the run belongs to."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-
-
-class WarmstartPhase(Section):
-    tokens: int = Field(16_000_000, ge=1000)
-    """Tokens to train on, prompts included."""
-    splits: tuple[str, ...] = ()
-    """Splits whose tasks are played, equally often; none: `env.split`."""
-    lr: float = Field(5e-3, gt=0)
-    """Peak learning rate of the layers' matrices (Muon), 0.6 of it for the rest (AdamW); warm-up over the
-    first 2 %, cosine decay to a twentieth."""
-    decay_tokens: int | None = Field(None, ge=1000)
-    """Tokens that warm-up and decay take; none: the phase's. A phase that ends before leaves the rest to the next."""
-    prompt_weight: float = Field(0.2, ge=0)
-    """Weight of the cross-entropy on prompt tokens; 0 skips its computation."""
-    imitate: Literal["player", "expert"] = "player"
-    """Whose probabilities to imitate along a scripted episode: those of its player, or the expert's choice."""
-    expert_share: Fraction = 0.6
-    """Share of the episodes that a noisy expert plays; habitual players without a goal play the others."""
-    noise: tuple[Fraction, Fraction] = (0.0, 0.5)
-    """Range of the expert's share of random actions, drawn once an episode."""
-    slips: Fraction = 0.0
-    """Share of the expert's actions that get a wrong number (`desk 2` for `desk 1`), to learn to recover."""
-    avoid: tuple[str, ...] = ()
-    """Actions that the expert does not take at random, such as one whose answer is long."""
-    renumbered: Fraction = 0.0
-    """Share of the episodes in which the numbers of names are permuted."""
-    own_play: Fraction = 0.0
-    """Share of the episodes that the policy, as it was when the phase began, plays instead of the scripted player; that
-    one's probabilities are imitated in the states it reaches (DAgger, arXiv 1011.0686)."""
-
-
-class WarmstartConfig(Section):
-    vocab_size: int = Field(2048, ge=300)
-    """Largest size of the byte-level BPE vocabulary."""
-    hidden_size: int = Field(128, ge=8)
-    intermediate_size: int = Field(256, ge=8)
-    layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    kv_heads: int = Field(4, ge=1)
-    batch_tokens: int = Field(3072, ge=64)
-    """Tokens of one optimizer step."""
-    phases: tuple[WarmstartPhase, ...] = Field((WarmstartPhase(),), min_length=1)
-    """What is imitated, one phase after the other."""
-    threads: int = Field(2, ge=1)
 
 
 class Config(Section):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from services.archive import ArchiveDamaged, GroupEntry, MemberEntry, files, numbers_of, read_index
+from services.archive import ArchiveDamaged, EpisodeSummary, GroupEntry, MemberEntry, files, numbers_of, read_index
 from services.control.views import GroupSummary, TrajectorySummary
 
 MAX_CACHED = 2048
@@ -105,18 +105,10 @@ def _summarise(update: int, entry: GroupEntry) -> tuple[GroupSummary, list[Traje
 
 def episode_summary(group: GroupSummary, member: MemberEntry) -> TrajectorySummary:
     return TrajectorySummary(
+        **member.model_dump(include=set(EpisodeSummary.model_fields)),
         group=group.group,
-        member=member.member,
         update=group.update,
         task=group.task,
         task_type=group.task_type,
-        won=member.won,
-        reward=member.reward,
-        steps=member.steps,
-        valid_steps=member.valid_steps,
-        response_tokens=member.response_tokens,
-        oldest_version=member.oldest_version,
-        newest_version=member.newest_version,
-        actor=member.actor,
         episode_advantage=float(numbers_of(member).episode[0]),
     )

@@ -57,6 +57,7 @@ Offset = Annotated[int, Query(ge=0, le=10**9, description="Leave out so many.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
 Last = Annotated[int, Query(ge=1, le=2000, description="Of the newest so many updates.")]
 Number = Annotated[int, Path(ge=0, le=10**12)]
+AskedNumber = Annotated[int | None, Query(ge=0, le=10**12)]
 TaskType = Annotated[str | None, Query(max_length=200)]
 
 
@@ -134,7 +135,7 @@ def groups(
     run: OneRun,
     offset: Offset = 0,
     limit: Limit = 100,
-    update: Annotated[int | None, Query(ge=0, le=10**12)] = None,
+    update: AskedNumber = None,
     task_type: TaskType = None,
     success: Annotated[Literal["all", "some", "none"] | None, Query(description="How many episodes won.")] = None,
 ) -> GroupList:
@@ -157,7 +158,7 @@ def trajectories(
     run: OneRun,
     offset: Offset = 0,
     limit: Limit = 100,
-    group: Annotated[int | None, Query(ge=0, le=10**12)] = None,
+    group: AskedNumber = None,
     task_type: TaskType = None,
     won: bool | None = None,
     version: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.archive import EpisodeSummary
 from services.buffer.commands import Command
 from services.schemas import Task
 
@@ -182,22 +183,13 @@ class GroupList(View):
     last_update: int | None
 
 
-class TrajectorySummary(View):
+class TrajectorySummary(View, EpisodeSummary):
     """An episode that was trained on."""
 
     group: int
-    member: int
     update: int
     task: Task
     task_type: str
-    won: bool
-    reward: float
-    steps: int
-    valid_steps: int
-    response_tokens: int
-    oldest_version: int
-    newest_version: int
-    actor: str
     episode_advantage: float
     """A_E of its first step; a later step's differs when its action was invalid."""
 

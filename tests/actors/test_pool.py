@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +15,13 @@ import torch
 
 from actors.pool import start_pool
 from actors.rollout_process import RolloutSpec
-from env_servers.launch import ServerProcess, start_server
+from env_servers.launch import ServerProcess
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.schemas import TRAIN_STREAM, Task, Ticket
 from services.weights import open_channel
 from tests.actors.scripted_engine import scripted
+from tests.env_servers.launching import launch
 
 GROUPS = 4
 SIZE = 4
@@ -32,9 +32,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    ready = tmp_path_factory.mktemp("server") / "url"
-    command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting", "--port", "0"]
-    with start_server([*command, "--ready-file", str(ready)], ready) as process:
+    with launch(tmp_path_factory.mktemp("server") / "url") as process:
         yield process
 
 

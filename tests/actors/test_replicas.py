@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from actors.episode import play
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.replicas import Replicas
 from env_servers.client import EnvironmentUnavailableError, HttpClient, SessionLost
-from env_servers.launch import ServerProcess, start_server
+from env_servers.launch import ServerProcess
 from env_servers.protocol import ResetRequest
 from services.config.tree import Config
 from services.schemas import Task, Ticket
 from tests.actors.scripted_engine import ScriptedEngine
+from tests.env_servers.launching import COUNTING, launch
 
 RESET = ResetRequest(split="train", index=0)
 
@@ -28,9 +28,7 @@ RESET = ResetRequest(split="train", index=0)
 def servers(tmp_path: Path) -> Iterator[list[ServerProcess]]:
     started = []
     for number in range(2):
-        ready = tmp_path / f"server-{number}"
-        command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting", "--port", "0"]
-        started.append(start_server([*command, "--ready-file", str(ready)], ready))
+        started.append(launch(tmp_path / f"server-{number}"))
     yield started
     for server in started:
         server.stop()
@@ -77,10 +75,8 @@ async def test_a_server_that_comes_back_gets_sessions_again(servers: list[Server
     kill(servers[0])
     with pytest.raises(EnvironmentUnavailableError):
         await client.reset(RESET)
-    ready = tmp_path / "again"
     port = servers[0].url.rpartition(":")[2]
-    command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting", "--port", port]
-    servers.append(start_server([*command, "--ready-file", str(ready)], ready))
+    servers.append(launch(tmp_path / "again", COUNTING, "--port", port))
     assert not (await client.reset(RESET)).done
     await client.close()
 

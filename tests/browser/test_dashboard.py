@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from services.buffer import Buffer
-from services.control.settings import ADMIN_TOKEN_VARIABLE, READ_TOKEN_VARIABLE
 from services.telemetry import MetricsWriter
-from tests.control_runs import HOSTILE, UPDATES, beat, make_finished, make_live, scalars
-from tests.control_server import serving
+from tests.control_runs import HOSTILE, UPDATES, beat, scalars
+from tests.control_server import ADMIN, LIVE, READ
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements/dev.txt)")
 expect = playwright.expect
@@ -27,7 +26,6 @@ expect.set_options(timeout=60_000)  # a busy machine is no failure
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: install Debian's package chromium")
 
-READ, ADMIN, LIVE = "read-token-0123456789", "admin-token-0123456789", "watched"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -45,25 +43,6 @@ PAGES = {
 }
 
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("browsed") / "runs"
-
-
-@pytest.fixture(scope="module")
-def buffer(folder: Path, redis_url: str) -> Iterator[Buffer]:
-    make_finished(folder)
-    _, buffer = make_live(folder, LIVE, redis_url)
-    yield buffer
-    buffer.close()
-
-
-@pytest.fixture(scope="module")
-def url(folder: Path, buffer: Buffer) -> Iterator[str]:
-    with serving(folder, {READ_TOKEN_VARIABLE: READ, ADMIN_TOKEN_VARIABLE: ADMIN}) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

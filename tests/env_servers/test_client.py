@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,20 +18,17 @@ from env_servers.client import (
     RequestRejected,
     SessionLost,
 )
-from env_servers.launch import ServerProcess, start_server
+from env_servers.launch import ServerProcess
 from env_servers.protocol import Problem, ResetRequest, StepRequest, StepResult
 from tests.env_servers.counting import Counting, Gated
+from tests.env_servers.launching import COUNTING, launch
 
 TOKEN = "right"
 TASK = ResetRequest(split="train", index=3)
 
 
 def start(folder: Path, port: int = 0, *more: str) -> ServerProcess:
-    ready = folder / "ready"
-    command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting"]
-    return start_server(
-        [*command, "--port", str(port), "--ready-file", str(ready), "--token-env", "TEST_TOKEN", *more], ready
-    )
+    return launch(folder / "ready", COUNTING, "--port", str(port), "--token-env", "TEST_TOKEN", *more)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import pytest
 
 from env_servers.client import EnvironmentUnavailableError, HttpClient, RequestRejected, SessionLost
 from env_servers.coalescing import IN_FLIGHT, MOST_BYTES, MOST_STEPS, Coalescer
-from env_servers.launch import ServerProcess, start_server
+from env_servers.launch import ServerProcess
 from env_servers.protocol import Problem, ResetRequest, StepResult
+from tests.env_servers.launching import launch
 
 
 class Line:
@@ -97,9 +97,7 @@ async def single_steps(server: ServerProcess) -> float:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
-    ready = tmp_path / "ready"
-    command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting", "--port", "0"]
-    with start_server([*command, "--ready-file", str(ready)], ready) as process:
+    with launch(tmp_path / "ready") as process:
         yield process
 
 
@@ -122,9 +120,7 @@ async def test_each_session_of_a_batch_meets_its_own_end(server: ServerProcess) 
 
 
 async def test_slow_environments_are_asked_one_by_one(tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
-    command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Patient", "--port", "0"]
-    with start_server([*command, "--ready-file", str(ready)], ready) as process:
+    with launch(tmp_path / "ready", "tests.env_servers.counting:Patient") as process:
         client = HttpClient(process.url)
         assert (await client.info()).batching is False
         opened = await asyncio.gather(*(client.reset(ResetRequest(split="train", index=3)) for _ in range(8)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import psutil
@@ -11,8 +10,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
-from env_servers.launch import ServerProcess, start_server
+from env_servers.launch import ServerProcess
 from env_servers.registry import ENVIRONMENTS
+from tests.env_servers.launching import launch
 
 QUICK = [name for name in ENVIRONMENTS if not name.endswith("-textworld")]
 MIB = 2**20
@@ -21,8 +21,7 @@ MIB = 2**20
 @pytest.fixture(scope="module", params=QUICK)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     ready = tmp_path_factory.mktemp("fuzzed") / "ready"
-    command = [sys.executable, "-m", "env_servers", request.param, "--port", "0", "--ready-file", str(ready)]
-    with start_server([*command, "--max-sessions", "64", "--idle-seconds", "5"], ready) as server:
+    with launch(ready, request.param, "--max-sessions", "64", "--idle-seconds", "5") as server:
         yield server
 
 

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import random
 import resource
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -16,13 +15,13 @@ import psutil
 import pytest
 
 from env_servers.client import HttpClient, RequestRejected, SessionLost
-from env_servers.launch import ServerProcess, start_server
+from env_servers.launch import ServerProcess
 from env_servers.protocol import ResetRequest
 from env_servers.registry import ENVIRONMENTS
+from tests.env_servers.launching import COUNTING, launch
 
 SESSIONS = 1000
 STEPS = 5
-COUNTING = "tests.env_servers.counting:Counting"
 MIB = 2**20
 QUICK = [name for name in ENVIRONMENTS if not name.endswith("-textworld")]
 
@@ -32,9 +31,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     with ExitStack() as servers:
 
         def start(environment: str, *options: str) -> ServerProcess:
-            ready = tmp_path_factory.mktemp("server") / "ready"
-            command = [sys.executable, "-m", "env_servers", environment, "--port", "0", "--ready-file", str(ready)]
-            return servers.enter_context(start_server([*command, *options], ready))
+            return servers.enter_context(launch(tmp_path_factory.mktemp("server") / "ready", environment, *options))
 
         yield start
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -26,9 +24,10 @@ from hypothesis.stateful import (
 )
 
 from env_servers.client import EnvironmentClient, HttpClient, LocalClient, RequestRejected, SessionLost
-from env_servers.launch import ServerProcess, start_server
+from env_servers.launch import ServerProcess
 from env_servers.protocol import ResetRequest, StepResult
 from tests.env_servers.counting import TASKS, Counting
+from tests.env_servers.launching import COUNTING, launch
 
 ACTIONS = st.sampled_from(["up", "up", "up", "down", "look"]) | st.text(max_size=20)
 PATHS = ["reset", "step", "close", "batch/reset", "batch/step", "mcp", "agentgym/step"]
@@ -211,9 +210,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     with ExitStack() as servers:
 
         def start(*options: str) -> ServerProcess:
-            ready = tmp_path_factory.mktemp("server") / "ready"
-            command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting", "--port", "0"]
-            return servers.enter_context(start_server([*command, "--ready-file", str(Path(ready)), *options], ready))
+            return servers.enter_context(launch(tmp_path_factory.mktemp("server") / "ready", COUNTING, *options))
 
         yield start
 

@@ -87,7 +87,6 @@ CORRECTIONS = [
 KINDS = [
     {"kl_coef": 0.3, "kl_estimator": e, "kl_in": where} for e in ("k1", "k2", "k3") for where in ("loss", "reward")
 ]
-CLIPS = [{}, {"clip_low": 0.1, "clip_high": 0.3, "dual_clip": 1.5, "entropy_coef": 0.2}]
 DIMENSIONS = [
     [{}, {"aggregation": "sequence"}, {"aggregation": "constant"}, {"aggregation": "constant", "constant_tokens": 5}],
     [{}, {"ratio": "sequence"}],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from env_servers.launch import ServerProcess, start_server
+from tests.env_servers.launching import launch
 from tests.env_servers.openenv.venvs import NoOpenEnv, python_with_openenv
 
 FOLDER = Path(__file__).parent
@@ -47,9 +47,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     with ExitStack() as servers:
 
         def start(environment: str, *options: str) -> ServerProcess:
-            ready = tmp_path_factory.mktemp("server") / "ready"
-            command = [sys.executable, "-m", "env_servers", environment, "--port", "0", "--ready-file", str(ready)]
-            return servers.enter_context(start_server([*command, *options], ready))
+            return servers.enter_context(launch(tmp_path_factory.mktemp("server") / "ready", environment, *options))
 
         yield start
 

@@ -8,6 +8,7 @@ import pytest
 from services.cli import report
 from services.config.tree import Config
 from services.errors import AnchorageError
+from services.run_folder import SUMMARY_NAME
 from services.telemetry import MetricsWriter
 
 RATE = {"won": 1, "episodes": 4, "rate": 0.25, "interval_95": [0.05, 0.7]}
@@ -24,7 +25,7 @@ def run(folder: Path, updates: int) -> Path:
 def test_the_page_holds_results_curves_and_configuration(tmp_path: Path) -> None:
     folder = run(tmp_path, 4)
     result = {"success": RATE, "task_types": {"<two>": RATE}}
-    (folder / report.SUMMARY_NAME).write_text(json.dumps({"before": result, "after": result | {"task_types": {}}}))
+    (folder / SUMMARY_NAME).write_text(json.dumps({"before": result, "after": result | {"task_types": {}}}))
     text = report.write(folder, Config()).read_text()
     assert "25.0 % (5–70), n = 4" in text
     assert "<td>&lt;two&gt;</td>" in text

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from env_servers.launch import start_server
 from services.cli.stack import Stack
 from services.config.tree import Config
 from services.errors import EnvironmentUnavailable
+from tests.env_servers.launching import launch
 
 
 def test_a_mix_of_an_environment_with_two_servers_and_one_started_here(tmp_path: Path) -> None:
     with ExitStack() as opened:
         urls = []
         for number in range(2):
-            ready = tmp_path / f"server-{number}"
-            command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting", "--port", "0"]
-            urls.append(opened.enter_context(start_server([*command, "--ready-file", str(ready)], ready)).url)
+            urls.append(opened.enter_context(launch(tmp_path / f"server-{number}")).url)
         counting = {"name": "counting", "urls": urls, "weight": 3}
         config = Config.model_validate({"run": {"dir": tmp_path}, "envs": [counting, {"name": "alfworld"}]})
         stack = Stack(config)
@@ -42,9 +39,7 @@ def test_a_mix_of_an_environment_with_two_servers_and_one_started_here(tmp_path:
 
 
 def test_a_server_of_another_environment_is_refused(tmp_path: Path) -> None:
-    ready = tmp_path / "server"
-    command = [sys.executable, "-m", "env_servers", "tests.env_servers.counting:Counting", "--port", "0"]
-    with start_server([*command, "--ready-file", str(ready)], ready) as server:
+    with launch(tmp_path / "server") as server:
         config = Config.model_validate({"run": {"dir": tmp_path}, "env": {"url": server.url}})
         with pytest.raises(EnvironmentUnavailable, match="serves counting, the run wants alfworld"):
             Stack(config)._start_environments(tmp_path)

@@ -13,8 +13,9 @@ from services.buffer import Buffer
 from services.control.app import create_app
 from services.control.settings import ControlSettings
 from tests.control_runs import make_finished, make_live
+from tests.control_server import ADMIN, READ, buffer, folder, url
 
-READ, ADMIN = "read-token-0123456789", "admin-token-0123456789"
+__all__ = ["buffer", "folder", "url"]
 
 
 @pytest.fixture

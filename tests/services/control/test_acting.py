@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from learner.commands import Commands
 from services.buffer.commands import MAX_WAITING, Action, Command
 from services.control.app import create_app
-from tests.services.control.conftest import READ
+from tests.control_server import READ
 
 WAIT_S = 30.0
 

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 from services.control.app import create_app
 from services.control.gate import Limiter
 from services.control.settings import ControlRefused, ControlSettings, token_from
-from tests.services.control.conftest import ADMIN, READ
+from tests.control_server import ADMIN, READ
 
 PATHS = ["/api/v1/runs", "/api/v1/me", "/api/v1/runs/finished/metrics", "/api/v1/runs/finished/events", "/metrics"]
 

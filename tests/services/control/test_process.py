@@ -9,41 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis import GenerationMode
 
 from services.buffer import Buffer
-from services.control.settings import ADMIN_TOKEN_VARIABLE, READ_TOKEN_VARIABLE
 from services.telemetry import MetricsWriter
-from tests.control_runs import UPDATES, beat, make_finished, make_live, scalars
-from tests.control_server import serving
-from tests.services.control.conftest import ADMIN, READ
+from tests.control_runs import UPDATES, beat, scalars
+from tests.control_server import ADMIN, LIVE
 
-TOKENS = {READ_TOKEN_VARIABLE: READ, ADMIN_TOKEN_VARIABLE: ADMIN}
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
-LIVE = "watched"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("served") / "runs"
-
-
-@pytest.fixture(scope="module")
-def buffer(folder: Path, redis_url: str) -> Iterator[Buffer]:
-    make_finished(folder)
-    _, buffer = make_live(folder, LIVE, redis_url)
-    yield buffer
-    buffer.close()
-
-
-@pytest.fixture(scope="module")
-def url(folder: Path, buffer: Buffer) -> Iterator[str]:
-    with serving(folder, TOKENS) as url:
-        yield url
 
 
 def test_every_route_as_a_fuzzer_sees_it(url: str, buffer: Buffer) -> None:

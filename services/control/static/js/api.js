@@ -1,7 +1,7 @@
 // The control plane's API. The token lives in this tab's session storage and travels in a header, never in an address.
 
 const KEY = "anchorage-token";
-export const BASE = "/api/v1";
+const BASE = "/api/v1";
 
 export class ApiError extends Error {
   constructor(status, detail) {

@@ -10,7 +10,7 @@ const HEIGHT = 176;
 const onAxis = (value) => (Math.abs(value) >= 1e4 ? `${value / 1000} k` : Math.abs(value) < 1e-3 && value ? value.toExponential() : String(value));
 
 /** Round values from low to high, about `count` of them. */
-export function ticks(low, high, count) {
+function ticks(low, high, count) {
   if (!(high > low)) return [low];
   const raw = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(raw));

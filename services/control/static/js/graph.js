@@ -11,7 +11,7 @@ const LEFT = 44;
 const TOP = 66;
 const SWEEPS = 6;
 
-export const radius = (visits) => Math.min(21, 9 + 2.4 * Math.sqrt(visits));
+const radius = (visits) => Math.min(21, 9 + 2.4 * Math.sqrt(visits));
 
 /** Colour of an advantage: grey at 0, to full blue or orange at `most`. */
 export function colour(value, most) {

@@ -1,0 +1,73 @@
+"""Sections of the configuration tree that say what an update optimises: the advantages and the loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from services.config.section import Fraction, Section
+
+
+class AdvantageConfig(Section):
+    gamma: Fraction = 0.95
+    """Discount of step returns."""
+    omega: float = Field(1.0, ge=0)
+    """Weight of the step-level advantage (GiGPO)."""
+    normalisation: Literal["std", "mean"] = "std"
+    """Divide centred values by the standard deviation (ddof 1, + 1e-6), or by 1."""
+    episode_statistics: Literal["trajectories", "steps"] = "trajectories"
+    """Mean and deviation of episode scores over the group's trajectories (paper) or its step rows (published code)."""
+    invalid_action_penalty: float = Field(0.1, ge=0)
+    """Subtracted from an invalid step's score and return, after discounting."""
+    ignore_cut_responses: bool = False
+    """Give responses that `model.max_response_tokens` cut off the advantage 0, in place of that of their step."""
+    similarity: float | None = Field(None, gt=0, le=1)
+    """Group anchors whose SequenceMatcher ratio reaches this; none: exact keys."""
+    history: int = Field(2, ge=0)
+    """HGPO: most earlier states that the steps of a group agree on; the paper takes `prompt.history_length`."""
+    history_power: float = Field(1.0, ge=0)
+    """HGPO: a group that agrees on k earlier states has weight (k + 1) ** history_power."""
+    group_baseline: bool = False
+    """REINFORCE++: subtract the group's mean score before normalising over the batch (REINFORCE++-baseline)."""
+
+
+class LossConfig(Section):
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all tokens; over each response's tokens, then over responses; or each response's sum over a constant,
+    then over responses. A response is one step's."""
+    constant_tokens: int | None = Field(None, ge=1)
+    """The constant of `aggregation: constant`; none: `model.max_response_tokens`."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The PPO ratio of each token, or of the response: the geometric mean of its tokens' (GSPO)."""
+    clip_low: float = Field(0.2, ge=0)
+    """PPO clip: ratio ≥ 1 − clip_low."""
+    clip_high: float = Field(0.2, ge=0)
+    """PPO clip: ratio ≤ 1 + clip_high."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Lower bound −dual_clip·|A| of the objective for negative advantages; none: off."""
+    kl_coef: float = Field(0.01, ge=0)
+    """Weight of the KL divergence to the reference policy; 0 keeps no reference policy."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate of the divergence at a sampled token: d, d²/2, or e^−d + d − 1, with d = log π − log π_ref."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """A term of the loss, or a penalty on each token that lowers the advantage of the response's tokens up to it."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus."""
+    importance_cap: float | None = Field(2.0, gt=0)
+    """Cap of the truncated importance weight π_old/μ of stale data (1e9 truncates nothing: decoupled PPO); none:
+    π_old = μ, without a forward pass for it."""
+    importance: Literal["token", "sequence"] = "token"
+    """The importance weight π_old/μ of each token, or of the whole response: the product of its tokens'."""
+    mask_beyond: float | None = Field(None, gt=1)
+    """Leave out what has a weight π_old/μ above this or below its inverse; none: nothing."""
+    mask: Literal["token", "sequence"] = "token"
+    """What `mask_beyond` looks at and leaves out: tokens, or responses by the product of their tokens' weights."""
+    drop_zero_advantage: bool = True
+    """Leave out rows whose advantage is 0 when no other loss term needs them; the gradient is the same."""
+
+    @model_validator(mode="after")
+    def _mask_needs_weights(self) -> LossConfig:
+        if self.mask_beyond is not None and self.importance_cap is None:
+            raise ValueError("loss.mask_beyond needs loss.importance_cap: without it there is no weight π_old/μ")
+        return self
