@@ -188,6 +188,7 @@ class VllmEngine(InferenceEngine):
 
     def _create(self) -> None:
         os.environ.update(engine_environment())
+        import torch._dynamo
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -196,6 +197,9 @@ class VllmEngine(InferenceEngine):
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         register_weight_transfer()
         cpu = current_platform.is_cpu()
+        if cpu:
+            # Small functions of its sampler would be compiled, for which the machine needs a C++ compiler.
+            torch._dynamo.config.disable = True
         context = self._model.max_prompt_tokens + self._model.max_response_tokens
         arguments = EngineArgs(
             model=str(self._model.path),

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from services.config.tree import Config
 from services.errors import CheckpointFailed
-from services.model_folder import read_weights
+from services.model_folder import read_weights, share_weights
 from services.weights.adapter import is_adapter, merged
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -208,6 +208,7 @@ def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> N
         # safetensors wraps the operating system's error in its own, as text.
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(code, str(error)) from error
+    share_weights(folder)
 
 
 def _set_type(config: Path, weights: Mapping[str, Tensor]) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.config.tree import WarmstartConfig, WarmstartPhase
+from services.model_folder import share_weights
 
 END_OF_TEXT = "<|endoftext|>"
 _PROMPT_ROWS = 4
@@ -123,9 +124,10 @@ def fit(
         groups = (group for optimizer in optimizers for group in optimizer.param_groups)
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * factor
-        response_loss, prompt_loss = _losses(model, batch, with_prompt=phase.prompt_weight > 0)
+        response_loss, astray_loss, prompt_loss = _losses(model, batch, with_prompt=phase.prompt_weight > 0)
         model.zero_grad(set_to_none=True)
-        torch.autograd.backward(response_loss + phase.prompt_weight * prompt_loss)
+        loss = response_loss + phase.astray_weight * astray_loss + phase.prompt_weight * prompt_loss
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -152,6 +154,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
+    share_weights(folder)
 
 
 def _optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
@@ -197,10 +200,10 @@ def _split(pool: list[Example], budget: int, generator: torch.Generator) -> Iter
         yield batches[number]
 
 
-def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor, Tensor]:
-    """Mean divergence from what is to be imitated, and cross-entropy of the other tokens of every fourth row.
+def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The two losses of `_divergence`, and cross-entropy of the other tokens of every fourth row.
 
-    The second is 0 without `with_prompt`. Rows are padded on the right: with causal attention nothing real sees the
+    The third is 0 without `with_prompt`. Rows are padded on the right: with causal attention nothing real sees the
     padding.
     """
     ids = torch.zeros(len(batch), max(len(e.tokens) for e in batch), dtype=torch.long)
@@ -218,17 +221,23 @@ def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor
         return scores.float()
 
     wanted = [targets for example in batch for targets in example.targets[1:] if targets]
-    divergence = _divergence(logits(imitate), wanted)
+    divergence, astray = _divergence(logits(imitate), wanted)
     if not with_prompt:
-        return divergence, torch.zeros(())
+        return divergence, astray, torch.zeros(())
     total = functional.cross_entropy(logits(prompt), ids[prompt], reduction="sum")
-    return divergence, total / max(int(prompt.sum()), 1)
+    return divergence, astray, total / max(int(prompt.sum()), 1)
 
 
-def _divergence(logits: Tensor, wanted: list[Mapping[int, float]]) -> Tensor:
-    """Mean over positions of KL(wanted ‖ softmax(logits)), in nats. Logits [T, V]; `wanted` has T distributions."""
+def _divergence(logits: Tensor, wanted: list[Mapping[int, float]]) -> tuple[Tensor, Tensor]:
+    """Means over positions, in nats: KL(wanted ‖ softmax(logits)), and of that the part −log P(any wanted token).
+
+    Logits [T, V]; `wanted` has T distributions. The rest of the divergence is that among the wanted tokens.
+    """
     width = max((len(targets) for targets in wanted), default=1)
     tokens = torch.tensor([[*t, *[0] * (width - len(t))] for t in wanted], dtype=torch.long).view(-1, width)
     chances = torch.tensor([[*t.values(), *[0.0] * (width - len(t))] for t in wanted]).view(-1, width)
     logprobs = logits.log_softmax(dim=-1).gather(1, tokens)
-    return (torch.xlogy(chances, chances) - chances * logprobs).sum() / max(len(wanted), 1)
+    count = max(len(wanted), 1)
+    divergence = (torch.xlogy(chances, chances) - chances * logprobs).sum() / count
+    astray = -logprobs.masked_fill(chances == 0, -math.inf).logsumexp(dim=1).sum() / count
+    return divergence, astray

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +24,19 @@ def check_model_folder(path: Path) -> None:
         raise ModelUnavailable(f"model.path {path} holds no config.json; name a local Hugging Face model folder")
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelUnavailable(f"model.path {path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); copy it there")
-    if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+    weights = [file for pattern in WEIGHT_PATTERNS for file in path.glob(pattern)]
+    if not weights:
         raise ModelUnavailable(f"model.path {path} holds no weights ({', '.join(WEIGHT_PATTERNS)}); copy them there")
+    for file in weights:
+        if not os.access(file, os.R_OK):
+            raise ModelUnavailable(f"model.path: user {os.getuid()} may not read {file}; chmod a+r it")
+
+
+def share_weights(folder: Path) -> None:
+    """Let whoever may read the folder's configuration read its weights; safetensors writes for the owner alone."""
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -21,6 +21,8 @@ class WarmstartPhase(Section):
     """Tokens that warm-up and decay take; none: the phase's. A phase that ends before leaves the rest to the next."""
     prompt_weight: float = Field(0.2, ge=0)
     """Weight of the cross-entropy on prompt tokens; 0 skips its computation."""
+    astray_weight: float = Field(0.0, ge=0)
+    """Extra weight of −log P(any intended token), the part of the divergence that makes invalid actions."""
     imitate: Literal["player", "expert"] = "player"
     """Whose probabilities to imitate along a scripted episode: those of its player, or the expert's choice."""
     expert_share: Fraction = 0.6

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+import torch._dynamo
 from transformers import Qwen2ForCausalLM
 
 from actors.engine import EngineFailed, Sample
@@ -139,6 +140,12 @@ async def test_requests_in_flight_go_on_with_the_new_weights(setup: Setup) -> No
     assert setup.engine.stats().responses == before.responses + 16
     assert setup.engine.stats().updates == before.updates + 5
     assert setup.engine.stats().update_seconds > before.update_seconds
+
+
+async def test_nothing_is_compiled(setup: Setup) -> None:
+    """A machine without a C++ compiler samples too."""
+    await sample_all(setup.engine, count=2, tokens=4)
+    assert not torch._dynamo.utils.counters["stats"]
 
 
 async def test_the_use_of_the_cache_is_told(setup: Setup) -> None:

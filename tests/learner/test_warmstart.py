@@ -33,6 +33,8 @@ def test_a_small_policy_learns_to_copy_and_the_folder_loads_again(tmp_path: Path
     warmstart.fit(model, rows, PHASE, 400, seen.append)
     assert seen[-1].response_loss < 0.05 < seen[0].response_loss
     warmstart.save(model, tokenizer, tmp_path)
+    modes = {(tmp_path / name).stat().st_mode for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    assert len(modes) == 1  # what may read one may read all
 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     again = AutoTokenizer.from_pretrained(tmp_path)
@@ -52,6 +54,18 @@ def test_a_random_players_probabilities_are_learnt_from_single_episodes() -> Non
     with torch.no_grad():
         chances = model(torch.tensor([read])).logits[0, -1].softmax(-1)
     assert {token: round(chances[token].item(), 1) for token in wanted} == wanted
+
+
+def test_what_is_lost_astray_is_the_part_of_the_divergence_outside_the_wanted_tokens() -> None:
+    torch.manual_seed(0)
+    logits, wanted = torch.randn(2, 6), [{1: 0.25, 4: 0.75}, {0: 1.0}]
+    divergence, astray = warmstart._divergence(logits, wanted)
+    chances = logits.softmax(-1)
+    among = [chances[0, [1, 4]], chances[1, [0]]]
+    assert torch.allclose(astray, -sum(part.sum().log() for part in among) / 2)
+    goal = torch.tensor([0.25, 0.75])
+    rest = (goal * (goal / (among[0] / among[0].sum())).log()).sum() / 2
+    assert torch.allclose(divergence, astray + rest)
 
 
 def test_the_seed_decides_the_weights() -> None:
