@@ -13,50 +13,58 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint format bench chaos elastic secrets compose-test clean
+.PHONY: setup tools demo test lint format bench chaos elastic secrets compose-test clean
 
+# What a run needs.
 setup: $(VENV)/.installed-$(DEVICE)
 
-$(VENV)/.installed-cpu: requirements/common.txt requirements/cpu.txt requirements/dev.txt pyproject.toml
+# What tests and benchmarks need beyond that; TextWorld, the reference engine, is built here and takes a C++ compiler.
+tools: $(VENV)/.installed-tools
+
+$(VENV)/.installed-cpu: requirements/common.txt requirements/cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --no-compile $(PIP_ARGS) -r requirements/cpu.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile $(PIP_ARGS) -r requirements/cpu.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "torch does not load: its wheel is a CUDA build." \
 		"Give pip the index of PyTorch's CPU builds: make setup PIP_ARGS='--extra-index-url …'" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.installed-gpu: requirements/common.txt requirements/gpu.txt requirements/dev.txt pyproject.toml
+$(VENV)/.installed-gpu: requirements/common.txt requirements/gpu.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS) -r requirements/gpu.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS) -r requirements/gpu.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-tools: $(VENV)/.installed-$(DEVICE) requirements/dev.txt requirements/textworld.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile $(PIP_ARGS) -r requirements/dev.txt -r requirements/textworld.txt
 	@touch $@
 
 demo: setup
 	$(BIN)/anchorage demo
 
-test: setup
+test: tools
 	$(BIN)/python -m pytest $(TESTS)
 
-lint: setup
+lint: tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: setup
+format: tools
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup
+bench: tools
 	@mkdir -p runs/bench
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json runs/bench/$$name.json; done
 
-chaos: setup
+chaos: tools
 	$(BIN)/python -m tests.chaos.run
 
-elastic: setup
+elastic: tools
 	$(BIN)/python -m tests.chaos.elastic
 
 secrets:

@@ -10,13 +10,12 @@ as not run, which is no pass.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import subprocess
 import sys
 import time
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -62,20 +61,20 @@ class Summary:
     skipped: str | None = None
     broken: bool = False
 
-    @contextlib.contextmanager
-    def check(self, name: str) -> Iterator[Check]:
-        """One check: passed unless its body raises. After a failure the others are only listed."""
-        one = Check(name, note="not run: an earlier check failed" if self.broken else "")
+    def check(self, name: str, act: Callable[[], str]) -> None:
+        """One check: passed unless `act` raises; it answers a note. After a failure the others are only listed."""
+        one = Check(name)
         self.checks.append(one)
         began = time.monotonic()
-        try:
-            if self.broken:
-                raise Failed(one.note)
-            yield one
-            one.passed = True
-        except (Failed, OSError, KeyError, ValueError, subprocess.SubprocessError) as error:
-            one.note = " ".join(str(error).split())[:400] or type(error).__name__
-            self.broken = True
+        if self.broken:
+            one.note = "not run: an earlier check failed"
+        else:
+            try:
+                one.note = act()
+                one.passed = True
+            except (Failed, OSError, KeyError, ValueError, subprocess.SubprocessError) as error:
+                one.note = " ".join(str(error).split())[:400] or type(error).__name__
+                self.broken = True
         one.seconds = round(time.monotonic() - began, 1)
         print(f"{'passed' if one.passed else 'FAILED':7} {one.seconds:7.1f} s  {name}  {one.note}", flush=True)
 
@@ -237,8 +236,7 @@ def play(cluster: Cluster, folder: Path, summary: Summary) -> None:
         ("each group once", lambda: judged(cluster, folder)),
     ]
     for name, act in scene:
-        with summary.check(name) as check:
-            check.note = act()
+        summary.check(name, act)
 
 
 def main() -> int:

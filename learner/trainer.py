@@ -32,7 +32,7 @@ from services.errors import RunStalled
 from services.run_folder import CHECKPOINTS_NAME
 from services.schemas import TRAIN_STREAM
 from services.telemetry import MetricsWriter, open_metrics
-from services.weights import WeightChannel
+from services.weights import WeightChannel, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Trainer:
         """One update; None when stopped, or asked for something else, while waiting."""
         started = time.monotonic()
         intake = Intake(self._config.learner, self._buffer, self._dispatcher, self._prefetch)
-        collected = intake.collect(self._version, lambda: self._stopping() or self._commands.waiting())
+        collected = intake.collect(self._version, self._interrupted)
         if collected is None:
             return None
         groups = collected.groups
@@ -177,6 +177,21 @@ class Trainer:
             timings=Timings(waited - started, ready - waited, updated - ready, published - updated),
             loss=loss,
         )
+
+    def _interrupted(self) -> bool:
+        self._keep_published()
+        return self._stopping() or self._commands.waiting()
+
+    def _keep_published(self) -> None:
+        """Publish again what the channel lost with a node: without it no actor would play, and no update be due."""
+        try:
+            published = self._channel.latest()
+        except WeightsError as error:
+            log.warning("the weight channel cannot be asked: %s", error)
+            return
+        if published is None:
+            log.warning("the weight channel has lost version %d, it is published again", self._version)
+            self._publish()
 
     def _publish(self) -> dict[str, Tensor]:
         weights = self._ranks.weights()

@@ -84,6 +84,7 @@ class Stack:
         self._start_ray()
         self.channel = open_channel(config.weights, config.run.name, folder, redis_url=redis_url)
         self._exit.callback(self.channel.close)
+        self._exit.callback(self.channel.close_run)
         self.channel.latest()  # what the channel keeps its weights in is made here, not on a node that may leave
         self.buffer.set_manifest(config.model_dump_json())
         self.buffer.set_state("running")

@@ -101,6 +101,9 @@ class WeightChannel(ABC):
             WeightsUnavailable: not read in time.
         """
 
+    def close_run(self) -> None:  # noqa: B027 - most channels leave nothing behind that is in the way
+        """End what the run's weights keep alive beyond its processes. Nobody reads them any more."""
+
     def close(self) -> None:  # noqa: B027 - nothing to end in most channels
         """End what this process does for the channel; what is published stays where the channel keeps it."""
 

@@ -1,8 +1,8 @@
 """Weights through Ray's object store: one copy a node, pulled peer to peer, read without a copy.
 
 A detached actor, the holder, owns the payloads, so that they outlive the learner that published them; it ends with the
-cluster, or with `close_run`. Whoever comes first creates it, on his node: let that be the learner's, without which
-nothing is published anyway.
+cluster, or with `close_run`. Whoever comes first creates it, if Ray can on his node: let that be the learner's, without
+which nothing is published anyway. Ray restarts it, empty, where its node dies: the publisher looks whether it is.
 
 Invariants
 - The holder names a version only after its payload lies in the object store.
@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -85,13 +86,12 @@ class RayChannel(WeightChannel):
         return unpack(payload)
 
     def close_run(self) -> None:
-        """End the holder, and with it the run's weights. For the end of a run in a cluster that lives on."""
+        """End the holder: in a cluster that lives on it would outlive the run."""
         import ray
 
-        try:
+        # Never created, gone already, or gone with the cluster.
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
             ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))
-        except ValueError:
-            return  # never created, or gone already
 
     def _pull(self, wanted: WeightVersion, left: Callable[[], float]) -> Payload:
         import ray

@@ -46,7 +46,7 @@ def test_the_environment_image_has_the_versions_of_all_others() -> None:
 
 
 def test_every_requirement_is_pinned() -> None:
-    for name in ("common.txt", "env.txt", "cpu.txt", "gpu.txt"):
+    for name in ("common.txt", "env.txt", "cpu.txt", "gpu.txt", "dev.txt", "textworld.txt"):
         lines = (ROOT / "requirements" / name).read_text().splitlines()
         wanted = [line for line in lines if line and not line.startswith(("#", "-r "))]
         assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==\S+", line) for line in wanted), name

@@ -100,6 +100,23 @@ def trained(config):
     return [(entry.update, entry.group) for entry in Ledger(config.run.folder / "ledger.jsonl").read()]
 
 
+def test_a_version_that_the_channel_lost_is_published_again(tiny_config, buffer, channel):
+    """As Ray's holder is empty after its node died: nobody could play, so no update would ever be due."""
+    published = []
+
+    class Forgetful(DirectoryChannel):
+        def publish(self, version, tensors):
+            published.append(version)
+            return super().publish(version, tensors)
+
+        def latest(self):
+            return None if len(published) < 3 else super().latest()
+
+    forgetful = Forgetful(tiny_config.run.folder / "weights", 30.0)
+    trainer(tiny_config, buffer, forgetful, NoRanks(), should_stop=lambda: len(published) > 2).train()
+    assert published == [0, 0, 0]
+
+
 def test_the_panel_is_played_at_fixed_intervals_with_the_version_just_published(tiny_config, buffer, channel, ranks):
     settings = {"evaluation": {"every": 2}, "learner": tiny_config.learner.model_dump() | {"updates": 5}}
     config, panels = Config.model_validate(tiny_config.model_dump() | settings), []
