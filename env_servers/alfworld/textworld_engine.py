@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from typing import Any, ClassVar
 from env_servers.alfworld.environment import AlfWorld, game_source
 from env_servers.alfworld.problem import Goal, read_goal
 from env_servers.environment import BrokenTask
+
+if importlib.util.find_spec("textworld") is None:
+    raise ImportError("TextWorld is missing; pip install --no-deps -r requirements/textworld.txt")
 
 START_LIMIT_S = 120.0
 STEP_LIMIT_S = 30.0
