@@ -1,6 +1,6 @@
 """The chaos run: training goes on while every kind of process is killed with `kill -9`, again and again.
 
-    python -m tests.chaos.run [--kills 3] [--updates 150] [--seed 0] [--out runs/chaos] [--recover 180] [--no-calm]
+    python -m tests.chaos.run [--kills 3] [--updates 48] [--seed 0] [--out runs/chaos] [--recover 180] [--no-calm]
 
 Writes `summary.json` and prints it as tables. Exit code 1 when something was lost, trained on twice or too old, when a
 part did not recover.
@@ -127,7 +127,7 @@ def evaluate(run: Run, updates: int, out: Path) -> float:
     """Success of the run's last policy on the panel."""
     policy = run.folder / "checkpoints" / f"{updates:06d}" / "policy"
     result = out / f"{run.name}-evaluation.json"
-    command = [sys.executable, "-m", "services.cli.main", "eval", *RECIPE, "evaluation.episodes=256"]
+    command = [sys.executable, "-m", "services.cli.main", "eval", *RECIPE, "evaluation.episodes=128"]
     names = [f"run.name={run.name}-eval", f"run.dir={out}"]
     subprocess.run([*command, *names, "--policy", str(policy), "--json", str(result)], cwd=ROOT, check=True)
     body = json.loads(result.read_text())
@@ -137,7 +137,7 @@ def evaluate(run: Run, updates: int, out: Path) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=3, help="of each kind")
-    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--updates", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recover", type=float, default=180.0, help="longest recovery, in seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))

@@ -13,13 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
-SECRET_FILES = {
-    "redis": "ANCHORAGE_REDIS_PASSWORD",
-    "ray": "RAY_AUTH_TOKEN",
-    "environment": "ANCHORAGE_ENV_TOKEN",
-    "control": "ANCHORAGE_CONTROL_ADMIN_TOKEN",
-    "grafana": "GF_SECURITY_ADMIN_PASSWORD",
-}
 
 
 def secret_files(service: str) -> set[str]:

@@ -90,6 +90,7 @@ def test_events_tell_what_is_and_then_what_changes(url: str, buffer: Buffer, fol
 
 def test_prometheus_reads_what_is_live(url: str, buffer: Buffer) -> None:
     beat(buffer, LIVE)
+    httpx.get(f"{url}/api/v1/runs", headers=HEADERS)  # a request to count
     text = httpx.get(f"{url}/metrics", headers=HEADERS).text
     samples = {(s.name, s.labels.get("run")): s for f in text_string_to_metric_families(text) for s in f.samples}
     assert samples["anchorage_run_live", LIVE].value == 1
