@@ -50,9 +50,9 @@ class Command:
         self._process.kill()
         self._process.wait()
 
-    def interrupt(self) -> None:
-        """Ctrl-C."""
-        self._process.send_signal(signal.SIGINT)
+    def stop(self, number: signal.Signals) -> None:
+        """Ask the command to end: SIGINT as Ctrl-C does, SIGTERM as a supervisor does."""
+        self._process.send_signal(number)
 
     def processes(self) -> list[psutil.Process]:
         """All living processes that carry the mark, the command's own included."""

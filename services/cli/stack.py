@@ -140,11 +140,15 @@ class Stack:
         address = os.environ.get("RAY_ADDRESS")
         where: dict[str, Any] = {"address": address} if address else _own_cluster(self.config)
         self._exit.callback(ray.shutdown)
+        orderly_stop = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**where, **quiet)
         except Exception as error:  # ray raises bare Exceptions when a part of it does not come up
             reason = str(error).strip().partition("\n")[0]
             raise RayUnavailable(f"ray cannot be started or reached: {reason}") from None
+        finally:
+            # Ray takes the signal for itself, and would end this process in the middle of an update.
+            signal.signal(signal.SIGTERM, orderly_stop)
 
     def _start_pool(self, redis_url: str, env_urls: Mapping[str, tuple[str, ...]]) -> None:
         import ray

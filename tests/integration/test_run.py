@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -76,11 +77,12 @@ def test_killed_actor_and_killed_rank_are_replaced(tmp_path: Path) -> None:
     assert_each_group_trained_once(folder)
 
 
-def test_interrupt_leaves_a_checkpoint_and_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "small"
     with Command(["train", *SMALL, f"run.dir={tmp_path}", "checkpoint.every=100"]) as command:
         command.wait_for(lambda: updates_done(folder) >= 1, START_S)
-        command.interrupt()
+        command.stop(number)
         code, _, err = command.finish(END_S)
         command.wait_until_gone()
     assert code == 130, err
