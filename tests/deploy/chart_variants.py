@@ -20,9 +20,10 @@ GPU_NODES = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "trainer": {"trainer": {"enabled": True}},
-    "overrides": {"trainer": {"enabled": True, "overrides": ["run.name=first", 'env.urls=["http://alfworld:8001"]']}},
+    "overrides": {"trainer": {"enabled": True, "overrides": ["run.name=first", 'run.name="first: #1"']}},
     "redis elsewhere": {"redis": {"external": "redis.example:6380"}, "trainer": {"enabled": True}},
     "claims": {
+        "secret": "their-secret",
         "runs": {"existingClaim": "their-runs"},
         "models": {"existingClaim": "their-models"},
         "environments": [{**ALFWORLD, "dataClaim": "their-data"}, {**WEBSHOP, "replicas": 3}],

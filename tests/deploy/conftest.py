@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -20,12 +20,16 @@ LIBRARIES = {
     "sigs.k8s.io/yaml": "golang-k8s-sigs-yaml-dev",
 }
 
-Render = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
+RELEASE = "trial"  # no name that the chart itself has
+
+
+class Render(Protocol):
+    def __call__(self, values: Mapping[str, Any], release: str = RELEASE) -> list[dict[str, Any]]: ...
 
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
-    """Documents of release `anchorage` with the given values over the defaults; ValueError: what a template said."""
+    """The documents of a release with the given values over the defaults; ValueError: what a template said."""
     missing = [package for path, package in LIBRARIES.items() if not (GOPATH / "src" / path).is_dir()]
     if shutil.which("go") is None:
         missing.append("golang-go")
@@ -38,9 +42,9 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
         check=True,
     )
 
-    def documents(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def documents(values: Mapping[str, Any], release: str = RELEASE) -> list[dict[str, Any]]:
         done = subprocess.run(
-            [program, CHART, "anchorage"], input=json.dumps(values), capture_output=True, text=True, timeout=60
+            [program, CHART, release], input=json.dumps(values), capture_output=True, text=True, timeout=60
         )
         if done.returncode:
             raise ValueError(done.stderr)

@@ -14,7 +14,7 @@ import yaml
 
 from services.config import load_config
 from tests.deploy.chart_variants import CHART, VARIANTS, merged
-from tests.deploy.conftest import Render
+from tests.deploy.conftest import RELEASE, Render
 from tests.deploy.manifests import Document, Pod, admitted, names, of_kind, pods, selects, values_of
 
 ROOT = CHART.parents[2]
@@ -68,7 +68,8 @@ def test_documents_have_names_of_their_own(chart: Rendering) -> None:
     assert len(set(seen)) == len(seen)
     assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name) for _, _, name in seen)
     for document in chart.documents:
-        assert document["metadata"]["labels"]["app.kubernetes.io/instance"] == "anchorage"
+        assert document["metadata"]["labels"]["app.kubernetes.io/instance"] == RELEASE
+        assert re.match(rf"{RELEASE}(-|$)", document["metadata"]["name"])
 
 
 def test_what_is_turned_off_is_not_there(chart: Rendering) -> None:
@@ -264,7 +265,7 @@ def test_the_documented_values_render(render: Render) -> None:
     assert block is not None
     values = yaml.safe_load(block[1])
     jsonschema.validate(merged(values), SCHEMA)
-    documents = render(values)
+    documents = render(values, "anchorage")
     config = load_config(ROOT / values["trainer"]["recipe"], values["trainer"]["overrides"])
     servers = {
         f"http://{name}-{replica}.{document['spec']['serviceName']}:8001"

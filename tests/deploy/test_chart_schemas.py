@@ -22,6 +22,23 @@ from tests.deploy.manifests import Document, of_kind, pods
 
 OLDEST = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"].removeprefix(">=").partition("-")[0]
 
+# Fields of a RayCluster in KubeRay 1.6, the oldest that the documentation allows.
+SPEC = {
+    *("authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec"),
+    *("headServiceAnnotations", "managedBy", "rayVersion", "suspend", "upgradeStrategy", "workerGroupSpecs"),
+}
+AUTHENTICATION = {"enableK8sTokenAuth", "mode", "secretName"}
+AUTOSCALER = {
+    *("env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy", "resources", "securityContext"),
+    *("upscalingMode", "version", "volumeMounts"),
+}
+GROUP = {"labels", "rayStartParams", "resources", "template"}
+HEAD = GROUP | {"enableIngress", "headService", "serviceType"}
+WORKERS = GROUP | {
+    *("groupName", "idleTimeoutSeconds", "maxReplicas", "minReplicas", "numOfHosts", "replicas", "scaleStrategy"),
+    "suspend",
+}
+
 
 @pytest.fixture(params=VARIANTS, scope="module")
 def documents(request: pytest.FixtureRequest, render: Render) -> list[Document]:
@@ -59,6 +76,19 @@ def test_what_kubernetes_does_not_know_is_noticed(render: Render) -> None:
     deployment["spec"]["template"]["spec"]["containers"][0]["resource"] = {}
     with pytest.raises(kubernetes.ValidationError):
         _validate(deployment)
+
+
+def test_the_ray_cluster_has_fields_that_kuberay_has(documents: list[Document]) -> None:
+    [cluster] = of_kind(documents, "RayCluster")
+    spec = cluster["spec"]
+    assert cluster["apiVersion"] == "ray.io/v1"
+    assert set(spec) <= SPEC
+    assert set(spec["authOptions"]) <= AUTHENTICATION
+    assert set(spec["autoscalerOptions"]) <= AUTOSCALER
+    assert set(spec["headGroupSpec"]) <= HEAD
+    for group in spec["workerGroupSpecs"]:
+        assert {"groupName", "maxReplicas", "minReplicas", "template"} <= set(group) <= WORKERS
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
 @cache
