@@ -22,7 +22,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +67,7 @@ class _PortTaken(Exception):
 class EmbeddedRedis:
     """`with EmbeddedRedis(folder) as server: … server.url`.
 
-    Start it from the main thread: the kernel ends the server when the *thread* that started it exits.
+    The kernel ends the server when the *thread* that started it exits.
     """
 
     def __init__(self, folder: Path, *, start_timeout_s: float = 120.0, lock_timeout_s: float = 10.0) -> None:
@@ -112,12 +111,9 @@ class EmbeddedRedis:
 
         Raises:
             RedisUnavailable: no executable, folder unusable or in use, damaged data, or no answer in time.
-            RuntimeError: not called from the main thread.
         """
         if self.pid is not None:
             return
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start the redis-server from the main thread: it dies with the thread that starts it")
         executable = _executable()
         lock = self._lock_folder()
         try:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.buffer import Buffer
 from services.cli.environments import TOKEN_VARIABLE, make_data_known, registered_name
+from services.cli.keeper import Keeper
 from services.config.load import dump_config
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
@@ -74,6 +75,8 @@ class Stack:
     def _open(self) -> None:
         config, folder = self.config, self.config.run.folder
         self._exit.enter_context(locked(folder))
+        keeper = Keeper([self._restart_redis, self._restart_environments])
+        self._exit.callback(keeper.end)
         (folder / CONFIG_NAME).write_text(dump_config(config))
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
@@ -81,6 +84,8 @@ class Stack:
         )
         self._exit.callback(self.buffer.close)
         env_urls = self._start_environments(folder)
+        keeper.start()
+        self._exit.callback(keeper.rest)
         self._start_ray()
         self.channel = open_channel(config.weights, config.run.name, folder, redis_url=redis_url)
         self._exit.callback(self.channel.close)
@@ -119,6 +124,10 @@ class Stack:
         self._announce(f"starting the {env.name} server")
         self._servers[env.name] = _serve(env, folder, port=0)
         return self._servers[env.name].url
+
+    def _restart_redis(self) -> None:
+        if self._redis is not None:
+            self._redis.ensure_running()
 
     def _restart_environments(self) -> None:
         for name, server in self._servers.items():
@@ -179,9 +188,7 @@ class Stack:
         self._exit.callback(stop)
 
     def check(self) -> None:
-        """Look after the parts that were started here: call it often, from the main thread.
-
-        A Redis or an environment server that died is started again where it was.
+        """Look after the pool: call it often. A Redis or an environment server that died is started again without it.
 
         Raises:
             RunStalled: the rollout actors keep dying.
@@ -190,9 +197,6 @@ class Stack:
         if now - self._checked < CHECK_EVERY_S:
             return
         self._checked = now
-        if self._redis is not None:
-            self._redis.ensure_running()
-        self._restart_environments()
         if (reason := self.pool_error()) is not None:
             raise RunStalled(f"the rollout actors cannot run: {reason}")
 

@@ -136,20 +136,12 @@ def test_hides_its_password(tmp_path: Path) -> None:
         assert all(password.encode() not in path.read_bytes() for path in others)
 
 
-def test_is_started_from_the_main_thread_only(tmp_path: Path) -> None:
-    problems: list[str] = []
-
-    def start() -> None:
-        try:
-            EmbeddedRedis(tmp_path).start()
-        except RuntimeError as error:
-            problems.append(str(error))
-
-    thread = threading.Thread(target=start)
+def test_dies_with_the_thread_that_started_it(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path)
+    thread = threading.Thread(target=server.start)
     thread.start()
     thread.join(TIMEOUT_S)
-    assert problems
-    assert "main thread" in problems[0]
+    until(lambda: server.pid is None)
 
 
 def test_stop_is_final_and_repeatable(tmp_path: Path) -> None:
