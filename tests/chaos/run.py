@@ -130,7 +130,7 @@ def evaluate(run: Run, updates: int, out: Path) -> float:
     command = [sys.executable, "-m", "services.cli.main", "eval", *RECIPE, "evaluation.episodes=128"]
     names = [f"run.name={run.name}-eval", f"run.dir={out}"]
     subprocess.run([*command, *names, "--policy", str(policy), "--json", str(result)], cwd=ROOT, check=True)
-    body = json.loads(result.read_text())
+    [body] = json.loads(result.read_text()).values()
     return float(body["success"]["rate"])
 
 
