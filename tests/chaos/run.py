@@ -77,9 +77,10 @@ class Growth:
 def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) -> Callable[[], bool]:
     """Kill one part; answers the question whether it is back."""
     if kind == "node":
+        before_it = run.playing().keys()
         nodes.kill()
         nodes.add()
-        return lambda: len(run.playing()) == 2
+        return lambda: len(run.playing()) == 2 and run.playing().keys() != before_it
     if kind == "actor":
         victim = draw.choice(run.processes("actor"))
         kill(victim)
