@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.engine import Sampler
-from actors.parsing import parse_action
-from actors.prompts import Exchange, PromptBuilder
+from actors.engine import Sample, Sampler
+from actors.parsing import ParsedAction, parse_action
+from actors.prompts import Exchange, Prompt, PromptBuilder
 from env_servers.client import EnvironmentClient, SessionLost
 from env_servers.protocol import ResetRequest, StepResult
 from services.config.tree import Config
@@ -41,6 +41,33 @@ def step_seed(seed: int, step: int) -> int:
     """Sampling seed of a step, in [0, 2^63): stable across processes, unrelated for neighbouring seeds and steps."""
     digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+async def respond(
+    engine: Sampler,
+    prompts: PromptBuilder,
+    config: Config,
+    goal: str | None,
+    history: Sequence[Exchange],
+    state: StepResult,
+    *,
+    temperature: float,
+    seed: int,
+) -> tuple[Prompt, Sample, ParsedAction]:
+    """What the policy reads in a state, what it writes, and the action that this is. `seed`: the episode's.
+
+    Raises:
+        EngineFailed: from the engine.
+    """
+    prompt = prompts.build(goal, history, state)
+    sample = await engine.generate(
+        prompt.ids,
+        temperature=temperature,
+        max_tokens=config.model.max_response_tokens,
+        seed=step_seed(seed, state.step + 1),
+    )
+    rules = config.prompt
+    return prompt, sample, parse_action(rules.template, prompt.begun + sample.text, state.admissible, rules.validity)
 
 
 async def play(
@@ -114,17 +141,18 @@ class _Attempt:
 
     async def _step(self, state: StepResult, goal: str | None, history: Sequence[Exchange]) -> tuple[Step, StepResult]:
         config = self.config
-        number = state.step + 1
-        prompt = self.prompts.build(goal, history, state)
-        sample = await self.engine.generate(
-            prompt.ids,
-            temperature=self.ticket.temperature,
-            max_tokens=config.model.max_response_tokens,
-            seed=step_seed(self.ticket.seed, number),
+        ticket = self.ticket
+        prompt, sample, parsed = await respond(
+            self.engine,
+            self.prompts,
+            config,
+            goal,
+            history,
+            state,
+            temperature=ticket.temperature,
+            seed=ticket.seed,
         )
-        answer = prompt.begun + sample.text
-        parsed = parse_action(config.prompt.template, answer, state.admissible, config.prompt.validity)
-        after = await self.client.step(state.session, number, parsed.action)
+        after = await self.client.step(state.session, state.step + 1, parsed.action)
         step = Step(
             prompt_ids=np.asarray(prompt.ids, dtype=np.int32),
             response_ids=np.asarray(sample.token_ids, dtype=np.int32),
@@ -135,7 +163,7 @@ class _Attempt:
             prompt=prompt.text,
             response=sample.text,
             action=parsed.action,
-            reward=after.reward * config.environment(self.ticket.task.env).success_reward,
+            reward=after.reward * config.environment(ticket.task.env).success_reward,
             valid=parsed.valid,
             terminated=after.terminated,
             truncated=after.truncated,

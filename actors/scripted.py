@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from actors.engine import Sampler
-from actors.episode import step_seed
-from actors.parsing import parse_action
+from actors.episode import respond
 from actors.prompts import Exchange, PromptBuilder
 from env_servers import free_text
 from env_servers.client import EnvironmentClient
@@ -151,17 +150,18 @@ class PolicyPlayer:
         Raises:
             EngineFailed: from the sampler.
         """
-        prompt = self._prompts.build(goal, self._history, result)
-        sample = await self._sampler.generate(
-            prompt.ids,
+        _, sample, parsed = await respond(
+            self._sampler,
+            self._prompts,
+            self._config,
+            goal,
+            self._history,
+            result,
             temperature=1.0,
-            max_tokens=self._config.model.max_response_tokens,
-            seed=step_seed(self._seed, result.step + 1),
+            seed=self._seed,
         )
-        rules = self._config.prompt
-        action = parse_action(rules.template, prompt.begun + sample.text, result.admissible, rules.validity).action
-        self._history.append(Exchange(result.observation, action, sample.text, sample.token_ids))
-        return action
+        self._history.append(Exchange(result.observation, parsed.action, sample.text, sample.token_ids))
+        return parsed.action
 
 
 @dataclass(frozen=True, slots=True)
