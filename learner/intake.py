@@ -1,7 +1,8 @@
 """The groups of an update: tickets out, complete groups in, those that cannot be used replaced by others.
 
 Invariants
-- Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number.
+- Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number. One
+  that cannot be read (damaged, or of another version of the code) fares the same.
 - Dynamic sampling drops a group when it is read: it is cancelled in Redis, its slot is free, the next group takes it.
 - No wait without an end: a run in which nothing completes, or in which nothing usable does, stops with one clear line.
 """
@@ -17,11 +18,13 @@ from learner.prefetch import Prefetcher
 from learner.report import staleness
 from learner.sampling import EQUAL_REWARDS, Collected, has_equal_rewards
 from services.buffer import Buffer
+from services.codec import CodecError
 from services.config.tree import LearnerConfig
 from services.errors import RunStalled
 from services.schemas import TRAIN_STREAM
 
 POLL_S = 0.5
+FULL = "the buffer is full: raise buffer.max_bytes, or lower learner.groups_per_update or learner.group_size"
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class Intake:
             elif time.monotonic() - quiet_since > self._config.group_timeout_s:
                 raise RunStalled(
                     f"no group completed for {self._config.group_timeout_s:g} s (learner.group_timeout_s); "
-                    "are the rollout actors and the environment server up?"
+                    + (FULL if self._buffer.stats().full else "are the rollout actors and the environment server up?")
                 )
         return None
 
@@ -78,21 +81,28 @@ class Intake:
             self._dispatcher.settle([group])
 
     def _read_complete(self, collected: Collected, version: int) -> None:
-        """Read the window's groups that are complete and usable; cancel those of equal reward, reissue the stale."""
+        """Read the window's groups that are complete; cancel those of equal reward, issue the unusable again."""
         complete = set(self._buffer.complete(TRAIN_STREAM))
-        stale: list[int] = []
+        unusable: list[int] = []
         for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
-            trajectories = self._prefetch.read(group)
+            try:
+                trajectories = self._prefetch.read(group)
+            except KeyError:
+                continue  # Redis has lost it since it was asked: it is missing, and issued again, at the next look
+            except CodecError as error:
+                log.warning("group %d cannot be read and is issued again: %s", group, error)
+                unusable.append(group)
+                continue
             age = staleness(version, trajectories)
             if age > self._config.max_staleness:
                 log.warning("group %d is dropped and issued again: %d updates old", group, age)
-                stale.append(group)
+                unusable.append(group)
             elif self._config.dynamic_sampling and has_equal_rewards(trajectories):
                 # Its slot is freed where those of all cancelled groups are.
                 self._buffer.cancel(TRAIN_STREAM, group, EQUAL_REWARDS)
             else:
                 collected.groups[group] = trajectories
-        self._buffer.remove(TRAIN_STREAM, stale)
+        self._buffer.remove(TRAIN_STREAM, unusable)
         # Out, but no longer known to Redis: issue them right away, under the same numbers.
-        self._buffer.issue(self._dispatcher.tickets(stale))
-        collected.stale += len(stale)
+        self._buffer.issue(self._dispatcher.tickets(unusable))
+        collected.stale += len(unusable)

@@ -157,6 +157,28 @@ async def test_leases_are_kept_as_long_as_an_episode_takes(make: MakeScene) -> N
         await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
 
 
+async def test_leases_are_kept_while_their_tickets_wait_for_weights(
+    make: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make()
+    monkeypatch.setattr(weights, "POLL_S", 600.0)
+    scene.publish(0)
+    async with scene.playing():
+        await until(lambda: scene.rollout.status()["state"] == "playing")
+        scene.engine.loading.clear()
+        scene.publish(1)
+        scene.buffer.issue([*group(0), *group(1)])
+        await until(lambda: scene.buffer.stats().leased)
+        await asyncio.sleep(2 * scene.config.rollout.lease_s)
+        assert scene.buffer.expire() == 0
+        scene.buffer.cancel(TRAIN_STREAM, 0, "for the test")
+        await until(lambda: scene.rollout.status()["abandoned"] == SIZE)
+        scene.engine.loading.set()
+        await until(lambda: scene.rollout.status()["stored"] == SIZE)
+    assert scene.buffer.complete(TRAIN_STREAM) == [1]
+    assert scene.rollout.status()["stored"] == SIZE  # the cancelled ones were not begun
+
+
 async def test_an_episode_whose_lease_is_lost_is_abandoned(make: MakeScene) -> None:
     scene = make()
     scene.publish(0)
