@@ -268,6 +268,7 @@ class VllmEngine(InferenceEngine):
             responses=self._stats.responses + 1,
             response_tokens=self._stats.response_tokens + len(token_ids),
             prompt_tokens=self._stats.prompt_tokens + len(output.prompt_token_ids),
+            cached_tokens=self._stats.cached_tokens + (output.num_cached_tokens or 0),
         )
         return Sample(
             token_ids=token_ids,
