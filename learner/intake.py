@@ -43,12 +43,7 @@ class Intake:
         collected = Collected()
         quiet_since = time.monotonic()
         while not interrupted():
-            self._give_up_cancelled(collected)
-            self._issue(version)
-            self._read_complete(collected, version)
-            window = self._dispatcher.window()
-            if collected.groups.keys() >= set(window):
-                collected.groups = {group: collected.groups[group] for group in window}
+            if self.look(version, collected):
                 return collected
             collected.check_waste(self._config, self._dispatcher.capacity)
             if self._buffer.wait(TRAIN_STREAM, POLL_S):
@@ -59,6 +54,17 @@ class Intake:
                     + (FULL if self._buffer.stats().full else "are the rollout actors and the environment server up?")
                 )
         return None
+
+    def look(self, version: int, collected: Collected) -> bool:
+        """Take what is there, send out what is missing; True once `collected` holds the whole window, in order."""
+        self._give_up_cancelled(collected)
+        self._issue(version)
+        self._read_complete(collected, version)
+        window = self._dispatcher.window()
+        if not collected.groups.keys() >= set(window):
+            return False
+        collected.groups = {group: collected.groups[group] for group in window}
+        return True
 
     def _issue(self, version: int) -> None:
         """Send new groups out, and again those that Redis does not know: new, dropped, or lost by it."""

@@ -1,6 +1,6 @@
-"""Dispatcher, buffer and actors together over random histories: deaths at every point, late and repeated pushes, lost
-leases, Redis going back or losing everything. Every group is trained on at most once in the history that survives, in
-order and fresh, and every history can still be brought to its end."""
+"""Dispatcher, intake, prefetcher, buffer and actors together over random histories: deaths at every point, late and
+repeated pushes, lost leases, Redis going back or losing everything. Every group is trained on at most once in the
+history that survives, in order and fresh, and every history can still be brought to its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from learner.dispatch import Dispatcher
+from learner.intake import Intake
+from learner.prefetch import Prefetcher
 from learner.report import staleness
+from learner.sampling import Collected
 from services.buffer import Buffer, Stored
 from services.config.tree import BufferConfig, Config
 from services.redis_server import EmbeddedRedis
@@ -42,31 +45,31 @@ class Learner:
     def __init__(self, buffer: Buffer) -> None:
         self.buffer = buffer
         self.version = 0
-        self.dispatcher = Dispatcher(CONFIG, SPLITS)
         self.ledger: list[tuple[int, int]] = []
+        self.start(Dispatcher(CONFIG, SPLITS))
         self.checkpoint: tuple[int, dict[str, object]] = (0, self.dispatcher.state())
 
-    def issue(self) -> None:
-        self.dispatcher.advance(UPDATES - self.version)
-        missing = self.dispatcher.missing(self.buffer.known(TRAIN_STREAM))
-        self.buffer.issue(self.dispatcher.tickets(missing))
+    def start(self, dispatcher: Dispatcher) -> None:
+        """A new process, which knows what the dispatcher's state says."""
+        self.dispatcher = dispatcher
+        self.prefetch = Prefetcher(self.buffer, TRAIN_STREAM)
+        self.intake = Intake(CONFIG.learner, self.buffer, dispatcher, self.prefetch)
 
-    def give_up_cancelled(self) -> None:
-        self.dispatcher.settle([g for g in self.buffer.cancelled(TRAIN_STREAM) if g in self.dispatcher.outstanding])
+    def issue(self) -> None:
+        """Look once, and be told to stop before anything comes of it."""
+        self.intake.look(self.version, Collected())
 
     def update(self) -> bool:
         """Train on the window when all of it is there; what is too old goes out again."""
-        window, complete = self.dispatcher.window(), set(self.buffer.complete(TRAIN_STREAM))
-        groups = {group: self.buffer.read(TRAIN_STREAM, group) for group in window if group in complete}
-        stale = [g for g, group in groups.items() if staleness(self.version, group) > STALENESS]
-        self.buffer.remove(TRAIN_STREAM, stale)
-        if stale or len(groups) < PER_UPDATE or self.version == UPDATES:
+        collected = Collected()
+        if self.version == UPDATES or not self.intake.look(self.version, collected):
             return False
-        for number, group in groups.items():
+        for number, group in collected.groups.items():
             assert [t.ticket for t in group] == self.dispatcher.tickets([number])
+            assert staleness(self.version, group) <= STALENESS
         self.version += 1
-        self.dispatcher.settle(window)
-        self.ledger += [(self.version, group) for group in window]
+        self.dispatcher.settle(list(collected.groups))
+        self.ledger += [(self.version, group) for group in collected.groups]
         return True
 
     def save(self) -> None:
@@ -77,7 +80,7 @@ class Learner:
 
     def restart(self) -> None:
         self.version, state = self.checkpoint
-        self.dispatcher = Dispatcher(CONFIG, SPLITS)
+        self.start(Dispatcher(CONFIG, SPLITS))
         self.dispatcher.restore(state)
         self.ledger = [(update, group) for update, group in self.ledger if update <= self.version]
         self.acknowledge()
@@ -107,7 +110,6 @@ class Machine(RuleBasedStateMachine):
         for _ in range(8 * UPDATES):
             if self.learner.version == UPDATES:
                 break
-            self.learner.give_up_cancelled()
             self.learner.issue()
             self.end_leases()
             for ticket in self.buffer.lease("last", 100, 600.0):
@@ -127,8 +129,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def issue(self) -> None:
-        self.learner.give_up_cancelled()
         self.learner.issue()
+
+    @rule()
+    def read_ahead(self) -> None:
+        self.learner.prefetch._look()
 
     @rule()
     def update(self) -> None:
