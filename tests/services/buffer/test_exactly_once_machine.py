@@ -24,17 +24,15 @@ from services.schemas import TRAIN_STREAM, Ticket, Trajectory
 from tests.learner.synthetic import play
 from tests.services.buffer.lost_data import delete_run, restore_run, save_run
 
-UPDATES, PER_UPDATE, SIZE, STALENESS = 4, 2, 2, 1
-CONFIG = Config.model_validate(
-    {
-        "learner": {
-            "updates": UPDATES,
-            "groups_per_update": PER_UPDATE,
-            "group_size": SIZE,
-            "max_staleness": STALENESS,
-        }
-    }
-)
+UPDATES, PER_UPDATE, STALENESS = 4, 2, 1
+
+
+def settings_of(size: int, partial_groups: str) -> Config:
+    learner = {"updates": UPDATES, "groups_per_update": PER_UPDATE, "group_size": size, "max_staleness": STALENESS}
+    return Config.model_validate({"learner": learner, "rollout": {"partial_groups": partial_groups}})
+
+
+WHOLE, PARTIAL = settings_of(2, "replace"), settings_of(3, "keep")
 SPLITS = {"train": 5}
 ACTORS = st.sampled_from(["a", "b", "c"])
 
@@ -42,18 +40,19 @@ ACTORS = st.sampled_from(["a", "b", "c"])
 class Learner:
     """The trainer's steps, each of which it may die after."""
 
-    def __init__(self, buffer: Buffer) -> None:
+    def __init__(self, config: Config, buffer: Buffer) -> None:
+        self.config = config
         self.buffer = buffer
         self.version = 0
         self.ledger: list[tuple[int, int]] = []
-        self.start(Dispatcher(CONFIG, SPLITS))
+        self.start(Dispatcher(config, SPLITS))
         self.checkpoint: tuple[int, dict[str, object]] = (0, self.dispatcher.state())
 
     def start(self, dispatcher: Dispatcher) -> None:
         """A new process, which knows what the dispatcher's state says."""
         self.dispatcher = dispatcher
         self.prefetch = Prefetcher(self.buffer, TRAIN_STREAM)
-        self.intake = Intake(CONFIG.learner, self.buffer, dispatcher, self.prefetch)
+        self.intake = Intake(self.config.learner, self.buffer, dispatcher, self.prefetch)
 
     def issue(self) -> None:
         """Look once, and be told to stop before anything comes of it."""
@@ -65,7 +64,9 @@ class Learner:
         if self.version == UPDATES or not self.intake.look(self.version, collected):
             return False
         for number, group in collected.groups.items():
-            assert [t.ticket for t in group] == self.dispatcher.tickets([number])
+            tickets, played = self.dispatcher.tickets([number]), [t.ticket for t in group]
+            assert played == [ticket for ticket in tickets if ticket in played]
+            assert len(played) >= (self.config.rollout.fewest_members or len(tickets))
             assert staleness(self.version, group) <= STALENESS
         self.version += 1
         self.dispatcher.settle(list(collected.groups))
@@ -80,17 +81,18 @@ class Learner:
 
     def restart(self) -> None:
         self.version, state = self.checkpoint
-        self.start(Dispatcher(CONFIG, SPLITS))
+        self.start(Dispatcher(self.config, SPLITS))
         self.dispatcher.restore(state)
         self.ledger = [(update, group) for update, group in self.ledger if update <= self.version]
         self.acknowledge()
 
 
 class Machine(RuleBasedStateMachine):
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, config: Config = WHOLE) -> None:
         super().__init__()
-        self.buffer = Buffer.connect(url, f"once-{uuid.uuid4().hex}", BufferConfig(), max_attempts=3)
-        self.learner = Learner(self.buffer)
+        run, fewest = f"once-{uuid.uuid4().hex}", config.rollout.fewest_members
+        self.buffer = Buffer.connect(url, run, BufferConfig(), max_attempts=3 - bool(fewest), fewest_members=fewest)
+        self.learner = Learner(config, self.buffer)
         self.announced = 0
         self.held: dict[str, list[Ticket]] = {"a": [], "b": [], "c": []}
         self.pushed: list[Trajectory] = []
@@ -228,6 +230,10 @@ def run(machine: Callable[[], RuleBasedStateMachine], examples: int, steps: int)
 
 def test_every_group_is_trained_on_once(redis_url: str) -> None:
     run(lambda: Machine(redis_url), 1000, 15)
+
+
+def test_every_group_is_trained_on_once_also_where_groups_go_on_without_a_member(redis_url: str) -> None:
+    run(lambda: Machine(redis_url, PARTIAL), 300, 15)
 
 
 class RestartMachine(Machine):
