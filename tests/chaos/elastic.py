@@ -1,6 +1,6 @@
 """The elastic run: 1 → 3 → 1 rollout actors while training, by wishes and then by nodes that come and go.
 
-    python -m tests.chaos.elastic [--seconds 60] [--updates 32] [--latency 0.4] [--out runs/elastic] [--json FILE]
+    python -m tests.chaos.elastic [--seconds 45] [--updates 24] [--latency 0.4] [--out runs/elastic] [--json FILE]
 
 Each phase is measured once its actors play: sampled tokens a second over all actors, and groups trained on a second.
 Each step of the environment takes `--latency` seconds, and an actor plays few episodes at a time, so that actors wait
@@ -112,8 +112,8 @@ def environment(out: Path, latency_s: float) -> Iterator[list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of a phase")
-    parser.add_argument("--updates", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=45.0, help="length of a phase")
+    parser.add_argument("--updates", type=int, default=24)
     parser.add_argument("--latency", type=float, default=0.4, help="seconds a step of the environment takes")
     parser.add_argument("--out", type=Path, default=Path("runs/elastic"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
