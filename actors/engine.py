@@ -51,6 +51,7 @@ class EngineStats:
 
     Attributes:
         responses: finished responses. response_tokens / prompt_tokens: their tokens.
+        cached_tokens: of the prompts' tokens, those that were found in the prefix cache.
         running: requests in flight now.
         updates: weight updates. update_seconds: time generation stood still for them, in all.
         kv_use: share of the KV cache in use after the last step, 0 to 1; None where the engine does not say.
@@ -59,6 +60,7 @@ class EngineStats:
     responses: int = 0
     response_tokens: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     running: int = 0
     updates: int = 0
     update_seconds: float = 0.0

@@ -1,8 +1,9 @@
 """The adapter to vLLM: the only file that knows it, but for `weight_transfer.py`, the workers' end of an update.
 
 The engine core runs in this process and is stepped by one worker thread, which is the only one that ever touches it:
-requests are added, weights are changed and versions are labelled between two steps, never during one. (`AsyncLLM`
-needs a core in a process of its own.) vLLM is imported when an engine starts, not with this module.
+requests are added, weights are changed and versions are labelled between two steps, never during one. A step queues the
+next one behind what was asked for meanwhile, so that no step waits for the event loop. (`AsyncLLM` needs a core in a
+process of its own.) vLLM is imported when an engine starts, not with this module.
 
 Invariants
 - Weights change by vLLM's weight-update protocol only: pause with requests kept, start / update / finish, reset of the
@@ -19,7 +20,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ def engine_environment() -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        # On a CPU a kernel is made for each number of tokens in a batch: kept without bound they take 500 MiB more.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
@@ -71,8 +74,8 @@ class VllmEngine(InferenceEngine):
         self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[Sample]] = {}
-        self._wake = asyncio.Event()
-        self._stepping: asyncio.Task[None] | None = None
+        self._stepping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
 
     @property
@@ -84,13 +87,13 @@ class VllmEngine(InferenceEngine):
 
     async def start(self) -> None:
         check_model_folder(self._model.path)
+        self._loop = asyncio.get_running_loop()
         try:
             await self._call(self._create)
         except Exception as error:
             logger.exception("vLLM cannot start")
             raise EngineFailed(f"vLLM cannot start with {self._model.path}: {_line(error)}") from error
         self._failure = None
-        self._stepping = asyncio.create_task(self._step_while_needed())
 
     async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
         if self._failure is not None:
@@ -103,7 +106,6 @@ class VllmEngine(InferenceEngine):
         self._waiting[request] = future
         try:
             await self._call(self._add, request, list(prompt_ids), temperature, max_tokens, seed)
-            self._wake.set()
             return await future
         except asyncio.CancelledError:
             if self._failure is None:
@@ -152,31 +154,18 @@ class VllmEngine(InferenceEngine):
     async def stop(self) -> None:
         if self._engine is not None:
             self._fail("the engine has been stopped")
-            if self._stepping is not None:
-                self._stepping.cancel()
-            await self._call(self._engine.engine_core.shutdown)
-            self._engine = None
+            await self._call(self._shut_down)
         self._thread.shutdown(wait=False)
 
     async def _call(self, function: Any, *args: Any) -> Any:
         """Run between two steps, on the engine's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
-    async def _step_while_needed(self) -> None:
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                unfinished = True
-                while unfinished:
-                    samples, unfinished = await self._call(self._step)
-                    for request, sample in samples:
-                        future = self._waiting.get(request)
-                        if future is not None and not future.done():
-                            future.set_result(sample)
-        except Exception as error:
-            logger.exception("vLLM stopped working")
-            self._fail(f"vLLM stopped working: {_line(error)}")
+    def _deliver(self, samples: list[tuple[str, Sample]]) -> None:
+        for request, sample in samples:
+            future = self._waiting.get(request)
+            if future is not None and not future.done():
+                future.set_result(sample)
 
     def _fail(self, reason: str) -> None:
         self._failure = EngineFailed(reason)
@@ -241,11 +230,35 @@ class VllmEngine(InferenceEngine):
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._engine.add_request(request, tokens_input(prompt_ids), params)
+        if not self._stepping:
+            self._stepping = True
+            self._thread.submit(self._step)
 
-    def _step(self) -> tuple[list[tuple[str, Sample]], bool]:
-        samples = [(output.request_id, self._sample(output)) for output in self._engine.step() if output.finished]
-        self._stats = replace(self._stats, kv_use=self._engine.engine_core.engine_core.scheduler.get_kv_cache_usage())
-        return samples, self._engine.has_unfinished_requests()
+    def _step(self) -> None:
+        if self._engine is None:
+            return
+        try:
+            samples = [(output.request_id, self._sample(output)) for output in self._engine.step() if output.finished]
+            kv_use = self._engine.engine_core.engine_core.scheduler.get_kv_cache_usage()
+            self._stepping = self._engine.has_unfinished_requests()
+        except Exception as error:
+            logger.exception("vLLM stopped working")
+            self._tell(self._fail, f"vLLM stopped working: {_line(error)}")
+            return
+        self._stats = replace(self._stats, kv_use=kv_use)
+        if samples:
+            self._tell(self._deliver, samples)
+        if self._stepping:
+            self._thread.submit(self._step)
+
+    def _tell(self, function: Callable[..., None], *args: object) -> None:
+        """Have the event loop call it."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(function, *args)
+
+    def _shut_down(self) -> None:
+        self._engine.engine_core.shutdown()
+        self._engine = None
 
     def _sample(self, output: Any) -> Sample:
         completion = output.outputs[0]
@@ -255,6 +268,7 @@ class VllmEngine(InferenceEngine):
             responses=self._stats.responses + 1,
             response_tokens=self._stats.response_tokens + len(token_ids),
             prompt_tokens=self._stats.prompt_tokens + len(output.prompt_token_ids),
+            cached_tokens=self._stats.cached_tokens + (output.num_cached_tokens or 0),
         )
         return Sample(
             token_ids=token_ids,

@@ -92,7 +92,10 @@ class Pool:
         """Look after the actors until `stop`."""
         try:
             while not self._stopping.is_set():
-                await self._look()
+                try:
+                    await self._look()
+                except Exception:  # a hiccup of Ray's: without its supervisor the pool would not heal again
+                    logger.exception("the pool could not be looked after, it is tried again")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._stopping.wait()

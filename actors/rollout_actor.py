@@ -65,6 +65,7 @@ class Rollout:
         self._weights = WeightFollower(channel, engine, config.weights)
         self._sampler = GatedSampler(engine, self._weights.responses)
         self._episodes: dict[str, asyncio.Task[None]] = {}
+        self._coming: set[str] = set()
         self._ready = asyncio.Event()
         self._room = asyncio.Event()
         self._ended = asyncio.Event()
@@ -163,7 +164,7 @@ class Rollout:
             may_begin = not closing and self._weights.episodes.open
             tickets = await self._lease_tickets(room) if room > 0 and may_begin else []
             if tickets:
-                await self._catch_up(tickets)
+                tickets = await self._catch_up(tickets)
             for ticket in tickets:
                 self._episodes[ticket.id] = asyncio.create_task(self._play(ticket))
             if not tickets:
@@ -172,12 +173,16 @@ class Rollout:
                     async with asyncio.timeout(POLL_S):
                         await self._room.wait()
 
-    async def _catch_up(self, tickets: list[Ticket]) -> None:
+    async def _catch_up(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Load what was announced before they were leased; the tickets whose leases have outlived that."""
+        self._coming = {ticket.id for ticket in tickets}
         try:
             await self._weights.catch_up()
         except BaseException:
             await asyncio.to_thread(self._buffer.release, self.name, [ticket.id for ticket in tickets])
             raise
+        held, self._coming = self._coming, set()
+        return [ticket for ticket in tickets if ticket.id in held]
 
     async def _lease_tickets(self, room: int) -> list[Ticket]:
         lease_s = self._config.rollout.lease_s
@@ -192,15 +197,21 @@ class Rollout:
         lease_s = self._config.rollout.lease_s
         while True:
             await asyncio.sleep(lease_s / 3)
-            held = list(self._episodes)
+            held = [*self._episodes, *self._coming]
             for ticket in await asyncio.to_thread(self._buffer.renew, self.name, held, lease_s):
-                task = self._episodes.pop(ticket, None)
-                if task is not None:
-                    logger.warning("the lease of ticket %s was lost, its episode is abandoned", ticket)
-                    self._outcomes["abandoned"] += 1
-                    task.cancel()
-                    self._room.set()
+                self._abandon(ticket)
             await asyncio.to_thread(self._buffer.expire)
+
+    def _abandon(self, ticket: str) -> None:
+        task = self._episodes.pop(ticket, None)
+        if task is None and ticket not in self._coming:
+            return
+        logger.warning("the lease of ticket %s was lost, its episode is abandoned", ticket)
+        self._outcomes["abandoned"] += 1
+        self._coming.discard(ticket)
+        if task is not None:
+            task.cancel()
+        self._room.set()
 
     async def _heartbeat(self) -> None:
         while True:

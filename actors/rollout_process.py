@@ -69,7 +69,11 @@ class RolloutProcess:
         check_model_folder(config.model.path)
         tokenizer = load_tokenizer(config.model.path)
         buffer = Buffer.connect(
-            spec.redis_url, config.run.name, config.buffer, max_attempts=config.rollout.max_attempts
+            spec.redis_url,
+            config.run.name,
+            config.buffer,
+            max_attempts=config.rollout.max_attempts,
+            fewest_members=config.rollout.fewest_members,
         )
         channel = open_channel(
             config.weights,

@@ -8,8 +8,11 @@ stream of pickles), `weights` (a version's way to the actors, over memcpy; the p
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,11 @@ from rich.table import Table
 from actors.engine_vllm import engine_environment
 from benchmarks import record
 from benchmarks.parts import buffer, overlap, rollout, weights
+from learner.rank_group import start_ranks
 from services.config import load_config
+from services.config.tree import WeightsConfig
 
+OBJECT_STORE_BYTES = 5 * 2**30
 PARTS = ("rollout", "overlap", "buffer", "weights")
 GOALS = {
     "actor_over_bare": "≥ 0.9",
@@ -35,17 +41,50 @@ async def engine_parts(folder: Path, short: bool, wanted: list[str]) -> dict[str
         Path("configs/demo.yaml"),
         [f"run.dir={folder}", "run.name=rollout", "weights.channel=directory", "env.max_steps=20"],
     )
-    found, engine = await rollout.measure(config, groups=8 if short else 32)
+    found, engine = await rollout.measure(config, groups=24 if short else 48, rounds=1 if short else 3)
     figures: dict[str, Any] = {"rollout": found} if "rollout" in wanted else {}
     try:
         if "weights" in wanted:
-            from services.model_folder import read_weights
-
-            policy = read_weights(config.model.path)
-            figures["update"] = await weights.to_first_token(engine, folder / "follow", policy, 5 if short else 20)
+            with cluster():
+                ranks = start_ranks(config)
+                figures["update"] = await weights.to_first_token(engine, folder, ranks, 5 if short else 20)
+                ranks.stop()
     finally:
         await engine.end()
     return figures
+
+
+def broadcasts(folder: Path, short: bool) -> list[dict[str, object]]:
+    """Every channel, size and number of readers."""
+    sizes = (1, 16, 128) if short else (1, 16, 128, 1024)
+    channels = (WeightsConfig(channel="ray"), WeightsConfig(channel="directory"))
+    with cluster():
+        return [
+            weights.broadcast(config, folder / f"{config.channel}-{mib}-{readers}", mib, readers)
+            for config in channels
+            for mib in sizes
+            for readers in (1, 3)
+        ]
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this process's own, with room for several versions of the largest size."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        resources={"learner": 1},
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
@@ -53,10 +92,7 @@ def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
     if "buffer" in wanted:
         figures["buffer"] = buffer.measure(folder, groups=8 if short else 32)
     if "weights" in wanted:
-        sizes = (1, 16, 128) if short else (1, 16, 128, 1024)
-        figures["broadcast"] = [
-            weights.broadcast(folder / f"weights-{mib}-{readers}", mib, readers) for mib in sizes for readers in (1, 3)
-        ]
+        figures["broadcast"] = broadcasts(folder, short)
     if {"rollout", "weights"} & set(wanted):
         figures |= asyncio.run(engine_parts(folder, short, wanted))
     if "overlap" in wanted:
@@ -75,7 +111,7 @@ def show(figures: dict[str, Any]) -> None:
     if "broadcast" in figures:
         sent = Table(*figures["broadcast"][0])
         for row in figures["broadcast"]:
-            sent.add_row(*(f"{value:,.2f}" for value in row.values()))
+            sent.add_row(*(value if isinstance(value, str) else f"{value:,.2f}" for value in row.values()))
         console.print(sent)
 
 

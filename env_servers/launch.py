@@ -76,7 +76,7 @@ def start_server(
         command: the server's command line; it must write its URL to `ready_file` once it listens.
         ready_file: removed first, so that an old one is not mistaken for the new server's.
         timeout_s: longest start.
-        log_file: gets the server's output; by default `ready_file` with the suffix `.log`.
+        log_file: the server's output is added to it; by default `ready_file` with the suffix `.log`.
 
     Raises:
         ServerError: the server ended, or did not listen in time. The message quotes its last line of output.
@@ -84,7 +84,7 @@ def start_server(
     log_file = log_file or ready_file.with_suffix(".log")
     ready_file.unlink(missing_ok=True)
     bound = [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid()), *command]
-    with log_file.open("wb") as log:
+    with log_file.open("ab") as log:
         process = subprocess.Popen(
             bound, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

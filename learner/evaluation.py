@@ -8,6 +8,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -195,8 +196,8 @@ def evaluate(
     buffer.remove(stream, sorted(buffer.known(stream)))
     buffer.issue(tickets)
     try:
-        ended = _wait(buffer, stream, tickets, config.learner.group_timeout_s, should_stop, on_progress)
-        played = [buffer.read(stream, group)[0] for group in buffer.complete(stream)]
+        _wait(buffer, stream, tickets, config.learner.group_timeout_s, should_stop, on_progress)
+        played = _read(buffer, stream)
         reasons = buffer.cancelled(stream)
     finally:
         buffer.remove(stream, [ticket.group for ticket in tickets])
@@ -210,7 +211,7 @@ def evaluate(
         version=version,
         served=(min(versions, default=None), max(versions, default=None)),
         cancelled=len(reasons),
-        complete=ended == len(tickets),
+        complete=len(played) + len(reasons) == len(tickets),
     )
 
 
@@ -255,8 +256,8 @@ def _wait(
     timeout_s: float,
     should_stop: Callable[[], bool],
     on_progress: Callable[[int, int], None],
-) -> int:
-    """Wait until every episode has ended, or for a stop; the number that have ended."""
+) -> None:
+    """Wait until every episode has ended, or for a stop."""
     total, before, quiet_since = len(tickets), -1, time.monotonic()
     while True:
         ended = len(buffer.complete(stream)) + len(buffer.cancelled(stream))
@@ -264,7 +265,7 @@ def _wait(
             before, quiet_since = ended, time.monotonic()
             on_progress(ended, total)
         if ended >= total or should_stop():
-            return ended
+            return
         if time.monotonic() - quiet_since > timeout_s:
             raise RunStalled(
                 f"evaluation {stream}: no episode ended for {timeout_s:g} s ({ended} of {total} have); "
@@ -274,6 +275,15 @@ def _wait(
             # Issuing again is a no-op, unless Redis has lost tickets.
             known = buffer.known(stream)
             buffer.issue([ticket for ticket in tickets if ticket.group not in known])
+
+
+def _read(buffer: Buffer, stream: str) -> list[Trajectory]:
+    """The episodes that have ended and that Redis has not lost since."""
+    played = []
+    for group in buffer.complete(stream):
+        with contextlib.suppress(KeyError):
+            played += buffer.read(stream, group)
+    return played
 
 
 def _outcome(episode: Trajectory, config: Config) -> Outcome:

@@ -1,7 +1,8 @@
 """The groups of an update: tickets out, complete groups in, those that cannot be used replaced by others.
 
 Invariants
-- Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number.
+- Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number. One
+  that cannot be read (damaged, or of another version of the code) fares the same.
 - Dynamic sampling drops a group when it is read: it is cancelled in Redis, its slot is free, the next group takes it.
 - No wait without an end: a run in which nothing completes, or in which nothing usable does, stops with one clear line.
 """
@@ -17,11 +18,13 @@ from learner.prefetch import Prefetcher
 from learner.report import staleness
 from learner.sampling import EQUAL_REWARDS, Collected, has_equal_rewards
 from services.buffer import Buffer
+from services.codec import CodecError
 from services.config.tree import LearnerConfig
 from services.errors import RunStalled
 from services.schemas import TRAIN_STREAM
 
 POLL_S = 0.5
+FULL = "the buffer is full: raise buffer.max_bytes, or lower learner.groups_per_update or learner.group_size"
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +43,7 @@ class Intake:
         collected = Collected()
         quiet_since = time.monotonic()
         while not interrupted():
-            self._give_up_cancelled(collected)
-            self._issue(version)
-            self._read_complete(collected, version)
-            window = self._dispatcher.window()
-            if collected.groups.keys() >= set(window):
-                collected.groups = {group: collected.groups[group] for group in window}
+            if self.look(version, collected):
                 return collected
             collected.check_waste(self._config, self._dispatcher.capacity)
             if self._buffer.wait(TRAIN_STREAM, POLL_S):
@@ -53,9 +51,20 @@ class Intake:
             elif time.monotonic() - quiet_since > self._config.group_timeout_s:
                 raise RunStalled(
                     f"no group completed for {self._config.group_timeout_s:g} s (learner.group_timeout_s); "
-                    "are the rollout actors and the environment server up?"
+                    + (FULL if self._buffer.stats().full else "are the rollout actors and the environment server up?")
                 )
         return None
+
+    def look(self, version: int, collected: Collected) -> bool:
+        """Take what is there, send out what is missing; True once `collected` holds the whole window, in order."""
+        self._give_up_cancelled(collected)
+        self._issue(version)
+        self._read_complete(collected, version)
+        window = self._dispatcher.window()
+        if not collected.groups.keys() >= set(window):
+            return False
+        collected.groups = {group: collected.groups[group] for group in window}
+        return True
 
     def _issue(self, version: int) -> None:
         """Send new groups out, and again those that Redis does not know: new, dropped, or lost by it."""
@@ -78,21 +87,28 @@ class Intake:
             self._dispatcher.settle([group])
 
     def _read_complete(self, collected: Collected, version: int) -> None:
-        """Read the window's groups that are complete and usable; cancel those of equal reward, reissue the stale."""
+        """Read the window's groups that are complete; cancel those of equal reward, issue the unusable again."""
         complete = set(self._buffer.complete(TRAIN_STREAM))
-        stale: list[int] = []
+        unusable: list[int] = []
         for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
-            trajectories = self._prefetch.read(group)
+            try:
+                trajectories = self._prefetch.read(group)
+            except KeyError:
+                continue  # Redis has lost it since it was asked: it is missing, and issued again, at the next look
+            except CodecError as error:
+                log.warning("group %d cannot be read and is issued again: %s", group, error)
+                unusable.append(group)
+                continue
             age = staleness(version, trajectories)
             if age > self._config.max_staleness:
                 log.warning("group %d is dropped and issued again: %d updates old", group, age)
-                stale.append(group)
+                unusable.append(group)
             elif self._config.dynamic_sampling and has_equal_rewards(trajectories):
                 # Its slot is freed where those of all cancelled groups are.
                 self._buffer.cancel(TRAIN_STREAM, group, EQUAL_REWARDS)
             else:
                 collected.groups[group] = trajectories
-        self._buffer.remove(TRAIN_STREAM, stale)
+        self._buffer.remove(TRAIN_STREAM, unusable)
         # Out, but no longer known to Redis: issue them right away, under the same numbers.
-        self._buffer.issue(self._dispatcher.tickets(stale))
-        collected.stale += len(stale)
+        self._buffer.issue(self._dispatcher.tickets(unusable))
+        collected.stale += len(unusable)

@@ -4,7 +4,7 @@ Invariants
 - At most the wanted groups are held, which the dispatcher bounds.
 - Nothing is decided here: whether a group is complete, fresh or still wanted is checked by whoever uses it.
 - What is read while somebody else reads is not held: the group may have been removed and issued again in between.
-- Trouble with Redis ends the reading ahead in silence: the reader meets it himself, and then it is an error.
+- Trouble is left to the reader, who meets it himself; the reading ahead goes on once it has passed.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Prefetcher:
         return held if held is not None else self._buffer.read(self._stream, group)
 
     def _run(self) -> None:
-        try:
-            while not self._closed.wait(POLL_S):
+        while not self._closed.wait(POLL_S):
+            try:
                 self._look()
-        except (RedisUnavailable, CodecError) as error:
-            log.info("no more groups are read ahead: %s", error)
+            except RedisUnavailable as error:
+                log.info("no group is read ahead: %s", error)
 
     def _look(self) -> None:
         with self._lock:
@@ -73,8 +73,8 @@ class Prefetcher:
         for group in sorted(missing.intersection(self._buffer.complete(self._stream))):
             try:
                 read = self._buffer.read(self._stream, group)
-            except KeyError:
-                continue  # it left Redis meanwhile
+            except (KeyError, CodecError):
+                continue  # it left Redis meanwhile, or the reader will be told what is wrong with it
             with self._lock:
                 if reads != self._reads:
                     return

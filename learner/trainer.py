@@ -36,6 +36,8 @@ from services.weights import WeightChannel, WeightsError
 
 log = logging.getLogger(__name__)
 
+Evaluate = Callable[[int, Callable[[], bool]], Mapping[str, float]]
+
 
 class Ranks(Protocol):
     """What the trainer needs of the learner's ranks; see `learner.rank_group.RankGroup`."""
@@ -52,8 +54,9 @@ class Ranks(Protocol):
 class Trainer:
     """One run of the learner. `folder` is the run's; `splits` are the environment's split sizes.
 
-    `on_update` is called after each published update; `evaluate` with the version, before the first update and after
-    every `evaluation.every` of them, for numbers to record; `should_stop` is asked while waiting and between updates.
+    `on_update` is called after each published update; `evaluate` before the first update and after every
+    `evaluation.every` of them, for numbers to record, with the version and a question to ask while it waits: whether to
+    stop. `should_stop` is asked while waiting and between updates.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Trainer:
         folder: Path,
         splits: Mapping[str, int],
         on_update: Callable[[UpdateReport], None] = lambda report: None,
-        evaluate: Callable[[int], Mapping[str, float]] = lambda version: {},
+        evaluate: Evaluate = lambda version, should_stop: {},
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
@@ -164,8 +167,7 @@ class Trainer:
         weights = self._publish()
         published = time.monotonic()
         self._seconds += published - started
-        # Groups stay in Redis until a checkpoint: without one a full buffer would starve the actors.
-        if self._version % self._config.checkpoint.every == 0 or self._buffer.stats().full:
+        if self._version % self._config.checkpoint.every == 0:
             self._save(weights)
         return describe(
             self._version,
@@ -180,7 +182,13 @@ class Trainer:
 
     def _interrupted(self) -> bool:
         self._keep_published()
+        self._make_room()
         return self._stopping() or self._commands.waiting()
+
+    def _make_room(self) -> None:
+        """Groups stay in Redis until a checkpoint: without one a full buffer would starve the actors."""
+        if self._saved_version < self._version and self._buffer.stats().full:
+            self._save_last()
 
     def _keep_published(self) -> None:
         """Publish again what the channel lost with a node: without it no actor would play, and no update be due."""
@@ -189,7 +197,7 @@ class Trainer:
         except WeightsError as error:
             log.warning("the weight channel cannot be asked: %s", error)
             return
-        if published is None:
+        if published is None or published.version < self._version:
             log.warning("the weight channel has lost version %d, it is published again", self._version)
             self._publish()
 
@@ -257,10 +265,14 @@ class Trainer:
             self._play_panel_now()
 
     def _play_panel_now(self) -> Mapping[str, float]:
-        figures = self._evaluate(self._version)
+        figures = self._evaluate(self._version, self._stopping_panel)
         self._record("evaluation", self._version, figures)
         self._keep_if_best(figures)
         return figures
+
+    def _stopping_panel(self) -> bool:
+        self._keep_published()
+        return self._stopping()
 
     def _keep_if_best(self, figures: Mapping[str, float]) -> None:
         success = figures.get("evaluation/success_rate")

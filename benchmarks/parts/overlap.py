@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import fmean
 
 WARM = 2
+START_S, UPDATE_S = 300.0, 60.0
+"""Longest start of a run, and longest update: beyond, it hangs."""
 PARTS = ("time/prepare_s", "time/update_s", "time/publish_s")
 
 
@@ -21,7 +23,12 @@ def run(folder: Path, name: str, staleness: int, updates: int, overrides: Sequen
     """The metrics of a run's updates, those of the warm-up left out."""
     command = [sys.executable, "-m", "services.cli.main", "train", "configs/demo.yaml", *overrides]
     own = [f"run.dir={folder}", f"run.name={name}", f"learner.max_staleness={staleness}", f"learner.updates={updates}"]
-    subprocess.run([*command, *own, "run.minutes=null", "evaluation.every=null"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, *own, "run.minutes=null", "evaluation.every=null"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=START_S + updates * UPDATE_S,
+    )
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines][WARM:]
 

@@ -2,16 +2,22 @@
 
 The actor plays over HTTP against a server process, through Redis, as in a run. What it asked of the engine is recorded
 and asked again without anything around it: as many requests in flight, the prompts in the order in which they came, the
-responses of the same lengths, the prefix cache emptied before.
+responses of the same lengths, the prefix cache emptied before. The record ends when the last ticket is leased: from
+then on ever fewer episodes are in flight, which is the end of a run and not the actor's doing. The two take turns for
+several rounds, after one that warms the engine up: on a CPU its kernels are made as they are needed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 from actors.engine import Sample
@@ -32,20 +38,44 @@ Asked = tuple[list[int], int]
 
 
 class Recorder(VllmEngine):
-    """Remembers what it was asked and for how long it has been at work."""
+    """Remembers what it was asked, and what it answered until `seal`."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.asked: list[Asked] = []
-        self.began = self.ended = 0.0
+        self._asked: dict[int, Asked] = {}
+        self._numbers = itertools.count()
+        self._began = self._ended = 0.0
+
+    @property
+    def asked(self) -> list[Asked]:
+        """What was answered, in the order in which it was asked."""
+        return [self._asked[number] for number in sorted(self._asked)]
+
+    @property
+    def seconds(self) -> float:
+        return self._ended - self._began
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self._asked.clear()
+        self._began = self._ended = 0.0
+
+    def seal(self) -> None:
+        """What is answered from now on does not count."""
+        self._ended = self._ended or time.perf_counter()
 
     async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
-        self.began = self.began or time.perf_counter()
-        prompt = list(prompt_ids)
+        self._began = self._began or time.perf_counter()
+        number, prompt = next(self._numbers), list(prompt_ids)
         sample = await super().generate(prompt, temperature=temperature, max_tokens=max_tokens, seed=seed)
-        self.asked.append((prompt, len(sample.token_ids)))
-        self.ended = time.perf_counter()
+        if not self._ended:
+            self._asked[number] = (prompt, len(sample.token_ids))
         return sample
+
+    async def start(self) -> None:
+        """Actors come and go, it stays."""
+        if self._engine is None:
+            await super().start()
 
     async def stop(self) -> None:
         """It goes on without the actor."""
@@ -69,7 +99,6 @@ class Recorder(VllmEngine):
                     temperature=1.0,
                     seed=number,
                     max_tokens=length,
-                    min_tokens=length,
                     ignore_eos=True,
                     logprobs=0,
                     detokenize=False,
@@ -89,7 +118,11 @@ async def play(config: Config, engine: Recorder, groups: int) -> None:
     folder = config.run.folder
     ready = folder / "server.url"
     command = [sys.executable, "-m", "env_servers", config.env.name, "--port", "0", "--ready-file", str(ready)]
-    with EmbeddedRedis(folder / "redis") as redis, start_server(command, ready) as server:
+    with (
+        tempfile.TemporaryDirectory() as data,
+        EmbeddedRedis(Path(data)) as redis,
+        start_server(command, ready) as server,
+    ):
         buffer = Buffer.connect(redis.url, config.run.name, config.buffer)
         client = HttpClient(server.url, connections=config.rollout.episodes_in_flight)
         splits = (await client.info()).splits
@@ -109,25 +142,32 @@ async def play(config: Config, engine: Recorder, groups: int) -> None:
         running = asyncio.create_task(rollout.run())
         while not running.done() and len(await asyncio.to_thread(buffer.complete, TRAIN_STREAM)) < groups:
             await asyncio.wait([running], timeout=0.2)
+            if not (await asyncio.to_thread(buffer.stats)).queued:
+                engine.seal()
         await rollout.drain()
         await running
         buffer.close()
 
 
-async def measure(config: Config, groups: int) -> tuple[dict[str, float], Recorder]:
-    """The figures, and the engine, which still runs."""
+async def measure(config: Config, groups: int, rounds: int) -> tuple[dict[str, float], Recorder]:
+    """The figures, medians of the rounds, and the engine, which still runs."""
     config.run.folder.mkdir(parents=True, exist_ok=True)
     engine = Recorder(config.model, config.rollout, config.run.seed)
     await play(config, engine, groups)
-    spent = engine.ended - engine.began
-    bare = await engine.bare(engine.asked, config.rollout.episodes_in_flight)
-    tokens = sum(length for _, length in engine.asked)
+    played = []
+    for _ in range(rounds):
+        engine.restart()
+        await play(config, engine, groups)
+        asked, seconds = engine.asked, engine.seconds
+        bare_seconds = await engine.bare(asked, config.rollout.episodes_in_flight)
+        played.append((sum(length for _, length in asked), seconds, bare_seconds))
     return {
-        "responses": len(engine.asked),
+        "rounds": rounds,
+        "tokens": median(tokens for tokens, _, _ in played),
         "concurrency": config.rollout.episodes_in_flight,
-        "actor_tokens_per_s": tokens / spent,
-        "bare_tokens_per_s": tokens / bare,
-        "actor_over_bare": bare / spent,
+        "actor_tokens_per_s": median(tokens / seconds for tokens, seconds, _ in played),
+        "bare_tokens_per_s": median(tokens / bare for tokens, _, bare in played),
+        "actor_over_bare": median(bare / seconds for _, seconds, bare in played),
     }, engine
 
 

@@ -1,16 +1,18 @@
 """A policy version on its way: bytes a second from publisher to readers beside `memcpy`, and time to its first token.
 
-Readers are processes that fetch at the same time. Ray's object store is shared memory on one node: its figure holds
-serialisation, checksum and both copies. The time to the first token is that of one engine that follows the channel.
+Readers are processes that fetch at the same time, through Ray's object store, which is shared memory on one node, and
+through a directory. Both hold serialisation, checksum and copies. The time to the first token begins with the end of an
+optimizer step: the weights are still with the learner's rank. What an update costs the requests in flight is the time
+that they take longer than others, the engine's pause and the recomputation of their cache included.
 """
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,11 +21,16 @@ from actors.engine import InferenceEngine
 from actors.weights import WeightFollower
 from services.config.tree import WeightsConfig
 from services.weights import open_channel
-from services.weights.directory import DirectoryChannel
 
 TENSORS = 16
 TIMEOUT_S = 300.0
 RUN = "bench"
+
+
+class Ranks(Protocol):
+    """The learner's ranks, as far as weights go."""
+
+    def weights(self) -> dict[str, torch.Tensor]: ...
 
 
 def tensors(mib: int) -> dict[str, torch.Tensor]:
@@ -39,39 +46,39 @@ def memcpy_gb_per_s(mib: int) -> float:
     return source.nbytes / 1e9 / (time.perf_counter() - began)
 
 
-def _read(folder: Path, pipe: Connection) -> None:
-    """A reader: says that it is up, waits for the word, fetches the newest version."""
-    channel = DirectoryChannel(folder, TIMEOUT_S)
-    pipe.send("up")
-    pipe.recv()
-    wanted = channel.latest()
-    assert wanted is not None
-    channel.fetch(wanted)
-    pipe.send("done")
+class Reader:
+    """Ray actor: a process that fetches the newest version."""
+
+    def __init__(self, config: str, folder: str) -> None:
+        self._channel = open_channel(WeightsConfig.model_validate_json(config), RUN, Path(folder))
+
+    def fetch(self) -> None:
+        wanted = self._channel.latest()
+        assert wanted is not None
+        self._channel.fetch(wanted)
 
 
-def broadcast(folder: Path, mib: int, readers: int) -> dict[str, float]:
-    """GB/s of publishing one version and of fetching it, over all readers."""
-    channel, payload = DirectoryChannel(folder, TIMEOUT_S), tensors(mib)
-    context = multiprocessing.get_context("spawn")
-    pairs = [context.Pipe() for _ in range(readers)]
-    processes = [context.Process(target=_read, args=(folder, there)) for _, there in pairs]
-    for process, (_, there) in zip(processes, pairs, strict=True):
-        process.start()
-        there.close()  # what a reader's process alone holds ends with it: its death is an error here, no wait for ever
-    for here, _ in pairs:
-        here.recv()
+def broadcast(config: WeightsConfig, folder: Path, mib: int, readers: int) -> dict[str, object]:
+    """GB/s of publishing one version and of fetching it, over all readers. Ray must be initialised."""
+    import ray
+
+    channel, payload = open_channel(config, RUN, folder), tensors(mib)
+    actors = [
+        ray.remote(Reader).options(num_cpus=0).remote(config.model_dump_json(), str(folder)) for _ in range(readers)
+    ]
+    ray.get([actor.__ray_ready__.remote() for actor in actors], timeout=TIMEOUT_S)
+    channel.latest()  # what the channel keeps its weights in is there before the first version
     began = time.perf_counter()
     published = channel.publish(1, payload)
     announced = time.perf_counter()
-    for here, _ in pairs:
-        here.send("go")
-    for here, _ in pairs:
-        here.recv()
+    ray.get([actor.fetch.remote() for actor in actors], timeout=TIMEOUT_S)
     fetched = time.perf_counter()
-    for process in processes:
-        process.join(TIMEOUT_S)
+    for actor in actors:
+        ray.kill(actor)
+    channel.close_run()
+    channel.close()
     return {
+        "channel": config.channel,
         "mib": mib,
         "readers": readers,
         "publish_gb_per_s": published.nbytes / 1e9 / (announced - began),
@@ -81,24 +88,28 @@ def broadcast(folder: Path, mib: int, readers: int) -> dict[str, float]:
     }
 
 
-async def to_first_token(
-    engine: InferenceEngine, folder: Path, policy: dict[str, torch.Tensor], rounds: int
-) -> dict[str, float]:
+async def to_first_token(engine: InferenceEngine, folder: Path, ranks: Ranks, rounds: int) -> dict[str, float]:
     """Seconds from the end of an optimizer step to the first token of the new version, requests in flight meanwhile."""
-    config = WeightsConfig(channel="directory", directory=folder)
+    config = WeightsConfig()
     channel = open_channel(config, RUN, folder)
     follower = WeightFollower(channel, engine, config)
-    channel.publish(engine.version + 1, policy)
+
+    def publish(version: int) -> None:
+        channel.publish(version, ranks.weights())
+
+    publish(engine.version + 1)
     await follower.first()
     following = asyncio.create_task(follower.follow())
-    load = [asyncio.create_task(_busy(engine, number)) for number in range(16)]
+    taken: list[tuple[float, bool]] = []
+    load = [asyncio.create_task(_busy(engine, number, taken)) for number in range(16)]
     before = engine.stats()
     times = []
     try:
         for _ in range(rounds):
+            await asyncio.sleep(0.5)  # responses that meet no update
             wanted = engine.version + 1
             began = time.perf_counter()
-            await asyncio.to_thread(channel.publish, wanted, policy)
+            await asyncio.to_thread(publish, wanted)
             while (await _token(engine)) < wanted:
                 pass
             times.append(time.perf_counter() - began)
@@ -106,12 +117,17 @@ async def to_first_token(
         for task in (following, *load):
             task.cancel()
         await asyncio.gather(following, *load, return_exceptions=True)
+        channel.close_run()
+        channel.close()
     after = engine.stats()
     updates = after.updates - before.updates
+    met, spared = ([seconds for seconds, updated in taken if updated is which] for which in (True, False))
     return {
-        "first_token_s": sorted(times)[len(times) // 2],
+        "first_token_s": median(times),
         "pause_s": (after.update_seconds - before.update_seconds) / max(1, updates),
         "requests_in_flight": len(load),
+        "response_s": median(spared),
+        "response_across_an_update_s": median(met),
     }
 
 
@@ -121,7 +137,10 @@ async def _token(engine: InferenceEngine) -> int:
     return sample.versions[-1].version
 
 
-async def _busy(engine: InferenceEngine, number: int) -> None:
+async def _busy(engine: InferenceEngine, number: int, taken: list[tuple[float, bool]]) -> None:
+    """Asks again and again; notes the seconds each response took, and whether an update fell into it."""
     prompt = [2 + (number + place) % 50 for place in range(200)]
     while True:
-        await engine.generate(prompt, temperature=1.0, max_tokens=12, seed=number)
+        began = time.perf_counter()
+        sample = await engine.generate(prompt, temperature=1.0, max_tokens=12, seed=number)
+        taken.append((time.perf_counter() - began, len(sample.versions) > 1))

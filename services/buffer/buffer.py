@@ -4,7 +4,7 @@ Invariants
 - Every state change is one Lua script, so a process may die between any two calls; every call bears repetition.
 - A group is open, complete or cancelled until it is removed; only then can it be issued afresh.
 - First write wins: a ticket has at most one trajectory, whoever stores it.
-- A ticket of an open group is queued, leased or stored, and exactly one of them.
+- A ticket of an open group is queued, leased, stored or given up, and exactly one of them.
 - Leases run on the clock of Redis.
 - Beyond the cap no new training group is begun, but for one that later groups have overtaken: the learner waits for it.
   A group that an actor has begun can always finish. Nothing is ever trimmed.
@@ -44,7 +44,7 @@ _LONGEST_POLL_S = 0.1
 
 
 class Stored(enum.Enum):
-    """What became of a trajectory: kept; kept and its group is full; not kept, there is one; not kept, no such ticket.
+    """What became of a trajectory: kept; kept, its group is complete; not kept, there is one; not kept, no such ticket.
 
     A call repeated after a lost answer may say DUPLICATE of its own trajectory."""
 
@@ -60,27 +60,34 @@ class Buffer:
     Every method raises RedisUnavailable when Redis stays away for `reconnect_s`.
     """
 
-    def __init__(self, connection: Connection, run: str, config: BufferConfig, max_attempts: int) -> None:
+    def __init__(
+        self, connection: Connection, run: str, config: BufferConfig, max_attempts: int, fewest_members: int = 0
+    ) -> None:
         self._connection = connection
         self._client = connection.client
         self._keys = keys.Keys(run)
         self._script = cache(lambda name: connection.script(name, self._keys))
         self._cap_bytes = config.max_mib * 2**20
         self.commands = CommandLog(self._run)
-        self._max_attempts = max_attempts
+        self._limits = (max_attempts, fewest_members)
         self._seen: dict[str, int] = {}
         self._seen_lock = threading.Lock()
 
     @classmethod
-    def connect(cls, url: str, run: str, config: BufferConfig, *, max_attempts: int = 3) -> Buffer:
+    def connect(
+        cls, url: str, run: str, config: BufferConfig, *, max_attempts: int = 3, fewest_members: int = 0
+    ) -> Buffer:
         """The buffer of `run`, after Redis has answered.
+
+        A ticket that has failed `max_attempts` times cancels its group; where `fewest_members` is given, only if fewer
+        were left without it, else the group completes without it.
 
         Raises:
             RedisUnavailable: not an address, wrong password, or no answer within `config.reconnect_s`.
             ValueError: `run` is not a plain name.
         """
         connection = Connection(url, config)
-        buffer = cls(connection, run, config, max_attempts)
+        buffer = cls(connection, run, config, max_attempts, fewest_members)
         try:
             connection.call(connection.client.ping)
         except Exception:
@@ -123,7 +130,7 @@ class Buffer:
         return {group: reason.decode() for (name, group), reason in sorted(reasons) if name == stream}
 
     def read(self, stream: str, group: int) -> list[Trajectory]:
-        """The trajectories of a complete group, in member order.
+        """The trajectories of a complete group, in member order; members that were given up are missing.
 
         Raises:
             KeyError: the group is not complete.
@@ -183,7 +190,7 @@ class Buffer:
 
     def fail(self, actor: str, ticket_id: str, reason: str) -> bool:
         """Count a failed attempt of a ticket that `actor` holds. True: its group is cancelled."""
-        answer = self._run("fail", actor, keys.field_of_id(ticket_id), _short(reason), self._max_attempts)
+        answer = self._run("fail", actor, keys.field_of_id(ticket_id), _short(reason), *self._limits)
         return bool(answer)
 
     def store(self, trajectory: Trajectory) -> Stored:
@@ -197,7 +204,7 @@ class Buffer:
 
     def expire(self) -> int:
         """Hand back tickets whose lease has run out, each a failed attempt; their number. Anyone may call it."""
-        return int(self._run("expire", self._max_attempts))
+        return int(self._run("expire", *self._limits))
 
     # run-wide
 

@@ -35,7 +35,7 @@ class TicketContents:
 
 @dataclass(frozen=True, slots=True)
 class GroupContents:
-    """One group: its tickets in member order; none of a cancelled one, which has its reason."""
+    """One group: its tickets in member order, without those given up; none of a cancelled one, which has its reason."""
 
     stream: str
     group: int

@@ -20,6 +20,7 @@ NAMES = (
     "holders",  # hash: ticket field -> actor
     "tickets",  # hash: ticket field -> JSON, from issue until its group is complete, cancelled or removed
     "attempts",  # hash: ticket field -> failed attempts
+    "given_up",  # hash: ticket field -> why its group goes on without it
     "trajectories",  # hash: ticket field -> encoded trajectory
     "bytes",  # integer: stored bytes of all trajectories
     "sizes",  # hash: group field -> group size; one entry a known group, in whatever state

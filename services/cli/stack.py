@@ -80,7 +80,11 @@ class Stack:
         (folder / CONFIG_NAME).write_text(dump_config(config))
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
-            redis_url, config.run.name, config.buffer, max_attempts=config.rollout.max_attempts
+            redis_url,
+            config.run.name,
+            config.buffer,
+            max_attempts=config.rollout.max_attempts,
+            fewest_members=config.rollout.fewest_members,
         )
         self._exit.callback(self.buffer.close)
         env_urls = self._start_environments(folder)

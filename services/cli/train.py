@@ -53,9 +53,11 @@ def train_on(
             tell(report.update, summary(report))
             on_report(report)
 
-        def play_panel(version: int) -> Mapping[str, float]:
+        def play_panel(version: int, should_stop: Callable[[], bool]) -> Mapping[str, float]:
             stream = f"eval-{version:06d}"
-            result = evaluate(config, stack.buffer, stack.splits, stream=stream, version=version, should_stop=stop)
+            result = evaluate(
+                config, stack.buffer, stack.splits, stream=stream, version=version, should_stop=should_stop
+            )
             return result.scalars() if result.complete else {}
 
         trainer = Trainer(

@@ -118,7 +118,10 @@ class RolloutConfig(Section):
     lease_s: float = Field(30.0, gt=0)
     """A ticket not renewed for this long goes to another actor."""
     max_attempts: int = Field(3, ge=1)
-    """A ticket that failed this often cancels its group."""
+    """A ticket that failed this often ends its group, see `partial_groups`."""
+    partial_groups: Literal["replace", "keep"] = "replace"
+    """What becomes of such a group: it is cancelled and the next one takes its place, or it goes on without the member,
+    as long as two are left. Kept groups lean towards tasks and episodes that do not fail."""
     episode_timeout_s: float = Field(600.0, gt=0)
     """An episode that takes longer is given up (one failed attempt)."""
     gpu_memory_utilization: Fraction = 0.85
@@ -127,6 +130,11 @@ class RolloutConfig(Section):
     """vLLM on CPU: size of the KV cache in MiB."""
     tensor_parallel: int = Field(1, ge=1)
     """vLLM: tensor-parallel ranks of one engine."""
+
+    @property
+    def fewest_members(self) -> int:
+        """Members below which a group is cancelled; 0: it has to be whole."""
+        return 2 if self.partial_groups == "keep" else 0
 
 
 class OptimizerConfig(Section):

@@ -68,6 +68,7 @@ class RayChannel(WeightChannel):
     def __init__(self, run: str, timeout_s: float) -> None:
         self._name = f"weights-{run}"
         self._timeout_s = timeout_s
+        self._holder: Any = None
 
     def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
         payload = pack(tensors)
@@ -107,23 +108,32 @@ class RayChannel(WeightChannel):
 
     def _ask(self, method: str, timeout_s: float, *args: object) -> Any:
         import ray
+
+        if self._holder is None:
+            self._holder = self._find_holder()
+        try:
+            return ray.get(getattr(self._holder, method).remote(*args), timeout=timeout_s)
+        except ray.exceptions.ActorDiedError:
+            self._holder = None  # ended for good: the next call makes another
+            raise
+
+    def _find_holder(self) -> Any:
+        """The run's holder; made where there is none."""
+        import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        holder = (
-            ray.remote(_Holder)
-            .options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
-                name=self._name,
-                namespace=NAMESPACE,
-                get_if_exists=True,
-                lifetime="detached",
-                num_cpus=0,
-                max_restarts=-1,
-                max_task_retries=-1,
-            )
-            .remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        holder = ray.remote(_Holder).options(
+            scheduling_strategy=here,
+            name=self._name,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
         )
-        return ray.get(getattr(holder, method).remote(*args), timeout=timeout_s)
+        return holder.remote()
 
     def _bounded(self, operation: Callable[[Callable[[], float]], _T]) -> _T:
         """Run `operation`, which gets a function of the seconds left; Ray's failures become WeightsUnavailable."""

@@ -37,6 +37,8 @@ class ScriptedEngine(InferenceEngine):
     def __post_init__(self) -> None:
         self.answering = asyncio.Event()
         self.answering.set()
+        self.loading = asyncio.Event()
+        self.loading.set()
         self._version = -1
         self._running = 0
         self._tokens = 0
@@ -67,6 +69,7 @@ class ScriptedEngine(InferenceEngine):
     async def load_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         if self.hangs:
             await asyncio.Event().wait()
+        await self.loading.wait()
         self.loads.append((version, self._running))
         self._version = version
 

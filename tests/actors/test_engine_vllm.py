@@ -15,7 +15,7 @@ import torch._dynamo
 from transformers import Qwen2ForCausalLM
 
 from actors.engine import EngineFailed, Sample
-from actors.engine_vllm import CPU_BATCH_TOKENS, VllmEngine
+from actors.engine_vllm import CPU_BATCH_TOKENS, CPU_BLOCK_TOKENS, VllmEngine
 from learner.batching import Row, plan
 from learner.engine_deepspeed import inputs
 from learner.lora import adapt, broadcast
@@ -114,6 +114,25 @@ async def mean_difference(setup: Setup, policy: Policy) -> float:
     with torch.no_grad():
         logprob, _ = policy(*inputs(batch, torch.device("cpu")))
     return float((logprob - torch.tensor(batch.behaviour)).abs().mean())
+
+
+async def test_prompts_share_the_cache_until_the_weights_change(setup: Setup) -> None:
+    async def found(version: int | None = None) -> int:
+        """Of the next prompt's tokens, those that did not have to be computed."""
+        if version is not None:
+            await setup.engine.load_weights(version, weights_of(setup.models[0]))
+        before = setup.engine.stats().cached_tokens
+        await setup.engine.generate(PROMPT, temperature=TEMPERATURE, max_tokens=1, seed=0)
+        return setup.engine.stats().cached_tokens - before
+
+    blocks = (len(PROMPT) - 1) // CPU_BLOCK_TOKENS
+    assert blocks > 1
+    assert [await found(version=9), await found(), await found()] == [
+        0,
+        blocks * CPU_BLOCK_TOKENS,
+        blocks * CPU_BLOCK_TOKENS,
+    ]
+    assert await found(version=9) == 0
 
 
 async def test_requests_in_flight_go_on_with_the_new_weights(setup: Setup) -> None:

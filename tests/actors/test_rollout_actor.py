@@ -157,6 +157,28 @@ async def test_leases_are_kept_as_long_as_an_episode_takes(make: MakeScene) -> N
         await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
 
 
+async def test_leases_are_kept_while_their_tickets_wait_for_weights(
+    make: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make()
+    monkeypatch.setattr(weights, "POLL_S", 600.0)
+    scene.publish(0)
+    async with scene.playing():
+        await until(lambda: scene.rollout.status()["state"] == "playing")
+        scene.engine.loading.clear()
+        scene.publish(1)
+        scene.buffer.issue([*group(0), *group(1)])
+        await until(lambda: scene.buffer.stats().leased)
+        await asyncio.sleep(2 * scene.config.rollout.lease_s)
+        assert scene.buffer.expire() == 0
+        scene.buffer.cancel(TRAIN_STREAM, 0, "for the test")
+        await until(lambda: scene.rollout.status()["abandoned"] == SIZE)
+        scene.engine.loading.set()
+        await until(lambda: scene.rollout.status()["stored"] == SIZE)
+    assert scene.buffer.complete(TRAIN_STREAM) == [1]
+    assert scene.rollout.status()["stored"] == SIZE  # the cancelled ones were not begun
+
+
 async def test_an_episode_whose_lease_is_lost_is_abandoned(make: MakeScene) -> None:
     scene = make()
     scene.publish(0)
@@ -171,6 +193,30 @@ async def test_an_episode_whose_lease_is_lost_is_abandoned(make: MakeScene) -> N
         scene.buffer.issue(group(1))
         await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [1])
     assert scene.buffer.cancelled(TRAIN_STREAM) == {0: "for the test"}
+
+
+async def test_an_ended_episode_makes_room_at_once_whatever_the_others_do(
+    make: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One episode hangs in its first step; the other places are used by one group after another."""
+    monkeypatch.setattr(rollout_actor, "POLL_S", 600.0)
+
+    class FirstHangs(LocalClient):
+        hanging: str | None = None
+
+        async def step(self, session: str, step: int, action: str) -> StepResult:
+            self.hanging = self.hanging or session
+            if session == self.hanging:
+                await asyncio.Event().wait()
+            return await super().step(session, step, action)
+
+    scene = make(rollout={"episodes_in_flight": SIZE})
+    scene.rollout._environments = {"counting": FirstHangs(Counting)}
+    scene.publish(0)
+    scene.buffer.issue([ticket for number in range(5) for ticket in group(number)])
+    async with scene.playing():
+        await until(lambda: len(scene.buffer.complete(TRAIN_STREAM)) == 4)
+        assert scene.rollout.status()["episodes"] == 1
 
 
 async def test_a_task_that_cannot_be_played_cancels_its_group_alone(make: MakeScene) -> None:

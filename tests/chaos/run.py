@@ -3,7 +3,7 @@
     python -m tests.chaos.run [--kills 3] [--updates 48] [--seed 0] [--out runs/chaos] [--recover 180] [--no-calm]
 
 Writes `summary.json` and prints it as tables. Exit code 1 when something was lost, trained on twice or too old, when a
-part did not recover.
+part did not recover, when a process goes on growing, or when the policy is worse than an undisturbed run's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -31,6 +32,9 @@ KINDS = ("actor", "environment", "learner", "redis", "node")
 PER_UPDATE, MAX_STALENESS = 8, 1
 START_S = 600.0
 WARM_S = 30.0
+LONG_S = 90.0
+LATE_MIB, LATE_DESCRIPTORS = 32.0, 16
+"""A process that grows by more in its last third is taken to grow for ever."""
 RECIPE = [
     "configs/demo.yaml",
     "run.minutes=null",
@@ -47,31 +51,42 @@ RECIPE = [
 
 
 class Growth:
-    """Memory (MiB) and descriptors of each long-lived process, from when it is warm to its last sample."""
+    """Memory (MiB) and descriptors of each long-lived process, from when it is warm."""
 
     def __init__(self) -> None:
-        self._first: dict[tuple[str, int], tuple[float, int]] = {}
-        self._last: dict[tuple[str, int], tuple[float, int]] = {}
+        self._seen: dict[tuple[str, int], list[tuple[float, float, int]]] = defaultdict(list)
 
     def sample(self, run: Run) -> None:
         for kind in ("trainer", "rank", "actor", "environment", "redis"):
             for process in run.processes(kind):
                 try:
-                    if time.time() - process.create_time() > WARM_S:
-                        seen = process.memory_info().rss / 2**20, process.num_fds()
-                        self._first.setdefault((kind, process.pid), seen)
-                        self._last[kind, process.pid] = seen
+                    age = time.time() - process.create_time()
+                    if age > WARM_S:
+                        memory, descriptors = process.memory_info().rss / 2**20, process.num_fds()
+                        self._seen[kind, process.pid].append((age, memory, descriptors))
                 except psutil.Error:
                     continue
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """Largest growth by kind."""
+        """By kind, of the process that grew most: growth in all, and late (highest of the last third of its time over
+        the highest of the second), which is what goes on; late growth of those that lived long enough only."""
         grown: dict[str, dict[str, float]] = {}
-        for key, (memory, descriptors) in self._last.items():
-            of_kind = grown.setdefault(key[0], {"mib": 0.0, "descriptors": 0})
-            of_kind["mib"] = max(of_kind["mib"], round(memory - self._first[key][0], 1))
-            of_kind["descriptors"] = max(of_kind["descriptors"], descriptors - self._first[key][1])
+        for (kind, _), seen in self._seen.items():
+            of_kind = grown.setdefault(kind, dict.fromkeys(("mib", "late_mib", "descriptors", "late_descriptors"), 0.0))
+            for place, name in ((1, "mib"), (2, "descriptors")):
+                of_kind[name] = max(of_kind[name], round(seen[-1][place] - seen[0][place], 1))
+                of_kind[f"late_{name}"] = max(of_kind[f"late_{name}"], round(late(seen, place), 1))
         return grown
+
+
+def late(seen: Sequence[tuple[float, ...]], place: int) -> float:
+    """How much higher the last third is than the second; 0 for a process that did not live long."""
+    begin, end = seen[0][0], seen[-1][0]
+    if end - begin < LONG_S:
+        return 0.0
+    third = (end - begin) / 3
+    second = max(sample[place] for sample in seen if begin + third <= sample[0] < end - third)
+    return max(sample[place] for sample in seen if sample[0] >= end - third) - second
 
 
 def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) -> Callable[[], bool]:
@@ -124,15 +139,34 @@ def storm(
     return dict(recovery)
 
 
-def evaluate(run: Run, updates: int, out: Path) -> float:
-    """Success of the run's last policy on the panel."""
+def evaluate(run: Run, updates: int, out: Path) -> tuple[float, list[float]]:
+    """Success of the run's last policy on the panel: rate, and its 95 % interval."""
     policy = run.folder / "checkpoints" / f"{updates:06d}" / "policy"
     result = out / f"{run.name}-evaluation.json"
     command = [sys.executable, "-m", "services.cli.main", "eval", *RECIPE, "evaluation.episodes=128"]
     names = [f"run.name={run.name}-eval", f"run.dir={out}"]
     subprocess.run([*command, *names, "--policy", str(policy), "--json", str(result)], cwd=ROOT, check=True)
     [body] = json.loads(result.read_text()).values()
-    return float(body["success"]["rate"])
+    return body["success"]["rate"], body["success"]["interval_95"]
+
+
+def faults(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """What is wrong with the run, in words."""
+    found = [f"{name}: {summary[name]}" for name in ("lost", "twice", "too_stale", "torn") if summary[name]]
+    found += [
+        f"{kind} killed {summary['kills'].get(kind, 0)} times"
+        for kind in KINDS
+        if summary["kills"].get(kind, 0) != args.kills
+    ]
+    if summary["updates"] != args.updates:
+        found.append(f"{summary['updates']} updates of {args.updates}")
+    for run, kinds in summary["growth"].items():
+        for kind, grown in kinds.items():
+            if grown["late_mib"] > LATE_MIB or grown["late_descriptors"] > LATE_DESCRIPTORS:
+                found.append(f"{kind} of the {run} run still grows: {grown}")
+    if not args.no_calm and summary["success_chaos_interval"][1] < summary["success_calm_interval"][0]:
+        found.append("the policy is worse than the undisturbed run's")
+    return found
 
 
 def main() -> int:
@@ -147,7 +181,7 @@ def main() -> int:
     out: Path = args.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
     recipe = [*RECIPE, f"learner.updates={args.updates}"]
-    growth = Growth()
+    growth = {"chaos": Growth()} if args.no_calm else {"chaos": Growth(), "calm": Growth()}
     nodes = Nodes()
     try:
         nodes.add()
@@ -156,7 +190,7 @@ def main() -> int:
             recovery = storm(
                 run,
                 nodes,
-                growth,
+                growth["chaos"],
                 kills=args.kills,
                 updates=args.updates,
                 seed=args.seed,
@@ -166,30 +200,30 @@ def main() -> int:
         if not args.no_calm:
             with Run("calm", out, recipe, nodes.address) as calm:
                 while calm.keep_running():
-                    time.sleep(1.0)
+                    growth["calm"].sample(calm)
+                    time.sleep(2.0)
     finally:
         nodes.close()
     verdict = judge(run.ledger(), given_up([run.output()]), per_update=PER_UPDATE, max_staleness=MAX_STALENESS)
-    summary: dict[str, object] = {
+    summary: dict[str, Any] = {
         "kills": {kind: len(times) for kind, times in recovery.items()},
         **asdict(verdict),
         "given_up": len(given_up([run.output()])),
         "updates": run.update(),
         "seconds": round(seconds, 1),
         "recovery_s": recovery,
-        "growth": growth.figures(),
+        "growth": {name: seen.figures() for name, seen in growth.items()},
     }
     if not args.no_calm:
-        summary["success_chaos"] = evaluate(run, args.updates, out)
-        summary["success_calm"] = evaluate(calm, args.updates, out)
+        for name, played in (("chaos", run), ("calm", calm)):
+            summary[f"success_{name}"], summary[f"success_{name}_interval"] = evaluate(played, args.updates, out)
+    summary["faults"] = faults(summary, args)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     show(summary, recovery)
-    wrong = verdict.lost or verdict.twice or verdict.too_stale or verdict.torn
-    recovered = all(len(recovery.get(kind, [])) == args.kills for kind in KINDS)
-    return int(bool(wrong) or not recovered or run.update() != args.updates)
+    return int(bool(summary["faults"]))
 
 
-def show(summary: dict[str, object], recovery: dict[str, list[float]]) -> None:
+def show(summary: dict[str, Any], recovery: dict[str, list[float]]) -> None:
     console = Console()
     table = Table("killed", "times", "recovery (s)", "longest (s)")
     for kind, times in recovery.items():

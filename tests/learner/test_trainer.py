@@ -1,5 +1,6 @@
 """The whole loop: real Redis, real DeepSpeed rank, a real weight channel, and a thread that plays the actors."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -7,13 +8,16 @@ import threading
 from collections import Counter
 
 import pytest
+import redis
 import torch
 
 from learner.checkpoint import best, latest
+from learner.dispatch import Dispatcher
 from learner.ledger import Ledger
 from learner.rank_group import start_ranks
 from learner.trainer import Trainer
 from services.buffer import Buffer
+from services.buffer.keys import Keys
 from services.config.tree import Config
 from services.errors import CheckpointFailed, RunStalled
 from services.model_folder import read_weights
@@ -117,11 +121,61 @@ def test_a_version_that_the_channel_lost_is_published_again(tiny_config, buffer,
     assert published == [0, 0, 0]
 
 
+def test_a_version_that_the_channel_lost_is_published_again_while_a_panel_is_played(tiny_config, buffer, channel):
+    """Redis may come back without the last second: the channel then names the version before, or none."""
+    config = Config.model_validate(tiny_config.model_dump() | {"evaluation": {"every": 1}})
+    seen = []
+
+    def play_panel(version, should_stop):
+        channel.publish(version - 1, {"weight": torch.ones(1)})
+        assert not should_stop()
+        seen.append(channel.latest().version)
+        return {}
+
+    trainer(config, buffer, channel, NoRanks(), evaluate=play_panel, should_stop=lambda: bool(seen)).train()
+    assert seen == [0]
+
+
+def test_a_full_buffer_brings_a_checkpoint_forward_while_the_next_update_waits(
+    tiny_config, buffer, channel, ranks, monkeypatch
+):
+    """Only groups that were trained on can make room, and only a checkpoint lets go of them."""
+    config = Config.model_validate(tiny_config.model_dump() | {"checkpoint": {"every": 100}})
+    stats, reports = buffer.stats, []
+
+    def full_while_the_second_update_waits():
+        return dataclasses.replace(stats(), cap_bytes=-1) if len(reports) == 1 else stats()
+
+    monkeypatch.setattr(buffer, "stats", full_while_the_second_update_waits)
+    with Actors(buffer, channel):
+        trainer(with_learner(config, updates=2), buffer, channel, ranks, on_update=reports.append).train()
+    assert sorted(path.name for path in (config.run.folder / "checkpoints").iterdir()) == ["000001", "000002"]
+
+
+def test_a_group_that_cannot_be_read_is_played_again(tiny_config, buffer, channel, ranks, redis_url):
+    """Damaged, or written by another version of the code: `--resume` would meet it again and again."""
+    config, reports = with_learner(tiny_config, updates=1, max_staleness=0), []
+    channel.publish(0, {"weight": torch.ones(1)})
+    dispatcher = Dispatcher(config, SPLITS)
+    with Actors(buffer, channel):
+        buffer.issue(dispatcher.tickets(dispatcher.advance(1)))
+        while len(buffer.complete("train")) < config.learner.groups_per_update:
+            buffer.wait("train", 1.0)
+    with redis.Redis.from_url(redis_url) as client:
+        key = Keys(config.run.name)["trajectories"]
+        client.hset(key, min(client.hkeys(key)), b"no trajectory")
+    with Actors(buffer, channel):
+        trainer(config, buffer, channel, ranks, on_update=reports.append).train(resume=True)
+    assert trained(config) == [(1, 0), (1, 1)]
+    assert reports[0].dropped_stale == 1
+
+
 def test_the_panel_is_played_at_fixed_intervals_with_the_version_just_published(tiny_config, buffer, channel, ranks):
     settings = {"evaluation": {"every": 2}, "learner": tiny_config.learner.model_dump() | {"updates": 5}}
     config, panels = Config.model_validate(tiny_config.model_dump() | settings), []
 
-    def play_panel(version):
+    def play_panel(version, should_stop):
+        assert not should_stop()
         panels.append((version, channel.latest().version))
         return {"evaluation/success_rate": version / 10}
 

@@ -11,7 +11,8 @@ local new = 0
 for i = 1, #ARGV, 3 do
   local ticket = ARGV[i]
   local group = group_of(ticket)
-  if not is_closed(group) and redis.call('HSETNX', TICKETS, ticket, ARGV[i + 2]) == 1 then
+  if not is_closed(group) and redis.call('HEXISTS', GIVEN_UP, ticket) == 0
+    and redis.call('HSETNX', TICKETS, ticket, ARGV[i + 2]) == 1 then
     redis.call('HSETNX', SIZES, group, ARGV[i + 1])
     redis.call('ZADD', QUEUE, 0, ticket)
     new = new + 1

@@ -44,6 +44,28 @@ local function announce(group)
   redis.call('HSET', CHANGED, stream_of(group), string.format('%d', sequence))
 end
 
+-- How many members the group will have: its size, less those that were given up.
+local function members_left(group, size)
+  local left = size
+  for _, reason in ipairs(redis.call('HMGET', GIVEN_UP, unpack(tickets_of(group, size)))) do
+    left = left - (reason and 1 or 0)
+  end
+  return left
+end
+
+-- Makes the group visible when all that it will have is stored (true).
+local function complete_if_full(group)
+  local size = tonumber(redis.call('HGET', SIZES, group))
+  if tonumber(redis.call('HGET', COUNTS, group)) < members_left(group, size) then
+    return false
+  end
+  redis.call('HDEL', TICKETS, unpack(tickets_of(group, size)))
+  redis.call('HDEL', COUNTS, group)
+  redis.call('ZADD', COMPLETE, 0, group)
+  announce(group)
+  return true
+end
+
 -- True when there was one.
 local function end_lease(ticket)
   return redis.call('ZREM', LEASES, ticket) == 1 and redis.call('HDEL', HOLDERS, ticket) == 1
@@ -63,6 +85,7 @@ local function clear(group)
     end
     redis.call('HDEL', TICKETS, ticket)
     redis.call('HDEL', ATTEMPTS, ticket)
+    redis.call('HDEL', GIVEN_UP, ticket)
   end
   redis.call('DECRBY', BYTES, freed)
   redis.call('HDEL', COUNTS, group)
@@ -78,14 +101,23 @@ local function cancel_group(group, reason)
   announce(group)
 end
 
--- One failed attempt of a leased ticket: back into the queue, or the end of its group (true).
-local function count_attempt(ticket, reason, max_attempts)
+-- One failed attempt of a leased ticket: back into the queue, or, after too many, the end of its group, unless `fewest`
+-- (0: all of them) are left without it.
+local function count_attempt(ticket, reason, max_attempts, fewest)
   end_lease(ticket)
   local failed = redis.call('HINCRBY', ATTEMPTS, ticket, 1)
   if failed < max_attempts then
     redis.call('ZADD', QUEUE, 0, ticket)
-    return false
+    return
   end
-  cancel_group(group_of(ticket), ticket_id(ticket) .. ' failed ' .. failed .. ' times, last: ' .. reason)
-  return true
+  local group = group_of(ticket)
+  local why = ticket_id(ticket) .. ' failed ' .. failed .. ' times, last: ' .. reason
+  if fewest == 0 or members_left(group, tonumber(redis.call('HGET', SIZES, group))) <= fewest then
+    cancel_group(group, why)
+    return
+  end
+  redis.call('HDEL', TICKETS, ticket)
+  redis.call('HDEL', ATTEMPTS, ticket)
+  redis.call('HSET', GIVEN_UP, ticket, why)
+  complete_if_full(group)
 end

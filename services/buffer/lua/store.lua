@@ -12,13 +12,5 @@ if not end_lease(ticket) then
 end
 redis.call('HDEL', ATTEMPTS, ticket)
 redis.call('INCRBY', BYTES, #data)
-local stored = redis.call('HINCRBY', COUNTS, group, 1)
-local size = tonumber(redis.call('HGET', SIZES, group))
-if stored < size then
-  return 'STORED'
-end
-redis.call('HDEL', TICKETS, unpack(tickets_of(group, size)))
-redis.call('HDEL', COUNTS, group)
-redis.call('ZADD', COMPLETE, 0, group)
-announce(group)
-return 'COMPLETED'
+redis.call('HINCRBY', COUNTS, group, 1)
+return complete_if_full(group) and 'COMPLETED' or 'STORED'

@@ -510,3 +510,51 @@ def test_a_wish_for_actors(buffer: Buffer) -> None:
     assert buffer.desired_actors() is None
     with pytest.raises(ValueError, match="-1"):
         buffer.set_desired_actors(-1)
+
+
+# groups that go on without a member
+
+
+@pytest.fixture
+def keeping(redis_url: str, run_name: str) -> Iterator[Buffer]:
+    buffer = Buffer.connect(redis_url, run_name, CONFIG, max_attempts=1, fewest_members=2)
+    yield buffer
+    buffer.close()
+
+
+def test_a_group_completes_without_a_member_that_is_given_up(keeping: Buffer) -> None:
+    tickets = group(0, size=3)
+    keeping.issue(tickets)
+    keeping.lease("a", 3, LONG_S)
+    assert not keeping.fail("a", tickets[1].id, "broken game")
+    assert keeping.issue(tickets) == 0
+    assert keeping.lease("b", 3, LONG_S) == []
+    assert keeping.store(play(tickets[1])) is Stored.UNKNOWN
+    assert keeping.store(play(tickets[2])) is Stored.STORED
+    assert keeping.store(play(tickets[0])) is Stored.COMPLETED
+    assert [t.ticket for t in keeping.read("train", 0)] == [tickets[0], tickets[2]]
+    assert keeping.cancelled("train") == {}
+
+
+def test_a_member_given_up_last_completes_its_group(keeping: Buffer) -> None:
+    tickets = group(0, size=3)
+    keeping.issue(tickets)
+    assert len(keeping.lease("a", 2, LONG_S)) == 2
+    for member in tickets[:2]:
+        keeping.store(play(member))
+    keeping.lease("dies", 1, 0.01)
+    expire_all(keeping, 1)
+    assert keeping.complete("train") == [0]
+    assert keeping.wait("train", 0)
+    assert len(keeping.read("train", 0)) == 2
+
+
+def test_too_few_members_cancel_their_group(keeping: Buffer) -> None:
+    tickets = group(0, size=3)
+    keeping.issue(tickets)
+    keeping.lease("a", 3, LONG_S)
+    assert [keeping.fail("a", member.id, "broken game") for member in tickets[:2]] == [False, True]
+    assert keeping.cancelled("train") == {0: "train/0/1 failed 1 times, last: broken game"}
+    keeping.remove("train", [0])
+    assert keeping.issue(tickets) == 3
+    assert keeping.stats().trajectory_bytes == 0

@@ -1,6 +1,6 @@
-"""Dispatcher, buffer and actors together over random histories: deaths at every point, late and repeated pushes, lost
-leases, Redis going back or losing everything. Every group is trained on at most once in the history that survives, in
-order and fresh, and every history can still be brought to its end."""
+"""Dispatcher, intake, prefetcher, buffer and actors together over random histories: deaths at every point, late and
+repeated pushes, lost leases, Redis going back or losing everything. Every group is trained on at most once in the
+history that survives, in order and fresh, and every history can still be brought to its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from learner.dispatch import Dispatcher
+from learner.intake import Intake
+from learner.prefetch import Prefetcher
 from learner.report import staleness
+from learner.sampling import Collected
 from services.buffer import Buffer, Stored
 from services.config.tree import BufferConfig, Config
 from services.redis_server import EmbeddedRedis
@@ -21,17 +24,15 @@ from services.schemas import TRAIN_STREAM, Ticket, Trajectory
 from tests.learner.synthetic import play
 from tests.services.buffer.lost_data import delete_run, restore_run, save_run
 
-UPDATES, PER_UPDATE, SIZE, STALENESS = 4, 2, 2, 1
-CONFIG = Config.model_validate(
-    {
-        "learner": {
-            "updates": UPDATES,
-            "groups_per_update": PER_UPDATE,
-            "group_size": SIZE,
-            "max_staleness": STALENESS,
-        }
-    }
-)
+UPDATES, PER_UPDATE, STALENESS = 4, 2, 1
+
+
+def settings_of(size: int, partial_groups: str) -> Config:
+    learner = {"updates": UPDATES, "groups_per_update": PER_UPDATE, "group_size": size, "max_staleness": STALENESS}
+    return Config.model_validate({"learner": learner, "rollout": {"partial_groups": partial_groups}})
+
+
+WHOLE, PARTIAL = settings_of(2, "replace"), settings_of(3, "keep")
 SPLITS = {"train": 5}
 ACTORS = st.sampled_from(["a", "b", "c"])
 
@@ -39,34 +40,37 @@ ACTORS = st.sampled_from(["a", "b", "c"])
 class Learner:
     """The trainer's steps, each of which it may die after."""
 
-    def __init__(self, buffer: Buffer) -> None:
+    def __init__(self, config: Config, buffer: Buffer) -> None:
+        self.config = config
         self.buffer = buffer
         self.version = 0
-        self.dispatcher = Dispatcher(CONFIG, SPLITS)
         self.ledger: list[tuple[int, int]] = []
+        self.start(Dispatcher(config, SPLITS))
         self.checkpoint: tuple[int, dict[str, object]] = (0, self.dispatcher.state())
 
-    def issue(self) -> None:
-        self.dispatcher.advance(UPDATES - self.version)
-        missing = self.dispatcher.missing(self.buffer.known(TRAIN_STREAM))
-        self.buffer.issue(self.dispatcher.tickets(missing))
+    def start(self, dispatcher: Dispatcher) -> None:
+        """A new process, which knows what the dispatcher's state says."""
+        self.dispatcher = dispatcher
+        self.prefetch = Prefetcher(self.buffer, TRAIN_STREAM)
+        self.intake = Intake(self.config.learner, self.buffer, dispatcher, self.prefetch)
 
-    def give_up_cancelled(self) -> None:
-        self.dispatcher.settle([g for g in self.buffer.cancelled(TRAIN_STREAM) if g in self.dispatcher.outstanding])
+    def issue(self) -> None:
+        """Look once, and be told to stop before anything comes of it."""
+        self.intake.look(self.version, Collected())
 
     def update(self) -> bool:
         """Train on the window when all of it is there; what is too old goes out again."""
-        window, complete = self.dispatcher.window(), set(self.buffer.complete(TRAIN_STREAM))
-        groups = {group: self.buffer.read(TRAIN_STREAM, group) for group in window if group in complete}
-        stale = [g for g, group in groups.items() if staleness(self.version, group) > STALENESS]
-        self.buffer.remove(TRAIN_STREAM, stale)
-        if stale or len(groups) < PER_UPDATE or self.version == UPDATES:
+        collected = Collected()
+        if self.version == UPDATES or not self.intake.look(self.version, collected):
             return False
-        for number, group in groups.items():
-            assert [t.ticket for t in group] == self.dispatcher.tickets([number])
+        for number, group in collected.groups.items():
+            tickets, played = self.dispatcher.tickets([number]), [t.ticket for t in group]
+            assert played == [ticket for ticket in tickets if ticket in played]
+            assert len(played) >= (self.config.rollout.fewest_members or len(tickets))
+            assert staleness(self.version, group) <= STALENESS
         self.version += 1
-        self.dispatcher.settle(window)
-        self.ledger += [(self.version, group) for group in window]
+        self.dispatcher.settle(list(collected.groups))
+        self.ledger += [(self.version, group) for group in collected.groups]
         return True
 
     def save(self) -> None:
@@ -77,17 +81,18 @@ class Learner:
 
     def restart(self) -> None:
         self.version, state = self.checkpoint
-        self.dispatcher = Dispatcher(CONFIG, SPLITS)
+        self.start(Dispatcher(self.config, SPLITS))
         self.dispatcher.restore(state)
         self.ledger = [(update, group) for update, group in self.ledger if update <= self.version]
         self.acknowledge()
 
 
 class Machine(RuleBasedStateMachine):
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, config: Config = WHOLE) -> None:
         super().__init__()
-        self.buffer = Buffer.connect(url, f"once-{uuid.uuid4().hex}", BufferConfig(), max_attempts=3)
-        self.learner = Learner(self.buffer)
+        run, fewest = f"once-{uuid.uuid4().hex}", config.rollout.fewest_members
+        self.buffer = Buffer.connect(url, run, BufferConfig(), max_attempts=3 - bool(fewest), fewest_members=fewest)
+        self.learner = Learner(config, self.buffer)
         self.announced = 0
         self.held: dict[str, list[Ticket]] = {"a": [], "b": [], "c": []}
         self.pushed: list[Trajectory] = []
@@ -107,7 +112,6 @@ class Machine(RuleBasedStateMachine):
         for _ in range(8 * UPDATES):
             if self.learner.version == UPDATES:
                 break
-            self.learner.give_up_cancelled()
             self.learner.issue()
             self.end_leases()
             for ticket in self.buffer.lease("last", 100, 600.0):
@@ -127,8 +131,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def issue(self) -> None:
-        self.learner.give_up_cancelled()
         self.learner.issue()
+
+    @rule()
+    def read_ahead(self) -> None:
+        self.learner.prefetch._look()
 
     @rule()
     def update(self) -> None:
@@ -223,6 +230,10 @@ def run(machine: Callable[[], RuleBasedStateMachine], examples: int, steps: int)
 
 def test_every_group_is_trained_on_once(redis_url: str) -> None:
     run(lambda: Machine(redis_url), 1000, 15)
+
+
+def test_every_group_is_trained_on_once_also_where_groups_go_on_without_a_member(redis_url: str) -> None:
+    run(lambda: Machine(redis_url, PARTIAL), 300, 15)
 
 
 class RestartMachine(Machine):
