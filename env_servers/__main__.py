@@ -53,6 +53,7 @@ _OPTIONS = {
     "max_requests": int,
     "workers": int,
     "threads": int,
+    "call_seconds": float,
 }
 
 

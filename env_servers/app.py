@@ -45,6 +45,7 @@ from env_servers.settings import ServerSettings
 from env_servers.workers.affinity import Affinity
 from env_servers.workers.link import Links
 from env_servers.workers.place import WorkerPlace
+from env_servers.workers.sessions import ServerSessions
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,13 @@ def create_app(environment: type[Environment], settings: ServerSettings, place: 
         place: of this process, where there are several.
     """
     worker = None if place is None else place.number
+    links = None if place is None else Links(place.number, place.folder)
     table = SessionTable(
         environment,
         max_sessions=settings.max_sessions,
         idle_seconds=settings.idle_seconds,
         threads=settings.threads,
+        call_seconds=settings.call_seconds,
         prefix=session_prefix(worker),
     )
     metrics = ServerMetrics(table, (*ROUTES, *PROTOCOL_ROUTES))
@@ -90,34 +93,35 @@ def create_app(environment: type[Environment], settings: ServerSettings, place: 
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan_of(table, settings.idle_seconds),
-        middleware=_middleware(settings, metrics, place),
+        middleware=_middleware(settings, metrics, links),
         exception_handlers=handlers(),
     )
     app.router.route_class = LeanRoute
     _add_session_routes(app, table, settings)
-    info = table.info if place is None else table.info.model_copy(update={"max_sessions": place.all_sessions})
-    _add_server_routes(app, info, metrics, settings)
-    openenv.add_openenv_routes(app, environment, table, _documented(settings))
+    sessions = ServerSessions(table, links, settings.max_sessions if place is None else place.all_sessions)
+    _add_server_routes(app, sessions.info, metrics, settings)
+    openenv.add_openenv_routes(app, environment, sessions, _documented(settings))
     agentgym.add_agentgym_routes(
-        app, environment.name, Shim(table, worker), _documented(settings, 404, 409, 410, *BODY_PROBLEMS)
+        app, environment.name, Shim(table, worker), _documented(settings, 404, 409, 410, *BODY_PROBLEMS, routed=True)
     )
     return app
 
 
 def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSettings) -> None:
     each = _in_turn if table.info.batching else _at_once
+    lost = (404,) if settings.workers == 1 else (404, 410)  # a session may go with its process
 
-    @app.post("/reset", **_documented(settings, 404, *BODY_PROBLEMS))
+    @app.post("/reset", **_documented(settings, 404, *BODY_PROBLEMS, routed=True))
     async def reset(body: ResetRequest) -> StepResult:
         """Open a session on a task."""
         return await table.reset(body)
 
-    @app.post("/step", **_documented(settings, 404, 409, 410, *BODY_PROBLEMS))
+    @app.post("/step", **_documented(settings, 404, 409, 410, *BODY_PROBLEMS, routed=True))
     async def step(body: StepRequest) -> StepResult:
         """Take an action. Repeating the last step answers it again."""
         return await table.step(body)
 
-    @app.post("/close", status_code=204, **_documented(settings, 404, *BODY_PROBLEMS))
+    @app.post("/close", status_code=204, **_documented(settings, *lost, *BODY_PROBLEMS, routed=True))
     async def close(body: CloseRequest) -> None:
         """End a session."""
         table.close(body.session)
@@ -150,20 +154,27 @@ def _add_server_routes(app: FastAPI, info: EnvInfo, metrics: ServerMetrics, sett
         return MetricsPage(generate_latest(metrics.registry))
 
 
-def _documented(settings: ServerSettings, *problems: int) -> dict[str, Any]:
-    """Route options that put the token and the route's problems into the OpenAPI document."""
+def _documented(settings: ServerSettings, *problems: int, routed: bool = False) -> dict[str, Any]:
+    """Route options that put the token and the route's problems into the OpenAPI document.
+
+    `routed`: where there are several processes, another one may have to answer, and may not do so in time.
+    """
+    late = (504,) if routed and settings.workers > 1 else ()
     if settings.token is None:
-        return {"responses": describe(*problems, 500, 503)}
-    return {"responses": describe(401, *problems, 500, 503), "dependencies": [Depends(HTTPBearer(auto_error=False))]}
+        return {"responses": describe(*problems, 500, 503, *late)}
+    return {
+        "responses": describe(401, *problems, 500, 503, *late),
+        "dependencies": [Depends(HTTPBearer(auto_error=False))],
+    }
 
 
-def _middleware(settings: ServerSettings, metrics: ServerMetrics, place: WorkerPlace | None) -> list[Middleware]:
+def _middleware(settings: ServerSettings, metrics: ServerMetrics, links: Links | None) -> list[Middleware]:
     stack = [Middleware(Accounting, metrics=metrics, max_requests=settings.max_requests)]
     if settings.token is not None:
         stack.append(Middleware(TokenGuard, token=settings.token.get_secret_value()))
     stack += [Middleware(BodyLimit, max_bytes=settings.max_body_bytes), Middleware(CompressedBatches)]
-    if place is not None:
-        stack.append(Middleware(Affinity, links=Links(place.number, place.folder)))
+    if links is not None:
+        stack.append(Middleware(Affinity, links=links))
     return stack
 
 
@@ -175,7 +186,7 @@ def _lifespan_of(table: SessionTable, idle_seconds: float) -> Callable[[FastAPI]
             yield
         finally:
             sweeper.cancel()
-            table.shutdown()
+            await table.shutdown()
 
     return lifespan
 

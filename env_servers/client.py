@@ -17,7 +17,7 @@ from env_servers.environment import Environment, TaskError
 from env_servers.http_client import HttpClient
 from env_servers.openenv.client import OpenEnvClient
 from env_servers.protocol import EnvInfo, ResetRequest, StepRequest, StepResult
-from env_servers.sessions import Busy, SessionError, SessionTable, SessionUnknown
+from env_servers.sessions import CALL_SECONDS, Busy, SessionError, SessionTable, SessionUnknown
 from env_servers.validation import summary
 
 __all__ = [
@@ -48,7 +48,7 @@ class LocalClient:
 
     Args:
         factory: the environment class.
-        max_sessions, idle_seconds, threads: as for a server.
+        max_sessions, idle_seconds, threads, call_seconds: as for a server.
     """
 
     def __init__(
@@ -58,8 +58,15 @@ class LocalClient:
         max_sessions: int = 4096,
         idle_seconds: float = 600.0,
         threads: int = 8,
+        call_seconds: float = CALL_SECONDS,
     ) -> None:
-        self._table = SessionTable(factory, max_sessions=max_sessions, idle_seconds=idle_seconds, threads=threads)
+        self._table = SessionTable(
+            factory,
+            max_sessions=max_sessions,
+            idle_seconds=idle_seconds,
+            threads=threads,
+            call_seconds=call_seconds,
+        )
 
     async def info(self) -> EnvInfo:
         return self._table.info
@@ -77,7 +84,7 @@ class LocalClient:
             self._table.close(session)
 
     async def close(self) -> None:
-        self._table.shutdown()
+        await self._table.shutdown()
 
 
 @contextmanager

@@ -58,7 +58,8 @@ class Environment(ABC):
     version: ClassVar[str] = "1"
     """Changes whenever the same actions could give another episode."""
     blocking: ClassVar[bool] = False
-    """True for an environment whose calls are slow: the server then runs it in a worker thread, never on its loop."""
+    """True for an environment whose calls are slow: the server then runs it in a thread, never on its loop, and gives
+    a call up that takes too long. Only then: nothing can interrupt a call on the loop."""
 
     @classmethod
     @abstractmethod
@@ -67,7 +68,11 @@ class Environment(ABC):
 
     @classmethod
     def about(cls) -> Mapping[str, str]:
-        """`engine` and `source` of the info route, where there is more than one of them."""
+        """`engine`, `source` and `fingerprint` of the info route, where they could be others on another server.
+
+        `fingerprint` is a digest of all that makes tasks and rewards: data, seeds, settings. A run refuses to play on
+        several servers of one environment whose fingerprints differ.
+        """
         return {}
 
     @abstractmethod

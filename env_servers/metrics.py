@@ -33,6 +33,9 @@ class TableCollector(Collector):
         yield CounterMetricFamily("anchorage_env_repeats", "Steps answered again.", counts.repeats)
         yield CounterMetricFamily("anchorage_env_expired", "Sessions closed for being idle.", counts.expired)
         yield CounterMetricFamily("anchorage_env_faults", "Failures of the environment itself.", counts.faults)
+        yield GaugeMetricFamily(
+            "anchorage_env_hung_calls", "Calls given up that still hold a thread.", self._table.hung
+        )
 
 
 class ServerMetrics:

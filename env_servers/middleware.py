@@ -13,6 +13,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from env_servers.metrics import ServerMetrics
@@ -29,6 +30,7 @@ BODY_LIMIT_S = 30.0
 class Accounting:
     """Times each request and answers an exception that nobody handled with a 500 that tells nothing of it.
 
+    A client that leaves before its request is whole gets no answer and is no error.
     Beyond `max_requests` at the same time it answers 503, but for the open paths.
     """
 
@@ -57,6 +59,8 @@ class Accounting:
                 await respond(self._refusal(), {"Retry-After": "1"})(scope, receive, watch)
                 return
             await self._app(scope, receive, watch)
+        except ClientDisconnect:
+            logger.debug("a client left before its request to %s was whole", scope["path"])
         except Exception:
             logger.exception("unexpected error at %s %s", scope["method"], scope["path"])
             if status:

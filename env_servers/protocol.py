@@ -112,6 +112,10 @@ class EnvInfo(BaseModel):
     anchors: list[AnchorKind] = ["observation", "state"]
     engine: str = Field("", description="Which of several engines plays.")
     source: str = Field("", description="Where the tasks come from, e.g. `official` or `generated`.")
+    fingerprint: str = Field(
+        "",
+        description="Digest of all that makes tasks and rewards: two servers with the same one serve the same tasks.",
+    )
     batching: bool = Field(
         False, description="Steps are quick: those of several sessions are best sent in one request."
     )

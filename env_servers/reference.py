@@ -44,7 +44,7 @@ class _Example(Environment):
 
 def reference() -> str:
     """The whole document."""
-    document = create_app(_Example, ServerSettings(token=SecretStr("shown nowhere"))).openapi()
+    document = create_app(_Example, ServerSettings(token=SecretStr("shown nowhere"), workers=2)).openapi()
     parts = [HEAD, "## Routes\n", *_routes(document["paths"]), "## Schemas\n"]
     for name, schema in sorted(document["components"]["schemas"].items()):
         parts.extend(_schema(name, schema))

@@ -2,26 +2,27 @@
 
 Invariants
 - A table belongs to one event loop. An environment is called by one step at a time: on the loop itself, or, where it is
-  `blocking`, in a pool of threads.
+  `blocking`, in a thread, for a bounded time.
 - A step that has begun runs to its end even if whoever asked for it goes away; its answer is kept for the repeat.
-- Live sessions, calls waiting for a worker and remembered dead sessions are all bounded.
+- What an environment answers can be sent as JSON; one that answers otherwise loses its session, and no other does.
+- Live sessions, threads and remembered dead sessions are all bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from env_servers.environment import Environment, Observation, TaskError
-from env_servers.protocol import AnchorKind, EnvInfo, ResetRequest, StepRequest, StepResult
+from env_servers.calls import BlockingCalls, CallTimeout, NoThread
+from env_servers.environment import Environment, TaskError
+from env_servers.protocol import EnvInfo, ResetRequest, StepRequest, StepResult
+from env_servers.session import Session, checked, close_environment, limited, sendable
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ REMEMBERED = 1024
 """Ended sessions that are still told apart from ones that never were."""
 SWEEP_FRACTION = 0.25
 """Share of the idle limit between two sweeps for idle sessions."""
+CALL_SECONDS = 120.0
+"""Default limit of one call of a blocking environment."""
+CLOSING_S = 2.0
+"""How long a table that is shut down waits for steps under way, and then for its environments to close."""
 
 
 class SessionError(Exception):
@@ -61,7 +66,10 @@ class AnchorUnsupported(SessionError):
 
 
 class EnvironmentFault(SessionError):
-    """The environment itself failed: an unexpected exception or an impossible answer. Its session is gone."""
+    """The environment itself failed: an unexpected exception, an impossible answer or none in time.
+
+    Its session is gone.
+    """
 
 
 @dataclass(slots=True)
@@ -75,43 +83,6 @@ class TableCounts:
     faults: int = 0
 
 
-class Session:
-    """One live episode. `last` answers a repeat of step number `steps`."""
-
-    __slots__ = ("anchor", "environment", "id", "last", "max_steps", "running", "steps", "used_at")
-
-    def __init__(
-        self, identity: str, environment: Environment, request: ResetRequest, last: Observation, used_at: float
-    ) -> None:
-        self.id = identity
-        self.environment = environment
-        self.anchor: AnchorKind = request.anchor
-        self.max_steps = request.max_steps
-        self.last = last
-        self.steps = 0
-        self.running: asyncio.Future[StepResult] | None = None
-        self.used_at = used_at
-
-    @property
-    def done(self) -> bool:
-        return self.last.terminated or self.last.truncated
-
-    def result(self) -> StepResult:
-        last = self.last
-        return StepResult(
-            session=self.id,
-            step=self.steps,
-            observation=last.text,
-            reward=last.reward,
-            terminated=last.terminated,
-            truncated=last.truncated,
-            admissible=None if last.admissible is None else list(last.admissible),
-            anchor=last.state if self.anchor == "state" else last.text,
-            facts=dict(last.facts),
-            expert=last.expert,
-        )
-
-
 class SessionTable:
     """All sessions of one environment class.
 
@@ -119,7 +90,8 @@ class SessionTable:
         factory: makes the environment of a new session.
         max_sessions: live sessions at the same time; a further reset raises `Busy`.
         idle_seconds: a session unused for this long is closed.
-        threads: for a blocking environment; others use none.
+        threads: most calls of a blocking environment at the same time; others use none.
+        call_seconds: longest call of a blocking environment. A longer one fails its session.
         prefix: what the sessions' ids begin with; it names the process that holds them.
         clock: seconds that never run backwards.
 
@@ -135,6 +107,7 @@ class SessionTable:
         max_sessions: int = 4096,
         idle_seconds: float = 600.0,
         threads: int = 8,
+        call_seconds: float = CALL_SECONDS,
         prefix: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -151,7 +124,8 @@ class SessionTable:
         self._factory = factory
         self._prefix = prefix
         self._clock = clock
-        self._executor = ThreadPoolExecutor(threads, f"{factory.name}-session") if factory.blocking else None
+        self._calls = BlockingCalls(f"{factory.name}-session", threads, call_seconds) if factory.blocking else None
+        self._closing: set[asyncio.Task[None]] = set()
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, Ending] = OrderedDict()
         self._opening = 0
@@ -162,15 +136,20 @@ class SessionTable:
     def live(self) -> int:
         return len(self._sessions)
 
+    @property
+    def hung(self) -> int:
+        """Calls that were given up and still hold a thread."""
+        return 0 if self._calls is None else self._calls.given_up
+
     async def reset(self, request: ResetRequest) -> StepResult:
         """Open a session on the request's task.
 
         Raises:
-            Busy: no slot is free. TaskError: the task is unknown or broken.
+            Busy: no slot or no thread is free. TaskError: the task is unknown or broken.
             AnchorUnsupported: no anchor of that kind. EnvironmentFault: the environment failed.
         """
         self._admit()
-        if self._executor is None:
+        if self._calls is None:
             return await self._open(request)
         return await asyncio.shield(asyncio.ensure_future(self._open(request)))
 
@@ -180,6 +159,7 @@ class SessionTable:
         Raises:
             SessionUnknown: no such live session. Conflict: wrong step number, or the episode is over.
             EnvironmentFault: the environment failed; the session is gone.
+            Busy: no thread was free in time; the action was not taken.
         """
         session = self._find(request.session)
         if session.running is not None:
@@ -195,10 +175,14 @@ class SessionTable:
             raise Conflict(f"step {request.step} is out of order: the session's next step is {session.steps + 1}")
         if session.done:
             raise Conflict(f"the episode ended with step {session.steps}: reset to start another")
-        if self._executor is None:
+        if self._calls is None:
             return await self._take(session, request.action)
         session.running = asyncio.ensure_future(self._take(session, request.action))
         return await asyncio.shield(session.running)
+
+    def environment(self, session_id: str) -> Environment:
+        """The environment of a live session, to be asked what the step API does not tell. Raises SessionUnknown."""
+        return self._find(session_id).environment
 
     def close(self, session_id: str) -> None:
         """End a session; one that has already ended is left at that.
@@ -220,17 +204,21 @@ class SessionTable:
             self._end(session, "expired")
         return len(idle)
 
-    def shutdown(self) -> None:
-        """End every session. The table takes no more calls; those under way end on their own."""
+    async def shutdown(self) -> None:
+        """End every session. The table takes no more calls; those under way are waited for, not for long."""
+        running = [session.running for session in self._sessions.values() if session.running is not None]
         for session in list(self._sessions.values()):
             self._end(session, "closed")
         self._stopped = True
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
+        for waiting in (running, self._closing):
+            if waiting:
+                await asyncio.wait(waiting, timeout=CLOSING_S)
 
     def _admit(self) -> None:
         if self._stopped:
             raise Busy("the server is stopping: try again, or another server")
+        if self._calls is not None and self._calls.exhausted:
+            raise Busy(f"{self.hung} calls of the environment hang and hold its threads: try again, or another server")
         if self._clock() - self._swept_at > self.info.idle_seconds * SWEEP_FRACTION:
             self.expire()
         if self.live + self._opening >= self.info.max_sessions:
@@ -256,7 +244,7 @@ class SessionTable:
     async def _open(self, request: ResetRequest) -> StepResult:
         self._opening += 1
         try:
-            session = await self._call(lambda: self._start(request))
+            session = await self._call(lambda: self._start(request), _close_late)
         except Exception as error:
             raise self._blame(error, f"reset of {request.split}/{request.index}") from error
         finally:
@@ -270,26 +258,32 @@ class SessionTable:
     def _start(self, request: ResetRequest) -> Session:
         environment = self._factory()
         try:
-            observation = _checked(environment.reset(request.split, request.index, expert=request.expert))
+            observation = checked(environment.reset(request.split, request.index, expert=request.expert))
             if request.anchor == "state" and not observation.state:
                 raise AnchorUnsupported(f"{self._factory.name} gives no state digest: use anchor 'observation'")
             session = Session(
                 self._prefix + secrets.token_urlsafe(16), environment, request, observation, self._clock()
             )
-            session.result().model_dump_json()  # facts that are no JSON are found out here, not by the client
+            sendable(session.result())
         except BaseException:
-            _close(environment)
+            close_environment(environment)
             raise
         return session
 
     async def _take(self, session: Session, action: str) -> StepResult:
         number = session.steps + 1
+        environment = session.environment
         try:
-            observation = await self._call(lambda: _checked(session.environment.step(action)))
+            observation = await self._call(
+                lambda: checked(environment.step(action)), lambda _: close_environment(environment)
+            )
             session.steps = number
-            session.last = _limited(observation, number, session.max_steps)
-            result = session.result()
+            session.last = limited(observation, number, session.max_steps)
+            result = sendable(session.result())
+        except NoThread as error:
+            raise Busy(f"{error}: try again") from error
         except Exception as error:
+            session.hung = isinstance(error, CallTimeout)
             self._end(session, "failed")
             raise self._blame(error, f"step {number}") from error
         finally:
@@ -301,7 +295,12 @@ class SessionTable:
     def _blame(self, error: Exception, doing: str) -> Exception:
         if isinstance(error, (TaskError, SessionError)):
             return error
+        if isinstance(error, NoThread):
+            return Busy(f"{error}: try again")
         self.counts.faults += 1
+        if isinstance(error, CallTimeout):
+            logger.error("environment %s at %s: %s", self._factory.name, doing, error)
+            return EnvironmentFault(f"the environment failed at {doing}: {error} (--call-seconds)")
         logger.error("environment %s failed at %s", self._factory.name, doing, exc_info=error)
         return EnvironmentFault(f"the environment failed at {doing}: {type(error).__name__}; see the server's log")
 
@@ -313,36 +312,29 @@ class SessionTable:
             self._ended.popitem(last=False)
         self.counts.expired += ending == "expired"
         if session.running is None or ending == "failed":
-            self._release(session.environment)
+            self._release(session)
         else:
-            session.running.add_done_callback(lambda _: self._release(session.environment))
+            session.running.add_done_callback(lambda _: self._release(session))
 
-    def _release(self, environment: Environment) -> None:
-        if self._executor is None or self._stopped:
-            _close(environment)
-        else:
-            self._executor.submit(_close, environment)
+    def _release(self, session: Session) -> None:
+        """Close the environment, unless a call hangs in it: then its thread does that, if ever it comes back."""
+        if self._calls is None:
+            close_environment(session.environment)
+        elif not session.hung:
+            closing = asyncio.ensure_future(self._close_aside(self._calls, session.environment))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
-    async def _call(self, function: Callable[[], T]) -> T:
-        if self._executor is None:
-            return function()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+    async def _close_aside(self, calls: BlockingCalls, environment: Environment) -> None:
+        try:
+            await calls.run(lambda: close_environment(environment))
+        except (CallTimeout, NoThread) as error:
+            logger.error("environment %s is not closed: %s", environment.name, error)
 
-
-def _checked(observation: Observation) -> Observation:
-    if not math.isfinite(observation.reward):
-        raise ValueError(f"the environment gave the reward {observation.reward}")
-    return observation
-
-
-def _limited(observation: Observation, steps: int, max_steps: int | None) -> Observation:
-    """A task that ends by its own rules is not truncated, whatever the limits say."""
-    truncated = not observation.terminated and (observation.truncated or steps == max_steps)
-    return observation if truncated == observation.truncated else replace(observation, truncated=truncated)
+    async def _call(self, function: Callable[[], T], afterwards: Callable[[T | None], None]) -> T:
+        return function() if self._calls is None else await self._calls.run(function, afterwards)
 
 
-def _close(environment: Environment) -> None:
-    try:
-        environment.close()
-    except Exception:
-        logger.exception("environment %s failed at close", environment.name)
+def _close_late(session: Session | None) -> None:
+    if session is not None:
+        close_environment(session.environment)

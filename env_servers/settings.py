@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from env_servers.sessions import CALL_SECONDS
+
 TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 
 
@@ -37,6 +39,8 @@ class ServerSettings(BaseModel):
     """Processes that share the port. A session stays on its process."""
     threads: int = Field(8, ge=1)
     """Threads of each process that run a blocking environment."""
+    call_seconds: float = Field(CALL_SECONDS, gt=0)
+    """Longest reset or step of a blocking environment; a longer one fails its session, and the others go on."""
     ready_file: Path | None = None
     """File that gets the server's URL once it listens, and goes away when the server ends."""
 

@@ -6,7 +6,8 @@ Errors are problem documents, as everywhere.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,6 +63,16 @@ class StepAnswer(BaseModel):
 
 class Closed(BaseModel):
     closed: bool = True
+
+
+@runtime_checkable
+class Shop(Protocol):
+    """An environment that tells what AgentGym's shop tells of its page; admissible actions lack the order."""
+
+    @property
+    def has_search_bar(self) -> bool: ...
+    @property
+    def clickables(self) -> Sequence[str]: ...
 
 
 class ShopNamed(Lenient):
@@ -169,7 +180,10 @@ def _add_webshop_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) -
 
     @app.get(f"{PREFIX}/available_actions", **documented)
     async def available_actions(query: Annotated[ShopQuery, Query()]) -> ShopActions:
-        """AgentGym: whether there is a search bar, and what can be clicked."""
+        """AgentGym: whether there is a search bar, and the names of what can be clicked in the page's order."""
+        shop = shim.environment(query.env_idx)
+        if isinstance(shop, Shop):
+            return ShopActions(has_search_bar=shop.has_search_bar, clickables=list(shop.clickables))
         return _shop_actions(shim.last(query.env_idx))
 
     @app.post(f"{PREFIX}/close", **documented)

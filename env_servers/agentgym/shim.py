@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from env_servers.environment import Environment
 from env_servers.identity import new_number
 from env_servers.protocol import ResetRequest, StepRequest, StepResult
 from env_servers.sessions import Busy, Conflict, SessionTable, SessionUnknown
@@ -67,6 +68,10 @@ class Shim:
     def last(self, number: int) -> StepResult:
         """The environment's last answer. Raises Conflict before its first reset."""
         return self._last(self._find(number))
+
+    def environment(self, number: int) -> Environment:
+        """The environment itself. Raises Conflict before its first reset, SessionUnknown once its session is gone."""
+        return self._table.environment(self.last(number).session)
 
     def close(self, number: int) -> None:
         """Forget an environment and end its session."""

@@ -62,7 +62,7 @@ class AlfWorld(Environment):
 
     @classmethod
     def about(cls) -> Mapping[str, str]:
-        return {"engine": cls.engine, "source": game_source().name}
+        return {"engine": cls.engine, "source": game_source().name, "fingerprint": game_source().fingerprint}
 
     def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
         play, goal, goal_text = self._start(split, index)

@@ -8,9 +8,10 @@ Invariants
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from env_servers.alfworld import generator
@@ -41,6 +42,11 @@ class GameSource(ABC):
             BrokenTask: the file cannot be read.
         """
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Digest of which games there are, in which order. It does not depend on who plays them."""
+
     def __init__(self) -> None:
         self._parsed = functools.lru_cache(maxsize=_CACHED_GAMES)(self._parse)
 
@@ -68,6 +74,15 @@ class GeneratedGames(GameSource):
     def splits(self) -> Mapping[str, int]:
         return generator.SPLITS
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By the splits and the first game of each: the others come from the same generator."""
+        try:
+            games = {split: generator.generate(split, 0) for split in self.splits}
+        except ImportError as error:
+            raise BrokenTask(f"games cannot be generated: {error}; install alfworld, or give official games") from None
+        return _digest(f"{split} {size} {json.dumps(games[split])}" for split, size in self.splits.items())
+
     def document(self, split: str, index: int) -> Mapping[str, object]:
         self._check(split, index)
         return generator.generate(split, index)
@@ -90,6 +105,13 @@ class OfficialGames(GameSource):
     def splits(self) -> Mapping[str, int]:
         return self._sizes
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By the files' paths, which name tasks and trials, and their sizes: gigabytes are not read for it."""
+        return _digest(
+            f"{split} {file.parts[-3:]} {file.stat().st_size}" for split, files in self._files.items() for file in files
+        )
+
     def document(self, split: str, index: int) -> Mapping[str, object]:
         self._check(split, index)
         file = self._files[split][index]
@@ -100,6 +122,13 @@ class OfficialGames(GameSource):
         if not isinstance(document, dict):
             raise BrokenTask(f"the game file {file.parent.name}/{file.name} holds no JSON object")
         return document
+
+
+def _digest(lines: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for line in lines:
+        digest.update(line.encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()
 
 
 def open_games(folder: Path | None) -> GameSource:

@@ -10,13 +10,13 @@ import aiohttp
 import orjson
 from pydantic import ValidationError
 
+from env_servers.conformance.filling import fill
 from env_servers.conformance.finding import Subject, Unfit
 from env_servers.conformance.play import difference
 from env_servers.protocol import MAX_ACTION_CHARS, MAX_BATCH, Problem, ResetRequest, StepResult
 
 PROBLEM_TYPE = "application/problem+json"
 LONG_BODY_BYTES = 16 * 1024 * 1024
-FILLED_UP_TO = 512
 LEAKS = ("Traceback", 'File "')
 BAD = frozenset({400, 404, 422})
 LOST = frozenset({404, 410})
@@ -63,7 +63,7 @@ async def bounded(subject: Subject) -> str:
     await subject.client.step(session, 1, (first.admissible or subject.plan.actions)[0])
     await subject.client.close_session(session)
     await expect(subject, Wrong("a step of a closed session", "POST", "step", _step(session, 2), LOST))
-    return f"actions, batches and bodies have limits; {await _fill(subject)}; a closed session is gone"
+    return f"actions, batches and bodies have limits; {await fill(subject)}; a closed session is gone"
 
 
 async def clear_errors(subject: Subject) -> str:
@@ -146,30 +146,6 @@ async def _long_body(subject: Subject) -> None:
         return  # refused by closing the connection: the body was still being sent
     if status not in (400, 413, 422):
         raise Unfit(f"a body of {LONG_BODY_BYTES >> 20} MiB was answered {status} instead of 413")
-
-
-async def _fill(subject: Subject) -> str:
-    """Open sessions until the server says that it is full, where that is not too many."""
-    assert subject.http is not None
-    most = subject.info.max_sessions
-    if most > FILLED_UP_TO:
-        return f"its {most} sessions were not filled"
-    body = subject.plan.tasks[0].model_dump_json()
-    opened: list[str] = []
-    status, retry_after = 200, None
-    while status == 200 and len(opened) <= most:
-        async with subject.http.post("reset", data=body, headers={"Content-Type": "application/json"}) as response:
-            status, retry_after = response.status, response.headers.get("Retry-After")
-            answer = await response.read()
-        if status == 200:
-            opened.append(StepResult.model_validate_json(answer).session)
-    for session in opened:
-        await subject.client.close_session(session)
-    if status not in (429, 503) or retry_after is None:
-        raise Unfit(
-            f"with {len(opened)} sessions open (limit {most}) a reset was answered {status}, not 503 with Retry-After"
-        )
-    return f"session {len(opened) + 1} was refused with {status} and Retry-After"
 
 
 def _step(session: str, step: int, action: str = "look") -> dict[str, object]:

@@ -107,10 +107,12 @@ class OpenEnvClient:
         socket, data = await self._start(seed)
         try:
             tools = await self._ask_for_tools(socket) if mapping.calls_tools else []
-        except (SocketLost, ServerRefusal) as error:
+            seen = observe(data, self._observation_field)
+        except BaseException as error:
             await socket.close()
-            raise EnvironmentUnavailableError(f"{self._name} does not tell its tools: {error}") from error
-        seen = observe(data, self._observation_field)
+            if isinstance(error, (SocketLost, ServerRefusal)):
+                raise EnvironmentUnavailableError(f"{self._name} does not tell its tools: {error}") from error
+            raise
         if tools:
             seen = replace(seen, text=f"{seen.text}\n{introduce(tools)}".strip())
         result = _result(secrets.token_urlsafe(16), 0, replace(seen, reward=0.0), request.max_steps)
@@ -118,7 +120,7 @@ class OpenEnvClient:
         return result
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
-        """Take action number `step` (from 1)."""
+        """Take action number `step` (from 1). An answer that cannot be understood ends the session."""
         open_session = self._sessions.get(session)
         if open_session is None:
             raise SessionLost("no such session: reset to start one")
@@ -132,7 +134,11 @@ class OpenEnvClient:
                 raise RequestRejected(f"the episode ended with step {last.step}: reset to start another")
             mapping = await self._action_mapping()
             data = await self._take(session, open_session, mapping.action(action, open_session.tools))
-            seen = observe(data, self._observation_field)
+            try:
+                seen = observe(data, self._observation_field)
+            except RequestRejected:
+                await self.close_session(session)
+                raise
             open_session.last = _result(session, step, seen, open_session.request.max_steps)
             return open_session.last
 

@@ -1,4 +1,4 @@
-"""`/ws`: one OpenEnv session a WebSocket, played in the same session table as everything else.
+"""`/ws`: one OpenEnv session a WebSocket, played among the same sessions as everything else.
 
 Invariants
 - A socket holds at most one session, and the session ends with it.
@@ -36,8 +36,9 @@ from env_servers.openenv.wire import (
     observation_data,
 )
 from env_servers.protocol import ResetRequest, StepRequest
-from env_servers.sessions import Busy, SessionError, SessionTable, SessionUnknown
+from env_servers.sessions import Busy, SessionError, SessionUnknown
 from env_servers.validation import summary
+from env_servers.workers.sessions import ServerSessions
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ CLOSED_FULL = 1013
 CLOSED_ERROR = 1011
 
 
-def socket_endpoint(table: SessionTable) -> Callable[[WebSocket], Awaitable[None]]:
-    """The endpoint of `/ws`. It takes as many sockets as the table takes sessions."""
+def socket_endpoint(sessions: ServerSessions) -> Callable[[WebSocket], Awaitable[None]]:
+    """The endpoint of `/ws`. A process takes as many sockets as the server takes sessions."""
     sockets = 0
 
     async def serve(websocket: WebSocket) -> None:
@@ -57,13 +58,14 @@ def socket_endpoint(table: SessionTable) -> Callable[[WebSocket], Awaitable[None
             return
         await websocket.accept()
         sockets += 1
-        player = Player(table)
+        player = Player(sessions)
+        most = sessions.info.max_sessions
         try:
-            if sockets > table.info.max_sessions:
-                await _send(websocket, "error", _full(table))
+            if sockets > most:
+                await _send(websocket, "error", _full(f"all {most} sockets are in use: try again", most))
                 await websocket.close(CLOSED_FULL)
                 return
-            await _converse(websocket, player, table.info.idle_seconds)
+            await _converse(websocket, player, sessions.info.idle_seconds)
         except WebSocketDisconnect:
             logger.debug("a socket was closed by its client")
         except Exception:
@@ -72,7 +74,7 @@ def socket_endpoint(table: SessionTable) -> Callable[[WebSocket], Awaitable[None
                 await websocket.close(CLOSED_ERROR, "unexpected error: see the server's log")
         finally:
             sockets -= 1
-            player.end()
+            await player.end()
 
     return serve
 
@@ -80,8 +82,8 @@ def socket_endpoint(table: SessionTable) -> Callable[[WebSocket], Awaitable[None
 class Player:
     """The session of one socket."""
 
-    def __init__(self, table: SessionTable) -> None:
-        self._table = table
+    def __init__(self, sessions: ServerSessions) -> None:
+        self._sessions = sessions
         self._request: ResetRequest | None = None
         self._session: str | None = None
         self._episode: str | None = None
@@ -103,25 +105,25 @@ class Player:
                     return "state", self._state()
         except ValidationError as error:
             return "error", error_data(_code_of(error), summary(error))
-        except Busy:
-            return "error", _full(self._table)
+        except Busy as error:
+            return "error", _full(str(error), self._sessions.info.max_sessions)
         except SessionUnknown as error:
             self._session = None
             return "error", error_data(ErrorCode.SESSION_ERROR, str(error))
         except (SessionError, TaskError) as error:
             return "error", error_data(ErrorCode.EXECUTION_ERROR, str(error))
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Close the session, if there is one."""
-        if self._session is not None:
+        session, self._session = self._session, None
+        if session is not None:
             with suppress(SessionUnknown):
-                self._table.close(self._session)
-            self._session = None
+                await self._sessions.close(session)
 
     async def _reset(self, data: ResetData) -> dict[str, object]:
-        self.end()
+        await self.end()
         request = self._task_of(data)
-        result = await self._table.reset(request)
+        result = await self._sessions.reset(request)
         self._request, self._session, self._steps = request, result.session, 0
         self._episode = data.episode_id or result.session
         return observation_data(request, result)
@@ -129,7 +131,7 @@ class Player:
     async def _step(self, action: str) -> dict[str, object]:
         if self._session is None or self._request is None:
             raise SessionUnknown("there is no episode: reset first")
-        result = await self._table.step(StepRequest(session=self._session, step=self._steps + 1, action=action))
+        result = await self._sessions.step(StepRequest(session=self._session, step=self._steps + 1, action=action))
         self._steps = result.step
         return observation_data(self._request, result)
 
@@ -141,7 +143,7 @@ class Player:
         ).model_dump()
 
     def _task_of(self, data: ResetData) -> ResetRequest:
-        splits = self._table.info.splits
+        splits = self._sessions.info.splits
         split = data.split if data.split is not None else next(iter(splits))
         size = max(1, splits.get(split, 1))
         index = data.index
@@ -171,14 +173,8 @@ async def _send(websocket: WebSocket, kind: str, data: dict[str, object]) -> Non
     await websocket.send_text(to_json({"type": kind, "data": data}, inf_nan_mode="null").decode())
 
 
-def _full(table: SessionTable) -> dict[str, object]:
-    most = table.info.max_sessions
-    return error_data(
-        ErrorCode.CAPACITY_REACHED,
-        f"all {most} sessions are in use: try again, or start another server",
-        active_sessions=table.live,
-        max_sessions=most,
-    )
+def _full(message: str, most: int) -> dict[str, object]:
+    return error_data(ErrorCode.CAPACITY_REACHED, message, max_sessions=most)
 
 
 def _code_of(error: ValidationError) -> ErrorCode:

@@ -7,6 +7,7 @@ gets `tool[argument]`, where the argument is the tool's only text, or a JSON obj
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from env_servers.client_interface import RequestRejected
+from env_servers.client_interface import RequestRejected, one_line
 from env_servers.environment import Observation
 
 _NOT_CONTENT = frozenset({"metadata", "type", "done", "reward"})
@@ -68,14 +69,17 @@ class ActionMapping:
 
 
 def observe(data: Mapping[str, Any], text_field: str | None = None) -> Observation:
-    """An observation message's `data` as an observation of ours. Its text is `text_field`, or what looks like it."""
+    """An observation message's `data` as an observation of ours. Its text is `text_field`, or what looks like it.
+
+    Raises RequestRejected where the reward is no finite number.
+    """
     seen = data.get("observation")
     seen = seen if isinstance(seen, Mapping) else {}
     done = bool(data.get("done"))
     truncated = done and seen.get("truncated") is True and seen.get("terminated") is not True
     return Observation(
         text=_text_of(seen, text_field),
-        reward=float(data.get("reward") or 0.0),
+        reward=_reward(data.get("reward")),
         terminated=done and not truncated,
         truncated=truncated,
         admissible=_choices(seen),
@@ -123,6 +127,14 @@ def _json_object(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _reward(given: object) -> float:
+    if given is None:
+        return 0.0
+    if isinstance(given, (bool, int, float)) and math.isfinite(given):
+        return float(given)
+    raise RequestRejected(f"the server gave a reward that is no finite number: {one_line(repr(given))}")
 
 
 def _text_of(seen: Mapping[str, Any], text_field: str | None) -> str:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from env_servers.environment import Environment
 from env_servers.openenv.endpoint import socket_endpoint
 from env_servers.openenv.wire import State, TextAction, TextObservation, json_rpc
-from env_servers.sessions import SessionTable
+from env_servers.workers.sessions import ServerSessions
 
 ROUTES = ("/metadata", "/schema", "/state", "/mcp", "/ws")
 
@@ -42,7 +42,7 @@ class Schemas(BaseModel):
 
 
 def add_openenv_routes(
-    app: FastAPI, environment: type[Environment], table: SessionTable, documented: dict[str, Any]
+    app: FastAPI, environment: type[Environment], sessions: ServerSessions, documented: dict[str, Any]
 ) -> None:
     """Add OpenEnv's routes. `documented`: options of routes that have no problems of their own."""
     observation = TextObservation.model_json_schema()
@@ -78,7 +78,7 @@ def add_openenv_routes(
         """OpenEnv: JSON-RPC of the Model Context Protocol. There are no tools."""
         return Response(to_json(json_rpc(_object_of(await request.body()))), media_type="application/json")
 
-    app.router.add_websocket_route("/ws", socket_endpoint(table))
+    app.router.add_websocket_route("/ws", socket_endpoint(sessions))
 
 
 def _object_of(body: bytes) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ which stands for every search. A search is understood on every page, though, as 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -63,8 +64,12 @@ class WebShop(Environment):
     @classmethod
     def about(cls) -> Mapping[str, str]:
         chosen = settings()
-        engine = f"native, {chosen.observation} observations, nouns by {shop().tagger.name}"
-        return {"engine": engine, "source": f"{source_name(chosen)}, {chosen.goals} goals"}
+        decisive = (shop().digest, chosen.goals, chosen.observation, chosen.attributes, chosen.reward)
+        return {
+            "engine": f"native, {chosen.observation} observations, nouns by {shop().tagger.name}",
+            "source": f"{source_name(chosen)}, {chosen.goals} goals",
+            "fingerprint": hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest(),
+        }
 
     def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
         goal = self._goal(split, index)
@@ -74,9 +79,23 @@ class WebShop(Environment):
         return self._observe(self._play)
 
     def step(self, action: str) -> Observation:
-        assert self._play is not None, "step before reset"
-        self._play.step(action)
-        return self._observe(self._play)
+        self._playing.step(action)
+        return self._observe(self._playing)
+
+    @property
+    def has_search_bar(self) -> bool:
+        """Whether the open page has one. After a reset only, as `clickables`."""
+        return self._playing.has_search_bar
+
+    @property
+    def clickables(self) -> tuple[str, ...]:
+        """Names on the open page in the original's order, with `search`, which no click does anything to."""
+        return self._playing.clickables
+
+    @property
+    def _playing(self) -> Play:
+        assert self._play is not None, "reset comes first"
+        return self._play
 
     def _goal(self, split: str, index: int) -> Goal:
         sizes = self.splits()

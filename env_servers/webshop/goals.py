@@ -94,6 +94,10 @@ class Goals(Sequence[Goal]):
     def __iter__(self) -> Iterator[Goal]:
         return (self[index] for index in range(len(self)))
 
+    def limits(self) -> Iterator[tuple[str, float]]:
+        """Asin and price limit of every wish, in the products' order."""
+        return ((wish.product.asin, wish.price_upper) for wish in self._wishes)
+
     def _weight(self, instruction: Instruction) -> float:
         if instruction.options is not None:
             return 1.0

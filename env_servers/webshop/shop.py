@@ -8,6 +8,7 @@ Invariants
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -57,6 +58,16 @@ class Shop:
         self.tagger = tagger
         self._search = search
         self._found = functools.lru_cache(CACHED_SEARCHES)(self._find)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of everything that decides which goals there are, what the pages show and what a purchase is worth."""
+        digest = hashlib.blake2b(self.tagger.name.encode(), digest_size=16)
+        for product in self.products:
+            digest.update(f"{product!r} {self.prices[product.asin]!r}".encode(errors="surrogatepass"))
+        for asin, limit in self.goals.limits():
+            digest.update(f"{asin} {limit!r}".encode())
+        return digest.hexdigest()
 
     def find(self, query: str, number: int = 0) -> Hits:
         """The products that a search gives, in order.

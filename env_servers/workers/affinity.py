@@ -3,7 +3,8 @@
 Invariants
 - The client sees one server: whatever process it reaches, the answers are the same.
 - A session whose process has ended is answered 410; nothing else is lost with the process.
-- A batch is split, each part answered by its process, and put together again in order.
+- A batch is split, each part answered by its process, and put together again in order. A reset of a batch is refused
+  only where every process refuses it.
 """
 
 from __future__ import annotations
@@ -25,13 +26,22 @@ from env_servers.identity import worker_of_number, worker_of_session
 from env_servers.metrics import merge
 from env_servers.problems import MEDIA_TYPE, problem
 from env_servers.protocol import BatchResetRequest, BatchStepRequest
-from env_servers.workers.link import Answer, Call, Links, WorkerGone, WorkerSilent, call_app
-
-GONE = "the worker process that held the session has ended: reset to start another"
-SILENT = "the worker process that holds the session did not answer in time: try again"
-NONE_LEFT = "no worker process can take a session: try again, or start another server"
+from env_servers.workers.link import (
+    GONE,
+    NONE_LEFT,
+    SILENT,
+    Answer,
+    Call,
+    Links,
+    WorkerGone,
+    WorkerSilent,
+    call_app,
+)
 
 Handler = Callable[[Call], Awaitable[Answer]]
+
+_ELSEWHERE = (410, 503)
+"""Statuses of a reset that another process may take: its process has ended, or is full."""
 
 
 class Affinity:
@@ -115,16 +125,29 @@ class Affinity:
         if items is None:
             return await call_app(self._app, call)
         workers = self._in_turn()
-        return await self._split(call, items, [workers[number % len(workers)] for number in range(len(items))])
+        results: list[Any] = [None] * len(items)
+        waiting = list(range(len(items)))
+        for turn in range(len(workers)):
+            places = {place: workers[(place + turn) % len(workers)] for place in waiting}
+            answers = await self._split(call, [items[place] for place in places], list(places.values()))
+            for place, answer in zip(places, answers, strict=True):
+                results[place] = answer
+            waiting = [place for place in places if results[place].get("status") in _ELSEWHERE]
+            if not waiting:
+                break
+        for place in waiting:
+            results[place] = problem(503, NONE_LEFT).model_dump()
+        return _batch(results)
 
     async def _batch_step(self, call: Call) -> Answer:
         items = _items(BatchStepRequest, call.body)
         if items is None:
             return await call_app(self._app, call)
         here = self._links.worker
-        return await self._split(call, items, [worker_of_session(item["session"]) or here for item in items])
+        return _batch(await self._split(call, items, [worker_of_session(item["session"]) or here for item in items]))
 
-    async def _split(self, call: Call, items: list[dict[str, Any]], workers: list[int]) -> Answer:
+    async def _split(self, call: Call, items: list[dict[str, Any]], workers: list[int]) -> list[Any]:
+        """The result of each item, as the process answers that is named in the same place."""
         parts: defaultdict[int, list[int]] = defaultdict(list)
         for place, worker in enumerate(workers):
             parts[worker].append(place)
@@ -138,7 +161,7 @@ class Affinity:
             found = document["items"] if answer.status == 200 else [document] * len(places)
             for place, result in zip(places, found, strict=True):
                 results[place] = result
-        return Answer(200, [("content-type", "application/json")], orjson.dumps({"items": results}))
+        return results
 
     async def _metrics(self, call: Call) -> Answer:
         answers = await asyncio.gather(
@@ -214,6 +237,10 @@ def _items(model: type[BaseModel], body: bytes) -> list[dict[str, Any]] | None:
     except (ValidationError, orjson.JSONDecodeError):
         return None
     return items
+
+
+def _batch(results: list[Any]) -> Answer:
+    return Answer(200, [("content-type", "application/json")], orjson.dumps({"items": results}))
 
 
 def _refusal(status: int, detail: str) -> Answer:

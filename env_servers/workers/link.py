@@ -31,6 +31,10 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 CALL_LIMIT_S = 60.0
 LIST_EVERY_S = 0.25
 
+GONE = "the worker process that held the session has ended: reset to start another"
+SILENT = "the worker process that holds the session did not answer in time: try again"
+NONE_LEFT = "no worker process can take a session: try again, or start another server"
+
 _LENGTH = struct.Struct(">I")
 
 Headers = list[tuple[str, str]]

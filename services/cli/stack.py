@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -40,6 +40,9 @@ CHECK_EVERY_S = 2.0
 OBJECT_STORE_BYTES = 256 * 2**20
 MOST_ACTORS = 64
 """Places for rollout actors in a cluster of the run's own: `anchorage pool scale` may ask for so many."""
+
+SAME_EVERYWHERE = ("version", "splits", "source", "fingerprint")
+"""What the servers of one environment must say alike: with them a task is the same task, and worth the same."""
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +116,13 @@ class Stack:
         """Addresses by environment. Starts a server for each environment that has none."""
         self._exit.callback(self._stop_environments)
         urls = {env.name: env.addresses or (self._start_server(env, folder),) for env in self.config.environments}
-        infos = {env.name: [_info(env, url) for url in urls[env.name]] for env in self.config.environments}
+        infos = {env.name: _same_info(env, urls[env.name]) for env in self.config.environments}
         self.splits = {
-            split_key(self.config, name, split): min(info.splits.get(split, 0) for info in found)
-            for name, found in infos.items()
-            for split in found[0].splits
+            split_key(self.config, name, split): size
+            for name, info in infos.items()
+            for split, size in info.splits.items()
         }
-        first = infos[self.config.environments[0].name][0]
+        first = infos[self.config.environments[0].name]
         self.env_engine, self.env_source = first.engine, first.source
         return urls
 
@@ -298,6 +301,20 @@ def _info(env: EnvConfig, url: str) -> EnvInfo:
     if info.name != env.name:
         raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, the run wants {env.name} (env.name)")
     return info
+
+
+def _same_info(env: EnvConfig, urls: Sequence[str]) -> EnvInfo:
+    """What all servers of an environment say. EnvironmentUnavailable where they serve different tasks."""
+    first, *others = [_info(env, url) for url in urls]
+    for url, other in zip(urls[1:], others, strict=True):
+        for field in SAME_EVERYWHERE:
+            here, there = getattr(first, field), getattr(other, field)
+            if here != there:
+                raise EnvironmentUnavailable(
+                    f"the servers of {env.name} differ: {field} is {here!r} at {urls[0]} and {there!r} at {url}; "
+                    "a task must be the same everywhere: give them the same release, data and settings (env.urls)"
+                )
+    return first
 
 
 def _ask_info(url: str, timeout_s: float) -> EnvInfo:

@@ -62,7 +62,7 @@ class Counting(Environment):
 
 
 class Unspeakable(Counting):
-    """Tells a fact that JSON cannot hold, in split `broken` at once, else with the first step."""
+    """Says what JSON cannot hold, in split `broken` at once, else with `up`, `choose` and `mumble`; `down` is fine."""
 
     name = "unspeakable"
 
@@ -71,7 +71,14 @@ class Unspeakable(Counting):
         return self.step("up") if split == "broken" else seen
 
     def step(self, action: str) -> Observation:
-        return Observation(text="somewhere", facts={"thing": object()})
+        match action:
+            case "up":
+                return Observation(text="somewhere", facts={"things": [object()]})
+            case "choose":
+                return Observation(text="somewhere", admissible=("\ud800",))
+            case "mumble":
+                return Observation(text="\ud800")
+        return super().step(action)
 
 
 class Gated(Counting):
@@ -86,6 +93,40 @@ class Gated(Counting):
         self.entered.set()
         assert self.gate.wait(30)
         return super().step(action)
+
+
+class Hanging(Counting):
+    """Blocking; `hang`, and a reset to task 9, never come back before the test opens the gate."""
+
+    name = "hanging"
+    blocking = True
+    gate = threading.Event()
+    all_closed = threading.Semaphore(0)
+
+    def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
+        if index == 9:
+            assert self.gate.wait(60)
+        return super().reset(split, index, expert=expert)
+
+    def step(self, action: str) -> Observation:
+        if action == "hang":
+            self.inside = True
+            self.gate.wait(60)
+            self.inside = False
+        return super().step(action)
+
+    def close(self) -> None:
+        assert not getattr(self, "inside", False), "closed while a step was being taken"
+        super().close()
+        self.all_closed.release()
+
+
+class Retold(Counting):
+    """Says that its tasks are others."""
+
+    @classmethod
+    def about(cls) -> Mapping[str, str]:
+        return {**super().about(), "fingerprint": "other"}
 
 
 class Stateless(Counting):

@@ -19,7 +19,7 @@ from env_servers.app import create_app
 from env_servers.environment import Environment
 from env_servers.sessions import SessionTable
 from env_servers.settings import ServerSettings
-from tests.env_servers.counting import Counting, Gated
+from tests.env_servers.counting import Counting, Gated, Unspeakable
 
 PROBLEM = "application/problem+json"
 TASK = {"split": "train", "index": 3}
@@ -197,6 +197,50 @@ async def test_batches_settle_each_item_on_its_own(client: httpx.AsyncClient) ->
     items = (await client.post("/batch/step", json={"items": steps})).json()["items"]
     assert items[0]["observation"].startswith("The count is 1")
     assert [item["status"] for item in items[1:]] == [409, 404]
+
+
+async def test_a_batch_outlives_an_answer_that_json_cannot_hold() -> None:
+    async with serving(Unspeakable) as client:
+        sessions = [await opened(client) for _ in range(3)]
+        steps = [
+            {"session": session, "step": 1, "action": action}
+            for session, action in zip(sessions, ("down", "up", "down"), strict=True)
+        ]
+        response = await client.post("/batch/step", json={"items": steps})
+        assert response.status_code == 200
+        first, broken, third = response.json()["items"]
+        assert (first["step"], third["step"]) == (1, 1)
+        assert (broken["status"], "the environment failed at step 1" in broken["detail"]) == (500, True)
+        assert_problem(await client.post("/step", json={**steps[1], "step": 2}), 410, "failed")
+        assert_problem(await client.post("/step", json={**steps[0], "step": 2, "action": "mumble"}), 500, "at step 2")
+
+
+@pytest.mark.parametrize("path", ["/step", "/mcp"])
+async def test_a_client_that_leaves_before_its_request_is_whole_is_no_error(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Counting, ServerSettings(token=None))
+    said: list[Any] = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    answered = []
+
+    async def receive() -> Any:
+        return said.pop(0)
+
+    async def send(message: Any) -> None:
+        answered.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    await app(scope, receive, send)
+    assert (answered, caplog.records) == ([], [])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://server") as client:
+        assert "anchorage_env_errors_total{" not in (await client.get("/metrics")).text
 
 
 @pytest.mark.parametrize("sent", [None, "Bearer wrong", "Basic right", "Bearer", "right"])

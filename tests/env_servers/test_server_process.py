@@ -138,6 +138,21 @@ def test_the_registry_imports_nothing_before_it_is_asked() -> None:
     assert load_environment(COUNTING).name == "counting"
 
 
+def test_a_call_that_hangs_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    served = command("tests.env_servers.counting:Hanging", "--port", "0", "--ready-file", str(ready))
+    process = subprocess.Popen([*served, "--call-seconds", "0.2"], stderr=subprocess.PIPE, text=True)
+    _wait_until(ready.exists)
+    with httpx.Client(base_url=ready.read_text().strip()) as client:
+        session = client.post("/reset", json={"split": "train", "index": 0}).json()["session"]
+        hung = client.post("/step", json={"session": session, "step": 1, "action": "hang"})
+        assert (hung.status_code, "no answer within 0.2 s" in hung.json()["detail"]) == (500, True)
+        assert "anchorage_env_hung_calls 1.0" in client.get("/metrics").text
+    process.terminate()
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in stderr) == (0, False)
+
+
 SILENT = """
 import env_servers.corked, sys
 env_servers.corked.HEAD_LIMIT_S = 0.3

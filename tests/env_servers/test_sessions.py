@@ -19,7 +19,7 @@ from env_servers.sessions import (
     SessionTable,
     SessionUnknown,
 )
-from tests.env_servers.counting import Counting, Gated, Stateless
+from tests.env_servers.counting import Counting, Gated, Hanging, Stateless, Unspeakable
 
 
 class Clock:
@@ -57,7 +57,7 @@ async def gated() -> AsyncIterator[SessionTable]:
     table = SessionTable(Gated, threads=2)
     yield table
     Gated.gate.set()
-    table.shutdown()
+    await table.shutdown()
 
 
 def task(index: int = 3, **more: object) -> ResetRequest:
@@ -198,6 +198,20 @@ async def test_a_failing_environment_loses_its_session_only(table: SessionTable,
     assert (table.live, Closes.count, table.counts.faults) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("action", ["up", "choose", "mumble"])
+async def test_what_json_cannot_hold_loses_its_session_only(action: str) -> None:
+    table = SessionTable(Unspeakable)
+    good, bad = [(await table.reset(task())).session for _ in range(2)]
+    with pytest.raises(EnvironmentFault, match="failed at step 1"):
+        await table.step(act(bad, 1, action))
+    with pytest.raises(SessionUnknown, match="failed"):
+        await table.step(act(bad, 1, action))
+    assert (await table.step(act(good, 1, "down"))).step == 1
+    with pytest.raises(EnvironmentFault, match="failed at reset of broken/0"):
+        await table.reset(ResetRequest(split="broken", index=0))
+    assert table.live == 1
+
+
 async def test_the_memory_of_ended_sessions_is_bounded(table: SessionTable) -> None:
     first = (await table.reset(task())).session
     table.close(first)
@@ -211,8 +225,8 @@ async def test_the_memory_of_ended_sessions_is_bounded(table: SessionTable) -> N
 async def test_shutdown_closes_every_session_once(table: SessionTable) -> None:
     for _ in range(3):
         await table.reset(task())
-    table.shutdown()
-    table.shutdown()
+    await table.shutdown()
+    await table.shutdown()
     assert (table.live, Closes.count) == (0, 3)
     with pytest.raises(Busy):
         await table.reset(task())
@@ -281,6 +295,80 @@ async def test_closing_during_a_step_closes_the_environment_after_it(
     assert (await call).step == 1
     await asyncio.wait_for(closed.wait(), 30)
     assert order == ["stepped", "closed"]
+
+
+@pytest.fixture
+async def hanging() -> AsyncIterator[SessionTable]:
+    Hanging.gate.clear()
+    while Hanging.all_closed.acquire(blocking=False):
+        pass
+    table = SessionTable(Hanging, threads=1, call_seconds=0.05)
+    yield table
+    Hanging.gate.set()
+    await table.shutdown()
+
+
+async def closed() -> None:
+    assert await asyncio.to_thread(Hanging.all_closed.acquire, timeout=30)
+
+
+async def test_a_step_that_hangs_fails_its_session_and_the_others_go_on(hanging: SessionTable) -> None:
+    stuck, other = [(await hanging.reset(task())).session for _ in range(2)]
+    with pytest.raises(EnvironmentFault, match=r"failed at step 1: no answer within 0\.05 s"):
+        await hanging.step(act(stuck, 1, "hang"))
+    with pytest.raises(SessionUnknown, match="failed"):
+        await hanging.step(act(stuck, 1, "hang"))
+    assert (await hanging.step(act(other, 1))).step == 1
+    assert (hanging.live, hanging.hung, hanging.counts.faults) == (1, 1, 1)
+    with pytest.raises(Busy, match="1 calls of the environment hang"):
+        await hanging.reset(task())
+    Hanging.gate.set()
+    await closed()
+    async with asyncio.timeout(30):
+        while hanging.hung:  # noqa: ASYNC110 - the last word of a thread is its own
+            await asyncio.sleep(0)
+    await hanging.reset(task())
+
+
+async def test_a_session_closed_while_its_step_hangs_is_closed_by_the_step(hanging: SessionTable) -> None:
+    stuck = (await hanging.reset(task())).session
+    step = asyncio.create_task(hanging.step(act(stuck, 1, "hang")))
+    await asyncio.sleep(0)
+    hanging.close(stuck)
+    with pytest.raises(EnvironmentFault, match="no answer"):
+        await step
+    Hanging.gate.set()
+    await closed()
+
+
+async def test_a_reset_that_hangs_leaves_nothing_behind(hanging: SessionTable) -> None:
+    with pytest.raises(EnvironmentFault, match="failed at reset of train/9: no answer"):
+        await hanging.reset(task(9))
+    assert hanging.live == 0
+    Hanging.gate.set()
+    await closed()
+
+
+async def test_a_step_for_which_no_thread_is_free_was_not_taken(hanging: SessionTable) -> None:
+    *stuck, waiting = [(await hanging.reset(task())).session for _ in range(3)]
+    for session in stuck:
+        with pytest.raises(EnvironmentFault):
+            await hanging.step(act(session, 1, "hang"))
+    with pytest.raises(Busy, match="no thread was free"):
+        await hanging.step(act(waiting, 1))
+    Hanging.gate.set()
+    assert (await hanging.step(act(waiting, 1))).observation.startswith("The count is 1")
+
+
+async def test_shutdown_waits_for_blocking_environments_to_close() -> None:
+    Hanging.gate.set()
+    while Hanging.all_closed.acquire(blocking=False):
+        pass
+    table = SessionTable(Hanging, threads=2)
+    for _ in range(5):
+        await table.reset(task())
+    await table.shutdown()
+    assert [Hanging.all_closed.acquire(blocking=False) for _ in range(6)] == [True] * 5 + [False]
 
 
 @pytest.fixture

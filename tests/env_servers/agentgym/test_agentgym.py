@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from env_servers.app import create_app
 from env_servers.environment import Environment, Observation
 from env_servers.sessions import Busy, SessionTable, SessionUnknown
 from env_servers.settings import ServerSettings
+from env_servers.webshop.environment import WebShop
 from tests.env_servers.counting import Counting
 
 
@@ -81,6 +83,32 @@ async def test_webshop_as_its_client_plays_it() -> None:
         assert last == {"state": "The count is 2, the target is 2.", "reward": 1.0, "done": True, "info": None}
         assert (await client.post("/step", json=step)).status_code == 409
         assert (await client.post("/close", json={"env_idx": number})).status_code == 200
+
+
+async def test_the_real_webshop_tells_its_page_in_the_originals_order() -> None:
+    async with serving(WebShop) as client:
+        env = {"env_idx": (await client.post("/create")).json()}
+
+        async def actions() -> Any:
+            return (await client.get("/available_actions", params=env)).json()
+
+        assert (await client.get("/available_actions", params=env)).status_code == 409
+        text, _ = (await client.post("/reset", json={**env, "session_id": 0})).json()
+        assert text.startswith("WebShop [SEP] Instruction: [SEP] ")
+        assert await actions() == {"has_search_bar": True, "clickables": ["search"]}
+        answer = (await client.post("/step", json={**env, "action": "search[black]"})).json()
+        assert (answer["reward"], answer["done"], answer["info"]) == (0.0, False, None)
+        results = (await actions())["clickables"]
+        assert results[:2] == ["back to search", "next >"]
+        shown = [part.lower() for part in answer["state"].split(" [SEP] ")]
+        assert [name for name in shown if name in results[2:]] == results[2:]
+        await client.post("/step", json={**env, "action": f"click[{results[2]}]"})
+        page = await actions()
+        assert page["has_search_bar"] is False
+        assert page["clickables"][:6] == ["back to search", "< prev", "description", "features", "reviews", "buy now"]
+        bought = (await client.post("/step", json={**env, "action": "click[buy now]"})).json()
+        assert bought["done"] is True
+        assert await actions() == {"has_search_bar": False, "clickables": []}
 
 
 async def test_tasks_are_counted_through_the_splits() -> None:

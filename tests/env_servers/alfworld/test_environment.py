@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("generated_games")
 
 
 def test_generated_games_unless_a_folder_is_named() -> None:
-    assert AlfWorld.about() == {"engine": "native", "source": "generated"}
+    about = dict(AlfWorld.about())
+    assert len(about.pop("fingerprint")) == 32
+    assert about == {"engine": "native", "source": "generated"}
     assert AlfWorld.splits() == {"train": 4096, "train_large": 4096, "valid_seen": 256, "valid_unseen": 256}
 
 
@@ -31,6 +33,39 @@ def test_folder_of_games(
     assert AlfWorld.about()["source"] == "official"
     assert AlfWorld.splits() == {"valid_seen": 1}
     assert AlfWorld().reset("valid_seen", 0).facts["task_type"] == "look_at_obj_in_light"
+
+
+class OnAnotherEngine(AlfWorld):
+    """Says that it is played by another engine."""
+
+    engine = "other"
+
+
+def test_the_fingerprint_is_that_of_the_games(
+    kitchen: Callable[..., dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: str, names: dict[str, str]) -> None:
+        for name, task_type in names.items():
+            file = tmp_path / folder / "valid_seen" / name / "trial" / "game.tw-pddl"
+            file.parent.mkdir(parents=True)
+            file.write_text(json.dumps(kitchen(task_type)))
+
+    def fingerprint(folder: str | None) -> str:
+        if folder is not None:
+            monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / folder))
+        game_source.cache_clear()
+        assert AlfWorld.about()["fingerprint"] == OnAnotherEngine.about()["fingerprint"]
+        return AlfWorld.about()["fingerprint"]
+
+    games = {"a": "look_at_obj_in_light", "b": "pick_two_obj_and_place"}
+    write("one", games)
+    write("copy", dict(reversed(games.items())))
+    write("fewer", {"a": "look_at_obj_in_light"})
+    write("renamed", {"a": "look_at_obj_in_light", "c": "pick_two_obj_and_place"})
+    write("changed", {**games, "b": "pick_and_place_simple"})
+    found = [fingerprint(folder) for folder in (None, "one", "copy", "fewer", "renamed", "changed")]
+    assert found[1] == found[2]
+    assert len(set(found)) == 5
 
 
 def test_folder_without_games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

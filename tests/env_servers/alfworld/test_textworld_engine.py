@@ -56,7 +56,7 @@ def _but_for_digest(seen: list[Observation]) -> list[tuple[object, ...]]:
 
 def test_same_episode_as_the_native_engine(generated_games: GameSource) -> None:
     assert TextWorldAlfWorld.blocking
-    assert TextWorldAlfWorld.about() == {"engine": "textworld", "source": "generated"}
+    assert TextWorldAlfWorld.about() == {**AlfWorld.about(), "engine": "textworld"}
     official = TextWorldAlfWorld()
     seen = _play(official, 1)
     assert _but_for_digest(seen) == _but_for_digest(_play(AlfWorld(), 1))

@@ -61,7 +61,7 @@ class Twisted:
     """The real application with its answers changed: `twist` gets a request's path, its answer's status and body."""
 
     def __init__(self, twist: Any, **options: Any) -> None:
-        self._app: ASGIApp = create_app(Sound, ServerSettings(token=None, **options))
+        self._app: ASGIApp = create_app(Sound, ServerSettings(**{"token": None, "max_sessions": 64, **options}))
         self._twist = twist
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,6 +139,13 @@ def forgetful() -> Any:
         return as_it_was(status, body)
 
     return twist
+
+
+def boastful(path: str, status: int, body: bytes) -> Response:
+    """Says that it takes 20 sessions, and takes more."""
+    if path != "/info":
+        return as_it_was(status, body)
+    return JSONResponse({**json.loads(body), "max_sessions": 20})
 
 
 def permissive(path: str, status: int, body: bytes) -> Response:

@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from env_servers.app import create_app
+from env_servers.conformance import filling
 from env_servers.conformance.__main__ import main
 from env_servers.conformance.run import Options, Report, check_server
 from env_servers.environment import Environment, Observation
@@ -38,7 +39,7 @@ async def running(app: ASGIApp) -> AsyncIterator[str]:
 
 
 def app_of(environment: type[Environment], **options: Any) -> ASGIApp:
-    return create_app(environment, ServerSettings(**{"token": None, **options}))
+    return create_app(environment, ServerSettings(**{"token": None, "max_sessions": 64, **options}))
 
 
 async def checked(app: ASGIApp, options: Options = QUICK, prefix: str = "") -> Report:
@@ -67,6 +68,23 @@ async def test_a_fit_server(environment: type[Environment]) -> None:
     ]  # fmt: skip
     assert "session 21 was refused with 503 and Retry-After" in seen["bounded"]
     assert ("by state it is refused" in seen["anchors"]) == (environment is Digestless)
+
+
+@pytest.mark.parametrize(
+    ("most", "seconds", "text"),
+    [
+        (5000, 10.0, "back-pressure NOT CHECKED: 5000 sessions are more than the 4096"),
+        (600, 0.0, "back-pressure NOT CHECKED: only 0 of 600 sessions opened within 0 s"),
+        (600, 10.0, "session 601 was refused with 503 and Retry-After"),
+    ],
+)
+async def test_what_was_not_filled_is_not_called_checked(
+    most: int, seconds: float, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "FILLING_S", seconds)
+    report = await checked(app_of(sloppy.Sound, max_sessions=most))
+    assert failed(report) == {}
+    assert text in next(finding.seen for finding in report.findings if finding.check == "bounded")
 
 
 async def test_an_openenv_server_is_checked_by_playing() -> None:
@@ -98,6 +116,7 @@ async def test_faults_of_environments(environment: type[Environment], check: str
         (sloppy.endless, "honest endings", "the episode ended with step"),
         (sloppy.forgetful(), "idempotent", "sent again and answered otherwise"),
         (sloppy.permissive, "bounded", "4097 characters of action was answered 200"),
+        (sloppy.boastful, "bounded", "with 21 sessions open (limit 20) a reset was answered 200, not 503"),
         (sloppy.unanchored, "anchors", "is not the observation's text"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from aiohttp import web
 
 from env_servers.client import (
     EnvironmentUnavailableError,
@@ -160,6 +161,50 @@ async def test_the_address_names_the_protocol(plain: ServerProcess) -> None:
     assert (await client.reset(TASK)).observation == "ready 7"
     await client.close()
     assert isinstance(open_client(plain.url), HttpClient)
+
+
+class Misrewarding:
+    """A server whose answer to a message of kind `bad` has the reward `reward`. It counts its open sockets."""
+
+    def __init__(self, bad: str, reward: object) -> None:
+        self.bad, self.reward = bad, reward
+        self.open = 0
+
+    async def schema(self, _: web.Request) -> web.Response:
+        return web.json_response({"action": {"properties": {"message": {"type": "string"}}, "required": ["message"]}})
+
+    async def play(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self.open += 1
+        async for message in socket:
+            reward = self.reward if message.json()["type"] == self.bad else 1
+            await socket.send_json({"type": "observation", "data": {"observation": {"text": "x"}, "reward": reward}})
+        self.open -= 1
+        return socket
+
+
+@pytest.mark.parametrize("bad", ["reset", "step"])
+@pytest.mark.parametrize("reward", ["high", [1], {"a": 1}])
+async def test_a_reward_that_is_no_number_is_the_servers_fault(bad: str, reward: object, unused_tcp_port: int) -> None:
+    server = Misrewarding(bad, reward)
+    app = web.Application()
+    app.add_routes([web.get("/schema", server.schema), web.get("/ws", server.play)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", unused_tcp_port).start()
+    client = OpenEnvClient(f"http://127.0.0.1:{unused_tcp_port}")
+
+    async def play() -> None:
+        await client.step((await client.reset(TASK)).session, 1, "hello")
+
+    with pytest.raises(RequestRejected, match="a reward that is no finite number"):
+        await play()
+    async with asyncio.timeout(30):
+        while server.open:  # noqa: ASYNC110 - the server sees the end of its socket later
+            await asyncio.sleep(0)
+    await client.close()
+    await runner.cleanup()
 
 
 async def test_other_servers_are_recognised(unused_tcp_port: int) -> None:

@@ -192,19 +192,18 @@ async def test_an_idle_socket_is_closed(serve: Callable[..., ServerProcess], htt
     assert await live(http, server) == 0
 
 
-async def test_what_json_cannot_hold_closes_the_socket_only(
+async def test_what_json_cannot_hold_ends_the_session_only(
     serve: Callable[..., ServerProcess], http: aiohttp.ClientSession
 ) -> None:
     server = serve("tests.env_servers.counting:Unspeakable")
     async with http.ws_connect(f"{server.url}/ws") as socket:
         kind, data = await Talk(socket).ask({"type": "reset", "data": {"split": "broken", "index": 0}})
         assert (kind, "the environment failed at reset of broken/0" in data["message"]) == ("error", True)
-        await Talk(socket).reset(index=0)
-        await socket.send_json({"type": "step", "data": {"action": "up"}})
-        closing = await socket.receive(timeout=30)
-        assert (closing.type, closing.data) == (aiohttp.WSMsgType.CLOSE, 1011)
-    async with http.get(f"{server.url}/health") as response:
-        assert response.status == 200
+        for action in ("up", "mumble"):
+            await Talk(socket).reset(index=0)
+            kind, data = await Talk(socket).step(action)
+            assert (kind, "the environment failed at step 1" in data["message"]) == ("error", True)
+            assert (await Talk(socket).step("down"))[1]["code"] == "SESSION_ERROR"
 
 
 async def test_the_token_guards_the_socket(

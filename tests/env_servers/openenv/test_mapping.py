@@ -88,3 +88,14 @@ def test_endings_choices_and_facts() -> None:
     assert (seen.admissible, seen.facts) == (("a", "b"), {"turn": 3, "won": False})
     assert observe({"observation": {"legal_actions": [1, 2]}, "done": True}).terminated
     assert observe({"observation": {"legal_actions": [1, 2]}}).admissible is None
+
+
+@pytest.mark.parametrize(("reward", "number"), [(None, 0.0), (True, 1.0), (2, 2.0), (-0.5, -0.5)])
+def test_rewards(reward: object, number: float) -> None:
+    assert observe({"observation": {}, "reward": reward}).reward == number
+
+
+@pytest.mark.parametrize("reward", ["1", [], {}, float("inf"), float("nan")])
+def test_a_reward_that_is_no_finite_number_is_refused(reward: object) -> None:
+    with pytest.raises(RequestRejected, match="no finite number"):
+        observe({"observation": {}, "reward": reward})

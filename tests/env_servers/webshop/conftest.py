@@ -15,6 +15,8 @@ from env_servers.webshop.settings import DATA_VARIABLE, PREFIX, WebShopSettings
 from env_servers.webshop.shop import Shop
 from tests.env_servers.webshop.small_shop import Record, build_record, build_shop
 
+SHARED = Path(__file__).parents[4] / "shared"
+
 
 @pytest.fixture(scope="session")
 def record() -> Callable[..., Record]:
@@ -65,14 +67,14 @@ def plain_surroundings(generated_shop: Shop, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(scope="session")
 def official_folder() -> Path:
-    """The folder of the official files that `WEBSHOP_DATA` names."""
-    folder = os.environ.get(DATA_VARIABLE)
-    if not folder:
-        pytest.skip(f"{DATA_VARIABLE} is not set: it names the folder of the official files")
-    return Path(folder)
+    """The folder of the official files: that of `WEBSHOP_DATA`, else the one beside the checkout."""
+    folder = Path(os.environ.get(DATA_VARIABLE) or SHARED / "data" / "webshop")
+    if not folder.is_dir():
+        pytest.skip(f"the official files are not here: set {DATA_VARIABLE} to their folder")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of what was recorded from the original."""
-    return Path(os.environ.get("REFERENCE_DIR") or Path(__file__).parents[4] / "shared" / "reference")
+    return Path(os.environ.get("REFERENCE_DIR") or SHARED / "reference")

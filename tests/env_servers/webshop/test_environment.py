@@ -24,10 +24,30 @@ Surround = Callable[..., None]
 def test_registered_and_described(generated_shop: Shop) -> None:
     assert load_environment("webshop") is WebShop
     assert WebShop.splits() == {"train": len(generated_shop.goals) - TEST_GOALS, "test": TEST_GOALS}
-    assert WebShop.about() == {
+    about = dict(WebShop.about())
+    assert len(about.pop("fingerprint")) == 32
+    assert about == {
         "engine": "native, text observations, nouns by stop words",
         "source": "generated, synthetic goals",
     }
+
+
+def test_the_fingerprint_tells_settings_apart(plain_surroundings: Surround) -> None:
+    """What the shop itself decides is in its digest: see `test_opening`."""
+    found = [WebShop.about()["fingerprint"]]
+    for name, value in (("reward", "score"), ("attributes", "true"), ("observation", "text_rich")):
+        plain_surroundings(**{name: value})
+        found.append(WebShop.about()["fingerprint"])
+    assert len(set(found)) == 4
+
+
+def test_what_agentgym_asks_a_shop_for() -> None:
+    shop = WebShop()
+    seen = shop.reset("train", 0, expert=True)
+    assert (shop.has_search_bar, shop.clickables) == (True, ("search",))
+    shop.step(str(seen.expert))
+    assert shop.has_search_bar is False
+    assert shop.clickables[:2] == ("back to search", "next >")
 
 
 def test_splits_never_overlap(generated_shop: Shop) -> None:

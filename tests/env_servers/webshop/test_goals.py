@@ -1,43 +1,17 @@
-"""Goals and prices: the very ones of the recorded process, and what holds for any shop."""
+"""Goals and prices of any shop. The recorded ones: see `test_webshop_transcripts_process`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import lzma
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from env_servers.webshop.goals import NO_LIMIT, draw_prices, human_goals, synthetic_goals
-from env_servers.webshop.official import load_official
 from env_servers.webshop.products import make_products
 
 Record = Callable[..., dict[str, Any]]
-
-
-def test_prices_and_goals_of_the_recorded_process(reference: Path, official_folder: Path) -> None:
-    file = reference / "webshop_process.json.xz"
-    if not file.is_file():
-        pytest.skip(f"no {file.name} in {reference}: REFERENCE_DIR names another folder")
-    recorded = json.loads(lzma.decompress(file.read_bytes()))
-    products = load_official(official_folder)
-    rng = random.Random(recorded["seed"])
-    prices = draw_prices(products, rng)
-    goals = synthetic_goals(products, prices, rng)
-    assert prices == recorded["prices"]
-    assert [
-        [
-            goal.product.asin,
-            goal.price_upper,
-            hashlib.sha256(goal.instruction.encode()).hexdigest()[:16],
-            round(goal.weight, 12),
-        ]
-        for goal in goals
-    ] == recorded["goals"]
 
 
 def _notes(asin: str, *attributes: str) -> dict[str, Any]:

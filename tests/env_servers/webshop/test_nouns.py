@@ -1,11 +1,10 @@
-"""Nouns of titles: the recorded ones of the official titles, the tokenizer's rules, the choice of the tagger."""
+"""Nouns of titles: the tokenizer's rules and the choice of the tagger. The recorded ones: see
+`test_webshop_transcripts_process`.
+"""
 
 from __future__ import annotations
 
-import json
-import lzma
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
@@ -13,16 +12,7 @@ import pytest
 
 from env_servers.environment import BrokenTask
 from env_servers.webshop.nouns import open_tagger, word_nouns
-from env_servers.webshop.official import load_official
 from env_servers.webshop.tokens import tokenize
-
-
-def test_nouns_of_all_official_titles(reference: Path, official_folder: Path) -> None:
-    file = reference / "webshop_title_nouns.json.xz"
-    if not file.is_file():
-        pytest.skip(f"no {file.name} in {reference}: REFERENCE_DIR names another folder")
-    recorded = json.loads(lzma.decompress(file.read_bytes()))
-    assert {product.asin: word_nouns(product.title) for product in load_official(official_folder)} == recorded
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
+import random
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from env_servers.environment import BrokenTask
+from env_servers.webshop.goals import synthetic_goals
+from env_servers.webshop.nouns import Tagger
 from env_servers.webshop.opening import document_text, open_index, open_shop
 from env_servers.webshop.settings import WebShopSettings
 from env_servers.webshop.shop import Shop
@@ -56,6 +64,47 @@ def test_seed_decides_prices_and_limits() -> None:
     assert first.prices != other.prices
     assert limits[0] != limits[2]
     assert [options for _, options in limits[0]] == [options for _, options in limits[2]]
+
+
+DIGEST = """
+from env_servers.webshop.opening import open_shop
+from env_servers.webshop.settings import WebShopSettings
+print(open_shop(WebShopSettings(products=60, tagger="stop-words")).digest)
+"""
+
+
+def test_the_digest_is_that_of_what_makes_goals_and_rewards() -> None:
+    def digest(**changed: Any) -> str:
+        return open_shop(WebShopSettings(**{"products": 60, "tagger": "stop-words", **changed})).digest
+
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", DIGEST],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert digest() == digest() == elsewhere.stdout.strip()
+    assert len({digest(), digest(seed=1), digest(products=61)}) == 3
+
+
+def test_the_digest_sees_titles_prices_limits_and_tagger(small_shop: Shop) -> None:
+    def changed(**parts: Any) -> str:
+        names = ("products", "prices", "goals", "tagger")
+        made = {name: parts.get(name, getattr(small_shop, name)) for name in names}
+        return Shop(search=open_index(small_shop.products), **made).digest
+
+    first, *others = small_shop.products
+    found = [
+        small_shop.digest,
+        changed(products=[dataclasses.replace(first, title="Another"), *others]),
+        changed(prices={**small_shop.prices, CHAIR: 1.0}),
+        changed(goals=synthetic_goals(small_shop.products, {**small_shop.prices, CHAIR: 500.0}, random.Random(0))),
+        changed(tagger=Tagger("another", small_shop.tagger.nouns)),
+    ]
+    assert changed() == small_shop.digest
+    assert len(set(found)) == 5
 
 
 def test_products_without_goals(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ import pytest
 
 from env_servers.webshop.search.index import SearchIndex, build
 
-REFERENCE = Path(os.environ.get("REFERENCE_DIR") or Path(__file__).parents[4] / "shared" / "reference")
-DATA_VARIABLE = "WEBSHOP_DATA"
 PRODUCTS = "items_shuffle_1000.json"
 SHOWN = 10
 LEAST_OVERLAP = 0.995
@@ -29,26 +26,23 @@ Search = Mapping[str, Any]
 
 
 @pytest.fixture(scope="module")
-def searches() -> list[Search]:
-    files = sorted(REFERENCE.glob("webshop_search*.json.xz"))
+def searches(reference: Path) -> list[Search]:
+    files = sorted(reference.glob("webshop_search*.json.xz"))
     if not files:
-        pytest.skip(f"no webshop_search*.json.xz in {REFERENCE}: REFERENCE_DIR names another folder")
+        pytest.skip(f"no webshop_search*.json.xz in {reference}: REFERENCE_DIR names another folder")
     return [search for file in files for search in json.loads(lzma.decompress(file.read_bytes()))]
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[tuple[str, str]]:
+def documents(official_folder: Path) -> list[tuple[str, str]]:
     """(asin, index text) of the products, in the order of the file."""
-    folder = os.environ.get(DATA_VARIABLE)
-    if not folder:
-        pytest.skip(f"the products are not here: set {DATA_VARIABLE} to the folder of {PRODUCTS}")
-    plain, packed = Path(folder) / PRODUCTS, Path(folder) / f"{PRODUCTS}.xz"
+    plain, packed = official_folder / PRODUCTS, official_folder / f"{PRODUCTS}.xz"
     if plain.is_file():
         products = json.loads(plain.read_bytes())
     elif packed.is_file():
         products = json.loads(lzma.decompress(packed.read_bytes()))
     else:
-        pytest.skip(f"no {PRODUCTS} in {folder}, plain or .xz")
+        pytest.skip(f"no {PRODUCTS} in {official_folder}, plain or .xz")
     return [(product["asin"], index_text(product)) for product in products]
 
 

@@ -10,7 +10,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -149,6 +151,31 @@ async def test_the_whole_limit_is_used_and_then_refused(server: ServerProcess) -
     await client.close()
 
 
+async def test_a_batch_of_resets_finds_every_free_place(tmp_path: Path) -> None:
+    with start(tmp_path, "--max-sessions", "4") as server:
+        client = HttpClient(server.url)
+        for _ in range(3):
+            opened = await client.reset_many([TASK] * 6)
+            sessions = [first.session for first in opened if isinstance(first, StepResult)]
+            refused = [answer for answer in opened if isinstance(answer, Problem)]
+            assert (len(sessions), [answer.status for answer in refused]) == (4, [503, 503])
+            for session in sessions:
+                await client.close_session(session)
+        (victim, *_) = psutil.Process(server.pid).children()
+        victim.kill()
+        assert not [answer for answer in await client.reset_many([TASK] * 2) if isinstance(answer, Problem)]
+        await client.close()
+
+
+async def test_the_document_names_what_only_several_processes_answer(server: ServerProcess) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        paths = (await http.get("/openapi.json")).json()["paths"]
+    assert {"410", "504"} <= set(paths["/close"]["post"]["responses"])
+    for path, answers in (("/reset", "post"), ("/step", "post"), ("/agentgym/observation", "get")):
+        assert "504" in paths[path][answers]["responses"]
+    assert "504" not in paths["/info"]["get"]["responses"]
+
+
 async def test_metrics_are_added_up(server: ServerProcess, client: HttpClient) -> None:
     def count(page: str, name: str) -> float:
         return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(f"{name} "))
@@ -181,6 +208,41 @@ async def test_openenv_sessions_live_on_their_sockets(server: ServerProcess) -> 
 
         texts = await asyncio.gather(*(play(1 + number % 5) for number in range(30)))
     assert texts == [f"The count is {1 + number % 5}, the target is 11." for number in range(30)]
+
+
+async def test_sockets_fill_the_whole_server_whichever_process_they_reach(tmp_path: Path) -> None:
+    """As many as the server takes sessions; more of them than its share reach some process."""
+    with start(tmp_path, "--max-sessions", "30") as server:
+        async with aiohttp.ClientSession() as http, AsyncExitStack() as opened:
+
+            async def ask(socket: aiohttp.ClientWebSocketResponse, kind: str, **data: object) -> dict[str, Any]:
+                await socket.send_json({"type": kind, "data": data})
+                answer: dict[str, Any] = await socket.receive_json(timeout=30)
+                return answer
+
+            async def connect() -> aiohttp.ClientWebSocketResponse:
+                return await opened.enter_async_context(http.ws_connect(f"{server.url}/ws"))
+
+            sockets = [await connect() for _ in range(30)]
+            for number, socket in enumerate(sockets):
+                assert (await ask(socket, "reset", index=number))["type"] == "observation"
+            refused = (await ask(await connect(), "reset", index=0))["data"]
+            assert (refused["code"], refused["max_sessions"]) == ("CAPACITY_REACHED", 30)
+            for number, socket in enumerate(sockets):
+                seen = (await ask(socket, "step", action="up"))["data"]["observation"]
+                assert seen["text"] == f"The count is 1, the target is {number + 2}."
+                failed = await ask(socket, "step", action="fail")
+                assert (failed["type"], "failed at step 2" in failed["data"]["message"]) == ("error", True)
+                assert (await ask(socket, "step", action="up"))["data"]["code"] == "SESSION_ERROR"
+                wrong = (await ask(socket, "reset", split="no"))["data"]
+                assert (wrong["code"], "no task no/" in wrong["message"]) == ("EXECUTION_ERROR", True)
+                assert (await ask(socket, "reset", index=number))["type"] == "observation"
+            for socket in sockets:
+                await socket.close()
+            async with asyncio.timeout(30):
+                url = f"{server.url}/metrics"
+                while "anchorage_env_sessions 0.0" not in await (await http.get(url)).text():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
 
 
 async def test_a_killed_process_loses_its_own_sessions_only(tmp_path: Path) -> None:

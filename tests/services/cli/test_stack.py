@@ -38,6 +38,15 @@ def test_a_mix_of_an_environment_with_two_servers_and_one_started_here(tmp_path:
         assert stack._servers["alfworld"].url == server.url
 
 
+def test_servers_of_one_environment_with_other_tasks_are_refused(tmp_path: Path) -> None:
+    with launch(tmp_path / "one") as one, launch(tmp_path / "two", "tests.env_servers.counting:Retold") as two:
+        counting = {"name": "counting", "urls": [one.url, two.url]}
+        config = Config.model_validate({"run": {"dir": tmp_path}, "env": counting})
+        with pytest.raises(EnvironmentUnavailable, match=r"fingerprint is '' at .* and 'other' at") as caught:
+            Stack(config)._start_environments(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_server_of_another_environment_is_refused(tmp_path: Path) -> None:
     with launch(tmp_path / "server") as server:
         config = Config.model_validate({"run": {"dir": tmp_path}, "env": {"url": server.url}})

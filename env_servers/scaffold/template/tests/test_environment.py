@@ -45,6 +45,6 @@ def test_tasks_that_there_are_not(split: str, index: int) -> None:
 def test_the_server_is_fit_for_training(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     serve = [sys.executable, "-m", "env_servers", "my_environment.environment:MyEnvironment"]
-    with start_server([*serve, "--port", "0", "--ready-file", str(ready)], ready) as server:
+    with start_server([*serve, "--port", "0", "--max-sessions", "64", "--ready-file", str(ready)], ready) as server:
         report = asyncio.run(check_server(server.url, options=Options(seconds=0.5)))
     assert report.fit, [finding for finding in report.findings if finding.verdict == "fail"]
