@@ -75,7 +75,8 @@ def make_live(runs: Path, name: str, redis_url: str) -> tuple[Config, Buffer]:
 
 
 def beat(buffer: Buffer, name: str) -> None:
-    facts = {"state": "playing", "version": 5, "episodes": 3, "tokens_per_s": 812.5, "stored": 4, "host": HOSTILE}
+    facts: dict[str, object] = {"state": "playing", "version": 5, "episodes": 3, "tokens_per_s": 812.5, "kv_use": 0.25}
+    facts |= {"stored": 4, "host": HOSTILE}
     buffer.heartbeat(f"{name}-rollout-0", facts, 600.0)
 
 
