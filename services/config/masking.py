@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 HIDDEN = "(hidden)"
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
+_CLOSING = "'\")]}>,;:."
 _SECRET_NAME = re.compile(r"(^|_)(password|passwd|secret|token|credentials|key)$", re.IGNORECASE)
 
 
@@ -43,13 +44,15 @@ def _is_secret(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, str) and _SECRET_NAME.search(name) is not None
 
 
-def _public(address: str) -> str:
+def _public(found: str) -> str:
+    address = found.rstrip(_CLOSING)
+    after = found[len(address) :]
     try:
         parts = urlsplit(address)
     except ValueError:
-        return HIDDEN
+        return HIDDEN + after
     host = parts.netloc.rpartition("@")[2]
     # An unescaped / ? or # in a password ends the host early: the rest of the password would be left standing.
     if "@" in f"{parts.path}{parts.query}{parts.fragment}":
-        return HIDDEN
-    return f"{parts.scheme}://{host}{parts.path}"
+        return HIDDEN + after
+    return f"{parts.scheme}://{host}{parts.path}{after}"

@@ -68,8 +68,8 @@ class Run:
 
     def shown_config(self) -> dict[str, Any]:
         """The configuration for people to read: no credential in it."""
-        tree: dict[str, Any] = json.loads(json.dumps(self.tree, default=str))
-        return masked(tree)
+        shown: dict[str, Any] = masked(json.loads(json.dumps(self.tree, default=str)))
+        return shown
 
     def checkpoints(self) -> list[CheckpointView]:
         """Complete checkpoints, oldest first."""

@@ -51,7 +51,7 @@ def update() -> UpdateReport:
 
 @pytest.fixture
 def exported(tmp_path: Path, redis_url: str, run_name: str) -> Iterator[set[str]]:
-    """Names of all that control plane and environment servers export, of a live run with one real record of each kind."""
+    """Names of all that control plane and environment servers export, of a live run with real records."""
     config, buffer = make_live(tmp_path, run_name, redis_url)
     (config.run.folder / "metrics.jsonl").unlink()
     with MetricsWriter(config.run.folder, tensorboard=False) as metrics:

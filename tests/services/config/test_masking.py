@@ -20,6 +20,9 @@ from services.config.masking import HIDDEN, masked
         ("http://me:wo[rd@example", HIDDEN),
         ("no server at http://me:word@host:8001: refused", "no server at http://host:8001: refused"),
         ("two: http://a:b@c and http://d:e@f", "two: http://c and http://f"),
+        ("got {'urls': ['http://me:word@b:2']}", "got {'urls': ['http://b:2']}"),
+        ("at http://[::1]:8001: refused", "at http://[::1]:8001: refused"),
+        ("['http://a:1','http://me:word@b:2']", "['(hidden)']"),
         ("nothing to hide, me@example", "nothing to hide, me@example"),
     ],
 )
