@@ -17,7 +17,7 @@ PATIENCE_MS = int(os.environ.get("BROWSER_PATIENCE_MS", "60000"))
 """A busy machine is no failure."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while Playwright runs, no test of another module could run a loop of its own
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium: install Debian's package chromium")
