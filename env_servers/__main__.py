@@ -17,8 +17,8 @@ from env_servers.settings import TOKEN_VARIABLE, ServerSettings, token_from
 from env_servers.validation import summary
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_servers") -> int:
+    options = _parser(prog).parse_args(arguments)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # an environment in the folder where the command was given
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -30,9 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     fields = ServerSettings.model_fields
-    parser = argparse.ArgumentParser("env_servers", description="Serve an environment over HTTP.")
+    parser = argparse.ArgumentParser(
+        prog, description="Serve an environment over HTTP.", epilog=f"Example: {prog} alfworld --port 8001 --workers 4"
+    )
     parser.add_argument("environment", metavar="NAME|MODULE:CLASS", help="registered name, or an Environment class")
     parser.add_argument("--token-env", metavar="VARIABLE", help=f"variable that holds the token ({TOKEN_VARIABLE})")
     for name, kind in _OPTIONS.items():

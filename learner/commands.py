@@ -20,8 +20,15 @@ POLL_S = 0.5
 log = logging.getLogger(__name__)
 
 
+class NotDone(Exception):
+    """What was asked for was begun and not carried to its end; the message is one line for people."""
+
+
 class Commands:
-    """`work` are the actions that the trainer itself carries out, each answering one line for people."""
+    """`work` are the actions that the trainer itself carries out, each answering one line for people.
+
+    They may raise CheckpointFailed or NotDone, which is the answer then.
+    """
 
     def __init__(
         self, buffer: Buffer, work: Mapping[Action, Callable[[], str]], should_stop: Callable[[], bool]
@@ -77,7 +84,7 @@ class Commands:
                 return True, "stopping; a checkpoint is left behind"
         try:
             return True, self._work[action]()
-        except CheckpointFailed as error:
+        except (CheckpointFailed, NotDone) as error:
             return False, str(error)
 
     def _answer(self, command: Command, done: bool, text: str) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 from torch import Tensor
 
 from learner import checkpoint
-from learner.commands import Commands
+from learner.commands import Commands, NotDone
 from learner.dispatch import Dispatcher
 from learner.intake import Intake
 from learner.prefetch import Prefetcher
@@ -304,7 +304,9 @@ class Trainer:
 
     def _evaluate_now(self) -> str:
         success = self._play_panel_now().get("evaluation/success_rate")
-        return "the panel was not played to its end" if success is None else f"success {success:.1%}"
+        if success is None:
+            raise NotDone("the panel was not played to its end")
+        return f"success {success:.1%}"
 
     def _stopping(self) -> bool:
         return self._commands.stopped or self._should_stop()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from services.config.masking import masked
 from services.config.tree import TelemetryConfig
 from services.errors import AnchorageError
 from services.wandb_run import WandbRun
@@ -56,13 +57,20 @@ def setup_logging(level: str) -> None:
         from rich.logging import RichHandler
 
         handler = RichHandler(console=Console(stderr=True), show_path=False)
-        handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(_Masked("%(message)s", datefmt="%H:%M:%S"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in OUR_PACKAGES:
         logging.getLogger(package).setLevel(level)
+
+
+class _Masked(logging.Formatter):
+    """Lines without credentials, whoever wrote them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 class MetricsWriter:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ GROUP_SIZE = 4
 UPDATES = 6
 
 
-def make_config(runs: Path, name: str, **sections: dict[str, object]) -> Config:
+def make_config(runs: Path, name: str, **sections: Any) -> Config:
     return Config.model_validate(
         {
             "run": {"name": name, "dir": str(runs)},
@@ -35,26 +36,26 @@ def make_config(runs: Path, name: str, **sections: dict[str, object]) -> Config:
     )
 
 
-def make_finished(runs: Path, name: str = "finished") -> Config:
+def make_finished(runs: Path, name: str = "finished", *, updates: int = UPDATES, **sections: Any) -> Config:
     """A run that has ended: metrics with two evaluations, a ledger, kept groups, a checkpoint, no Redis."""
-    config = make_config(runs, name)
+    config = make_config(runs, name, **sections)
     folder = config.run.folder
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
     archive = GroupArchive(folder, 2**24)
     with MetricsWriter(folder, tensorboard=False) as metrics, (folder / "ledger.jsonl").open("w") as ledger:
         metrics.write(0, evaluation(0))
-        for update in range(1, UPDATES + 1):
+        for update in range(1, updates + 1):
             groups = {group: play_group(group, update - 1) for group in (2 * update - 2, 2 * update - 1)}
             archive.append(update, group_records(groups, prepare(list(groups.values()), config, update - 1), config))
             metrics.write(update, scalars(update))
             for group in groups:
                 versions = [[max(0, update - 2)]] * GROUP_SIZE
                 ledger.write(json.dumps({"update": update, "group": group, "versions": versions}) + "\n")
-        metrics.write(UPDATES, evaluation(UPDATES))
-    checkpoint = folder / "checkpoints" / f"{UPDATES:06d}"
+        metrics.write(updates, evaluation(updates))
+    checkpoint = folder / "checkpoints" / f"{updates:06d}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text(json.dumps({"version": UPDATES, "seconds": 61.5}))
+    (checkpoint / "state.json").write_text(json.dumps({"version": updates, "seconds": 61.5}))
     return config
 
 
@@ -75,7 +76,8 @@ def make_live(runs: Path, name: str, redis_url: str) -> tuple[Config, Buffer]:
 
 
 def beat(buffer: Buffer, name: str) -> None:
-    facts = {"state": "playing", "version": 5, "episodes": 3, "tokens_per_s": 812.5, "stored": 4, "host": HOSTILE}
+    facts: dict[str, object] = {"state": "playing", "version": 5, "episodes": 3, "tokens_per_s": 812.5, "kv_use": 0.25}
+    facts |= {"stored": 4, "host": HOSTILE}
     buffer.heartbeat(f"{name}-rollout-0", facts, 600.0)
 
 
@@ -148,6 +150,7 @@ def scalars(update: int) -> dict[str, float]:
         "loss/clip_fraction": 0.02,
         "loss/entropy": 0.6 - 0.2 * level,
         "loss/grad_norm": float("nan"),
+        "update/response_tokens": 640.0,
         "time/tokens_per_second": 9000.0,
         "time/wait_s": 1.0,
         "time/prepare_s": 0.1,

@@ -44,15 +44,16 @@ def buffer(folder: Path, redis_url: str) -> Iterator[Buffer]:
 @pytest.fixture(scope="module")
 def url(folder: Path, buffer: Buffer) -> Iterator[str]:
     """Of the control plane."""
-    with _serving(folder) as url:
+    with serving(folder) as url:
         yield url
 
 
 @contextmanager
-def _serving(runs: Path) -> Iterator[str]:
-    """Yields the URL of `anchorage control` over `runs`."""
+def serving(runs: Path, port: int = 0) -> Iterator[str]:
+    """Yields the URL of `anchorage control` over `runs`; at `port` where one is given."""
     ready = runs.parent / "control.url"
-    command = [sys.executable, "-m", "services.cli.main", "control", str(runs), "--port", "0"]
+    command = [sys.executable, "-m", "services.cli.main", "control", str(runs), "--port", str(port)]
+    ready.unlink(missing_ok=True)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ANCHORAGE_CONTROL_")}
     process = subprocess.Popen(
         [*command, "--ready-file", str(ready), "--requests-per-minute", "1000000"],

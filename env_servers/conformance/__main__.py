@@ -24,8 +24,8 @@ MARKS = {"ok": "ok", "fail": "FAIL"}
 WIDEST = 120
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_servers.conformance") -> int:
+    given = _parser(prog).parse_args(arguments)
     token = token_from(given.token_env)
     options = Options(
         tasks=given.tasks,
@@ -72,9 +72,13 @@ def _document(report: Report) -> dict[str, object]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     defaults = Options()
-    parser = argparse.ArgumentParser("check", description="Say whether an environment server is fit for training.")
+    parser = argparse.ArgumentParser(
+        prog,
+        description="Say whether an environment server is fit for training.",
+        epilog=f"Example: {prog} http://127.0.0.1:8001",
+    )
     parser.add_argument("url", help="http://host:port, or openenv+http://host:port for an OpenEnv server")
     parser.add_argument("--token-env", metavar="VARIABLE", default=TOKEN_VARIABLE, help="variable that holds the token")
     parser.add_argument("--tasks", type=int, default=defaults.tasks, help="tasks that are played")

@@ -20,8 +20,10 @@ then write yours in {name}/environment.py
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("new", description="Start a new environment from a template that works.")
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_servers.scaffold") -> int:
+    parser = argparse.ArgumentParser(
+        prog, description="Start a new environment from a template that works.", epilog=f"Example: {prog} rock_paper"
+    )
     parser.add_argument("name", help="name of the environment and of its package, like rock_paper")
     parser.add_argument("--in", dest="parent", type=Path, default=Path(), metavar="FOLDER", help="make it there")
     given = parser.parse_args(arguments)

@@ -2,6 +2,15 @@
 
 from services.buffer.buffer import Buffer, Stored
 from services.buffer.contents import GroupContents, TicketContents
-from services.buffer.stats import BufferStats, StreamStats
+from services.buffer.stats import BufferStats, Heartbeat, ServerStats, StreamStats
 
-__all__ = ["Buffer", "BufferStats", "GroupContents", "Stored", "StreamStats", "TicketContents"]
+__all__ = [
+    "Buffer",
+    "BufferStats",
+    "GroupContents",
+    "Heartbeat",
+    "ServerStats",
+    "Stored",
+    "StreamStats",
+    "TicketContents",
+]

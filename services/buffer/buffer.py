@@ -29,7 +29,7 @@ from services.buffer import keys
 from services.buffer.commands import CommandLog
 from services.buffer.connection import Arg, Connection
 from services.buffer.contents import GroupContents, parse_contents
-from services.buffer.stats import BufferStats, StreamStats
+from services.buffer.stats import BufferStats, Heartbeat, ServerStats, StreamStats, parse_info
 from services.codec import decode, encode
 from services.config.tree import BufferConfig
 from services.schemas import Ticket, Trajectory
@@ -242,8 +242,13 @@ class Buffer:
 
     def actors(self) -> dict[str, dict[str, object]]:
         """Facts of the actors whose heartbeat has not expired."""
+        return {name: beat.facts for name, beat in self.heartbeats().items()}
+
+    def heartbeats(self) -> dict[str, Heartbeat]:
+        """The same, and when each was heard last."""
         answer = self._run("actors")
-        return {name.decode(): orjson.loads(info) for name, info in zip(answer[::2], answer[1::2], strict=True)}
+        beats = zip(answer[::3], answer[1::3], answer[2::3], strict=True)
+        return {name.decode(): Heartbeat(orjson.loads(facts), ms / 1000) for name, facts, ms in beats}
 
     def append_metrics(self, record: Mapping[str, object]) -> None:
         """Add a JSON-able record (NaN becomes null); old records leave when there are too many."""
@@ -262,6 +267,10 @@ class Buffer:
             for stream in sorted(known)
         }
         return BufferStats(queued, leased, streams, stored, self._cap_bytes)
+
+    def server(self) -> ServerStats:
+        """How the Redis itself is, which other runs may share."""
+        return parse_info(self._connection.call(self._client.info))
 
     def contents(self) -> list[GroupContents]:
         """Every group and where each of its tickets is, in the order in which they are handed out."""

@@ -31,6 +31,7 @@ NAMES = (
     "changed",  # hash: stream -> sequence of its last completion or cancellation
     "actors",  # hash: actor -> JSON of its last heartbeat
     "actor_deadlines",  # sorted set: actor, scored with the time its heartbeat expires (ms of Redis time)
+    "actor_heard",  # hash: actor -> time of its last heartbeat (ms of Redis time)
     "manifest",  # string
     "state",  # string
     "metrics",  # stream, capped

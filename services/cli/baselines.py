@@ -26,8 +26,8 @@ BASELINES = {"random": 1.0, "expert": 0.0}
 AT_ONCE = 32
 
 
-def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int], None]) -> EvaluationResult:
-    """Play the panels with a player of `BASELINES`; `on_progress` gets the episodes ended.
+def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int], None]) -> EvaluationResult:
+    """Play the panels with a player of `BASELINES`; `on_progress` gets the episodes ended, and won of them.
 
     Raises:
         EnvironmentUnavailable: the environment cannot be reached, or knows no such split, or has no expert.
@@ -72,17 +72,17 @@ async def _play_all(
     clients: Mapping[str, EnvironmentClient],
     name: str,
     config: Config,
-    on_progress: Callable[[int], None],
+    on_progress: Callable[[int, int], None],
 ) -> list[Outcome]:
     room = asyncio.Semaphore(AT_ONCE)
-    ended = 0
+    ended = won = 0
 
     async def play(ticket: Ticket) -> Outcome:
-        nonlocal ended
+        nonlocal ended, won
         async with room:
             outcome = await _play(ticket, clients[ticket.task.env], name, config)
-        ended += 1
-        on_progress(ended)
+        ended, won = ended + 1, won + outcome.won
+        on_progress(ended, won)
         return outcome
 
     return [*await asyncio.gather(*map(play, tickets))]

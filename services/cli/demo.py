@@ -17,6 +17,7 @@ from rich.console import Console
 
 from services.cli import report as report_page
 from services.cli.evaluate import as_json, evaluate_on, results_table
+from services.cli.report_curves import terminal_curve
 from services.cli.stack import Stack, locked, stop_on_signals
 from services.cli.train import train_on
 from services.config.tree import Config
@@ -57,13 +58,15 @@ def run_demo(config: Config, *, console: Console) -> bool:
     (folder / SUMMARY_NAME).write_text(json.dumps(figures, indent=1) + "\n")
     curve = [(r.update, r.success_rate) for r in reports]
     report_page.write(folder, config)
-    console.print(report_page.terminal_curve(curve, "success rate of the training episodes, by update"))
+    console.print(terminal_curve(curve, "success rate of the training episodes, by update"))
     console.print(results_table({"before": before, "after": after}))
     gain, (low, high) = figures["gain_points"], figures["gain_interval_95"]
     console.print(
         f"success on {config.evaluation.episodes} held-out tasks: {100 * before.success.value:.1f} % → "
         f"{100 * after.success.value:.1f} %, {gain:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}) "
-        f"after {len(reports)} updates in {wall_s / 60:.1f} minutes; page: {folder / 'report.html'}"
+        f"after {len(reports)} updates in {wall_s / 60:.1f} minutes; page: {folder / report_page.PAGE_NAME}",
+        markup=False,
+        soft_wrap=True,
     )
     return True
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.baselines import BASELINES, evaluate_baseline
-from services.cli.progress import bar
+from services.cli.output import require_writable, write_text
+from services.cli.progress import bar, play_summary
 from services.cli.stack import Stack, stop_on_signals, watched
 from services.config import load_config
 from services.config.tree import Config
@@ -24,6 +25,7 @@ from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult, Rate
+    from services.buffer import Buffer
 
 LOAD_TIMEOUT_S = 180.0
 PUBLISHED_NAMES = {
@@ -62,7 +64,9 @@ def run_evaluation(
 
     Raises:
         ModelUnavailable: a policy is none of these.
+        AnchorageError: a file cannot be written; found out before anything is played.
     """
+    require_writable(json_file, markdown_file)
     chosen = {name: _model_of(name) for name in policies or [str(config.model.path)]}
     results: dict[str, EvaluationResult] = {}
     with stop_on_signals() as stopped:
@@ -72,9 +76,9 @@ def run_evaluation(
                 break
     console.print(results_table(results))
     if json_file is not None:
-        json_file.write_text(json.dumps({name: as_json(r) for name, r in results.items()}, indent=1) + "\n")
+        write_text(json_file, json.dumps({name: as_json(r) for name, r in results.items()}, indent=1) + "\n")
     if markdown_file is not None:
-        markdown_file.write_text(_markdown(results_table(results)))
+        write_text(markdown_file, _markdown(results_table(results)))
     return not stopped()
 
 
@@ -100,7 +104,7 @@ def _evaluate(
     if model is None:
         total = config.evaluation.episodes * config.evaluation.panels
         with bar(console, name, total, "episodes") as tell:
-            return evaluate_baseline(name, config, lambda done: tell(done, ""))
+            return evaluate_baseline(name, config, lambda done, won: tell(done, play_summary(won, done)))
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
     with Stack(config, announce=console.print) as stack:
         stack.publish_initial()
@@ -115,16 +119,34 @@ def evaluate_on(
 
     evaluation = stack.config.evaluation
     stack.wait_for_version(version, LOAD_TIMEOUT_S, should_stop)
+    stream = f"eval-{version:06d}"
+    so_far = _SoFar(stack.buffer, stream)
     with bar(console, title, evaluation.episodes * evaluation.panels, "episodes") as tell:
         return evaluate(
             stack.config,
             stack.buffer,
             stack.splits,
-            stream=f"eval-{version:06d}",
+            stream=stream,
             version=version,
             should_stop=watched(stack, should_stop),
-            on_progress=lambda done, total: tell(done, ""),
+            on_progress=lambda done, total: tell(done, so_far.text()),
         )
+
+
+class _SoFar:
+    """How a panel goes while it is played; each episode is read once."""
+
+    def __init__(self, buffer: Buffer, stream: str) -> None:
+        self._buffer = buffer
+        self._stream = stream
+        self._won: dict[int, bool] = {}
+
+    def text(self) -> str:
+        for group in set(self._buffer.complete(self._stream)) - self._won.keys():
+            self._won[group] = self._buffer.read(self._stream, group)[0].won
+        rates = [facts.get("tokens_per_s") for facts in self._buffer.actors().values()]
+        tokens_per_s = sum(rate for rate in rates if isinstance(rate, int | float))
+        return play_summary(sum(self._won.values()), len(self._won), tokens_per_s)
 
 
 def results_table(results: Mapping[str, EvaluationResult]) -> Table:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from services.cli import buffer, pool
 from services.config import Config, ConfigError, load_config
+from services.config.masking import masked
 from services.errors import AnchorageError
 from services.run_folder import CONFIG_NAME
 from services.telemetry import setup_logging
@@ -115,7 +116,7 @@ def export(
     """Write a policy as a Hugging Face folder that vLLM serves. Example: anchorage export runs/demo models/mine"""
     from services.cli.export import export as copy_policy
 
-    console.print(f"{copy_policy(source, out, best=best)} → {out}")
+    typer.echo(f"{copy_policy(source, out, best=best)} → {out}")
 
 
 @app.command()
@@ -123,14 +124,17 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     picture: Annotated[Path | None, typer.Option(help="Draw the curves of all of them into this PNG file.")] = None,
 ) -> None:
-    """Write each run's curves as one HTML file. Example: anchorage report runs/gigpo runs/grpo --picture both.png"""
+    """Write each run's tables and curves as HTML. Example: anchorage report runs/gigpo runs/grpo --picture a.png"""
     from services.cli import report as report_page
+    from services.cli.output import require_writable
 
-    for run in runs:
-        console.print(str(report_page.write(run, load_config(run / CONFIG_NAME))))
+    configs = {run: load_config(run / CONFIG_NAME) for run in runs}
+    require_writable(*(run / report_page.PAGE_NAME for run in runs), picture)
+    for run, config in configs.items():
+        typer.echo(report_page.write(run, config))
     if picture is not None:
         report_page.write_picture(runs, picture)
-        console.print(str(picture))
+        typer.echo(picture)
 
 
 @app.command()
@@ -178,7 +182,7 @@ def serve(context: typer.Context) -> None:
     """Serve an environment. Example: anchorage env serve alfworld --port 8001 --workers 4"""
     from env_servers.__main__ import main as serve_main
 
-    raise typer.Exit(serve_main(context.args))
+    raise typer.Exit(serve_main(context.args, "anchorage env serve"))
 
 
 @env_app.command("check", context_settings=PASS_ON)
@@ -186,7 +190,7 @@ def check(context: typer.Context) -> None:
     """Say whether a server is fit for training. Example: anchorage env check http://127.0.0.1:8001"""
     from env_servers.conformance.__main__ import main as check_main
 
-    raise typer.Exit(check_main(context.args))
+    raise typer.Exit(check_main(context.args, "anchorage env check"))
 
 
 @env_app.command("new", context_settings=PASS_ON)
@@ -194,7 +198,7 @@ def new(context: typer.Context) -> None:
     """Start a new environment from a template that works. Example: anchorage env new rock_paper"""
     from env_servers.scaffold.__main__ import main as new_main
 
-    raise typer.Exit(new_main(context.args))
+    raise typer.Exit(new_main(context.args, "anchorage env new"))
 
 
 def _configure(recipe: Path | None, overrides: list[str] | None) -> Config:
@@ -222,7 +226,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"anchorage: {message}\n")
+    sys.stderr.write(f"anchorage: {masked(message)}\n")
     sys.exit(code)
 
 

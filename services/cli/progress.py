@@ -30,7 +30,7 @@ def bar(console: Console, title: str, total: int, unit: str) -> Iterator[Callabl
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, text="")
@@ -38,22 +38,44 @@ def bar(console: Console, title: str, total: int, unit: str) -> Iterator[Callabl
 
 
 def _plain(console: Console, title: str, total: int, unit: str) -> Callable[[int, str], None]:
-    last = [0.0]
+    first: tuple[float, int] | None = None
+    last = 0.0
 
     def tell(done: int, text: str) -> None:
+        nonlocal first, last
         now = time.monotonic()
-        if done >= total or now - last[0] >= PLAIN_EVERY_S:
-            last[0] = now
-            console.print(f"{title}: {done}/{total} {unit}  {text}", highlight=False, soft_wrap=True)
+        first = first or (now, done)
+        if done >= total or now - last >= PLAIN_EVERY_S:
+            last = now
+            eta = remaining(now - first[0], done - first[1], total - done)
+            line = f"{title}: {done}/{total} {unit}  eta {eta}  {text}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     return tell
 
 
+def remaining(seconds: float, done: int, left: int) -> str:
+    """The time that `left` will take when `done` took `seconds`, as h:mm:ss; dashes while nobody can know."""
+    if left <= 0:
+        return "0:00:00"
+    if done <= 0:
+        return "-:--:--"
+    minutes, rest = divmod(round(seconds / done * left), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
 def summary(report: UpdateReport) -> str:
-    """An update in a few words."""
+    """An update in a few words; every update of a run trains on as many episodes."""
     return (
+        f"{report.update * report.episodes} episodes  "
         f"success {report.success_rate:.2f}  valid {report.valid_fraction:.2f}  steps {report.mean_steps:.1f}  "
         f"step groups of {report.step_group_size_mean:.1f}  staleness {report.staleness_mean:.1f}  "
         f"{report.tokens_per_second:.0f} tok/s  waited {report.timings.wait:.1f} s, "
         f"updated {report.timings.update:.1f} s"
     )
+
+
+def play_summary(won: int, ended: int, tokens_per_s: float | None = None) -> str:
+    """An evaluation so far in a few words; `ended` are the episodes that count."""
+    success = f"success so far {won / ended:.2f}" if ended else "no episode ended yet"
+    return success if tokens_per_s is None else f"{success}  {tokens_per_s:.0f} tok/s"

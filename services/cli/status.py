@@ -60,7 +60,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
         table.add_row("tickets", f"{buffer['queued']} queued, {buffer['leased']} leased; {mib:.1f} MiB of trajectories")
         for actor in actors:
             playing = f"version {actor['version']}, {actor['episodes']} episodes, {actor['tokens_per_s']} tokens/s"
-            table.add_row(actor["name"], f"{actor['state']}: {playing}")
+            table.add_row(actor["name"], f"{actor['state']}: {playing}, heard {actor['heard_s']:.0f} s ago")
         if facts["waiting_commands"]:
             table.add_row("asked for", ", ".join(facts["waiting_commands"]))
     console.print(table, highlight=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.config.load import dump_config
+from services.config.load import shown_config
 from services.config.tree import Config, WarmstartPhase
 from services.schemas import Task
 
@@ -75,7 +75,7 @@ def make_starter(
     recipe = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "phases": figures,
-        "config": dump_config(config),
+        "config": shown_config(config),
     }
     (out / _RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n")
     return recipe

@@ -1,6 +1,6 @@
 """The configuration tree and its loader."""
 
-from services.config.load import ConfigError, dump_config, load_config
+from services.config.load import ConfigError, dump_config, load_config, shown_config
 from services.config.tree import Config
 
-__all__ = ["Config", "ConfigError", "dump_config", "load_config"]
+__all__ = ["Config", "ConfigError", "dump_config", "load_config", "shown_config"]

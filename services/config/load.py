@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from services.config.masking import masked
 from services.config.tree import Config
 from services.errors import AnchorageError
 
@@ -38,8 +39,13 @@ def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The whole tree as YAML, defaults included."""
+    """The whole tree as YAML, defaults included and credentials too: for the run's own folder."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def shown_config(config: Config) -> str:
+    """The same for people to read: no credential in it."""
+    return yaml.safe_dump(masked(config.model_dump(mode="json")), sort_keys=False)
 
 
 def _read(recipe: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -95,5 +101,5 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         text = f"unknown configuration key '{key}'"
     else:
-        text = f"configuration key '{key}': {first['msg']}, got {first['input']!r}"[:400]
+        text = f"configuration key '{key}': {first['msg']}, got {masked(first['input'])!r}"[:400]
     return text + (f" (and {len(rest)} more)" if rest else "")

@@ -100,7 +100,7 @@ async def _record_answer(live: Live, audit: Audit, command: Command) -> None:
             known = {} if snapshot is None else {found.id: found for found in snapshot.commands}
             answer = known[command.id].answer if command.id in known else None
             if answer is not None:
-                result = f"{'done' if answer.done else 'refused'}: {answer.text}"
+                result = f"{'done' if answer.done else 'not done'}: {answer.text}"
                 return
             if time.monotonic() > deadline or snapshot is None:
                 result = "no answer: the run is gone" if snapshot is None else "no answer in time"

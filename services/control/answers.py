@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from services.buffer import Heartbeat
+from services.config.masking import masked
 from services.control.runs import Run
 from services.control.views import (
     ActorList,
@@ -16,6 +18,8 @@ from services.control.views import (
     GroupSummary,
     Histogram,
     HistogramList,
+    LeaseList,
+    LeaseView,
     MetricsView,
     StreamView,
     TrajectoryList,
@@ -28,19 +32,19 @@ _T = TypeVar("_T")
 
 def metrics(run: Run, after: int, limit: int, names: frozenset[str] | None) -> MetricsView:
     """Records number `after` and on; of `names` alone where they are given."""
-    records = run.metrics.records()
+    records, generation = run.metrics.reading()
     found = records[after : after + limit]
     if names is not None:
         wanted = names | {"step", "time"}
         found = [{name: value for name, value in record.items() if name in wanted} for record in found]
-    return MetricsView(records=found, next=min(after, len(records)) + len(found), generation=run.metrics.generation)
+    return MetricsView(records=found, next=min(after, len(records)) + len(found), generation=generation)
 
 
 def actors(run: Run) -> ActorList:
     snapshot = run.snapshot()
     if snapshot is None:
         return ActorList(live=False, wanted=None, heartbeat_s=HEARTBEAT_S, actors=[])
-    views = [_actor(name, facts) for name, facts in sorted(snapshot.actors.items())]
+    views = [_actor(name, beat) for name, beat in sorted(snapshot.actors.items())]
     return ActorList(live=True, wanted=snapshot.wanted_actors, heartbeat_s=HEARTBEAT_S, actors=views)
 
 
@@ -59,11 +63,30 @@ def buffer(run: Run) -> BufferView:
         leased=stats.leased,
         streams=streams,
         complete_groups=snapshot.complete,
-        cancelled_groups={str(group): reason for group, reason in snapshot.cancelled.items()},
+        cancelled_groups={str(group): masked(reason) for group, reason in snapshot.cancelled.items()},
         trajectory_bytes=stats.trajectory_bytes,
         cap_bytes=stats.cap_bytes,
         full=stats.full,
     )
+
+
+def leases(run: Run) -> LeaseList:
+    """By holder, the one that ends first at the top. Raises RedisUnavailable."""
+    found = run.live.buffer() if run.live is not None else None
+    views = [
+        LeaseView(
+            holder=ticket.holder,
+            stream=group.stream,
+            group=group.group,
+            member=ticket.member,
+            left_s=ticket.lease_s,
+            attempts=ticket.attempts,
+        )
+        for group in ([] if found is None else found.contents())
+        for ticket in group.tickets
+        if ticket.holder is not None and ticket.lease_s is not None
+    ]
+    return LeaseList(leases=sorted(views, key=lambda view: (view.holder, view.left_s)))
 
 
 def commands(run: Run) -> CommandList:
@@ -156,7 +179,8 @@ def _success(group: GroupSummary) -> str:
     return "all" if group.won == group.episodes else "none" if group.won == 0 else "some"
 
 
-def _actor(name: str, facts: dict[str, Any]) -> ActorView:
+def _actor(name: str, beat: Heartbeat) -> ActorView:
+    facts = beat.facts
     return ActorView(
         name=name,
         state=str(facts.get("state", "")),
@@ -168,6 +192,7 @@ def _actor(name: str, facts: dict[str, Any]) -> ActorView:
         failed=_typed(facts, "failed", int),
         abandoned=_typed(facts, "abandoned", int),
         host=str(facts.get("host", "")),
+        heard_s=beat.heard_s,
         facts=facts,
     )
 

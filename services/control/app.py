@@ -97,9 +97,14 @@ def _add_events(app: FastAPI) -> None:
         request: Request,
         run: OneRun,
         after: Annotated[int, Query(ge=0, le=10**9, description="Leave out the first so many metrics records.")] = 0,
+        generation: Annotated[
+            int | None,
+            Query(ge=0, le=2**53, description="What they are of; where it is another one now, none is left out."),
+        ] = None,
     ) -> AsyncIterator[ServerSentEvent]:
         """Server-sent events: `metrics`, `run`, `buffer`, `actors`, `commands`, each now and whenever it changes."""
-        async for event in events.stream(run, after, request.app.state.closing):
+        runs: Runs = request.app.state.runs
+        async for event in events.stream(lambda: runs.find(run.name), after, generation, request.app.state.closing):
             yield event
 
 

@@ -1,23 +1,28 @@
 """The environment servers of a run, asked over HTTP how they are.
 
 Invariants
-- Only addresses from the run's own folder are asked, each for `TIMEOUT_S` at most, and at most `MAX_BYTES` are read.
+- Only addresses from the run's own folder are asked, side by side, each for `TIMEOUT_S` at most, and at most
+  `MAX_BYTES` are read.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.config.masking import masked
 from services.control.runs import Run
 from services.control.views import EnvironmentView
 
 TIMEOUT_S = 2.0
 MAX_BYTES = 2**20
+AT_ONCE = 32
 TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 
 
@@ -35,6 +40,12 @@ def _started(ready: Path) -> list[str]:
     return [url] if url else []
 
 
+def ask_all(urls: Sequence[str]) -> list[EnvironmentView]:
+    """The servers as they answer now; it takes as long as the slowest of `AT_ONCE`."""
+    with ThreadPoolExecutor(max(1, min(AT_ONCE, len(urls)))) as pool:
+        return [*pool.map(ask, urls)]
+
+
 def ask(url: str) -> EnvironmentView:
     """The server as it answers now; one that does not is said to be out of reach."""
     token = os.environ.get(TOKEN_VARIABLE)
@@ -48,7 +59,7 @@ def ask(url: str) -> EnvironmentView:
                 for sample in family.samples
             }
         return EnvironmentView(
-            url=_public(url),
+            url=masked(url),
             reachable=True,
             detail="answers",
             name=str(info["name"]),
@@ -58,9 +69,9 @@ def ask(url: str) -> EnvironmentView:
             faults=samples.get("anchorage_env_faults_total"),
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return EnvironmentView(url=_public(url), reachable=False, detail=f"does not answer: {type(error).__name__}")
+        return EnvironmentView(url=masked(url), reachable=False, detail=f"does not answer: {type(error).__name__}")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return EnvironmentView(url=_public(url), reachable=False, detail="does not answer as an environment server")
+        return EnvironmentView(url=masked(url), reachable=False, detail="does not answer as an environment server")
 
 
 def _get(client: httpx.Client, path: str) -> bytes:
@@ -72,12 +83,3 @@ def _get(client: httpx.Client, path: str) -> bytes:
             if len(body) > MAX_BYTES:
                 raise ValueError("the answer is too long")
         return body
-
-
-def _public(url: str) -> str:
-    """The address without user and password."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return "(not an address)"
-    return str(parsed.copy_with(username=None, password=None)) if parsed.userinfo else url

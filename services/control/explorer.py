@@ -19,11 +19,9 @@ import numpy as np
 
 from services.archive import GroupEntry, MemberEntry, StepNumbers, numbers_of, read_trajectory
 from services.config.tree import Config
-from services.control.kept import episode_summary
-from services.control.views import (
+from services.control.group_views import (
     EdgeView,
     Formula,
-    GroupSummary,
     GroupView,
     StateStep,
     StateView,
@@ -31,6 +29,8 @@ from services.control.views import (
     TrajectoryView,
     VersionSpanView,
 )
+from services.control.kept import episode_summary
+from services.control.views import GroupSummary
 from services.schemas import Step, Trajectory
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)

@@ -1,7 +1,8 @@
-"""Prometheus metrics of all live runs, and of the control plane itself.
+"""Prometheus metrics of all live runs, of their Redis, and of the control plane itself.
 
 The learner and the rollout actors open no port of their own: Ray places them on any node, and what they tell is in
-Redis already (heartbeats, metrics stream). Environment servers export theirs under `/metrics`.
+Redis already (heartbeats, metrics stream). Redis speaks no HTTP: what it says of itself is asked here. Environment
+servers export theirs under `/metrics`.
 
 Invariants
 - Labels come from small sets: runs of the folder, actors alive now, stream kinds. A run that is not live exports
@@ -36,6 +37,16 @@ ACTOR_FACTS = {
 }
 
 
+REDIS_FACTS = {
+    "used_bytes": "Memory in use.",
+    "max_bytes": "Memory beyond which nothing more is stored; 0: no limit.",
+    "clients": "Connections.",
+    "aof_enabled": "1 when an append-only file is written.",
+    "aof_healthy": "1 when the append-only file's last write and last rewriting went well.",
+    "aof_bytes": "Size of the append-only file.",
+}
+
+
 def page(runs: Sequence[Run]) -> bytes:
     """The text of `/metrics`."""
     registry = CollectorRegistry()
@@ -66,6 +77,7 @@ class _Runs(Collector):
                 _add_buffer(add, run.name, snapshot)
                 _add_actors(add, run.name, snapshot)
                 _add_newest(add, run)
+                _add_redis(add, run)
         yield from families.values()
 
 
@@ -87,9 +99,16 @@ def _add_buffer(add: Any, run: str, snapshot: Snapshot) -> None:
 
 def _add_actors(add: Any, run: str, snapshot: Snapshot) -> None:
     add("actors", "Rollout actors alive.", len(snapshot.actors), run=run)
-    for actor, facts in snapshot.actors.items():
+    for actor, beat in snapshot.actors.items():
+        add("actor_heard_seconds", "Seconds since the actor's last heartbeat.", beat.heard_s, run=run, actor=actor)
         for name, help_text in ACTOR_FACTS.items():
-            add(f"actor_{name}", help_text, facts.get(name), run=run, actor=actor)
+            add(f"actor_{name}", help_text, beat.facts.get(name), run=run, actor=actor)
+
+
+def _add_redis(add: Any, run: Run) -> None:
+    stats = run.live.server() if run.live is not None else None
+    for name, help_text in REDIS_FACTS.items() if stats is not None else ():
+        add(f"redis_{name}", f"Of the run's Redis: {help_text}", getattr(stats, name), run=run.name)
 
 
 def _add_newest(add: Any, run: Run) -> None:

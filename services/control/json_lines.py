@@ -2,7 +2,8 @@
 
 Invariants
 - A line that is still being written is left for the next look; a broken one is skipped.
-- When the file was replaced or cut (a resumed run), it is read anew, and `generation` counts up.
+- When the file was replaced or cut (a resumed run), it is read anew, and `generation` is another: no two readings from
+  the start have the same, in whatever process of the control plane.
 - At most `MAX_RECORDS` records are held, the newest.
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
 MAX_RECORDS = 200_000
+TAIL_BYTES = 256
 
 
 class JsonLines:
@@ -26,34 +29,47 @@ class JsonLines:
         self._lock = threading.Lock()
         self._inode = -1
         self._offset = 0
+        self._tail = b""
         self._records: list[dict[str, Any]] = []
-        self.generation = 0
+        self.generation = _now()
 
     def records(self) -> list[dict[str, Any]]:
         """All records so far, oldest first; none where there is no file."""
+        return self.reading()[0]
+
+    def reading(self) -> tuple[list[dict[str, Any]], int]:
+        """All records, and the generation that they are of."""
         with self._lock:
             try:
                 with self._path.open("rb") as file:
                     self._read(file)
             except OSError:
                 self._forget(-1)
-            return list(self._records)
+            return list(self._records), self.generation
 
     def _read(self, file: BinaryIO) -> None:
-        stat = os.fstat(file.fileno())
-        if stat.st_ino != self._inode or stat.st_size < self._offset:
-            self._forget(stat.st_ino)
-        file.seek(self._offset)
+        inode = os.fstat(file.fileno()).st_ino
+        # A number of an inode is used again: what was read last must still stand there.
+        file.seek(self._offset - len(self._tail))
+        if inode != self._inode or file.read(len(self._tail)) != self._tail:
+            self._forget(inode)
+            file.seek(0)
         data = file.read()
-        whole = data.rfind(b"\n") + 1
-        self._offset += whole
-        self._records += [record for line in data[:whole].splitlines() if (record := _parse(line)) is not None]
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        self._tail = (self._tail + whole)[-TAIL_BYTES:]
+        self._records += [record for line in whole.splitlines() if (record := _parse(line)) is not None]
         del self._records[:-MAX_RECORDS]
 
     def _forget(self, inode: int) -> None:
         if self._inode != -1:
-            self.generation += 1
-        self._inode, self._offset, self._records = inode, 0, []
+            self.generation = max(self.generation + 1, _now())
+        self._inode, self._offset, self._tail, self._records = inode, 0, b"", []
+
+
+def _now() -> int:
+    """Microseconds: a number that JavaScript holds exactly."""
+    return time.time_ns() // 1000
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

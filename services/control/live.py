@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.buffer import Buffer, BufferStats
+from services.buffer import Buffer, BufferStats, Heartbeat, ServerStats
 from services.buffer.commands import Command
 from services.config.tree import Config
 from services.errors import RedisUnavailable
@@ -37,7 +37,7 @@ class Snapshot:
 
     state: str
     stats: BufferStats
-    actors: dict[str, dict[str, Any]]
+    actors: dict[str, Heartbeat]
     complete: list[int]
     cancelled: dict[int, str]
     commands: list[Command]
@@ -69,6 +69,15 @@ class Live:
         with self._lock:
             found: Buffer | None = self._ask(lambda buffer: buffer if buffer.state() else None)
             return found
+
+    def server(self) -> ServerStats | None:
+        """The Redis itself; None while the run is not live, or where the Redis does not let it be asked."""
+        buffer = self.buffer()
+        try:
+            return None if buffer is None else buffer.server()
+        except RedisUnavailable as error:
+            log.info("the Redis of run %s does not tell how it is: %s", self._folder.name, error)
+            return None
 
     def refresh(self) -> None:
         """Ask anew at the next look."""
@@ -111,7 +120,7 @@ def _look(buffer: Buffer) -> Snapshot | None:
     return Snapshot(
         state=state,
         stats=buffer.stats(),
-        actors=buffer.actors(),
+        actors=buffer.heartbeats(),
         complete=buffer.complete(TRAIN_STREAM),
         cancelled=buffer.cancelled(TRAIN_STREAM),
         commands=buffer.commands.all(),

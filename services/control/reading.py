@@ -11,6 +11,7 @@ from services.archive import ArchiveDamaged, GroupEntry
 from services.control import answers, environments, explorer
 from services.control.audit import Audit
 from services.control.gate import Gate, Reader, caller
+from services.control.group_views import GroupView, TrajectoryView
 from services.control.problems import describe
 from services.control.runs import NAME_PATTERN, Run, Runs
 from services.control.views import (
@@ -23,14 +24,13 @@ from services.control.views import (
     EnvironmentList,
     GroupList,
     GroupSummary,
-    GroupView,
     HistogramList,
     Identity,
+    LeaseList,
     MetricsView,
     RunList,
     RunView,
     TrajectoryList,
-    TrajectoryView,
 )
 
 MOST_RECORDS = 20_000
@@ -109,13 +109,19 @@ def list_environments(run: OneRun) -> EnvironmentList:
     """Environment servers, asked now."""
     if run.snapshot() is None:
         return EnvironmentList(environments=[])
-    return EnvironmentList(environments=[environments.ask(url) for url in environments.addresses(run)])
+    return EnvironmentList(environments=environments.ask_all(environments.addresses(run)))
 
 
 @router.get("/runs/{run}/buffer", responses=RUN_REFUSALS)
 def buffer(run: OneRun) -> BufferView:
     """Tickets and groups in Redis."""
     return answers.buffer(run)
+
+
+@router.get("/runs/{run}/leases", responses=RUN_REFUSALS | describe(409))
+def leases(run: OneRun) -> LeaseList:
+    """Tickets that are being played: by whom, and for how long they are theirs."""
+    return answers.leases(run)
 
 
 @router.get("/runs/{run}/staleness", responses=RUN_REFUSALS)

@@ -16,13 +16,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from services.buffer.connection import mask
+from services.config.masking import masked
 from services.config.tree import Config
 from services.control.json_lines import JsonLines
 from services.control.kept import Kept
 from services.control.live import Live, Snapshot
 from services.control.views import CheckpointView, RunView
-from services.errors import RedisUnavailable
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, LEDGER_NAME
 from services.telemetry import METRICS_NAME
 
@@ -68,15 +67,9 @@ class Run:
         )
 
     def shown_config(self) -> dict[str, Any]:
-        """The configuration for people to read: no password in it."""
-        tree: dict[str, Any] = json.loads(json.dumps(self.tree, default=str))
-        url = _section(tree, "buffer").get("redis_url")
-        if url:
-            try:
-                tree["buffer"]["redis_url"] = mask(str(url))
-            except RedisUnavailable:
-                tree["buffer"]["redis_url"] = "(hidden)"
-        return tree
+        """The configuration for people to read: no credential in it."""
+        shown: dict[str, Any] = masked(json.loads(json.dumps(self.tree, default=str)))
+        return shown
 
     def checkpoints(self) -> list[CheckpointView]:
         """Complete checkpoints, oldest first."""

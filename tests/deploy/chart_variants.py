@@ -37,6 +37,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dashboard for others": {
         "control": {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}]}
     },
+    "metrics for others": {
+        "metrics": {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]}
+    },
 }
 
 

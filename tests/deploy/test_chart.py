@@ -216,13 +216,16 @@ def test_policies_let_in_who_must_and_nobody_else(chart: Rendering) -> None:
     clients = {name for name in CLIENTS if chart.component(name)}
     ray = {(name, None) for name in ("ray", "trainer") if chart.component(name)}
     operator = (values["networkPolicy"]["operatorNamespace"], None)
-    namespaces = [peer["namespaceSelector"]["matchLabels"] for peer in values["control"]["from"]]
+    lookers, scrapers = (
+        {name for peer in values[who]["from"] for name in peer["namespaceSelector"]["matchLabels"].values()}
+        for who in ("control", "metrics")
+    )
     expected = {
         REDIS: {(client, 6379) for client in clients},
-        ENVIRONMENTS: {(client, 8001) for client in clients},
+        ENVIRONMENTS: {(client, 8001) for client in clients | scrapers},
         "ray": {*ray, operator},
         "trainer": {*ray, operator},
-        "control": {(name, 8080) for labels in namespaces for name in labels.values()},
+        "control": {(name, 8080) for name in lookers | scrapers},
     }
     for pod in chart.pods:
         wanted = expected[pod.component] if values["networkPolicy"]["enabled"] else None

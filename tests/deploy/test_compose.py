@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +96,36 @@ def test_our_images_are_built_from_files_that_exist_for_our_user(name: str) -> N
 def test_no_image_floats() -> None:
     images = [service["image"] for service in SERVICES.values()]
     assert not [image for image in images if ":" not in image or image.endswith(":latest")]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_base_image_can_be_pinned_by_its_digest(name: str) -> None:
+    build = SERVICES[name]["build"]
+    dockerfile = (ROOT / build["dockerfile"]).read_text()
+    [default] = re.findall(r"^ARG BASE=(\S+)$", dockerfile, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) == {"${BASE}"}
+    given = re.fullmatch(r"\$\{(ANCHORAGE_\w+_IMAGE):-(\S+)\}", build["args"]["BASE"])
+    assert given is not None
+    assert given[2] == default
+    assert given[1] in (ROOT / "docs" / "deploy.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+def test_docker_compose_takes_the_gpu_override(tmp_path: Path) -> None:
+    for file in ("docker-compose.yml", "docker-compose.gpu.yml"):
+        shutil.copy(ROOT / file, tmp_path)
+    subprocess.run([ROOT / "deploy" / "secrets.sh", tmp_path / "deploy" / "secrets"], check=True, capture_output=True)
+    files = ("-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml")
+    command = ["docker-compose", *files, "--profile", "train", "--profile", "observe", "config"]
+    environment = {"PATH": os.environ["PATH"], "ANCHORAGE_DEVICE": "gpu", "ANCHORAGE_PYTHON_IMAGE": "python@sha256:0"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    with_devices = {name for name, service in services.items() if "devices" in str(service.get("deploy", ""))}
+    assert with_devices == {"actor", "learner"}
+    assert services["actor"]["image"] == services["trainer"]["image"] == "anchorage:0.1.0-gpu"
+    assert services["learner"]["build"]["args"] == {"BASE": "python@sha256:0", "DEVICE": "gpu", "PIP_ARGS": ""}
+    assert services["actor"]["shm_size"] == "8g"
 
 
 def test_the_gpu_override_reserves_devices_for_actors_and_learner_only() -> None:

@@ -9,7 +9,6 @@ import sys
 from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
-import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,12 +132,3 @@ def test_secrets_may_come_from_files(tmp_path: Path) -> None:
         [ROOT / "deploy" / "entrypoint.sh", "environment", "alfworld"], env=environment, capture_output=True, text=True
     )
     assert done.stdout == "from-a-file -m env_servers alfworld --host 0.0.0.0 --port 8001\n"
-
-
-def test_grafana_shows_what_the_control_plane_and_the_servers_tell() -> None:
-    source = yaml.safe_load((ROOT / "deploy/observe/grafana/datasources/prometheus.yml").read_text())
-    assert source["datasources"][0]["url"] == "http://prometheus:9090"
-    told = "".join((ROOT / path).read_text() for path in ("services/control/exporter.py", "env_servers/metrics.py"))
-    board = (ROOT / "deploy/observe/grafana/dashboards/anchorage.json").read_text()
-    for name in set(re.findall(r"anchorage_(?!learner_)([a-z_]+)", board)):
-        assert name.removesuffix("_total").removeprefix("actor_").removeprefix("env_") in told, name

@@ -17,6 +17,7 @@ from learner.ledger import Ledger
 from learner.rank_group import start_ranks
 from learner.trainer import Trainer
 from services.buffer import Buffer
+from services.buffer.commands import Action, Command
 from services.buffer.keys import Keys
 from services.config.tree import Config
 from services.errors import CheckpointFailed, RunStalled
@@ -189,6 +190,39 @@ def test_the_panel_is_played_at_fixed_intervals_with_the_version_just_published(
     assert read_weights(found[0]).keys() == read_weights(config.model.path).keys()
     rates = [(r["step"], r["evaluation/success_rate"]) for r in records if "evaluation/success_rate" in r]
     assert rates == [(0, 0.0), (2, 0.2), (4, 0.4)]
+
+
+def test_what_people_ask_for_is_done_between_updates(tiny_config, buffer, channel, ranks):
+    """`evaluate` twice, played to its end and cut short, and `checkpoint`, as the control plane passes them on."""
+    config = Config.model_validate(with_learner(tiny_config, updates=3).model_dump() | {"checkpoint": {"every": 100}})
+    panels, after_first = [], []
+
+    def play_panel(version):
+        panels.append((version, channel.latest().version))
+        return {"evaluation/success_rate": 0.4} if len(panels) == 1 else {}
+
+    def ask(report):
+        if report.update == 1:
+            for name, action in enumerate((Action.EVALUATE, Action.CHECKPOINT, Action.EVALUATE)):
+                assert buffer.commands.request(Command(id=str(name), action=action, by="test", at=0.0))
+        elif report.update == 2:
+            after_first.append(latest(config.run.folder / "checkpoints"))
+
+    with Actors(buffer, channel):
+        trainer(config, buffer, channel, ranks, evaluate=play_panel, on_update=ask).train()
+    assert panels == [(1, 1), (1, 1)]
+    [written] = after_first
+    assert written.name == "000001"
+    answers = [(command.answer.done, command.answer.text) for command in buffer.commands.all()]
+    assert answers == [
+        (True, "success 40.0%"),
+        (True, "checkpoint 000001 is there"),
+        (False, "the panel was not played to its end"),
+    ]
+    records = [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "evaluation/success_rate" in r] == [1]
+    # The checkpoint's groups have left Redis; those of later updates leave with the last one.
+    assert buffer.known("train").isdisjoint(group for _, group in trained(config))
 
 
 def test_killed_and_resumed_run_trains_each_group_once_and_ends_with_the_same_weights(

@@ -97,9 +97,12 @@ def test_plain_lines_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> No
     logging.getLogger("services.x").info("ours")
     logging.getLogger("services.x").debug("too quiet")
     logging.getLogger("elsewhere").info("not ours")
-    logging.getLogger("elsewhere").warning("their warning")
+    logging.getLogger("elsewhere").warning("their %s", "http://me:word@host:1/x")
     lines = capfd.readouterr().err.splitlines()
-    assert [line.split(" ", 2)[2] for line in lines] == ["INFO services.x: ours", "WARNING elsewhere: their warning"]
+    assert [line.split(" ", 2)[2] for line in lines] == [
+        "INFO services.x: ours",
+        "WARNING elsewhere: their http://host:1/x",
+    ]
 
 
 @pytest.mark.usefixtures("_logging_restored")

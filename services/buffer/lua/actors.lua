@@ -1,7 +1,9 @@
--- Answers actor, JSON, actor, JSON … of the heartbeats that have not expired.
+-- Answers actor, JSON, ms since it was heard, actor, JSON, ms … of the heartbeats that have not expired.
+local now = now_ms()
 local alive = {}
-for _, actor in ipairs(redis.call('ZRANGEBYSCORE', ACTOR_DEADLINES, '(' .. string.format('%d', now_ms()), '+inf')) do
+for _, actor in ipairs(redis.call('ZRANGEBYSCORE', ACTOR_DEADLINES, '(' .. string.format('%d', now), '+inf')) do
   alive[#alive + 1] = actor
   alive[#alive + 1] = redis.call('HGET', ACTORS, actor)
+  alive[#alive + 1] = now - tonumber(redis.call('HGET', ACTOR_HEARD, actor) or now)
 end
 return alive

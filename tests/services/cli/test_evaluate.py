@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from services.cli.evaluate import evaluation_config, run_evaluation
+from services.buffer import Buffer
+from services.cli.evaluate import _SoFar, evaluation_config, run_evaluation
+from services.config.tree import BufferConfig
 from services.errors import EnvironmentUnavailable, ModelUnavailable
+from services.schemas import Task, Ticket
+from tests.control_runs import play
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -49,3 +54,21 @@ def test_what_is_no_policy_is_refused_before_anything_is_played(tmp_path: Path) 
     config = evaluation_config(DEMO, ["evaluation.split=nowhere"], [])
     with pytest.raises(EnvironmentUnavailable, match="nowhere"):
         run_evaluation(config, ["expert"], json_file=None, markdown_file=None, console=Console())
+
+
+def test_an_evaluation_tells_its_success_so_far(redis_url: str, run_name: str) -> None:
+    buffer = Buffer.connect(redis_url, run_name, BufferConfig())
+    try:
+        task = Task(env="alfworld", split="test", index=0)
+        buffer.issue([Ticket(stream="panel", group=n, member=0, group_size=1, task=task, seed=n) for n in range(4)])
+        so_far = _SoFar(buffer, "panel")
+        buffer.heartbeat("one", {"tokens_per_s": 400.0}, 600.0)
+        buffer.heartbeat("two", {"tokens_per_s": 100.5}, 600.0)
+        buffer.heartbeat("new", {}, 600.0)
+        assert so_far.text() == "no episode ended yet  500 tok/s"
+        for number, ticket in enumerate(buffer.lease("one", 4, 600.0)):
+            episode = play(ticket, 0)
+            buffer.store(dataclasses.replace(episode, facts={**episode.facts, "won": number == 0}))
+            assert so_far.text() == f"success so far {1 / (number + 1):.2f}  500 tok/s"
+    finally:
+        buffer.close()

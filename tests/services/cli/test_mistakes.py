@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.control_runs import make_finished
 from tests.processes import Command
 
 DEMO = "configs/demo.yaml"
@@ -59,6 +60,15 @@ def test_environment_server_down(run: list[str]) -> None:
     assert "http://127.0.0.1:9" in line
 
 
+def test_a_wrong_address_is_told_without_its_password(run: list[str]) -> None:
+    both = ["env.url=http://me:hidden@a:1", "env.urls=[http://me:hidden@b:2]"]
+    code, line = fail(["train", DEMO, *both, *run])
+    assert code == 2
+    assert "give url or urls, not both" in line
+    assert "http://a:1" in line
+    assert "hidden" not in line
+
+
 def test_redis_down(run: list[str]) -> None:
     code, line = fail(["train", DEMO, "buffer.redis_url=redis://:hidden@127.0.0.1:9", "buffer.reconnect_s=1", *run])
     assert code == 1
@@ -92,6 +102,34 @@ def test_port_taken() -> None:
     assert code == 2
     assert str(port) in line
     assert "taken" in line
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_played(run: list[str], tmp_path: Path) -> None:
+    for option in ("--json", "--markdown"):
+        missing = tmp_path / "missing" / "figures"
+        code, line = fail(
+            ["eval", DEMO, "--policy", "random", option, str(missing), "evaluation.episodes=100000", *run]
+        )
+        assert code == 1
+        assert line == f"anchorage: cannot write {missing}: No such file or directory"
+
+
+def test_a_report_that_cannot_be_written_is_told_before_it_is_drawn(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_finished(tmp_path, name)
+    (tmp_path / "two" / "report.html").mkdir()
+    code, line = fail(["report", str(tmp_path / "one"), str(tmp_path / "two")])
+    assert code == 1
+    assert line.startswith("anchorage: cannot write ")
+    assert not (tmp_path / "one" / "report.html").exists()
+
+
+def test_a_path_is_printed_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "[bold]a folder whose name is long enough to be folded where lines are eighty columns wide"
+    make_finished(folder, "finished")
+    with Command(["report", str(folder / "finished")]) as command:
+        code, out, _ = command.finish(120)
+    assert (code, out) == (0, f"{folder / 'finished' / 'report.html'}\n")
 
 
 def test_run_in_use(run: list[str], tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from services.cli import report
+from services.cli import report, report_curves
 from services.config.tree import Config
 from services.errors import AnchorageError
 from services.run_folder import SUMMARY_NAME
 from services.telemetry import MetricsWriter
+from tests.control_runs import evaluation, scalars
 
 RATE = {"won": 1, "episodes": 4, "rate": 0.25, "interval_95": [0.05, 0.7]}
 
@@ -33,6 +35,46 @@ def test_the_page_holds_results_curves_and_configuration(tmp_path: Path) -> None
     assert "groups_per_update" in text
 
 
+def test_the_page_holds_no_credential(tmp_path: Path) -> None:
+    tree = {"buffer": {"redis_url": "redis://:hidden-word@example:6379"}, "env": {"url": "http://me:hidden-word@a:1"}}
+    text = report.write(run(tmp_path, 1), Config.model_validate(tree)).read_text()
+    assert "redis://example:6379" in text
+    assert "hidden-word" not in text
+
+
+def test_a_training_run_has_tables_and_every_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        metrics.write(0, evaluation(0))
+        for update in range(1, 13):
+            metrics.write(update, scalars(update))
+        metrics.write(12, evaluation(12))
+    drawn: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, title, **_: drawn.append(title))
+    text = report.write(tmp_path, Config()).read_text()
+    assert "<td>12</td><td>78.0 %</td><td>72.0 % – 84.0 %</td>" in text
+    updates = text[text.index("Last updates") : text.index("Curves")]
+    assert re.findall(r"<tr><td>(\d+)</td>", updates) == [str(update) for update in range(3, 13)]
+    assert "12 of 100 updates" in text
+    wanted = ("reward per episode", "KL to the reference", "step groups by size", "time of an update")
+    assert [sum(title.startswith(name) for title in drawn) for name in wanted] == [1, 1, 1, 1]
+
+
+def test_a_torn_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = run(tmp_path, 3)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "rollout/succ')
+    assert [record["step"] for record in report.read_metrics(folder)] == [0, 1, 2, 3]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder / 'metrics.jsonl'}: 1 broken of 5 lines are left out"
+    ]
+
+
+def test_a_page_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (run(tmp_path, 1) / "report.html").mkdir()
+    with pytest.raises(AnchorageError, match=r"cannot write .*report\.html: Is a directory"):
+        report.write(tmp_path, Config())
+
+
 def test_several_runs_make_one_picture(tmp_path: Path) -> None:
     picture = tmp_path / "both.png"
     report.write_picture([run(tmp_path / "gigpo", 5), run(tmp_path / "grpo", 3)], picture)
@@ -50,5 +92,5 @@ def test_a_picture_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> N
 
 
 def test_the_curve_in_the_terminal_needs_an_update() -> None:
-    assert report.terminal_curve([], "success") == "no update was made"
-    assert "success" in report.terminal_curve([(1, 0.2), (2, 0.4)], "success")
+    assert report_curves.terminal_curve([], "success") == "no update was made"
+    assert "success" in report_curves.terminal_curve([(1, 0.2), (2, 0.4)], "success")

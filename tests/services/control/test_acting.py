@@ -7,7 +7,7 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
-from learner.commands import Commands
+from learner.commands import Commands, NotDone
 from services.buffer.commands import MAX_WAITING, Action, Command
 from services.control.app import create_app
 from tests.control_server import READ
@@ -133,6 +133,18 @@ def test_the_trainer_does_what_it_is_asked(live):
     assert commands.stopped
     assert not commands.waiting()
     assert [c.answer.text for c in live.commands.all()] == ["written", "stopping; a checkpoint is left behind"]
+
+
+def test_what_was_not_carried_to_its_end_is_not_done(api, live, run_name, runs):
+    def cut_short():
+        raise NotDone("the panel was not played to its end")
+
+    commands = Commands(live, {Action.EVALUATE: cut_short}, lambda: False)
+    assert act(api, run_name, {"action": "evaluate"}).status_code == 202
+    commands.obey()
+    (command,) = live.commands.all()
+    assert not command.answer.done
+    until(lambda: audit(runs, run_name)[-1]["result"] == "not done: the panel was not played to its end")
 
 
 def test_what_was_asked_before_the_run_is_refused(live):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from schemathesis import GenerationMode
 
 from services.buffer import Buffer
 from services.telemetry import MetricsWriter
-from tests.control_runs import UPDATES, beat, scalars
+from tests.control_runs import UPDATES, beat, make_finished, scalars
 from tests.control_server import ADMIN, LIVE
 
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
@@ -88,6 +89,31 @@ def test_events_tell_what_is_and_then_what_changes(url: str, buffer: Buffer, fol
     buffer.set_state("running")
 
 
+def test_a_resumed_run_is_told_from_its_start(url: str, buffer: Buffer, folder: Path) -> None:
+    make_finished(folder, "resumed")
+    path, step = f"{url}/api/v1/runs/resumed/events", UPDATES + 1
+    with httpx.stream("GET", path, headers=HEADERS, timeout=30) as response:
+        known = next(data for name, data in _events(response) if name == "metrics")
+    assert len(known["records"]) == UPDATES + 2
+    seen = {"after": known["next"], "generation": known["generation"]}
+    with httpx.stream("GET", path, params=seen, headers=HEADERS, timeout=30) as response:
+        events = _events(response)
+        assert next(data for name, data in events if name == "metrics") == {**known, "records": []}
+        # Back to before the first update: nothing is left to send, and that is told.
+        MetricsWriter(folder / "resumed", tensorboard=False, resume_step=-1).close()
+        emptied = next(data for name, data in events if name == "metrics")
+    assert (emptied["records"], emptied["next"]) == ([], 0)
+    assert emptied["generation"] != known["generation"]
+    with MetricsWriter(folder / "resumed", tensorboard=False) as metrics:
+        for _ in range(UPDATES + 9):  # more than were known
+            metrics.write(step, scalars(step))
+    # Who comes again after that has nothing of what it knew.
+    with httpx.stream("GET", path, params=seen, headers=HEADERS, timeout=30) as response:
+        again = next(data for name, data in _events(response) if name == "metrics")
+    assert [record["step"] for record in again["records"]] == [step] * (UPDATES + 9)
+    shutil.rmtree(folder / "resumed")
+
+
 def test_prometheus_reads_what_is_live(url: str, buffer: Buffer) -> None:
     beat(buffer, LIVE)
     httpx.get(f"{url}/api/v1/runs", headers=HEADERS)  # a request to count
@@ -98,6 +124,12 @@ def test_prometheus_reads_what_is_live(url: str, buffer: Buffer) -> None:
     assert samples["anchorage_actor_tokens_per_s", LIVE].value == 812.5
     assert samples["anchorage_learner_loss_clip_fraction", LIVE].value == 0.02
     assert ("anchorage_learner_loss_clip_fraction", "finished") not in samples
+    assert 0 <= samples["anchorage_actor_heard_seconds", LIVE].value < 60
+    assert samples["anchorage_actor_kv_use", LIVE].value == 0.25
+    assert samples["anchorage_redis_used_bytes", LIVE].value > 10**5
+    assert samples["anchorage_redis_clients", LIVE].value >= 1
+    assert samples["anchorage_redis_aof_healthy", LIVE].value == 1
+    assert ("anchorage_redis_used_bytes", "finished") not in samples
     assert samples["anchorage_control_requests_total", None].value > 0
 
 

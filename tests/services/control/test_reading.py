@@ -1,13 +1,17 @@
 """What the API tells of runs, live and finished, held against what was put there."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import yaml
 
 from services.archive import files, numbers_of, read_index
 from services.config.load import dump_config
-from tests.control_runs import GROUP_SIZE, HOSTILE, UPDATES, make_config, make_finished
+from services.control.json_lines import JsonLines
+from tests.control_runs import GROUP_SIZE, HOSTILE, UPDATES, beat, make_config, make_finished
 
 
 def get(api, path, status=200, **query):
@@ -35,7 +39,65 @@ def test_a_live_run_is_told_from_its_redis(api, live, run_name):
     assert buffer["complete_groups"] == [100]
     assert buffer["cancelled_groups"] == {"102": HOSTILE}
     (actor,) = get(api, f"/runs/{run_name}/actors")["actors"]
-    assert (actor["version"], actor["tokens_per_s"], actor["kv_use"]) == (5, 812.5, None)
+    assert (actor["version"], actor["tokens_per_s"], actor["kv_use"]) == (5, 812.5, 0.25)
+
+
+def test_an_actor_says_when_it_was_heard_by_the_clock_of_redis(api, live, run_name):
+    live._call("hset", "actor_heard", f"{run_name}-rollout-0", 0)
+    (actor,) = get(api, f"/runs/{run_name}/actors")["actors"]
+    assert actor["heard_s"] > 10**9
+    beat(live, run_name)
+    live.heartbeat("silent", {}, 0.0)
+    live.heartbeat("other", {"kv_use": "much"}, 600.0)
+    found = live.heartbeats()
+    assert set(found) == {f"{run_name}-rollout-0", "other"}
+    assert all(0 <= one.heard_s < 60 for one in found.values())
+    # The heartbeat that cleared the silent one away has forgotten its time too.
+    assert live._call("hlen", "actor_heard") == 2
+
+
+def test_leases_are_told_by_holder_with_the_seconds_left(api, live, run_name):
+    (more,) = live.lease("another", 1, 30.0)
+    leases = get(api, f"/runs/{run_name}/leases")["leases"]
+    assert [one["holder"] for one in leases] == ["another", *[f"{run_name}-rollout-0"] * 3]
+    assert (leases[0]["stream"], leases[0]["group"], leases[0]["member"]) == ("train", more.group, more.member)
+    assert 0 < leases[0]["left_s"] <= 30 < leases[1]["left_s"] <= 600
+    assert get(api, "/runs/finished/leases") == {"leases": []}
+
+
+def test_environment_servers_are_asked_side_by_side(api, live, run_name, runs):
+    both = threading.Barrier(2, timeout=30)
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/info":
+                both.wait()  # nobody is answered before both were asked
+            body = b'{"name": "alfworld", "splits": {"train": 3}}' if self.path == "/info" else b""
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Answers) for _ in range(2)]
+    threads = [threading.Thread(target=server.serve_forever) for server in servers]
+    urls = [f"http://me:hidden-word@127.0.0.1:{server.server_port}" for server in servers]
+    tree = yaml.safe_load((runs / run_name / "config.yaml").read_text())
+    tree["env"] |= {"urls": urls}
+    (runs / run_name / "config.yaml").write_text(yaml.safe_dump(tree))
+    for thread in threads:
+        thread.start()
+    try:
+        found = get(api, f"/runs/{run_name}/environments")["environments"]
+    finally:
+        both.abort()
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
+    assert [one["detail"] for one in found] == ["answers", "answers"]
+    assert [one["url"] for one in found] == [url.replace("me:hidden-word@", "") for url in urls]
 
 
 def test_a_renamed_folder_is_not_the_run_in_redis(api, live, run_name, runs):
@@ -67,6 +129,19 @@ def test_metrics_of_a_run_that_went_back_are_read_anew(api, runs):
     with path.open("a") as file:
         file.write(' written": 1}\n')
     assert get(api, "/runs/finished/metrics", after=3)["records"] == [{"step": 3, "half written": 1}]
+
+
+def test_a_rewritten_file_is_told_whatever_its_inode_and_size(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    lines = JsonLines(path)
+    records, first = lines.reading()
+    with path.open("r+") as file:  # as if the number of the inode had been used again
+        file.write('{"step": 1}\n{"step": 7}\n{"step": 8}\n')
+    again, second = lines.reading()
+    assert ([one["step"] for one in records], [one["step"] for one in again]) == ([1, 2], [1, 7, 8])
+    assert second > first
+    assert JsonLines(path).generation > second  # another process of the control plane
 
 
 def test_staleness_and_step_groups_are_counted(api, runs):
@@ -141,11 +216,17 @@ def test_a_damaged_archive_is_left_out_and_said(api, runs):
 def test_checkpoints_and_configuration(api, runs):
     (checkpoint,) = get(api, "/runs/finished/checkpoints")["checkpoints"]
     assert (checkpoint["version"], checkpoint["training_seconds"]) == (UPDATES, 61.5)
-    secret = make_config(runs, "finished", buffer={"redis_url": "redis://:hidden-word@example:6379/0"})
+    secret = make_config(
+        runs,
+        "finished",
+        buffer={"redis_url": "redis://:hidden-word@example:6379/0"},
+        env={"urls": ["http://me:hidden-word@a:1", "http://b:2"]},
+    )
     (runs / "finished" / "config.yaml").write_text(dump_config(secret))
-    text = json.dumps(get(api, "/runs/finished/config"))
-    assert "redis://example:6379/0" in text
-    assert "hidden-word" not in text
+    config = get(api, "/runs/finished/config")["config"]
+    assert config["buffer"]["redis_url"] == "redis://example:6379/0"
+    assert config["env"]["urls"] == ["http://a:1", "http://b:2"]
+    assert "hidden-word" not in json.dumps(config)
 
 
 def test_a_configuration_of_another_version_is_still_shown(api, runs):

@@ -1,8 +1,8 @@
 // Actors and buffer: who does what on which version, what waits where, and the buttons for what the API can do.
 
-import { get, post } from "./api.js";
+import { post } from "./api.js";
 import { confirm, h, show, table } from "./dom.js";
-import { bytes, clock, percent, short } from "./format.js";
+import { ago, bytes, clock, percent, seconds, short } from "./format.js";
 
 const LOOK_MS = 5000;
 
@@ -90,29 +90,48 @@ function actorsView(actors, run) {
     { title: "Stored", num: true, cell: (row) => row.stored ?? "–" },
     { title: "Failed", num: true, cell: (row) => row.failed ?? "–" },
     { title: "Abandoned", num: true, cell: (row) => row.abandoned ?? "–" },
+    { title: "Heard", cell: (row) => h("span", { "data-heard": row.heard_s }, ago(row.heard_s)) },
     { title: "Host", cell: (row) => row.host },
   ];
   const wanted = actors.wanted === null ? null : h("p", { class: "small muted" }, `${actors.wanted} wanted.`);
   return [table("Rollout actors", columns, actors.actors), wanted];
 }
 
-function commandsView(commands, audit) {
+function leasesView(leases) {
+  if (!leases.length) return h("p", { class: "muted" }, "No ticket is leased.");
+  const holders = [...Map.groupBy(leases, (lease) => lease.holder).entries()].map(([holder, list]) => ({ holder, list }));
+  const left = (list) => Math.min(...list.map((lease) => lease.left_s));
+  const columns = [
+    { title: "Holder", cell: (row) => row.holder },
+    { title: "Tickets", num: true, cell: (row) => row.list.length },
+    { title: "Groups", cell: (row) => [...new Set(row.list.map((lease) => `${lease.stream} ${lease.group}`))].join(", ") },
+    { title: "First ends in", num: true, cell: (row) => (left(row.list) > 0 ? seconds(left(row.list)) : "now") },
+    { title: "Failed before", num: true, cell: (row) => row.list.filter((lease) => lease.attempts > 0).length },
+  ];
+  return [
+    h("p", { class: "small muted" }, "A lease is renewed while its episode is played; one that ends hands its ticket to another actor."),
+    table("Leases by holder", columns, holders),
+  ];
+}
+
+function commandsView(commands) {
   const columns = [
     { title: "Asked for", cell: (row) => (row.actors === null ? row.action : `${row.action} to ${row.actors}`) },
     { title: "By", cell: (row) => row.by },
     { title: "When", cell: (row) => clock(row.at) },
     { title: "Answer", cell: (row) => (row.answer ? row.answer.text : "waiting") },
   ];
+  return commands?.length ? table("Commands", columns, commands.slice(0, 20)) : h("p", { class: "muted" }, "Nothing was asked of this run since its Redis began.");
+}
+
+function auditView(audit) {
   const lines = [
     { title: "When", cell: (row) => clock(row.at) },
     { title: "By", cell: (row) => row.by },
     { title: "Action", cell: (row) => (row.actors === null ? row.action : `${row.action} to ${row.actors}`) },
     { title: "Result", cell: (row) => row.result },
   ];
-  return [
-    commands?.length ? table("Commands", columns, commands.slice(0, 20)) : h("p", { class: "muted" }, "Nothing was asked of this run since its Redis began."),
-    h("details", null, h("summary", null, `Audit log (${audit.length} newest lines)`), audit.length ? table("Audit log", lines, audit.toReversed()) : h("p", { class: "muted" }, "Empty.")),
-  ];
+  return audit.length ? table(`Audit log, the newest ${audit.length} lines`, lines, audit.toReversed()) : h("p", { class: "muted" }, "Empty.");
 }
 
 function serversView(environments, live) {
@@ -128,9 +147,10 @@ function serversView(environments, live) {
   return table("Environment servers", columns, environments);
 }
 
-export async function render(main, shared) {
+export async function render(main, shared, rest, visit) {
   const path = `/runs/${encodeURIComponent(shared.name)}`;
-  const places = Object.fromEntries(["buttons", "buffer", "actors", "servers", "commands"].map((name) => [name, h("div", { class: "stack" })]));
+  const names = ["buttons", "buffer", "leases", "actors", "servers", "commands", "audit"];
+  const places = Object.fromEntries(names.map((name) => [name, h("div", { class: "stack" })]));
   const said = h("p", { role: "status", class: "small" });
   const card = (title, ...body) => h("section", { class: "card stack" }, h("h2", null, title), body);
   show(
@@ -138,30 +158,47 @@ export async function render(main, shared) {
     h("h1", null, "Actors and buffer"),
     card("Rollout actors", places.actors),
     card("Buffer", places.buffer),
+    card("Leases", places.leases),
     card("Environment servers", places.servers),
     card("What the run can be asked to do", places.buttons, said),
-    card("Commands", places.commands),
+    card("Commands", places.commands, h("details", null, h("summary", null, "Audit log"), places.audit)),
   );
-  let audit = [];
   let pressed = "";
-  const redraw = () => {
-    const { run, buffer, actors, commands } = shared.facts;
-    show(places.buffer, bufferView(buffer));
-    show(places.actors, actorsView(actors, run));
-    show(places.commands, commandsView(commands?.commands, audit));
-    const state = `${run?.state} ${run?.live} ${shared.me?.role}`;
-    if (state !== pressed) show(places.buttons, buttons(shared, said)); // keeps the focus on a button
-    pressed = state;
+  const { facts } = shared;
+  const draw = {
+    buffer: () => show(places.buffer, bufferView(facts.buffer)),
+    actors: () => show(places.actors, actorsView(facts.actors, facts.run)),
+    commands: () => show(places.commands, commandsView(facts.commands?.commands)),
+    run() {
+      draw.actors();
+      const state = `${facts.run?.state} ${facts.run?.live} ${shared.me?.role}`;
+      if (state !== pressed) show(places.buttons, buttons(shared, said)); // keeps the focus on a button
+      pressed = state;
+    },
+  };
+  const grow = () => {
+    const since = (Date.now() - facts.actorsAt) / 1000;
+    for (const cell of places.actors.querySelectorAll("[data-heard]")) cell.textContent = ago(Number(cell.dataset.heard) + since);
   };
   const look = async () => {
-    const [{ environments }, log] = await Promise.all([get(`${path}/environments`), get(`${path}/audit`, { limit: 50 })]);
-    audit = log.entries;
-    show(places.servers, serversView(environments, shared.facts.run?.live));
-    redraw();
+    const [servers, log, { leases }] = await Promise.all([
+      visit.get(`${path}/environments`),
+      visit.get(`${path}/audit`, { limit: 50 }),
+      visit.get(`${path}/leases`).catch(whenItLeaves),
+    ]);
+    show(places.leases, leasesView(leases));
+    show(places.servers, serversView(servers.environments, facts.run?.live));
+    show(places.audit, auditView(log.entries));
   };
-  shared.listeners.add((event) => event !== "metrics" && redraw());
-  redraw();
-  const timer = setInterval(() => look().catch(() => {}), LOOK_MS);
+  visit.listen((event) => draw[event]?.());
+  visit.every(LOOK_MS, () => look().catch(() => {})); // the line beside the run's name says that nobody answers
+  visit.every(1000, grow);
+  Object.values(draw).forEach((part) => part());
   await look();
-  return { leave: () => clearInterval(timer) };
+}
+
+/** Between two looks the run may have gone: it leases nothing. */
+function whenItLeaves(error) {
+  if (error.status === 409) return { leases: [] };
+  throw error;
 }

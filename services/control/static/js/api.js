@@ -30,11 +30,15 @@ async function request(path, options = {}) {
   throw new ApiError(response.status, detail);
 }
 
-/** GET a path of the API; query values that are null or "" are left out. */
-export async function get(path, query = {}, signal) {
+/** The path with the query; values that are null or "" are left out. */
+function withQuery(path, query) {
   const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  const search = given.length ? `?${new URLSearchParams(given)}` : "";
-  return (await request(path + search, { signal })).json();
+  return given.length ? `${path}?${new URLSearchParams(given)}` : path;
+}
+
+/** GET a path of the API. */
+export async function get(path, query = {}, signal) {
+  return (await request(withQuery(path, query), { signal })).json();
 }
 
 export async function post(path, body) {
@@ -42,32 +46,47 @@ export async function post(path, body) {
   return (await request(path, options)).json();
 }
 
-/** Follow server-sent events until `signal` ends it. `on(event, data)` for each; `state(text)` when the line changes. */
-export async function follow(path, startAt, on, state, signal) {
+const QUIET_MS = 45000; // the server says something every 15 s, and be it a comment
+
+/**
+ * Follow server-sent events until `signal` ends it. `query()` is what the client has by now, asked at every connection;
+ * `on(event, data)` for each event; `state(connected)` when the line comes or goes.
+ */
+export async function follow(path, query, on, state, signal) {
   let wait = 1000;
   while (!signal.aborted) {
+    const silence = new AbortController();
+    let watch;
+    const heard = () => {
+      clearTimeout(watch);
+      watch = setTimeout(() => silence.abort(), QUIET_MS);
+    };
+    heard();
     try {
-      const response = await request(`${path}?after=${startAt()}`, { signal, headers: { Accept: "text/event-stream" } });
-      state("connected");
+      const options = { signal: AbortSignal.any([signal, silence.signal]), headers: { Accept: "text/event-stream" } };
+      const response = await request(withQuery(path, query()), options);
+      state(true);
       wait = 1000;
-      await read(response.body, on);
+      await read(response.body, on, heard);
     } catch (error) {
-      if (signal.aborted) return;
       if (error instanceof ApiError && [401, 404].includes(error.status)) throw error;
+    } finally {
+      clearTimeout(watch);
     }
     if (signal.aborted) return;
-    state("reconnecting");
+    state(false);
     await new Promise((resolve) => setTimeout(resolve, wait));
     wait = Math.min(wait * 2, 15000);
   }
 }
 
-async function read(body, on) {
+async function read(body, on, heard) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
+    heard();
     text += value;
     let end;
     while ((end = text.indexOf("\n\n")) >= 0) {

@@ -1,6 +1,6 @@
 // The shell: which page is shown, for which run, with which token. Addresses are #/RUN/PAGE/….
 
-import { ApiError, follow, get, token } from "./api.js";
+import { ApiError, follow, token } from "./api.js";
 import { h, show } from "./dom.js";
 import * as actors from "./actors.js";
 import * as explorer from "./explorer.js";
@@ -8,97 +8,121 @@ import * as run from "./run.js";
 import * as runs from "./runs.js";
 import * as tokenPage from "./token.js";
 import * as trajectories from "./trajectories.js";
+import { begin } from "./visit.js";
 
 const PAGES = { run, trajectories, explorer, actors };
+const TITLES = { run: "Run", trajectories: "Trajectories", explorer: "Anchor explorer", actors: "Actors and buffer" };
 const main = document.getElementById("main");
 
-/** What the pages share: the run's newest facts, and who wants to know when they change. */
-const shared = { name: null, me: null, records: [], facts: {}, listeners: new Set(), next: 0, generation: null };
+/** What the pages share: who looks, and the newest of the run that is looked at. */
+const shared = { name: null, me: null, records: [], facts: {}, next: 0, generation: null, connected: true };
 let stop = new AbortController();
-let page = { leave() {} };
-
-function tell(event) {
-  for (const listener of shared.listeners) listener(event);
-}
+let visit = begin(null, fail);
 
 function onEvent(event, data) {
   if (event === "metrics") {
-    if (shared.generation !== null && data.generation !== shared.generation) shared.records = [];
+    // A stream that was rewritten comes again from its start, over what was there.
+    shared.records = [...shared.records.slice(0, data.next - data.records.length), ...data.records];
     shared.generation = data.generation;
-    shared.records.push(...data.records);
     shared.next = data.next;
   } else {
     shared.facts[event] = data;
-    if (event === "run") showBadge(data);
+    shared.facts[`${event}At`] = Date.now();
+    if (event === "run") showBadge();
   }
-  tell(event);
+  visit.tell(event);
 }
 
-function showBadge(view) {
+function showBadge() {
   const badge = document.getElementById("live-badge");
+  const view = shared.facts.run;
+  const away = "The control plane does not answer. What is shown is what it said last; the page tries again.";
+  if (shared.name && !shared.connected) return show(badge, h("span", { class: "badge dot bad", title: away }, "no connection"));
   if (!view) return show(badge);
-  const kind = view.live ? "badge dot good" : "badge dot";
-  show(badge, h("span", { class: kind, title: view.note }, view.live ? view.state : "ended"));
+  return show(badge, h("span", { class: view.live ? "badge dot good" : "badge dot", title: view.note }, view.live ? view.state : "ended"));
 }
 
 function openRun(name) {
   if (shared.name === name) return;
   stop.abort();
   stop = new AbortController();
-  Object.assign(shared, { name, records: [], facts: {}, next: 0, generation: null });
-  showBadge(null);
+  Object.assign(shared, { name, records: [], facts: {}, next: 0, generation: null, connected: true });
+  showBadge();
   if (name === null) return;
-  const path = `/runs/${encodeURIComponent(name)}/events`;
-  follow(path, () => shared.next, onEvent, () => {}, stop.signal).catch(fail);
+  const known = () => ({ after: shared.next, generation: shared.generation });
+  const { signal } = stop;
+  const line = (connected) => {
+    if (signal.aborted) return;
+    shared.connected = connected;
+    showBadge();
+  };
+  const heard = (event, data) => signal.aborted || onEvent(event, data);
+  follow(`/runs/${encodeURIComponent(name)}/events`, known, heard, line, signal).catch((error) => signal.aborted || fail(error));
 }
 
 function fail(error) {
   if (error instanceof ApiError && error.status === 401) return askForToken(error.message);
+  visit.leave();
   show(main, h("p", { class: "error", role: "alert" }, error.message || String(error)));
 }
 
 function askForToken(reason) {
+  visit.leave();
   openRun(null);
+  showPages(null);
+  show(document.getElementById("run-picker"));
+  document.title = "Token · Anchorage";
   tokenPage.render(main, token.get() ? reason : null, start);
 }
 
 function showPages(name, current) {
-  const titles = { run: "Run", trajectories: "Trajectories", explorer: "Anchor explorer", actors: "Actors and buffer" };
-  const links = Object.entries(titles).map(([key, title]) =>
+  const links = Object.entries(TITLES).map(([key, title]) =>
     h("li", null, h("a", { href: `#/${name}/${key}`, "aria-current": key === current && "page" }, title)),
   );
   show(document.getElementById("pages"), name ? h("ul", null, links) : null);
 }
 
-async function showPicker(name, current) {
+async function showPicker(here, name, current) {
   const place = document.getElementById("run-picker");
   if (!name) return show(place);
-  const { runs: all } = await get("/runs");
+  const { runs: all } = await here.get("/runs");
   const choose = (event) => (location.hash = `#/${event.target.value}/${current}`);
   const options = all.map((one) => h("option", { value: one.name, selected: one.name === name }, one.name));
   show(place, h("label", null, h("span", { class: "hidden" }, "Run"), h("select", { onchange: choose }, options)));
 }
 
+/** Show what the address says; true when that was another page. */
 async function route() {
   const [name, wanted, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
   const current = wanted in PAGES ? wanted : "run";
-  page.leave();
-  page = { leave() {} };
-  shared.listeners.clear();
-  try {
-    shared.me ??= await get("/me");
-    document.getElementById("leave").hidden = !token.get();
-    openRun(name || null);
-    showPages(name, current);
-    await showPicker(name, current);
-    document.title = name ? `${name} · Anchorage` : "Anchorage";
-    page = (await (name ? PAGES[current] : runs).render(main, shared, rest)) ?? page;
-  } catch (error) {
-    fail(error);
+  const address = name ? `${name}/${current}` : "";
+  const same = visit.follow !== null && visit.address === address && !visit.ended();
+  if (!same) {
+    visit.leave();
+    visit = begin(address, fail);
   }
+  const here = visit;
+  try {
+    if (same) await here.follow(rest);
+    else await open(here, name, current, rest);
+  } catch (error) {
+    if (!here.ended()) fail(error);
+  }
+  return !same && !here.ended();
+}
+
+async function open(here, name, current, rest) {
+  shared.me ??= await here.get("/me");
+  document.getElementById("leave").hidden = !token.get();
+  openRun(name || null);
+  showPages(name, current);
+  await showPicker(here, name, current);
+  document.title = name ? `${TITLES[current]} · ${name} · Anchorage` : "Runs · Anchorage";
+  await (name ? PAGES[current] : runs).render(main, shared, rest, here);
 }
 
 function start() {
+  visit.leave();
   shared.me = null;
   shared.name = null;
   route();
@@ -117,6 +141,6 @@ document.getElementById("theme").addEventListener("click", switchTheme);
 document.getElementById("leave").addEventListener("click", () => (token.forget(), (shared.me = null), askForToken(null)));
 addEventListener("hashchange", () => {
   if (location.hash === "#main") return;
-  route().then(() => main.focus({ preventScroll: true }));
+  route().then((isNew) => isNew && main.focus({ preventScroll: true }));
 });
 start();

@@ -33,14 +33,15 @@ export function smooth(points, share = 0.8) {
 /**
  * A chart that can be given new data.
  *
- * options: {title, hint?, format?, min?, max?, stacked?, empty?}; update(series) with series of
- * {name, mark, points: [[x, y]], faint?: points, band?: [[x, low, high]], dots?: true}.
+ * options: {title, hint?, format?, min?, max?, stacked?, empty?}; `min` and `max` are shown at least, and what lies
+ * beyond them is too. update(series) with series of {name, mark, points: [[x, y]], faint?: points, band?: [[x, low,
+ * high]], dots?: true}; where there are `faint` points, those are as recorded and `points` smoothed.
  */
 export function chart(options) {
   const format = options.format ?? short;
   const axis = options.format ?? onAxis;
   const svg = s("svg", { role: "img", tabindex: "0", "aria-label": `${options.title}: a chart over updates; arrow keys read values` });
-  const readout = h("p", { class: "readout", "aria-live": "polite" });
+  const readout = h("p", { class: "readout", "aria-live": "off" });
   const legend = h("ul", { class: "legend" });
   const numbers = h("details", { ontoggle: () => numbers.open && fillTable() }, h("summary", null, "As a table"));
   const figure = h(
@@ -59,13 +60,16 @@ export function chart(options) {
   function fillTable() {
     const columns = [
       { title: "Update", num: true, cell: (x) => x },
-      ...series.map((one) => ({ title: one.name, num: true, cell: (x) => value(one, x) })),
-    ];
+      ...series.flatMap((one) => [
+        { title: one.faint ? `${one.name}, smoothed` : one.name, num: true, cell: (x) => value(one.points, x) },
+        one.faint && { title: `${one.name}, as recorded`, num: true, cell: (x) => value(one.faint, x) },
+      ]),
+    ].filter(Boolean);
     show(numbers, h("summary", null, "As a table"), table(`${options.title} by update`, columns, xs));
   }
 
-  function value(one, x) {
-    const found = one.points.find((point) => point[0] === x);
+  function value(points, x) {
+    const found = x === null ? points.at(-1) : points.find((point) => point[0] === x);
     return found ? format(found[1]) : "–";
   }
 
@@ -73,8 +77,8 @@ export function chart(options) {
     const tops = options.stacked ? sums(series) : series.flatMap((one) => [...one.points, ...(one.faint ?? [])].map((point) => point[1]));
     const bands = series.flatMap((one) => (one.band ?? []).flatMap((point) => point.slice(1)));
     const all = [...tops, ...bands].filter(Number.isFinite);
-    let low = options.min ?? Math.min(...all);
-    let high = options.max ?? Math.max(...all);
+    let low = all.reduce((least, one) => Math.min(least, one), options.min ?? Infinity);
+    let high = all.reduce((most, one) => Math.max(most, one), options.max ?? -Infinity);
     if (options.stacked) low = 0;
     if (high - low < 1e-9) [low, high] = [low - (options.min === undefined ? 0.5 : 0), high + 0.5];
     const [first, last] = [xs[0], Math.max(xs[xs.length - 1], xs[0] + 1)];
@@ -107,9 +111,10 @@ export function chart(options) {
   }
 
   function read() {
-    const parts = series.map((one) => [one.name, at === null ? format(one.points.at(-1)[1]) : value(one, at)]);
-    const text = parts.filter(([, found]) => found !== "–").map(([name, found]) => (series.length > 1 ? `${name} ${found}` : found));
-    readout.textContent = xs.length ? `${at === null ? "now" : `update ${at}`}: ${text.join(" · ") || "–"}` : "";
+    const told = (one) => (one.faint ? `${value(one.points, at)} smoothed, ${value(one.faint, at)} recorded` : value(one.points, at));
+    const parts = series.filter((one) => value(one.points, at) !== "–").map((one) => (series.length > 1 ? `${one.name} ${told(one)}` : told(one)));
+    const text = xs.length ? `${at === null ? "now" : `update ${at}`}: ${parts.join(" · ") || "–"}` : "";
+    if (readout.textContent !== text) readout.textContent = text;
   }
 
   function move(x) {
@@ -127,7 +132,12 @@ export function chart(options) {
     if (nearest !== at) move(nearest);
   });
   svg.addEventListener("pointerleave", () => move(null));
-  svg.addEventListener("blur", () => move(null));
+  // Read aloud while a person walks the chart by keys, not at every record that comes.
+  svg.addEventListener("focus", () => readout.setAttribute("aria-live", "polite"));
+  svg.addEventListener("blur", () => {
+    readout.setAttribute("aria-live", "off");
+    move(null);
+  });
   svg.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
     if (step === undefined || !xs.length) return;

@@ -1,26 +1,35 @@
 // The Anchor explorer: one group taken apart, so that a person sees what GiGPO compares with what.
 
-import { get } from "./api.js";
 import { h, s, show, table } from "./dom.js";
 import { clip, fixed, percent, versions, words } from "./format.js";
 import { colour, draw } from "./graph.js";
 import * as lessons from "./lessons.js";
-import { advantage, bar, level, nothingKept, select } from "./parts.js";
+import { advantage, bar, choices, level, nothingKept, select } from "./parts.js";
 
-const filters = { task_type: "", success: "some", update: "" };
 const LISTED = 200;
+
+/** What the list of groups is filtered by: of one run, and kept while that is looked at. */
+let filters = { run: null };
+
+function filtersOf(run) {
+  if (filters.run !== run) filters = { run, asked: { task_type: "", success: "some", update: "" } };
+  return filters.asked;
+}
+
+/** What an algorithm compares: the step level, or where it has none the whole advantage. */
+const compared = (settings) => (lessons.comparesSteps(settings) ? "step_advantage" : "advantage");
 
 /** The most telling state: many steps, and returns that differ. */
 function telling(states) {
   return states.reduce((best, state) => (state.deviation * Math.sqrt(state.steps.length) > best.deviation * Math.sqrt(best.steps.length) ? state : best)).state;
 }
 
-function byAction(state) {
+function byAction(state, name) {
   const actions = [...Map.groupBy(state.steps, (step) => step.action).entries()].map(([action, steps]) => ({
     action,
     steps,
     mean: steps.reduce((sum, step) => sum + step.return, 0) / steps.length,
-    level: steps.reduce((sum, step) => sum + step.step_advantage, 0) / steps.length,
+    level: steps.reduce((sum, step) => sum + step[name], 0) / steps.length,
     valid: steps.every((step) => step.valid),
   }));
   return actions.sort((a, b) => b.level - a.level);
@@ -28,14 +37,15 @@ function byAction(state) {
 
 function statePanel(shared, group, number) {
   const state = group.states.find((one) => one.state === number);
-  const actions = byAction(state);
+  const name = compared(group.formula);
+  const actions = byAction(state, name);
   const most = Math.max(...actions.map((one) => Math.abs(one.level)), 1e-9);
   const through = [...Map.groupBy(state.steps, (step) => step.member).entries()];
   const columns = [
     { title: "Action taken here", cell: (row) => [h("span", { class: "mono" }, row.action), !row.valid && " ", !row.valid && h("span", { class: "badge bad" }, "invalid")] },
     { title: "Times", num: true, cell: (row) => row.steps.length },
     { title: "Mean return", num: true, cell: (row) => fixed(row.mean) },
-    { title: ["Mean ", level("S")], num: true, cell: (row) => advantage(row.level) },
+    { title: ["Mean ", level(name === "step_advantage" ? "S" : null)], num: true, cell: (row) => advantage(row.level) },
     { title: "", cell: (row) => h("div", { class: "adv-bar" }, bar(row.level, most)) },
   ];
   const each = [
@@ -55,7 +65,9 @@ function statePanel(shared, group, number) {
   ];
 }
 
-function legend() {
+function legend({ formula, states }) {
+  const layers = new Set(states.map((state) => state.layer));
+  const isGappy = layers.size <= Math.max(...layers);
   const id = "advantage-scale";
   const stops = [-1, -0.5, 0, 0.5, 1].map((value, i) => {
     const stop = s("stop", { offset: `${25 * i}%` });
@@ -65,9 +77,10 @@ function legend() {
   return h(
     "p",
     { class: "scale" },
-    "worse than the others there",
+    lessons.comparesSteps(formula) ? "worse than the others there" : "of worse episodes",
     s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, s("defs", null, s("linearGradient", { id }, stops)), s("rect", { width: 100, height: 10, rx: 3, fill: `url(#${id})` })),
     "better · thicker: taken more often · larger: visited more often",
+    isGappy && " · dashed: steps at which no new state was reached",
   );
 }
 
@@ -93,7 +106,7 @@ function view(shared, place, group, startAt) {
   const panel = h("section", { class: "card stack", "aria-labelledby": "state-title", "aria-live": "polite" });
   const redraw = (focus) => {
     const scrolled = graph.firstChild?.scrollLeft ?? 0;
-    show(graph, draw(group, { chosen: chosen.state, member: chosen.member, room: graph.clientWidth, pick: (state) => ((chosen.state = state), redraw(state)) }));
+    show(graph, draw(group, { chosen: chosen.state, member: chosen.member, room: graph.clientWidth, value: (edge) => edge[compared(group.formula)], pick: (state) => ((chosen.state = state), redraw(state)) }));
     graph.firstChild.scrollLeft = scrolled;
     if (focus !== undefined) graph.querySelector(`[data-state="${focus}"]`)?.focus();
     show(first, lessons.episodes(group, chosen.member, (member) => ((chosen.member = member), redraw())));
@@ -105,43 +118,60 @@ function view(shared, place, group, startAt) {
   show(
     place,
     h("p", null, `Group ${summary.group}: `, h("strong", null, words(summary.task_type)), `, played ${summary.episodes} times, won ${summary.won}; ${summary.steps} steps in ${summary.step_groups} anchor states, ${lone} of them visited once. Written by policy ${versions(summary)}, trained on in update ${summary.update}.`),
-    h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group.formula), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is a place where the agent tried different things. Blue arrows led to more than the average there, orange ones to less. Choose a state to see its numbers."), example)),
-    h("section", { class: "card stack tight", "aria-label": "Graph of anchor states" }, h("h2", null, "The group as a graph"), legend(), graph, statesTable(group, choose)),
+    h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group.formula), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is a place where the agent tried different things. Blue arrows led to more than the average, orange ones to less. Choose a state to see its numbers."), example)),
+    h("section", { class: "card stack tight", "aria-label": "Graph of anchor states" }, h("h2", null, "The group as a graph"), legend(group), graph, statesTable(group, choose)),
     panel,
   );
   redraw();
 }
 
-export async function render(main, shared, [number, state]) {
+export async function render(main, shared, rest, visit) {
   const path = `/runs/${encodeURIComponent(shared.name)}/groups`;
+  const asked = filtersOf(shared.name);
   const place = h("div", { class: "stack" }, h("p", { class: "muted" }, "Loading …"));
-  const bar_ = h("div", { class: "row", role: "search", "aria-label": "Choose a group" });
-  let answer = await get(path, { ...filters, limit: LISTED });
-  if (answer.first_update === null) return show(main, h("h1", null, "Anchor explorer"), lessons.idea(), nothingKept());
-  const go = (group) => (location.hash = `#/${shared.name}/explorer/${group}`);
-  const filter = (name) => async (value) => {
-    filters[name] = value;
-    answer = await get(path, { ...filters, limit: LISTED });
-    if (answer.groups.length) go(answer.groups[0].group);
-    picker();
-  };
-  const name = (group) => `${group.group} · ${words(group.task_type)} · ${percent(group.won / group.episodes, 0)} won · update ${group.update}`;
-  function picker() {
-    const current = number === undefined ? answer.groups[0]?.group : Number(number);
-    const listed = answer.groups.map((group) => [String(group.group), name(group)]);
-    if (!listed.some(([key]) => key === String(current))) listed.unshift([String(current ?? ""), current === undefined ? "no group is like that" : `${current}`]);
-    const update = h("input", { type: "number", min: "1", inputmode: "numeric", value: filters.update, placeholder: "all", onchange: (event) => filter("update")(event.target.value) });
-    show(
-      bar_,
-      select("Task type", [["", "all"], ...answer.task_types.map((type) => [type, words(type)])], filters.task_type, filter("task_type")),
-      select("Success", [["", "all"], ["some", "some won, some lost"], ["all", "all won"], ["none", "all lost"]], filters.success, filter("success")),
-      h("label", { class: "field" }, "Update", update),
-      select("Group", listed, String(current ?? ""), go),
-    );
-    return current;
+  const group = h("select", { onchange: (event) => go(event.target.value) });
+  const go = (number) => (location.hash = `#/${shared.name}/explorer/${number}`);
+  const name = (one) => `${one.group} · ${words(one.task_type)} · ${percent(one.won / one.episodes, 0)} won · update ${one.update}`;
+  let answer = await visit.get(path, { ...asked, limit: LISTED });
+  let opened = 0;
+
+  function list(current) {
+    const listed = answer.groups.map((one) => [String(one.group), name(one)]);
+    if (!listed.some(([key]) => key === String(current ?? ""))) listed.unshift([String(current ?? ""), current === undefined ? "no group is like that" : `${current}`]);
+    show(group, choices(listed, String(current ?? "")));
   }
-  const current = picker();
+
+  /** Show the group that the address names, the first of the list where it names none. */
+  async function choose([number, state]) {
+    const turn = (opened += 1);
+    const current = number === undefined ? answer.groups[0]?.group : Number(number);
+    list(current);
+    if (current === undefined) return show(place, h("p", { class: "notice" }, "No kept group is like that: widen the filters."));
+    const found = await visit.get(`${path}/${current}`);
+    if (turn === opened) view(shared, place, found, state === undefined ? undefined : Number(state));
+    return undefined;
+  }
+
+  async function ask(name, value) {
+    asked[name] = value;
+    answer = await visit.get(path, { ...asked, limit: LISTED });
+    if (!answer.groups.length) return choose([]);
+    go(answer.groups[0].group);
+    return list(answer.groups[0].group);
+  }
+
+  if (answer.first_update === null) return show(main, h("h1", null, "Anchor explorer"), lessons.idea(), nothingKept());
+  const filter = (name) => (value) => visit.attempt(ask(name, value));
+  const update = h("input", { type: "number", min: "1", inputmode: "numeric", value: asked.update, placeholder: "all", onchange: (event) => filter("update")(event.target.value) });
+  const bar_ = h(
+    "div",
+    { class: "row", role: "search", "aria-label": "Choose a group" },
+    select("Task type", [["", "all"], ...answer.task_types.map((type) => [type, words(type)])], asked.task_type, filter("task_type")),
+    select("Success", [["", "all"], ["some", "some won, some lost"], ["all", "all won"], ["none", "all lost"]], asked.success, filter("success")),
+    h("label", { class: "field" }, "Update", update),
+    h("label", { class: "field" }, "Group", group),
+  );
   show(main, h("h1", null, "Anchor explorer"), h("section", { class: "card stack", "aria-label": "What this page shows" }, lessons.idea(), bar_), place);
-  if (current === undefined) return show(place, h("p", { class: "notice" }, "No kept group is like that: widen the filters."));
-  view(shared, place, await get(`${path}/${current}`), state === undefined ? undefined : Number(state));
+  visit.follow = choose;
+  return choose(rest);
 }

@@ -20,6 +20,9 @@ export const fixed = (value) => `${value < 0 ? "−" : ""}${Math.abs(value).toFi
 /** With its sign, for advantages. */
 export const signed = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(2)}`;
 
+/** How long ago something was, as of now. */
+export const ago = (value) => `${value < 90 ? `${Math.max(0, Math.round(value))} s` : seconds(value)} ago`;
+
 export const seconds = (value) => (value >= 90 ? `${(value / 60).toFixed(1)} min` : `${value.toFixed(1)} s`);
 
 export const bytes = (value) => {

@@ -2,6 +2,7 @@
 // actions: thicker where more steps took them, blue where they did better than the others there, orange where worse.
 
 import { h, s } from "./dom.js";
+import { loop, router } from "./edges.js";
 import { clip, fixed as decimals, signed } from "./format.js";
 
 const NARROWEST = 78;
@@ -10,6 +11,8 @@ const ROW = 62;
 const LEFT = 44;
 const TOP = 66;
 const SWEEPS = 6;
+const AXIS = 40;
+const END = 21;
 
 const radius = (visits) => Math.min(21, 9 + 2.4 * Math.sqrt(visits));
 
@@ -52,67 +55,57 @@ function layout(states, edges, room) {
   return { place, columns, column, width: LEFT + columns.length * column + 70, height: TOP + (tallest - 1) * ROW + 30 };
 }
 
-/** A curve between two circles, and the head of the arrow at its end. */
-function curve([x1, y1], [x2, y2], r1, r2, width, lane) {
-  const [dx, dy] = [x2 - x1, y2 - y1];
-  const far = Math.hypot(dx, dy) || 1;
-  const bend = Math.min((dx > 0 && dx < 1.5 * NARROWEST ? 0.08 : 0.22) * far, 92) + 13 * Math.min(lane, 5);
-  const side = dx < 0 ? 1 : -1;
-  const [nx, ny] = [(-dy / far) * bend * side, (dx / far) * bend * side];
-  const [cx, cy] = [(x1 + x2) / 2 + nx, (y1 + y2) / 2 + ny];
-  const out = Math.hypot(cx - x1, cy - y1) || 1;
-  const inn = Math.hypot(x2 - cx, y2 - cy) || 1;
-  const [ux, uy] = [(x2 - cx) / inn, (y2 - cy) / inn];
-  const size = 5 + width;
-  const [ex, ey] = [x2 - ux * (r2 + 2), y2 - uy * (r2 + 2)];
-  const [bx, by] = [ex - ux * size, ey - uy * size];
-  const start = [x1 + ((cx - x1) / out) * r1, y1 + ((cy - y1) / out) * r1];
-  return {
-    d: `M${start.map(fix)}Q${[cx, cy].map(fix)} ${[bx, by].map(fix)}`,
-    head: `M${[ex, ey].map(fix)}L${[bx - uy * size * 0.5, by + ux * size * 0.5].map(fix)}L${[bx + uy * size * 0.5, by - ux * size * 0.5].map(fix)}Z`,
-  };
-}
-
-const fix = (value) => value.toFixed(1); // pixels
-
-function loop([x, y], r, lane, width) {
-  const far = Math.min(lane, 6);
-  const high = 18 + 6 * far;
-  const size = 5 + width;
-  return {
-    d: `M${fix(x - r * 0.6)} ${fix(y - r * 0.8)}C${fix(x - 14 - 4 * far)} ${fix(y - r - high)} ${fix(x + 14 + 4 * far)} ${fix(y - r - high)} ${fix(x + r * 0.6 + 1)} ${fix(y - r * 0.8 - size + 2)}`,
-    head: `M${fix(x + r * 0.6)} ${fix(y - r * 0.8)}l${fix(-size * 0.3)} ${fix(-size)}l${fix(size)} ${fix(size * 0.2)}Z`,
-  };
-}
-
 const width = (count) => 1 + 1.5 * Math.sqrt(count);
 
 /**
  * The drawing. `chosen`: number of a state; `member`: an episode whose path stands out; `pick(state)` is called when a
- * person chooses one; `room`: pixels there are, more is scrolled.
+ * person chooses one; `room`: pixels there are, more is scrolled; `value(edge)`: the advantage that colours it.
  */
-export function draw(group, { chosen, member, pick, room }) {
+export function draw(group, { chosen, member, pick, room, value }) {
   const { states, edges } = group;
   const { place, columns, column, width: wide, height } = layout(states, edges, room);
-  const visits = new Map(states.map((one) => [one.state, one.steps.length]));
-  const most = Math.max(...edges.map((edge) => Math.abs(edge.step_advantage)), 1e-9);
+  const nodes = new Map(states.map((one) => [one.state, [...place.get(one.state), radius(one.steps.length)]]));
   const ends = endPlaces(edges, wide, height);
+  const lay = router([...nodes.values(), ...Object.values(ends)], column);
+  const most = Math.max(...edges.map((edge) => Math.abs(value(edge))), 1e-9);
   const lanes = new Map();
-  const drawn = edges.map((edge) => {
+  const shapes = edges.map((edge) => {
     const key = `${edge.source} ${edge.target ?? edge.outcome}`;
     const lane = lanes.get(key) ?? 0;
     lanes.set(key, lane + 1);
-    return edgeView(edge, place, visits, ends, lane, most, faded(edge, chosen, member));
+    const from = nodes.get(edge.source);
+    if (edge.target === edge.source) return loop(from, from[2], width(edge.count), lane);
+    return lay(from, edge.target === null ? ends[edge.outcome] : nodes.get(edge.target), width(edge.count), lane);
   });
+  const heights = shapes.flatMap((shape) => shape.points.map(([, y]) => y));
+  const top = Math.min(TOP - 22, ...heights) - AXIS;
+  const bottom = Math.max(height, ...heights) + 12;
   const svg = s(
     "svg",
-    { width: wide, height: height + 24, role: "group", "aria-label": "Anchor states, from left to right in the order in which they were first reached" },
-    columns.map((list, i) => s("text", { class: "column", x: LEFT + i * column, y: 14 }, `step ${states.find((one) => one.state === list[0]).layer + 1}`)),
-    drawn,
+    { width: wide, height: bottom - top, viewBox: `0 ${top} ${wide} ${bottom - top}`, role: "group", "aria-label": "Anchor states, from left to right in the order in which they were first reached" },
+    axis(columns.map((list) => states.find((one) => one.state === list[0]).layer), column, top, bottom),
+    edges.map((edge, i) => edgeView(edge, shapes[i], colour(value(edge), most), value(edge), faded(edge, chosen, member))),
     Object.entries(ends).map(([outcome, [x, y]]) => endView(outcome, x, y)),
-    states.map((one) => nodeView(one, place.get(one.state), one.state === chosen, member !== null && !one.steps.some((step) => step.member === member), pick)),
+    states.map((one) => nodeView(one, nodes.get(one.state), one.state === chosen, member !== null && !one.steps.some((step) => step.member === member), pick)),
   );
   return h("div", { class: "graph" }, svg);
+}
+
+/** Above each column the step at which its states were first reached; between two, the steps that reached nothing new. */
+function axis(layers, column, top, bottom) {
+  return layers.map((layer, i) => {
+    const x = LEFT + i * column;
+    const skipped = i + 1 < layers.length ? layers[i + 1] - layer - 1 : 0;
+    const middle = x + column / 2;
+    const which = skipped === 1 ? `${layer + 2}` : `${layer + 2}–${layer + 1 + skipped}`;
+    return [
+      s("text", { class: "column", x, y: top + 14 }, `step ${layer + 1}`),
+      skipped > 0 && [
+        s("line", { class: "break", x1: middle, x2: middle, y1: top + 34, y2: bottom }),
+        s("text", { class: "column skipped", x: middle, y: top + 28 }, `${which}: none`),
+      ],
+    ];
+  });
 }
 
 function faded(edge, chosen, member) {
@@ -122,32 +115,22 @@ function faded(edge, chosen, member) {
 
 function endPlaces(edges, wide, height) {
   const found = ["won", "lost"].filter((outcome) => edges.some((edge) => edge.outcome === outcome));
-  return Object.fromEntries(found.map((outcome, i) => [outcome, [wide - 40, ((i + 1) * (height + 20)) / (found.length + 1)]]));
+  return Object.fromEntries(found.map((outcome, i) => [outcome, [wide - 40, ((i + 1) * (height + 20)) / (found.length + 1), END]]));
 }
 
-function edgeView(edge, place, visits, ends, lane, most, isFaded) {
-  const thick = width(edge.count);
-  const from = place.get(edge.source);
-  const r1 = radius(visits.get(edge.source));
-  const shape =
-    edge.target === edge.source
-      ? loop(from, r1, lane, thick)
-      : edge.target === null
-        ? curve(from, ends[edge.outcome], r1, 19, thick, lane)
-        : curve(from, place.get(edge.target), r1, radius(visits.get(edge.target)), thick, lane);
-  const tint = colour(edge.step_advantage, most);
-  const line = s("path", { class: "edge", d: shape.d, "stroke-width": thick });
+function edgeView(edge, shape, tint, value, isFaded) {
+  const line = s("path", { class: "edge", d: shape.d, "stroke-width": width(edge.count), "data-source": edge.source, "data-target": edge.target ?? edge.outcome });
   const head = s("path", { class: "head", d: shape.head });
   line.style.setProperty("stroke", tint);
   head.style.setProperty("fill", tint);
-  return s("g", { class: isFaded ? "fade faded" : "fade" }, s("title", null, `${edge.action}\ntaken ${edge.count}×, step advantage ${signed(edge.step_advantage)}`), line, head);
+  return s("g", { class: isFaded ? "fade faded" : "fade" }, s("title", null, `${edge.action}\ntaken ${edge.count}×, advantage ${signed(value)}`), line, head);
 }
 
 function endView(outcome, x, y) {
   return s("g", { class: "node end" }, s("rect", { x: x - 20, y: y - 12, width: 40, height: 24, rx: 6 }), s("text", { x, y }, outcome));
 }
 
-function nodeView(state, [x, y], isChosen, isFaded, pick) {
+function nodeView(state, [x, y, r], isChosen, isFaded, pick) {
   const count = state.steps.length;
   const kind = ["node", count === 1 && "lone", isChosen && "chosen", isFaded && "faded"].filter(Boolean).join(" ");
   const label = `State ${state.state}: ${count} ${count === 1 ? "step" : "steps"}, mean return ${decimals(state.mean_return)}. ${clip(state.observation, 140)}`;
@@ -155,7 +138,7 @@ function nodeView(state, [x, y], isChosen, isFaded, pick) {
     "g",
     { class: kind, tabindex: "0", role: "button", "aria-label": label, "aria-pressed": isChosen ? "true" : "false", "data-state": state.state },
     s("title", null, label),
-    s("circle", { cx: x, cy: y, r: radius(count) }),
+    s("circle", { cx: x, cy: y, r }),
     s("text", { x, y }, state.state),
   );
   node.addEventListener("click", () => pick(state.state));

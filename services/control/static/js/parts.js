@@ -28,10 +28,12 @@ export function bar(value, most) {
 export const advantageLine = (below, title, value, most) =>
   h("div", { class: "adv-line" }, h("abbr", { title }, level(below)), bar(value, most), h("span", { class: "num" }, advantage(value)));
 
-/** Selection among `options`: [[value, text]]; the empty value means all. */
+/** What a list offers: [[value, text]]; the empty value means all. */
+export const choices = (options, value) => options.map(([key, text]) => h("option", { value: key, selected: key === (value ?? "") }, text));
+
+/** Selection among `choices`. */
 export function select(label, options, value, onchange) {
-  const list = options.map(([key, text]) => h("option", { value: key, selected: key === (value ?? "") }, text));
-  return h("label", { class: "field" }, label, h("select", { onchange: (event) => onchange(event.target.value) }, list));
+  return h("label", { class: "field" }, label, h("select", { onchange: (event) => onchange(event.target.value) }, choices(options, value)));
 }
 
 /** What stands where a run has kept no groups. */

@@ -1,6 +1,5 @@
 // The Run page: how training goes, in figures and curves; live while the run is.
 
-import { get } from "./api.js";
 import { chart, smooth } from "./chart.js";
 import { h, show, table } from "./dom.js";
 import { bytes, clock, percent, seconds, short } from "./format.js";
@@ -29,6 +28,13 @@ const CLASSES = [["1", "lone step", "q1"], ["2_to_4", "2–4 steps", "q2"], ["5_
 const SHARES = CLASSES.map(([key, name, mark]) => [`advantage/step_groups_${key}`, name, mark]);
 const TIMES = [["time/update_s", "update", "c1"], ["time/wait_s", "wait", "c2"], ["time/prepare_s", "prepare", "c3"], ["time/publish_s", "publish", "c4"]];
 
+/** Response tokens of the groups that an update trained on, a second of the time from the update before. */
+function rollouts(records) {
+  const took = (record) => TIMES.reduce((sum, [name]) => sum + (record[name] ?? 0), 0);
+  const rates = records.filter((r) => r["update/response_tokens"] > 0 && took(r) > 0).map((r) => [r.step, r["update/response_tokens"] / took(r)]);
+  return [{ name: "tokens/s", mark: "c1", points: smooth(rates), faint: rates }];
+}
+
 const several = (list) => (records) => list.map(([key, name, mark]) => ({ name, mark, points: points(records, key) }));
 
 const SECTIONS = [
@@ -49,8 +55,9 @@ const SECTIONS = [
     [{ title: "Actors against learner", hint: "Gap of log-probabilities, same tokens.", min: 0 }, softened("loss/logprob_gap", "gap")],
   ]],
   ["Is the machine busy?", [
-    [{ title: "Time of an update", hint: "Much waiting for groups means that the actors are the slower half.", stacked: true, format: (v) => `${short(v)} s`, wide: true }, several(TIMES)],
-    [{ title: "Learner throughput", hint: "Tokens a second.", min: 0 }, softened("time/tokens_per_second", "tokens/s")],
+    [{ title: "Time of an update", hint: "Much waiting for groups means that the actors are the slower half.", stacked: true, format: (v) => `${short(v)} s` }, several(TIMES)],
+    [{ title: "Rollout throughput", hint: "Response tokens trained on, a second of the whole update.", min: 0, empty: "not recorded" }, rollouts],
+    [{ title: "Learner throughput", hint: "Prompt and response tokens, a second of the ranks' work.", min: 0 }, softened("time/tokens_per_second", "tokens/s")],
     [{ title: "Staleness of groups", hint: "Updates between playing and training.", min: 0 }, several([["staleness/max", "oldest", "c2"], ["staleness/mean", "mean", "c1"]])],
   ]],
   ["More", [
@@ -67,24 +74,24 @@ function tiles(shared) {
   const newest = (name) => records.findLast((r) => r[name] !== undefined && r[name] !== null)?.[name];
   const first = records.find((r) => r["evaluation/success_rate"] !== undefined)?.["evaluation/success_rate"];
   const evaluation = newest("evaluation/success_rate");
-  const since = first !== undefined && evaluation !== first ? `from ${percent(first)}` : "";
+  const since = first !== undefined && evaluation !== first ? `, first ${percent(first)}` : "";
   const smoothSuccess = smooth(points(records, "rollout/success_rate")).at(-1)?.[1];
   const times = TIMES.map(([name]) => newest(name) ?? 0).reduce((a, b) => a + b, 0);
   const items = [
     ["Update", run ? `${run.update}` : "–", run?.updates ? `of ${run.updates}` : ""],
-    ["Success, evaluation", percent(evaluation), since],
-    ["Success, training", percent(smoothSuccess), "smoothed"],
-    ["Valid actions", percent(newest("rollout/valid_fraction")), ""],
-    ["Step-group size", short(newest("advantage/step_group_size")), "mean"],
-    ["Learner", short(newest("time/tokens_per_second")), "tokens/s"],
-    ["An update takes", times ? seconds(times) : "–", ""],
+    ["Success, evaluation", percent(evaluation), `newest panel${since}`],
+    ["Success, training", percent(smoothSuccess), "smoothed over updates"],
+    ["Valid actions", percent(newest("rollout/valid_fraction")), "newest update"],
+    ["Step-group size", short(newest("advantage/step_group_size")), "mean of the newest update"],
+    ["Learner", short(newest("time/tokens_per_second")), "tokens/s, newest update"],
+    ["Update time", times ? seconds(times) : "–", "newest update"],
   ];
   return items.map(([name, value, more]) => h("div", { class: "tile card" }, h("dt", null, name), h("dd", null, value), more && h("dd", { class: "small" }, more)));
 }
 
-async function details(shared) {
+async function details(shared, visit) {
   const name = encodeURIComponent(shared.name);
-  const [{ checkpoints }, { config }] = await Promise.all([get(`/runs/${name}/checkpoints`), get(`/runs/${name}/config`)]);
+  const [{ checkpoints }, { config }] = await Promise.all([visit.get(`/runs/${name}/checkpoints`), visit.get(`/runs/${name}/config`)]);
   const columns = [
     { title: "Version", num: true, cell: (row) => row.version },
     { title: "Size", num: true, cell: (row) => bytes(row.bytes) },
@@ -98,7 +105,7 @@ async function details(shared) {
   ];
 }
 
-export async function render(main, shared) {
+export async function render(main, shared, rest, visit) {
   const strip = h("dl", { class: "tiles" });
   const note = h("p", { class: "muted small" });
   const title = h("h1", null, shared.name);
@@ -119,7 +126,7 @@ export async function render(main, shared) {
     note.textContent = run ? `${run.algorithm ?? "?"} on ${run.env ?? "?"} · ${run.note}` : "";
     for (const [, list] of charts) for (const [one, make] of list) one.update(make(shared.records));
   };
-  shared.listeners.add((event) => (event === "metrics" || event === "run") && redraw());
+  visit.listen((event) => (event === "metrics" || event === "run") && redraw());
   redraw();
-  show(more, await details(shared));
+  show(more, await details(shared, visit));
 }

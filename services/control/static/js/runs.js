@@ -1,11 +1,10 @@
 // The list of all runs.
 
-import { get } from "./api.js";
 import { h, show, table } from "./dom.js";
 import { clock, percent } from "./format.js";
 
-export async function render(main) {
-  const { runs } = await get("/runs");
+export async function render(main, shared, rest, visit) {
+  const { runs } = await visit.get("/runs");
   const columns = [
     { title: "Run", cell: (run) => h("a", { href: `#/${run.name}/run` }, run.name) },
     { title: "State", cell: (run) => h("span", { class: run.live ? "badge good dot" : "badge dot", title: run.note }, run.live ? run.state : "ended") },

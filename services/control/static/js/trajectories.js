@@ -1,16 +1,15 @@
 // The Trajectories page: find an episode, and read it as a person would.
 
-import { get } from "./api.js";
 import { h, show } from "./dom.js";
 import { fixed, signed, versions, words } from "./format.js";
 import { advantageLine, level, nothingKept, outcome, select } from "./parts.js";
 
 const PAGE = 60;
 
-function pick(shared, item, chosen) {
+function pick(shared, item) {
   return h(
     "a",
-    { class: "pick", href: `#/${shared.name}/trajectories/${item.group}/${item.member}`, "aria-current": chosen && "true" },
+    { class: "pick", href: `#/${shared.name}/trajectories/${item.group}/${item.member}` },
     h("span", { class: "row between" }, h("span", null, words(item.task_type)), outcome(item.won)),
     h(
       "span",
@@ -85,49 +84,96 @@ function episode(shared, view) {
   ];
 }
 
-/** The list with its filters; `chosen` is [group, member] or nothing. */
-const filters = { task_type: "", won: "", version: "" };
+/** What the list is filtered by: of one run, and kept while that is looked at. */
+let filters = { run: null };
 
-export async function render(main, shared, [group, member]) {
+function filtersOf(run) {
+  if (filters.run !== run) filters = { run, asked: { task_type: "", won: "", version: "" } };
+  return filters.asked;
+}
+
+export async function render(main, shared, rest, visit) {
   const path = `/runs/${encodeURIComponent(shared.name)}/trajectories`;
+  const asked = filtersOf(shared.name);
   const side = h("section", { class: "card stack list-side", "aria-label": "Episodes" });
-  const detail = h("article", { class: "card stack", "aria-live": "off" });
+  const detail = h("article", { class: "card stack", "aria-label": "Episode", tabindex: "-1" });
+  const frame = h("div", { class: "split" }, side, detail);
+  const list = h("div");
   const results = h("div", { class: "list-pane" });
   const count = h("p", { class: "small muted", role: "status" });
   const more = h("button", { type: "button", hidden: true }, "Show more");
-  const chosen = (item) => String(item.group) === group && String(item.member) === member;
+  let chosen = "";
   let found = [];
-  let types = [];
+  let loads = 0;
+  let choices = 0;
+
+  const mark = () => {
+    for (const link of list.querySelectorAll(".pick")) {
+      if (link.hash === chosen) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  };
 
   async function load(offset) {
-    const answer = await get(path, { ...filters, offset, limit: PAGE });
+    const turn = (loads += 1);
+    const answer = await visit.get(path, { ...asked, offset, limit: PAGE });
+    if (turn !== loads) return answer;
     found = offset ? [...found, ...answer.trajectories] : answer.trajectories;
-    types = answer.task_types;
     count.textContent = `${answer.total} episodes${answer.first_update === null ? "" : `, of updates ${answer.first_update} to ${answer.last_update}`}`;
     more.hidden = found.length >= answer.total;
-    show(results, found.length ? found.map((item) => pick(shared, item, chosen(item))) : h("p", { class: "muted" }, "No episode is like that."), more);
+    const picks = answer.trajectories.map((item) => pick(shared, item));
+    if (offset) list.append(...picks);
+    else show(list, picks.length ? picks : h("p", { class: "muted" }, "No episode is like that."));
+    mark();
     return answer;
   }
-  more.addEventListener("click", () => load(found.length));
-  const filter = (name) => (value) => ((filters[name] = value), load(0));
+  const filter = (name) => (value) => ((asked[name] = value), visit.attempt(load(0)));
+
+  /** Show the episode that the address names, the first one where it names none; the list stays as it is. */
+  async function choose([group, member], isMove) {
+    const turn = (choices += 1);
+    const isNamed = group !== undefined;
+    const last = chosen;
+    chosen = isNamed ? `#/${shared.name}/trajectories/${group}/${member}` : "";
+    frame.classList.toggle("has-detail", isNamed);
+    mark();
+    if (isMove && !isNamed) list.querySelector(`.pick[href="${CSS.escape(last)}"]`)?.focus();
+    const [g, m] = isNamed ? [group, member] : [found[0]?.group, found[0]?.member];
+    if (g === undefined) return show(detail, h("p", { class: "muted" }, "Choose an episode."));
+    const shown = await visit.get(`${path}/${Number(g)}/${Number(m)}`).then(
+      (view) => episode(shared, view),
+      (error) => {
+        if (visit.ended() || error.status === 401) throw error;
+        return h("p", { class: "error", role: "alert" }, error.message);
+      },
+    );
+    if (turn !== choices) return undefined;
+    show(detail, shown);
+    if (isMove && isNamed && side.offsetParent === null) {
+      detail.focus({ preventScroll: true }); // the list has made room for it
+      scrollTo(0, 0);
+    }
+    return undefined;
+  }
 
   const answer = await load(0);
   if (answer.first_update === null) return show(main, h("h1", null, "Trajectories"), nothingKept());
-  const version = h("input", { type: "number", min: "0", inputmode: "numeric", value: filters.version, onchange: (event) => filter("version")(event.target.value) });
+  more.addEventListener("click", () => visit.attempt(load(found.length)));
+  const version = h("input", { type: "number", min: "0", inputmode: "numeric", value: asked.version, onchange: (event) => filter("version")(event.target.value) });
+  show(results, list, more);
   show(
     side,
     h(
       "div",
       { class: "row", role: "search", "aria-label": "Filter episodes" },
-      select("Task type", [["", "all"], ...types.map((type) => [type, words(type)])], filters.task_type, filter("task_type")),
-      select("Outcome", [["", "all"], ["true", "won"], ["false", "lost"]], filters.won, filter("won")),
+      select("Task type", [["", "all"], ...answer.task_types.map((type) => [type, words(type)])], asked.task_type, filter("task_type")),
+      select("Outcome", [["", "all"], ["true", "won"], ["false", "lost"]], asked.won, filter("won")),
       h("label", { class: "field" }, "Policy version", version),
     ),
     count,
     results,
   );
-  show(main, h("h1", null, "Trajectories"), h("div", { class: group === undefined ? "split" : "split has-detail" }, side, detail));
-  const [g, m] = group === undefined ? [found[0]?.group, found[0]?.member] : [group, member];
-  if (g === undefined) return show(detail, h("p", { class: "muted" }, "Choose an episode."));
-  show(detail, episode(shared, await get(`${path}/${Number(g)}/${Number(m)}`)));
+  show(main, h("h1", null, "Trajectories"), frame);
+  visit.follow = (other) => choose(other, true);
+  return choose(rest, false);
 }

@@ -1,0 +1,34 @@
+"""Files that a command is asked to write: whether they can be is found out before the work, not after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.errors import AnchorageError
+
+
+def require_writable(*files: Path | None) -> None:
+    """Raise AnchorageError for the first of `files` that could not be written. Leaves no trace."""
+    for file in files:
+        if file is None:
+            continue
+        is_new = not file.exists()
+        try:
+            file.open("ab").close()
+            if is_new:
+                file.unlink()
+        except OSError as error:
+            raise unwritable(file, error) from None
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write the file. Raises AnchorageError."""
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise unwritable(file, error) from None
+
+
+def unwritable(file: Path, error: OSError) -> AnchorageError:
+    """The one line for a file that cannot be written."""
+    return AnchorageError(f"cannot write {file}: {error.strerror}")

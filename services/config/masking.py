@@ -1,0 +1,58 @@
+"""What may be shown of a configuration, and of any text that may hold an address: no password, no token.
+
+The one function for it: report, API, dashboard, log lines and error messages all show through `masked`.
+
+Invariants
+- An address keeps its scheme, host, port and path; user, password, query and fragment go. One that cannot be told
+  apart for sure is hidden whole.
+- What is called a password, a secret, a token or a key is hidden, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, overload
+from urllib.parse import urlsplit
+
+HIDDEN = "(hidden)"
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
+_CLOSING = "'\")]}>,;:."
+_SECRET_NAME = re.compile(r"(^|_)(password|passwd|secret|token|credentials|key)$", re.IGNORECASE)
+
+
+@overload
+def masked(value: str) -> str: ...
+@overload
+def masked(value: Mapping[str, Any]) -> dict[str, Any]: ...
+@overload
+def masked(value: object) -> Any: ...
+def masked(value: object) -> Any:
+    """A text with every address in it masked; of a tree of plain data, a copy with every text so."""
+    match value:
+        case str():
+            return _ADDRESS.sub(lambda found: _public(found[0]), value)
+        case Mapping():
+            return {name: HIDDEN if _is_secret(name, inner) else masked(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [masked(inner) for inner in value]
+    return value
+
+
+def _is_secret(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, str) and _SECRET_NAME.search(name) is not None
+
+
+def _public(found: str) -> str:
+    address = found.rstrip(_CLOSING)
+    after = found[len(address) :]
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return HIDDEN + after
+    host = parts.netloc.rpartition("@")[2]
+    # An unescaped / ? or # in a password ends the host early: the rest of the password would be left standing.
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        return HIDDEN + after
+    return f"{parts.scheme}://{host}{parts.path}{after}"
