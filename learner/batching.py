@@ -36,11 +36,13 @@ class Row:
         tokens: int32 [P + R], prompt then response.
         logprobs: float32 [R], of the response under the sampler.
         advantage: of every response token.
+        counts: its tokens are trained on; if not, they only fill a batch.
     """
 
     tokens: NDArray[np.int32]
     logprobs: Floats
     advantage: float
+    counts: bool = True
 
     @property
     def response_tokens(self) -> int:
@@ -181,7 +183,7 @@ def _bins(units: list[list[_Family]], ranks: int, budget: int) -> list[list[list
 
 def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
     line, place, paths, starts = [], [], [], [0]
-    positions, targets, behaviour, advantage = [], [], [], []
+    positions, targets, behaviour, advantage, weight = [], [], [], [], []
     before: NDArray[np.int32] = np.zeros(0, np.int32)
     path: Ids = np.zeros(0, np.int64)
     for family in families:
@@ -203,6 +205,7 @@ def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
             targets.append(tokens[first:last])
             behaviour.append(row.logprobs)
             advantage.append(np.full(row.response_tokens, row.advantage))
+            weight.append(np.full(row.response_tokens, row.counts))
     return MicroBatch(
         input_ids=np.concatenate(line).astype(np.int64)[None],
         position_ids=np.concatenate(place).astype(np.int64)[None],
@@ -213,7 +216,7 @@ def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
         targets=np.concatenate(targets).astype(np.int64),
         behaviour=np.concatenate(behaviour).astype(np.float32),
         advantage=np.concatenate(advantage).astype(np.float32),
-        weight=np.ones(sum(map(len, targets)), dtype=np.float32),
+        weight=np.concatenate(weight).astype(np.float32),
         sequence=np.repeat(np.arange(len(targets)), [len(some) for some in targets]),
         tokens=starts[-1],
     )
