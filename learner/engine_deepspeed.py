@@ -26,7 +26,7 @@ from learner import lora
 from learner.attention import Layout
 from learner.batching import MicroBatch
 from learner.losses import LossTerms
-from learner.policy import DTYPES, Policy, load_policy
+from learner.policy import DTYPES, LOGITS_PER_MIB, Policy, load_policy
 from learner.schedule import rate_factor
 from learner.shards import ShardReader, ShardWriter
 from services.config.tree import Config
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
         self._ranks = config.learner.ranks
         self._stage = config.learner.zero_stage
         torch.manual_seed(config.run.seed)
-        policy = load_policy(config.model.path, config.model.dtype, config.rollout.temperature)
+        policy = configured_policy(config)
         if config.model.lora is not None:
             lora.adapt(policy, config.model.lora)
         if config.learner.activation_checkpointing:
@@ -256,6 +256,12 @@ class DeepSpeedEngine:
                 torch.cuda.set_rng_state(state["cuda"])
         else:
             torch.manual_seed(hash((self._config.run.seed, steps, torch.distributed.get_rank())))
+
+
+def configured_policy(config: Config) -> Policy:
+    """The model that the run begins with. Raises ModelUnavailable."""
+    limit = config.learner.logits_mib * LOGITS_PER_MIB
+    return load_policy(config.model.path, config.model.dtype, config.rollout.temperature, limit)
 
 
 def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout]:
