@@ -63,6 +63,7 @@ class MicroBatch:
         weight: float32 [T], 1 or 0.
         sequence: int64 [T], number within the micro-batch of the row that each response token belongs to.
         tokens: L, or 0 in a batch that only fills.
+        widest: the largest T of the passes that run at the same time, one on each rank.
     """
 
     input_ids: Ids
@@ -77,6 +78,7 @@ class MicroBatch:
     weight: Floats
     sequence: Ids
     tokens: int
+    widest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ def plan(rows: Sequence[Row], ranks: int, budget: int) -> list[list[MicroBatch]]
     for number in range(0, len(batches), ranks):
         together = batches[number : number + ranks]
         together += [filler] * (ranks - len(together))
+        widest = max(len(batch.targets) for batch in together)
+        together = [replace(batch, widest=widest) for batch in together]
         # Longest first, back and forth: the ranks of one pass are nearly even, and so are their sums.
         for own, batch in zip(shares if number // ranks % 2 == 0 else reversed(shares), together, strict=True):
             own.append(batch)
@@ -219,4 +223,5 @@ def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
         weight=np.concatenate(weight).astype(np.float32),
         sequence=np.repeat(np.arange(len(targets)), [len(some) for some in targets]),
         tokens=starts[-1],
+        widest=sum(map(len, targets)),
     )

@@ -264,11 +264,12 @@ def configured_policy(config: Config) -> Policy:
     return load_policy(config.model.path, config.model.dtype, config.rollout.temperature, limit)
 
 
-def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout]:
+def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout, int]:
     """What `Policy.forward` takes."""
     arrays = (batch.input_ids, batch.position_ids, batch.positions, batch.targets)
     first, second, third, fourth = (torch.tensor(array, device=device) for array in arrays)
-    return first, second, third, fourth, Layout.of(batch.starts, batch.path_starts, batch.path, device)
+    layout = Layout.of(batch.starts, batch.path_starts, batch.path, device)
+    return first, second, third, fourth, layout, batch.widest
 
 
 def sharded(frozen: Policy, config: Config) -> Any:

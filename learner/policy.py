@@ -2,6 +2,7 @@
 
 Invariants
 - Only the positions that predict response tokens reach the vocabulary projection: prompts cost no logits.
+- The head is called equally often on all ranks, whatever each has to score: sharded, it takes a collective each time.
 - Log-probabilities are those of the sampling distribution, logits / temperature, in float32.
 """
 
@@ -44,6 +45,7 @@ class Policy(nn.Module):
         positions: Tensor,
         targets: Tensor,
         layout: Layout,
+        widest: int,
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Score T tokens.
@@ -53,17 +55,18 @@ class Policy(nn.Module):
             positions: int64 [T], place in the line of the token that predicts each target.
             targets: int64 [T].
             layout: where the sequences lie.
+            widest: the largest T of this call on all ranks.
             entropy_gradient: let the entropy carry a gradient.
         """
         body = self.lm.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
         hidden = body.last_hidden_state[0, positions]
         head = self.lm.get_output_embeddings()
-        piece = max(1, self.max_logits // self.lm.config.vocab_size)
-        if len(targets) <= piece:
+        pieces = -(-widest // max(1, self.max_logits // self.lm.config.vocab_size))
+        if pieces <= 1:
             return self._score(head, hidden, targets, entropy_gradient)
         parts = [
             checkpoint(self._score, head, some, wanted, entropy_gradient, use_reentrant=False)
-            for some, wanted in zip(torch.split(hidden, piece), torch.split(targets, piece), strict=True)
+            for some, wanted in zip(hidden.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
         ]
         logprob, entropy = zip(*parts, strict=True)
         return torch.cat(logprob), torch.cat(entropy)

@@ -92,13 +92,7 @@ def make_starter(
 
 def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tuple[Task, random.Random]]:
     """Endless tasks of the phase's splits in a seeded order, each with a generator of its own."""
-    from env_servers.environment import TaskError
-    from env_servers.registry import load_environment
-
-    try:
-        sizes = load_environment(registered_name(config.env)).splits()
-    except TaskError as error:
-        raise EnvironmentUnavailable(str(error)) from None
+    sizes = _environment(config).splits()
     splits = phase.splits or (config.env.split,)
     order = random.Random(f"warmstart {salt} {config.run.seed}")
     number = 0
@@ -109,15 +103,27 @@ def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tupl
         number += 1
 
 
+def _environment(config: Config) -> Any:
+    """The environment's class, with its data there."""
+    from env_servers.environment import TaskError
+    from env_servers.registry import load_environment
+
+    environment = load_environment(registered_name(config.env))
+    try:
+        environment.splits()
+    except TaskError as error:
+        raise EnvironmentUnavailable(str(error)) from None
+    return environment
+
+
 def _turns(
     config: Config, phase: WarmstartPhase, salt: str, own: _OwnPlay | None = None
 ) -> Generator[list[Any], None, None]:
     """The turns of endless episodes, many played at the same time, in the order of their seeds."""
     from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted, renumbered
     from env_servers.client import LocalClient
-    from env_servers.registry import load_environment
 
-    client = LocalClient(load_environment(registered_name(config.env)))
+    client = LocalClient(_environment(config))
     low, high = phase.noise
 
     async def episode(task: Task, rng: random.Random) -> list[Any]:
