@@ -51,7 +51,8 @@ def test_the_shops_expert_makes_data_too(tmp_path: Path) -> None:
 def test_the_data_that_the_recipe_names_are_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALFWORLD_DATA", "")  # restored at the end: the folder is made known in the environment
     game_source.cache_clear()
-    config = load_config(ROOT / "configs" / "starter.yaml", [f"env.data={tmp_path}"])
+    config = small("starter.yaml")
+    config = config.model_copy(update={"env": config.env.model_copy(update={"data": tmp_path})})
     with pytest.raises(EnvironmentUnavailable, match=f"no ALFWorld games below {tmp_path}"):
         make_starter(config, tmp_path / "out", lambda tokens, loss: None)
 
