@@ -167,5 +167,6 @@ class _Attempt:
             valid=parsed.valid,
             terminated=after.terminated,
             truncated=after.truncated,
+            finished=sample.finished,
         )
         return step, after

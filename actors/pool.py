@@ -1,8 +1,8 @@
 """The pool's supervisor, a Ray actor: one rollout actor for each `rollout` resource of the cluster, dead ones replaced.
 
 Invariants
-- A rollout actor holds one `rollout` resource, so Ray itself never places more of them than there are. A wish
-  (`Buffer.set_desired_actors`) may ask for fewer.
+- A rollout actor holds one `rollout` resource, so Ray itself never places more of them than there are, and where the
+  cluster has GPUs those of its engine. A wish (`Buffer.set_desired_actors`) may ask for fewer.
 - Nodes that join or leave and wishes are the same event as actors that die: the next look sets it right.
 - An actor that is no longer wanted, or whose node is being drained since it was told to stop, is drained: its tickets
   go back at once. One that does not end in time is killed.
@@ -28,8 +28,8 @@ from typing import Any
 from actors.engine_vllm import engine_environment
 from actors.rollout_process import EngineFactory, RolloutProcess, RolloutSpec, vllm_engine
 from services.buffer import Buffer
-from services.config.tree import BufferConfig, Config
-from services.errors import RedisUnavailable
+from services.config.tree import BufferConfig, Config, RolloutConfig
+from services.errors import RedisUnavailable, RunStalled
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Pool:
         config = Config.model_validate_json(spec.config)
         logging.basicConfig(level=config.telemetry.log_level)
         self._run_name = config.run.name
+        self._rollout = config.rollout
         self._spec = spec
         # Not the names of an earlier supervisor's actors: leases and heartbeats go by name.
         self._generation = uuid.uuid4().hex[:6]
@@ -211,6 +212,7 @@ class Pool:
         name = f"{self._run_name}-rollout-{self._generation}-{next(self._numbers)}"
         actor = ray.remote(RolloutProcess).options(
             num_cpus=0,
+            num_gpus=engine_gpus(self._rollout, ray.cluster_resources()),
             resources={RESOURCE: 1},
             max_restarts=0,
             max_concurrency=8,
@@ -221,6 +223,20 @@ class Pool:
         run, placed = (asyncio.wrap_future(method.remote().future()) for method in (handle.run, handle.node))
         placed.add_done_callback(lambda future: future.cancelled() or future.exception())  # `run` tells of it
         return Member(name, handle, run, placed, time.monotonic())
+
+
+def engine_gpus(config: RolloutConfig, resources: Mapping[str, float]) -> int:
+    """GPUs that an engine holds in a cluster with these resources.
+
+    Raises:
+        RunStalled: no engine could ever start.
+    """
+    there = resources.get("GPU", 0)
+    if there == 0:
+        return 0
+    if there < config.tensor_parallel:
+        raise RunStalled(f"rollout.tensor_parallel={config.tensor_parallel}: the Ray cluster has {there:g} GPU(s)")
+    return 0 if config.share_gpus else config.tensor_parallel
 
 
 def start_pool(
@@ -236,10 +252,14 @@ def start_pool(
 
     `default_actors`: how many without a wish; None: as many as there are places.
     End it with `ray.get(handle.stop.remote())`, then `ray.kill(handle)`.
+
+    Raises:
+        RunStalled: the cluster has GPUs, but too few for one engine.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    engine_gpus(config.rollout, ray.cluster_resources())
     spec = RolloutSpec(config.model_dump_json(), redis_url, env_urls, env_token, engine, default_actors)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     handle = ray.remote(Pool).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(spec)

@@ -7,7 +7,7 @@ the very same rows with the same model in float32: forward and backward pass ove
 - ours: `learner.batching.plan` and the DeepSpeed engine, one rank.
 - padded: plain Hugging Face, as verl-agent trains: prompts padded left, responses right, to the micro-batch's longest.
 - trl: `GRPOTrainer.compute_loss` of TRL on the same padded micro-batches, generation bypassed. TRL is no requirement of
-  ours: run this file with a Python that has both, else the row says that it is missing.
+  ours: `requirements/bench-trl.txt` has it. Where it is not installed the row says so.
 
 Tokens are those of the rows, prompt and response, without padding, counted once a row for every side: what ours does
 not compute, because rows share their beginnings, counts as trained on all the same. Padding counts for nobody.
@@ -245,7 +245,7 @@ def compare(options: argparse.Namespace, folder: Path, console: Console) -> dict
         try:
             taken = seconds(make(), options.repeats)
         except ImportError as error:
-            console.print(f"{name}: not installed ({error}); run this with a Python that has TRL as well")
+            console.print(f"{name}: not installed ({error}); see requirements/bench-trl.txt")
             continue
         rates[name] = tokens / statistics.median(taken)
         figures[name] = {"seconds": taken, "tokens_per_second": rates[name]}

@@ -36,11 +36,13 @@ class Row:
         tokens: int32 [P + R], prompt then response.
         logprobs: float32 [R], of the response under the sampler.
         advantage: of every response token.
+        counts: its tokens are trained on; if not, they only fill a batch.
     """
 
     tokens: NDArray[np.int32]
     logprobs: Floats
     advantage: float
+    counts: bool = True
 
     @property
     def response_tokens(self) -> int:
@@ -61,6 +63,7 @@ class MicroBatch:
         weight: float32 [T], 1 or 0.
         sequence: int64 [T], number within the micro-batch of the row that each response token belongs to.
         tokens: L, or 0 in a batch that only fills.
+        widest: the largest T of the passes that run at the same time, one on each rank.
     """
 
     input_ids: Ids
@@ -75,6 +78,7 @@ class MicroBatch:
     weight: Floats
     sequence: Ids
     tokens: int
+    widest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,8 @@ def plan(rows: Sequence[Row], ranks: int, budget: int) -> list[list[MicroBatch]]
     for number in range(0, len(batches), ranks):
         together = batches[number : number + ranks]
         together += [filler] * (ranks - len(together))
+        widest = max(len(batch.targets) for batch in together)
+        together = [replace(batch, widest=widest) for batch in together]
         # Longest first, back and forth: the ranks of one pass are nearly even, and so are their sums.
         for own, batch in zip(shares if number // ranks % 2 == 0 else reversed(shares), together, strict=True):
             own.append(batch)
@@ -181,7 +187,7 @@ def _bins(units: list[list[_Family]], ranks: int, budget: int) -> list[list[list
 
 def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
     line, place, paths, starts = [], [], [], [0]
-    positions, targets, behaviour, advantage = [], [], [], []
+    positions, targets, behaviour, advantage, weight = [], [], [], [], []
     before: NDArray[np.int32] = np.zeros(0, np.int32)
     path: Ids = np.zeros(0, np.int64)
     for family in families:
@@ -203,6 +209,7 @@ def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
             targets.append(tokens[first:last])
             behaviour.append(row.logprobs)
             advantage.append(np.full(row.response_tokens, row.advantage))
+            weight.append(np.full(row.response_tokens, row.counts))
     return MicroBatch(
         input_ids=np.concatenate(line).astype(np.int64)[None],
         position_ids=np.concatenate(place).astype(np.int64)[None],
@@ -213,7 +220,8 @@ def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
         targets=np.concatenate(targets).astype(np.int64),
         behaviour=np.concatenate(behaviour).astype(np.float32),
         advantage=np.concatenate(advantage).astype(np.float32),
-        weight=np.ones(sum(map(len, targets)), dtype=np.float32),
+        weight=np.concatenate(weight).astype(np.float32),
         sequence=np.repeat(np.arange(len(targets)), [len(some) for some in targets]),
         tokens=starts[-1],
+        widest=sum(map(len, targets)),
     )

@@ -5,12 +5,13 @@
     policy/       the policy as a Hugging Face folder that vLLM can serve
 
 `checkpoints/best-000040/` is the policy of the best evaluation so far, a Hugging Face folder with its score in
-`best.json`.
+`best.json`. There is a second one while no checkpoint covers the newest: training may go back to before it.
 
 Invariants
 - A checkpoint is written under a temporary name, synced to disk and renamed: a folder with a number for a name is
   complete and durable.
 - A checkpoint that cannot be written leaves nothing behind, and the older ones untouched.
+- Whatever checkpoint training goes on from, the best policy of the updates up to it is there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from services.errors import CheckpointFailed
 from services.model_folder import read_weights, share_weights
 from services.weights.adapter import is_adapter, merged
 
+_BEST = "best-"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -109,7 +111,8 @@ def save(
     engine_bytes: int,
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `state.version`, then drop all but the newest `keep`; the new folder.
+    """Write the checkpoint of `state.version`, then drop all but the newest `keep`, and best policies that are the best
+    no longer; the new folder.
 
     Args:
         weights: the policy under its Hugging Face names, or its adapters. model: folder whose other files, and weights
@@ -138,6 +141,7 @@ def save(
         _sync(folder)
         for old in sorted(_complete(folder))[:-keep]:
             _discard(old)
+        _drop_beaten(folder)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise CheckpointFailed(f"cannot write the checkpoint {final}: {reason}") from error
@@ -147,22 +151,21 @@ def save(
 
 
 def best(folder: Path) -> tuple[Path, float] | None:
-    """The best policy kept in `folder`, and its success rate in the evaluation that found it so."""
-    for found in sorted(folder.glob("best-*"), reverse=True):
-        try:
-            return found, float(json.loads((found / "best.json").read_text())["success_rate"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointFailed(f"cannot read {found / 'best.json'}: {error}") from error
-    return None
+    """The best policy kept in `folder`, and its success rate in the evaluation that found it so.
+
+    Raises:
+        CheckpointFailed: a score cannot be read.
+    """
+    return max(((found, _score(found)) for found in _kept_as_best(folder)), key=lambda each: each[1], default=None)
 
 
 def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, Tensor], model: Path) -> None:
-    """Keep the policy of `version` in place of the best so far.
+    """Keep the policy of `version`, the best so far. The one before stays until a checkpoint covers this one.
 
     Raises:
         CheckpointFailed: it could not be written.
     """
-    final = folder / f"best-{version:06d}"
+    final = folder / f"{_BEST}{version:06d}"
     partial = folder / f".{final.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,18 +177,44 @@ def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, 
             _discard(final)
         partial.rename(final)
         _sync(folder)
+        _drop_beaten(folder)
     except OSError as error:
         raise CheckpointFailed(f"cannot write the best policy {final}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    forget_best(folder, lambda number: number != version)
 
 
-def forget_best(folder: Path, unwanted: Callable[[int], bool]) -> None:
-    """Drop the best policies of the versions that are unwanted, such as those of updates that will be done again."""
-    for found in folder.glob("best-*"):
-        if unwanted(int(found.name.removeprefix("best-"))):
+def forget_best(folder: Path, after: int) -> None:
+    """Drop the best policies of updates after `after`: they will be done again."""
+    for found in _kept_as_best(folder):
+        if _version_of_best(found) > after:
             _discard(found)
+
+
+def _drop_beaten(folder: Path) -> None:
+    """Of the best policies that the newest checkpoint covers, keep the best one."""
+    newest = latest(folder)
+    covered = [found for found in _kept_as_best(folder) if newest and _version_of_best(found) <= int(newest.name)]
+    kept = max(covered, key=_score, default=None)
+    for beaten in covered:
+        if beaten != kept:
+            _discard(beaten)
+
+
+def _kept_as_best(folder: Path) -> list[Path]:
+    """Folders of best policies, newest first: of equal ones that one counts."""
+    return sorted(folder.glob(f"{_BEST}*"), reverse=True)
+
+
+def _version_of_best(found: Path) -> int:
+    return int(found.name.removeprefix(_BEST))
+
+
+def _score(found: Path) -> float:
+    try:
+        return float(json.loads((found / "best.json").read_text())["success_rate"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointFailed(f"cannot read {found / 'best.json'}: {error}") from error
 
 
 def whole_policy(weights: Mapping[str, Tensor], model: Path) -> Mapping[str, Tensor]:

@@ -26,7 +26,7 @@ from learner import lora
 from learner.attention import Layout
 from learner.batching import MicroBatch
 from learner.losses import LossTerms
-from learner.policy import DTYPES, Policy, load_policy
+from learner.policy import DTYPES, LOGITS_PER_MIB, Policy, load_policy
 from learner.schedule import rate_factor
 from learner.shards import ShardReader, ShardWriter
 from services.config.tree import Config
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
         self._ranks = config.learner.ranks
         self._stage = config.learner.zero_stage
         torch.manual_seed(config.run.seed)
-        policy = load_policy(config.model.path, config.model.dtype, config.rollout.temperature)
+        policy = configured_policy(config)
         if config.model.lora is not None:
             lora.adapt(policy, config.model.lora)
         if config.learner.activation_checkpointing:
@@ -258,11 +258,18 @@ class DeepSpeedEngine:
             torch.manual_seed(hash((self._config.run.seed, steps, torch.distributed.get_rank())))
 
 
-def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout]:
+def configured_policy(config: Config) -> Policy:
+    """The model that the run begins with. Raises ModelUnavailable."""
+    limit = config.learner.logits_mib * LOGITS_PER_MIB
+    return load_policy(config.model.path, config.model.dtype, config.rollout.temperature, limit)
+
+
+def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout, int]:
     """What `Policy.forward` takes."""
     arrays = (batch.input_ids, batch.position_ids, batch.positions, batch.targets)
     first, second, third, fourth = (torch.tensor(array, device=device) for array in arrays)
-    return first, second, third, fourth, Layout.of(batch.starts, batch.path_starts, batch.path, device)
+    layout = Layout.of(batch.starts, batch.path_starts, batch.path, device)
+    return first, second, third, fourth, layout, batch.widest
 
 
 def sharded(frozen: Policy, config: Config) -> Any:

@@ -1,5 +1,10 @@
 """Evaluation panels: the same tasks with the same seeds every time, played by whatever policy the actors serve.
 
+A rate's interval is Wilson's (JASA 22, 1927). Several episodes of one task are not independent: with `evaluation.seeds`
+it is Wilson's for the effective number of episodes n / d, where the design effect d is the variance of the rate over
+that of n independent episodes. The variance is that between tasks, as of clusters in a survey (Korn and Graubard,
+Survey Methodology 24, 1998; with Wilson's interval: Franco et al., J. Survey Statistics and Methodology 7, 2019).
+
 Invariants
 - Runs in a stream of its own, so it may go on while training does, and leaves nothing of it in the buffer.
 - Seeds depend on the task's place in the panel alone: two evaluations of a run are paired.
@@ -15,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from learner.dispatch import ticket_seed
 from services.buffer import Buffer
@@ -23,16 +29,22 @@ from services.errors import RunStalled
 from services.schemas import Ticket, Trajectory
 from services.tasks import panel_tasks
 
+Key = TypeVar("Key", int, str)
+
 POLL_S = 0.5
 Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`won` of `episodes`, with the Wilson 95 % interval of the rate."""
+    """`won` of `episodes`, with the Wilson 95 % interval of the rate.
+
+    `effective`: as how many independent episodes they count, where they are not all independent.
+    """
 
     won: int
     episodes: int
+    effective: float | None = None
 
     @property
     def value(self) -> float:
@@ -43,7 +55,7 @@ class Rate:
         """Lower and upper end; (0, 1) without episodes."""
         if not self.episodes:
             return 0.0, 1.0
-        n, rate, z2 = self.episodes, self.value, Z_95**2
+        n, rate, z2 = self.effective or self.episodes, self.value, Z_95**2
         centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
         half = Z_95 * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n)) / (1 + z2 / n)
         return max(0.0, centre - half), min(1.0, centre + half)
@@ -94,7 +106,10 @@ def mean(values: Sequence[float]) -> Mean:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an episode of a panel came to. `score` is the environment's, None where it has none."""
+    """What an episode of a panel came to. `score` is the environment's, None where it has none.
+
+    `task` is the task's number in the panels, `seed` that of the episode among the task's.
+    """
 
     panel: int
     task_type: str
@@ -102,18 +117,23 @@ class Outcome:
     score: float | None
     steps: int
     valid: int
+    task: int
+    seed: int = 0
 
     @classmethod
     def of(cls, ticket: Ticket, facts: Mapping[str, object], config: Config, *, steps: int, valid: int) -> Outcome:
         """Of the episode that was played for a panel's ticket, by the environment's facts."""
         score = facts.get("score")
+        seed, task = divmod(ticket.group, config.evaluation.episodes * config.evaluation.panels)
         return cls(
-            panel=ticket.group // config.evaluation.episodes,
+            panel=task // config.evaluation.episodes,
             task_type=str(facts.get("task_type", "")),
             won=bool(facts.get("won", False)),
             score=float(score) if isinstance(score, int | float) else None,
             steps=steps,
             valid=valid,
+            task=task,
+            seed=seed,
         )
 
 
@@ -123,7 +143,7 @@ class EvaluationResult:
 
     Attributes:
         stream: its name. split: of its tasks. version: the policy it was asked for; None: whatever was served.
-        success: over all finished episodes. panels: the same by panel. task_types: the same by `task_type`.
+        success: over all finished episodes. panels, seeds: the same by panel and by seed. task_types: by `task_type`.
         score: of the environment's `score`; None where it has none. mean_steps: per episode. valid_fraction: of steps.
         oldest_version / newest_version: of the policy that played, None without episodes.
         cancelled: episodes that could not be played. complete: the panels were not cut short by a stop.
@@ -134,6 +154,7 @@ class EvaluationResult:
     version: int | None
     success: Rate
     panels: tuple[Rate, ...]
+    seeds: tuple[Rate, ...]
     score: Mean | None
     task_types: dict[str, Rate]
     mean_steps: float
@@ -157,11 +178,12 @@ class EvaluationResult:
 
 
 def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket]:
-    """The tickets of all panels: groups of one, the first tasks of the split, around again if it is smaller.
+    """The tickets of all panels: groups of one, the tasks of `panel_tasks` once for each seed.
 
     Raises:
-        EnvironmentUnavailable: the environment has no such split.
+        EnvironmentUnavailable: the environment has no such split, or too few tasks for the panels.
     """
+    tasks, every = panel_tasks(config, splits), config.evaluation.episodes * config.evaluation.panels
     return [
         Ticket(
             stream=stream,
@@ -172,7 +194,8 @@ def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket
             seed=ticket_seed(config.run.seed, "evaluation", group, 0),
             temperature=config.evaluation.temperature,
         )
-        for group, task in enumerate(panel_tasks(config, splits))
+        for seed in range(config.evaluation.seeds)
+        for group, task in enumerate(tasks, start=seed * every)
     ]
 
 
@@ -189,7 +212,7 @@ def evaluate(
     """Play the panel in `stream` and sum it up. Blocks; `on_progress` gets (episodes ended, episodes).
 
     Raises:
-        EnvironmentUnavailable: the environment has no such split.
+        EnvironmentUnavailable: the environment has no such split, or too few tasks for the panels.
         RunStalled: no episode ended for `learner.group_timeout_s`, or every one of them was cancelled.
     """
     tickets = panel(config, env_splits, stream)
@@ -226,18 +249,19 @@ def summarise(
     complete: bool = True,
 ) -> EvaluationResult:
     """Sum up episodes; `served` are the oldest and the newest policy version that played them."""
-    by_type, by_panel = defaultdict[str, list[Outcome]](list), defaultdict[int, list[Outcome]](list)
-    for outcome in outcomes:
-        by_type[outcome.task_type].append(outcome)
-        by_panel[outcome.panel].append(outcome)
+    by_type = _grouped(outcomes, lambda outcome: outcome.task_type)
+    by_panel = _grouped(outcomes, lambda outcome: outcome.panel)
+    by_seed = _grouped(outcomes, lambda outcome: outcome.seed)
     steps = sum(outcome.steps for outcome in outcomes)
-    scores = [outcome.score for outcome in outcomes if outcome.score is not None]
+    scored = _grouped([o for o in outcomes if o.score is not None], lambda outcome: outcome.task)
+    scores = [statistics.fmean(o.score or 0.0 for o in episodes) for episodes in scored.values()]
     return EvaluationResult(
         stream=stream,
         split=split,
         version=version,
         success=_rate(outcomes),
         panels=tuple(_rate(by_panel[number]) for number in sorted(by_panel)),
+        seeds=tuple(_rate(by_seed[number]) for number in sorted(by_seed)),
         score=mean(scores) if scores else None,
         task_types={name: _rate(episodes) for name, episodes in sorted(by_type.items()) if name},
         mean_steps=steps / len(outcomes) if outcomes else math.nan,
@@ -291,5 +315,29 @@ def _outcome(episode: Trajectory, config: Config) -> Outcome:
     return Outcome.of(episode.ticket, episode.facts, config, steps=len(episode.steps), valid=valid)
 
 
+def _grouped(outcomes: Sequence[Outcome], key: Callable[[Outcome], Key]) -> dict[Key, list[Outcome]]:
+    grouped = defaultdict[Key, list[Outcome]](list)
+    for outcome in outcomes:
+        grouped[key(outcome)].append(outcome)
+    return grouped
+
+
 def _rate(outcomes: Sequence[Outcome]) -> Rate:
-    return Rate(won=sum(outcome.won for outcome in outcomes), episodes=len(outcomes))
+    tasks = _grouped(outcomes, lambda outcome: outcome.task)
+    counts = [(sum(outcome.won for outcome in episodes), len(episodes)) for episodes in tasks.values()]
+    won, played = sum(won for won, _ in counts), len(outcomes)
+    return Rate(won, played, None if len(tasks) == played else effective_episodes(counts))
+
+
+def effective_episodes(tasks: Sequence[tuple[int, int]]) -> float:
+    """As how many independent episodes those of several tasks count, each task's (won, played) given.
+
+    At least one a task, at most all of them. Where nothing was won, or all, nothing tells a task's episodes apart: one.
+    """
+    won, played, count = sum(won for won, _ in tasks), sum(played for _, played in tasks), len(tasks)
+    rate = won / played
+    if count < 2 or won in (0, played):
+        return float(count)
+    between = count / (count - 1) * sum((won - rate * played) ** 2 for won, played in tasks) / played**2
+    independent = rate * (1 - rate) / (played - 1)
+    return min(float(played), max(float(count), played * independent / between)) if between else float(played)

@@ -2,6 +2,7 @@
 
 Invariants
 - Only the positions that predict response tokens reach the vocabulary projection: prompts cost no logits.
+- The head is called equally often on all ranks, whatever each has to score: sharded, it takes a collective each time.
 - Log-probabilities are those of the sampling distribution, logits / temperature, in float32.
 """
 
@@ -18,7 +19,8 @@ from learner.attention import Layout, register
 from services.errors import ModelUnavailable
 from services.model_folder import check_model_folder
 
-MAX_LOGITS = 2**26
+LOGITS_PER_MIB = 2**18
+MAX_LOGITS = 256 * LOGITS_PER_MIB
 """Most logits held at once; more positions are done in pieces that are recomputed in the backward pass."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -30,10 +32,11 @@ class Policy(nn.Module):
     Parameters keep their Hugging Face names below the prefix `lm.`.
     """
 
-    def __init__(self, lm: Any, temperature: float) -> None:
+    def __init__(self, lm: Any, temperature: float, max_logits: int = MAX_LOGITS) -> None:
         super().__init__()
         self.lm = lm
         self.temperature = temperature
+        self.max_logits = max_logits
 
     def forward(
         self,
@@ -42,6 +45,7 @@ class Policy(nn.Module):
         positions: Tensor,
         targets: Tensor,
         layout: Layout,
+        widest: int,
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Score T tokens.
@@ -51,17 +55,18 @@ class Policy(nn.Module):
             positions: int64 [T], place in the line of the token that predicts each target.
             targets: int64 [T].
             layout: where the sequences lie.
+            widest: the largest T of this call on all ranks.
             entropy_gradient: let the entropy carry a gradient.
         """
         body = self.lm.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout)
         hidden = body.last_hidden_state[0, positions]
         head = self.lm.get_output_embeddings()
-        piece = max(1, MAX_LOGITS // self.lm.config.vocab_size)
-        if len(targets) <= piece:
+        pieces = -(-widest // max(1, self.max_logits // self.lm.config.vocab_size))
+        if pieces <= 1:
             return self._score(head, hidden, targets, entropy_gradient)
         parts = [
             checkpoint(self._score, head, some, wanted, entropy_gradient, use_reentrant=False)
-            for some, wanted in zip(torch.split(hidden, piece), torch.split(targets, piece), strict=True)
+            for some, wanted in zip(hidden.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
         ]
         logprob, entropy = zip(*parts, strict=True)
         return torch.cat(logprob), torch.cat(entropy)
@@ -73,7 +78,7 @@ class Policy(nn.Module):
         return logs.gather(1, targets[:, None])[:, 0], entropy
 
 
-def load_policy(folder: Path, dtype: str, temperature: float) -> Policy:
+def load_policy(folder: Path, dtype: str, temperature: float, max_logits: int = MAX_LOGITS) -> Policy:
     """The model in `folder` as a policy.
 
     Raises:
@@ -89,4 +94,4 @@ def load_policy(folder: Path, dtype: str, temperature: float) -> Policy:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"model.path: cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
-    return Policy(lm, temperature)
+    return Policy(lm, temperature, max_logits)

@@ -46,14 +46,17 @@ class RankGroup:
         """Start every rank and load the model.
 
         Raises:
-            RunStalled: the cluster has no room for the ranks.
+            RunStalled: the cluster has no room for the ranks, or GPUs for some of them only.
             ModelUnavailable: the model cannot be loaded.
             RankFailed: a rank died.
         """
         import ray
 
         ranks = self._config.learner.ranks
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= ranks else 0
+        there = ray.cluster_resources().get("GPU", 0)
+        if 0 < there < ranks:
+            raise RunStalled(f"learner.ranks={ranks}: each takes a GPU, and the Ray cluster has {there:g}")
+        gpus = 1 if there else 0
         self._placement = _place(ranks, gpus)
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._placement)
         actor = ray.remote(Rank).options(
@@ -135,9 +138,11 @@ def _place(ranks: int, gpus: int) -> Any:
         ray.get(placement.ready(), timeout=PLACEMENT_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:
         ray.util.remove_placement_group(placement)
-        there = ray.cluster_resources().get("learner", 0)
+        there = ray.cluster_resources()
+        taken = f" and {there['GPU']:g} GPU(s), some held by rollout actors (see rollout.share_gpus)" if gpus else ""
         raise RunStalled(
-            f"the Ray cluster has no room for {ranks} learner rank(s): its nodes offer {there:g} 'learner' resource(s)"
+            f"the Ray cluster has no room for {ranks} learner rank(s): "
+            f"its nodes offer {there.get('learner', 0):g} 'learner' resource(s){taken}"
         ) from None
     return placement
 

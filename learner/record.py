@@ -1,7 +1,9 @@
-"""What an update trained on: its groups in the ledger, and with the prepared numbers in the archive of groups."""
+"""What a run has on record: the groups of each update, in the ledger and with the prepared numbers in the archive, and
+which panels were played."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from services.archive import GroupArchive, GroupRecord, StepNumbers
 from services.config.tree import Config
 from services.run_folder import LEDGER_NAME
 from services.schemas import Trajectory
+from services.telemetry import METRICS_NAME
+
+SUCCESS = "evaluation/success_rate"
 
 Groups = Mapping[int, Sequence[Trajectory]]
 
@@ -51,3 +56,20 @@ def group_records(groups: Groups, prepared: PreparedUpdate, config: Config) -> l
 def _entry(update: int, number: int, group: Sequence[Trajectory]) -> Entry:
     versions = [sorted({span.version for step in trajectory.steps for span in step.versions}) for trajectory in group]
     return Entry(update=update, group=number, versions=versions)
+
+
+def evaluated_versions(folder: Path) -> set[int]:
+    """Policy versions whose panels stand in the metrics of a run's folder; a broken line holds none."""
+    try:
+        lines = (folder / METRICS_NAME).read_bytes().splitlines()
+    except OSError:
+        return set()
+    versions = set()
+    for line in lines:
+        try:
+            record = json.loads(line)
+            if SUCCESS in record:
+                versions.add(int(record["step"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return versions

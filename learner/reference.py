@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from learner.batching import MicroBatch
-from learner.engine_deepspeed import DeepSpeedEngine, inputs, sharded
-from learner.policy import load_policy
+from learner.engine_deepspeed import DeepSpeedEngine, configured_policy, inputs, sharded
 from services.config.tree import Config
 
 
@@ -26,7 +25,7 @@ class Reference:
         self._engine = engine
         if self._kind == "adapters":
             return
-        frozen = load_policy(config.model.path, config.model.dtype, config.rollout.temperature).requires_grad_(False)
+        frozen = configured_policy(config).requires_grad_(False)
         self._policy: Any = frozen.eval()
         if self._kind == "resident":
             frozen.to(engine.device)

@@ -39,11 +39,11 @@ class PreparedUpdate:
 
     Attributes:
         work: one list of optimizer steps for each rank.
-        rows / trained_rows: steps of the groups, and those left after dropping zero advantages.
+        rows / trained_rows: steps of the groups, and those left after dropping zero advantages and what is ignored.
         tokens: prompt and response tokens that go through the model. response_tokens: of all rows.
         step_group_sizes: int64, size of every step group.
         advantage_deviation: standard deviation of the rows' advantages.
-        cut_fraction: share of responses that are as long as the sampling limit.
+        cut_fraction: share of responses that the sampling limit ended.
         table / advantages: the rows, and what each was trained with.
     """
 
@@ -64,11 +64,11 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     rows = step_rows(groups, config)
     estimated = ESTIMATORS[config.algorithm](rows, config.advantage)
-    cut = np.array([len(step.response_ids) >= config.model.max_response_tokens for step in steps])
-    if config.advantage.ignore_cut_responses:
-        estimated = replace(estimated, total=np.where(cut, 0.0, estimated.total))
+    cut = np.array([not step.finished for step in steps])
+    ignored = cut & config.advantage.ignore_cut_responses
+    estimated = replace(estimated, total=np.where(ignored, 0.0, estimated.total))
     advantages = estimated.total
-    kept = _kept(advantages, config)
+    kept = _kept(advantages, config) & ~ignored
     parts = _minibatches(rows.trajectory, config, update)
     ranks = config.learner.ranks
     work: list[list[OptimizerStep]] = [[] for _ in range(ranks)]
@@ -76,7 +76,8 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
         total = sum(len(steps[i].response_ids) for i in part)
         # With nothing left, one row of advantage 0 keeps the optimizer step (its momentum moves on).
         trained = [i for i in part if kept[i]] or part[:1]
-        shares = plan([_row(steps[i], float(advantages[i])) for i in trained], ranks, config.learner.microbatch_tokens)
+        chosen = [_row(steps[i], float(advantages[i]), counts=not ignored[i]) for i in trained]
+        shares = plan(chosen, ranks, config.learner.microbatch_tokens)
         for own, batches in zip(work, shares, strict=True):
             own.append(OptimizerStep(total_tokens=total, batches=batches, total_rows=len(part)))
     return PreparedUpdate(
@@ -124,9 +125,10 @@ def _kept(advantages: NDArray[np.float64], config: Config) -> NDArray[np.bool_]:
     return np.abs(advantages) > ZERO_ADVANTAGE
 
 
-def _row(step: Step, advantage: float) -> Row:
+def _row(step: Step, advantage: float, *, counts: bool) -> Row:
     return Row(
         tokens=np.concatenate([step.prompt_ids, step.response_ids]).astype(np.int32),
         logprobs=step.logprobs,
         advantage=advantage,
+        counts=counts,
     )

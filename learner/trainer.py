@@ -3,6 +3,8 @@
 Invariants
 - A group leaves Redis only after a checkpoint that records it is durable; after a crash training goes on from the
   checkpoint over the same groups in the same order, so each is trained on once in the history that survives.
+- The figures of an update are recorded before a checkpoint can be past it, and a run that goes on plays the panel that
+  it finds missing: a kill at any moment loses neither.
 - No wait without an end: `intake` stops a run in which nothing usable completes, ranks that keep dying stop it here.
 """
 
@@ -22,7 +24,7 @@ from learner.dispatch import Dispatcher
 from learner.intake import Intake
 from learner.prefetch import Prefetcher
 from learner.rank_group import RankFailed
-from learner.record import History
+from learner.record import SUCCESS, History, evaluated_versions
 from learner.report import Timings, UpdateReport, describe
 from learner.rows import OptimizerStep, prepare
 from services.buffer import Buffer
@@ -55,8 +57,8 @@ class Trainer:
     """One run of the learner. `folder` is the run's; `splits` are the environment's split sizes.
 
     `on_update` is called after each published update; `evaluate` before the first update and after every
-    `evaluation.every` of them, for numbers to record, with the version and a question to ask while it waits: whether to
-    stop. `should_stop` is asked while waiting and between updates.
+    `evaluation.every` of them, for numbers to record (none where it was cut short), with the version and a question to
+    ask while it waits: whether to stop. `should_stop` is asked while waiting and between updates.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Trainer:
         self._saved_version = 0
         self._seconds = 0.0
         self._restarts = 0
+        self._evaluated: set[int] = set()
         self._metrics: MetricsWriter | None = None
 
     @property
@@ -104,7 +107,9 @@ class Trainer:
             CheckpointFailed: a checkpoint cannot be written or read, or the folder holds one and `resume` is false.
             RunStalled: nothing (usable) completes, or the ranks keep dying.
         """
-        if not resume:
+        if resume:
+            self._evaluated = evaluated_versions(self._folder)
+        else:
             self._clear()
         with self._prefetch:
             self._train()
@@ -113,20 +118,16 @@ class Trainer:
         try:
             self._commands.refuse_old()
             self._start()
-            if self._version == 0:
-                self._play_panel()
             while True:
                 try:
                     self._commands.obey()
+                    self._play_panel()
                     if self._over():
                         self._save_last()
                         return
-                    report = self._update()
+                    self._update()
                 except RankFailed as failure:
                     self._start(failure)
-                    continue
-                if report is not None:
-                    self._tell(report)
         finally:
             self._close_metrics()
 
@@ -148,13 +149,13 @@ class Trainer:
         log.warning("%s; starting the ranks again from the last checkpoint", failure)
         self._ranks.restart()
 
-    def _update(self) -> UpdateReport | None:
-        """One update; None when stopped, or asked for something else, while waiting."""
+    def _update(self) -> None:
+        """One update; none when stopped, or asked for something else, while waiting."""
         started = time.monotonic()
         intake = Intake(self._config.learner, self._buffer, self._dispatcher, self._prefetch)
         collected = intake.collect(self._version, self._interrupted)
         if collected is None:
-            return None
+            return
         groups = collected.groups
         waited = time.monotonic()
         prepared = prepare(list(groups.values()), self._config, self._version)
@@ -167,9 +168,7 @@ class Trainer:
         weights = self._publish()
         published = time.monotonic()
         self._seconds += published - started
-        if self._version % self._config.checkpoint.every == 0:
-            self._save(weights)
-        return describe(
+        report = describe(
             self._version,
             groups,
             prepared,
@@ -179,6 +178,10 @@ class Trainer:
             timings=Timings(waited - started, ready - waited, updated - ready, published - updated),
             loss=loss,
         )
+        self._record("update", report.update, report.scalars())
+        self._on_update(report)
+        if self._version % self._config.checkpoint.every == 0:
+            self._save(weights)
 
     def _interrupted(self) -> bool:
         self._keep_published()
@@ -246,7 +249,8 @@ class Trainer:
             self._version, self._seconds = state.version, state.seconds
             log.info("going on from %s", found)
         self._saved_version = self._version
-        checkpoint.forget_best(self._checkpoints, lambda version: version > self._version)
+        checkpoint.forget_best(self._checkpoints, after=self._version)
+        self._evaluated = {version for version in self._evaluated if version <= self._version}
         self._history.cut(self._version)
         # The process may have died between a checkpoint and its acknowledgement.
         self._acknowledge()
@@ -254,20 +258,20 @@ class Trainer:
         self._close_metrics()
         self._metrics = open_metrics(self._folder, self._config.telemetry, resume_step=self._version)
 
-    def _tell(self, report: UpdateReport) -> None:
-        self._record("update", report.update, report.scalars())
-        self._on_update(report)
-        self._play_panel()
-
     def _play_panel(self) -> None:
+        """Play this version's panel where it is due and the run does not have it yet."""
         every = self._config.evaluation.every
-        if every is not None and self._version % every == 0 and not self._stopping():
+        due = every is not None and self._version % every == 0 and self._version not in self._evaluated
+        if due and not self._stopping():
             self._play_panel_now()
 
     def _play_panel_now(self) -> Mapping[str, float]:
         figures = self._evaluate(self._version, self._stopping_panel)
-        self._record("evaluation", self._version, figures)
-        self._keep_if_best(figures)
+        self._evaluated.add(self._version)
+        if figures:
+            # What is on record will not be played again: the best policy comes first.
+            self._keep_if_best(figures)
+            self._record("evaluation", self._version, figures)
         return figures
 
     def _stopping_panel(self) -> bool:
@@ -275,14 +279,20 @@ class Trainer:
         return self._stopping()
 
     def _keep_if_best(self, figures: Mapping[str, float]) -> None:
-        success = figures.get("evaluation/success_rate")
+        success = figures.get(SUCCESS)
         if success is None or not self._config.checkpoint.keep_best:
             return
         before = checkpoint.best(self._checkpoints)
-        # The ranks may have died meanwhile: what was published is what was evaluated.
-        published = self._channel.latest()
-        if published is not None and (before is None or success > before[1]):
-            weights = self._channel.fetch(published)
+        if before is not None and not success > before[1]:
+            return
+        try:
+            # The ranks may have died meanwhile: what was published is what was evaluated.
+            published = self._channel.latest()
+            weights = None if published is None else self._channel.fetch(published)
+        except WeightsError as error:
+            log.warning("the best policy so far, of version %d, cannot be kept: %s", self._version, error)
+            return
+        if weights is not None:
             checkpoint.keep_best(self._checkpoints, self._version, success, weights, self._config.model.path)
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
@@ -303,7 +313,7 @@ class Trainer:
         return f"checkpoint {self._saved_version:06d} is there"
 
     def _evaluate_now(self) -> str:
-        success = self._play_panel_now().get("evaluation/success_rate")
+        success = self._play_panel_now().get(SUCCESS)
         if success is None:
             raise NotDone("the panel was not played to its end")
         return f"success {success:.1%}"

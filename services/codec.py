@@ -30,7 +30,18 @@ MAX_RAW_BYTES = 256 * 2**20
 
 _HEADER = MAGIC + bytes([SCHEMA_VERSION])
 _LEVEL = 3
-_PLAIN = ("anchor", "observation", "prompt", "response", "action", "reward", "valid", "terminated", "truncated")
+_PLAIN = (
+    "anchor",
+    "observation",
+    "prompt",
+    "response",
+    "action",
+    "reward",
+    "valid",
+    "terminated",
+    "truncated",
+    "finished",
+)
 """Fields of a step that are stored as they are, in the order in which `Step` takes them after its arrays."""
 
 
@@ -63,6 +74,8 @@ class _WireSteps(BaseModel):
     valid: list[bool]
     terminated: list[bool]
     truncated: list[bool]
+    finished: list[bool] | None = None
+    """None in documents from before there was this column: all true, as `Step` has it by default."""
 
 
 class _WireTrajectory(BaseModel):
@@ -178,6 +191,8 @@ def _to_wire(steps: Sequence[Step]) -> _WireSteps:
 
 def _from_wire(wire: _WireSteps) -> tuple[Step, ...]:
     _check_spans(wire)
+    if wire.finished is None:
+        wire.finished = [True] * len(wire.spans)
     columns = (
         _cut(_from_bytes(wire.prompt_ids, np.int32), wire.prompt_tokens),
         _cut(_from_bytes(wire.response_ids, np.int32), wire.response_tokens),

@@ -15,6 +15,8 @@ LEDGER_NAME = "ledger.jsonl"
 SUMMARY_NAME = "summary.json"
 REDIS_NAME = "redis"
 AUDIT_NAME = "audit.jsonl"
+WARMSTART_NAME = "warmstart.json"
+"""In the folder of a model that `anchorage warmstart` made: how, its configuration included."""
 
 
 def redis_url(folder: Path, config: Config, environment: Mapping[str, str] = os.environ) -> str | None:

@@ -76,6 +76,7 @@ class Step:
         reward: reward of the transition. valid: the response passed the run's validity rule.
         terminated / truncated: of the transition.
         prompt: text of the prompt.
+        finished: the response ended by itself, not by the token limit.
     """
 
     prompt_ids: IntArray
@@ -91,6 +92,7 @@ class Step:
     valid: bool
     terminated: bool = False
     truncated: bool = False
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True)

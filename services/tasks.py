@@ -102,17 +102,26 @@ def shares(weights: Sequence[float]) -> list[int]:
 
 
 def panel_tasks(config: Config, splits: Mapping[str, int]) -> list[Task]:
-    """The tasks of all panels: the first of each environment's held-out split, around again if it is smaller.
+    """The tasks of all panels, each once: the first of each environment's held-out split.
+
+    One panel ends with the split; several must all be full.
 
     Raises:
-        EnvironmentUnavailable: an environment has no such split.
+        EnvironmentUnavailable: an environment has no such split, or it has too few tasks for the panels.
     """
     mix, asked = Mix(config), config.evaluation.split
+    wanted = config.evaluation.episodes * config.evaluation.panels
     tasks = []
-    for number in range(config.evaluation.episodes * config.evaluation.panels):
+    for number in range(wanted):
         _, env, place = mix.place(number)
         offered = (name for name in HELD_OUT if splits.get(split_key(config, env.name, name)))
         split = asked or next(offered, HELD_OUT[0])
         size = split_size(splits, split_key(config, env.name, split), env.name)
-        tasks.append(Task(env=env.name, split=split, index=place % size))
+        if place < size:
+            tasks.append(Task(env=env.name, split=split, index=place))
+        elif config.evaluation.panels > 1:
+            raise EnvironmentUnavailable(
+                f"{config.evaluation.panels} panels of {config.evaluation.episodes} take {wanted} different tasks, and "
+                f"split '{split}' of {env.name} has {size}: fewer panels, fewer episodes, or evaluation.seeds instead"
+            )
     return tasks

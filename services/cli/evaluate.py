@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -17,11 +18,12 @@ from services.cli.baselines import BASELINES, evaluate_baseline
 from services.cli.output import require_writable, write_text
 from services.cli.progress import bar, play_summary
 from services.cli.stack import Stack, stop_on_signals, watched
-from services.config import load_config
+from services.config import ConfigError, load_config
+from services.config.load import parse_config
 from services.config.tree import Config
 from services.errors import ModelUnavailable
 from services.model_folder import check_model_folder
-from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME
+from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, WARMSTART_NAME
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult, Rate
@@ -39,15 +41,52 @@ PUBLISHED_NAMES = {
 """ALFWorld's task types as the papers' tables call them."""
 
 
-def evaluation_config(recipe: Path | None, overrides: Sequence[str], policies: Sequence[str]) -> Config:
-    """The recipe's tree, or without a recipe that of the first policy that is a run's folder.
+def evaluation_config(
+    recipe: Path | None, overrides: Sequence[str], policies: Sequence[str], env: str | None = None
+) -> Config:
+    """The recipe's tree, or without a recipe the one that the first of `policies` (none: `model.path`) was made with.
 
-    The evaluation is a run of its own, beside the one that it may be of.
+    `env` is the environment to play, one of `envs` where the tree has several. The evaluation is a run of its own,
+    beside the one that it may be of.
+
+    Raises:
+        ConfigError: nothing says how a policy is to be asked, or `env` is none of the tree's.
     """
-    if recipe is None:
-        recipe = next((file for policy in policies if (file := Path(policy) / CONFIG_NAME).exists()), None)
-    config = load_config(recipe, overrides)
+    models = [Path(policy) for policy in policies if policy not in BASELINES]
+    if recipe is None and not policies:
+        models = [load_config(None, overrides).model.path]
+    config = _own_config(models, overrides) if recipe is None and models else load_config(recipe, overrides)
+    if env is not None:
+        config = _playing(config, env)
     return config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-eval"})})
+
+
+def _own_config(policies: Sequence[Path], overrides: Sequence[str]) -> Config:
+    """Of the run that a policy is of, or of the warm start that made it: the first there is."""
+    for policy in policies:
+        around = [above.parent for above in policy.absolute().parents if above.name == CHECKPOINTS_NAME]
+        for run in (policy, *around):
+            if (run / CONFIG_NAME).is_file():
+                return load_config(run / CONFIG_NAME, overrides)
+        try:
+            made = json.loads((policy / WARMSTART_NAME).read_text())["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return parse_config(made, overrides)
+    raise ConfigError(
+        f"{policies[0]} is no run and does not say how it was trained, so its prompts are not known: "
+        "give a recipe, as in anchorage eval configs/demo.yaml --policy …"
+    )
+
+
+def _playing(config: Config, name: str) -> Config:
+    """With the environment of that name alone."""
+    if not config.envs:
+        return config.model_copy(update={"env": config.env.model_copy(update={"name": name})})
+    chosen = next((env for env in config.envs if env.name == name), None)
+    if chosen is None:
+        raise ConfigError(f"--env {name}: the run's environments are {', '.join(env.name for env in config.envs)}")
+    return config.model_copy(update={"env": chosen, "envs": ()})
 
 
 def run_evaluation(
@@ -60,7 +99,7 @@ def run_evaluation(
 ) -> bool:
     """Evaluate each of `policies` (none: `model.path`); answers whether all panels were played to their end.
 
-    A policy is a Hugging Face folder, a run's folder (its newest checkpoint), or the name of a baseline.
+    A policy is a Hugging Face folder, a run's folder (its newest checkpoint), a checkpoint's, or a baseline's name.
 
     Raises:
         ModelUnavailable: a policy is none of these.
@@ -93,7 +132,9 @@ def _model_of(policy: str) -> Path | None:
         newest = checkpoint.latest(folder / CHECKPOINTS_NAME)
         if newest is None:
             raise ModelUnavailable(f"the run in {folder} has no checkpoint yet")
-        folder = newest / "policy"
+        folder = newest
+    if (folder / "policy").is_dir():
+        folder /= "policy"
     check_model_folder(folder)
     return folder
 
@@ -102,7 +143,7 @@ def _evaluate(
     name: str, model: Path | None, config: Config, console: Console, should_stop: Callable[[], bool]
 ) -> EvaluationResult:
     if model is None:
-        total = config.evaluation.episodes * config.evaluation.panels
+        total = config.evaluation.most_episodes
         with bar(console, name, total, "episodes") as tell:
             return evaluate_baseline(name, config, lambda done, won: tell(done, play_summary(won, done)))
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
@@ -121,7 +162,7 @@ def evaluate_on(
     stack.wait_for_version(version, LOAD_TIMEOUT_S, should_stop)
     stream = f"eval-{version:06d}"
     so_far = _SoFar(stack.buffer, stream)
-    with bar(console, title, evaluation.episodes * evaluation.panels, "episodes") as tell:
+    with bar(console, title, evaluation.most_episodes, "episodes") as tell:
         return evaluate(
             stack.config,
             stack.buffer,
@@ -143,7 +184,8 @@ class _SoFar:
 
     def text(self) -> str:
         for group in set(self._buffer.complete(self._stream)) - self._won.keys():
-            self._won[group] = self._buffer.read(self._stream, group)[0].won
+            with contextlib.suppress(KeyError):  # Redis may lose it meanwhile; it is played again
+                self._won[group] = self._buffer.read(self._stream, group)[0].won
         rates = [facts.get("tokens_per_s") for facts in self._buffer.actors().values()]
         tokens_per_s = sum(rate for rate in rates if isinstance(rate, int | float))
         return play_summary(sum(self._won.values()), len(self._won), tokens_per_s)
@@ -158,7 +200,9 @@ def results_table(results: Mapping[str, EvaluationResult]) -> Table:
     table.add_section()
     table.add_row("all tasks", *(_percent(result.success) for result in results.values()), style="bold")
     if any(len(result.panels) > 1 for result in results.values()):
-        table.add_row("panels, mean ± deviation", *(_over_panels(result) for result in results.values()))
+        table.add_row("panels, mean ± deviation", *(_over(r.panels, "panels") for r in results.values()))
+    if any(len(result.seeds) > 1 for result in results.values()):
+        table.add_row("seeds, mean ± deviation", *(_over(r.seeds, "seeds") for r in results.values()))
     table.add_section()
     table.add_row("mean score", *(_score(result) for result in results.values()))
     table.add_row("mean steps", *(f"{result.mean_steps:.1f}" for result in results.values()))
@@ -171,6 +215,7 @@ def as_json(result: EvaluationResult) -> dict[str, object]:
     record = dataclasses.asdict(result)
     record["success"] = _rate_json(result.success)
     record["panels"] = [_rate_json(rate) for rate in result.panels]
+    record["seeds"] = [_rate_json(rate) for rate in result.seeds]
     record["task_types"] = {kind: _rate_json(rate) for kind, rate in result.task_types.items()}
     if result.score is not None:
         record["score"] = {"mean": result.score.value, "interval_95": list(result.score.interval)}
@@ -178,7 +223,8 @@ def as_json(result: EvaluationResult) -> dict[str, object]:
 
 
 def _rate_json(rate: Rate) -> dict[str, object]:
-    return {"won": rate.won, "episodes": rate.episodes, "rate": rate.value, "interval_95": list(rate.interval)}
+    record = {"won": rate.won, "episodes": rate.episodes, "rate": rate.value, "interval_95": list(rate.interval)}
+    return record if rate.effective is None else record | {"effective_episodes": rate.effective}
 
 
 def _percent(rate: Rate | None) -> str:
@@ -188,11 +234,11 @@ def _percent(rate: Rate | None) -> str:
     return f"{100 * rate.value:.1f} % ({100 * low:.0f}–{100 * high:.0f}), n = {rate.episodes}"
 
 
-def _over_panels(result: EvaluationResult) -> str:
+def _over(parts: Sequence[Rate], what: str) -> str:
     from learner.evaluation import mean
 
-    rates = mean([100 * rate.value for rate in result.panels])
-    return f"{rates.value:.1f} ± {rates.error * rates.count**0.5:.1f} %, {rates.count} panels"
+    rates = mean([100 * rate.value for rate in parts])
+    return f"{rates.value:.1f} ± {rates.error * rates.count**0.5:.1f} %, {rates.count} {what}"
 
 
 def _score(result: EvaluationResult) -> str:

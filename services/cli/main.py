@@ -27,7 +27,7 @@ app.add_typer(buffer.app, name="buffer")
 app.add_typer(pool.app, name="pool")
 console = Console()
 
-Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: the defaults.")]
+Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: the first policy's own.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in learner.updates=50 algorithm=grpo.")]
 
 
@@ -51,13 +51,14 @@ def evaluate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Hugging Face folder, run's folder, `random` or `expert`; may be repeated. None: model.path."
+            help="Hugging Face folder, run's or checkpoint's, `random` or `expert`; may be repeated. None: model.path."
         ),
     ] = None,
-    env: Annotated[str | None, typer.Option(help="Short for env.name.")] = None,
+    env: Annotated[str | None, typer.Option(help="Environment to play; of several, the one to choose.")] = None,
     split: Annotated[str | None, typer.Option(help="Short for evaluation.split.")] = None,
     episodes: Annotated[int | None, typer.Option(help="Of a panel; short for evaluation.episodes.")] = None,
-    panels: Annotated[int | None, typer.Option(help="Short for evaluation.panels.")] = None,
+    panels: Annotated[int | None, typer.Option(help="Of different tasks; short for evaluation.panels.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Episodes of each task; short for evaluation.seeds.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Short for evaluation.temperature.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table there.")] = None,
@@ -65,10 +66,10 @@ def evaluate(
     """Evaluate policies. Example: anchorage eval configs/demo.yaml --policy models/starter --policy random"""
     from services.cli.evaluate import evaluation_config, run_evaluation
 
-    short: dict[str, object] = {"env.name": env, "evaluation.split": split, "evaluation.episodes": episodes}
-    short |= {"evaluation.panels": panels, "evaluation.temperature": temperature}
-    given = [*(overrides or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
-    config = evaluation_config(recipe, given, policy or ())
+    short: dict[str, object] = {"split": split, "episodes": episodes, "panels": panels, "seeds": seeds}
+    short |= {"temperature": temperature}
+    given = [*(overrides or ()), *(f"evaluation.{key}={value}" for key, value in short.items() if value is not None)]
+    config = evaluation_config(recipe, given, policy or (), env)
     setup_logging(config.telemetry.log_level)
     _exit_if_stopped(
         run_evaluation(config, policy or (), json_file=json_file, markdown_file=markdown_file, console=console)

@@ -14,13 +14,16 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from services.cli.environments import make_data_known, registered_name
 from services.config.load import shown_config
 from services.config.tree import Config, WarmstartPhase
+from services.errors import EnvironmentUnavailable
+from services.run_folder import WARMSTART_NAME
 from services.schemas import Task
+from services.tasks import split_size
 
 _TOKENIZER_EPISODES = 600
 _AT_ONCE = 64
-_RECIPE_FILE = "warmstart.json"
 
 
 def make_starter(
@@ -34,6 +37,9 @@ def make_starter(
 
     `start` names a folder that earlier phases have written: the phases from number `first_phase` on go on from it.
     `on_progress` gets the tokens done so far and the mean loss of the last responses.
+
+    Raises:
+        EnvironmentUnavailable: `env.data` holds nothing to play, or the environment lacks a split.
     """
     import torch
 
@@ -41,6 +47,7 @@ def make_starter(
     from learner import warmstart
 
     torch.set_num_threads(config.warmstart.threads)
+    make_data_known(config.env)
     if start is None:
         tokenizer = warmstart.train_tokenizer(_texts(config), config.warmstart.vocab_size)
         limit = config.model.max_prompt_tokens + config.model.max_response_tokens
@@ -50,7 +57,9 @@ def make_starter(
         figures: list[dict[str, object]] = []
     else:
         tokenizer, model = load_tokenizer(start), warmstart.load(start)
-        figures = json.loads((start / _RECIPE_FILE).read_text())["phases"] if (start / _RECIPE_FILE).exists() else []
+        figures = (
+            json.loads((start / WARMSTART_NAME).read_text())["phases"] if (start / WARMSTART_NAME).exists() else []
+        )
     prompts = PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens)
     tokens = 0
     for number, phase in enumerate(config.warmstart.phases[first_phase - 1 :], start=first_phase):
@@ -77,23 +86,34 @@ def make_starter(
         "phases": figures,
         "config": shown_config(config),
     }
-    (out / _RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n")
+    (out / WARMSTART_NAME).write_text(json.dumps(recipe, indent=1) + "\n")
     return recipe
 
 
 def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tuple[Task, random.Random]]:
     """Endless tasks of the phase's splits in a seeded order, each with a generator of its own."""
-    from env_servers.registry import load_environment
-
-    sizes = load_environment(config.env.name).splits()
+    sizes = _environment(config).splits()
     splits = phase.splits or (config.env.split,)
     order = random.Random(f"warmstart {salt} {config.run.seed}")
     number = 0
     while True:
         split = splits[number % len(splits)]
-        task = Task(env=config.env.name, split=split, index=order.randrange(sizes[split]))
+        task = Task(env=config.env.name, split=split, index=order.randrange(split_size(sizes, split, config.env.name)))
         yield task, random.Random(f"warmstart {salt} {config.run.seed} {number}")
         number += 1
+
+
+def _environment(config: Config) -> Any:
+    """The environment's class, with its data there."""
+    from env_servers.environment import TaskError
+    from env_servers.registry import load_environment
+
+    environment = load_environment(registered_name(config.env))
+    try:
+        environment.splits()
+    except TaskError as error:
+        raise EnvironmentUnavailable(str(error)) from None
+    return environment
 
 
 def _turns(
@@ -102,9 +122,8 @@ def _turns(
     """The turns of endless episodes, many played at the same time, in the order of their seeds."""
     from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted, renumbered
     from env_servers.client import LocalClient
-    from env_servers.registry import load_environment
 
-    client = LocalClient(load_environment(config.env.name))
+    client = LocalClient(_environment(config))
     low, high = phase.noise
 
     async def episode(task: Task, rng: random.Random) -> list[Any]:

@@ -29,13 +29,16 @@ def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: missing or broken recipe, malformed override, unknown key, or a value out of range.
     """
-    tree = _read(recipe) if recipe is not None else {}
-    for override in overrides:
-        _apply(tree, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+    return _validated(_read(recipe) if recipe is not None else {}, overrides)
+
+
+def parse_config(text: str, overrides: Sequence[str] = ()) -> Config:
+    """The tree that `dump_config` wrote, with the overrides applied.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _validated(yaml.safe_load(text), overrides)
 
 
 def dump_config(config: Config) -> str:
@@ -46,6 +49,15 @@ def dump_config(config: Config) -> str:
 def shown_config(config: Config) -> str:
     """The same for people to read: no credential in it."""
     return yaml.safe_dump(masked(config.model_dump(mode="json")), sort_keys=False)
+
+
+def _validated(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
 
 
 def _read(recipe: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class AdvantageConfig(Section):
     invalid_action_penalty: float = Field(0.1, ge=0)
     """Subtracted from an invalid step's score and return, after discounting."""
     ignore_cut_responses: bool = False
-    """Give responses that `model.max_response_tokens` cut off the advantage 0, in place of that of their step."""
+    """Train on no token of the responses that `model.max_response_tokens` cut off: advantage 0, and no other term of
+    the loss. What their loss is divided by stays as it is."""
     similarity: float | None = Field(None, gt=0, le=1)
     """Group anchors whose SequenceMatcher ratio reaches this; none: exact keys."""
     history: int = Field(2, ge=0)

@@ -129,7 +129,10 @@ class RolloutConfig(Section):
     kv_cache_mib: int = Field(256, ge=16)
     """vLLM on CPU: size of the KV cache in MiB."""
     tensor_parallel: int = Field(1, ge=1)
-    """vLLM: tensor-parallel ranks of one engine."""
+    """vLLM: tensor-parallel ranks of one engine, on GPUs each on one of its own."""
+    share_gpus: bool = False
+    """Ask Ray for no GPUs: the actors see all of their node and share them with the learner, as they must where there
+    is one only. Leave memory for it then (`gpu_memory_utilization`)."""
 
     @property
     def fewest_members(self) -> int:
@@ -180,6 +183,8 @@ class LearnerConfig(Section):
     """Optimizer steps an update's rows are split into. The policy version counts updates."""
     microbatch_tokens: int = Field(8192, ge=64)
     """Most tokens of one forward pass."""
+    logits_mib: int = Field(256, ge=1)
+    """Most MiB of float32 logits held at once; beyond it they are done in pieces, again in the backward pass."""
     threads: int = Field(1, ge=1)
     """CPU threads of a rank (CPU back end only)."""
     group_timeout_s: float = Field(900.0, gt=0)
@@ -201,13 +206,20 @@ class EvaluationConfig(Section):
     split: str | None = None
     """Split of the evaluation panel; none: the first of `valid_unseen`, `valid_seen`, `test` there is."""
     episodes: int = Field(128, ge=1)
-    """Tasks of a panel, one episode each, from the first of the split on; around again where the split is smaller."""
+    """Tasks of a panel, from the first of the split on. One panel is the whole split where that is smaller."""
     panels: int = Field(1, ge=1)
-    """Panels, each of the tasks after those of the one before and with seeds of its own."""
+    """Panels, each of the tasks after those of the one before: no task is in two of them."""
+    seeds: int = Field(1, ge=1)
+    """Episodes of each task, each with a sampling seed of its own. Intervals are over tasks, however many there are."""
     temperature: float = Field(0.4, gt=0)
     """Sampling temperature in evaluation (0.4 as published)."""
     every: int | None = Field(None, ge=1)
     """Play the panel before a training run and after every so many updates, the learner waiting; none: never."""
+
+    @property
+    def most_episodes(self) -> int:
+        """Episodes of all panels; fewer where a single one is larger than its split."""
+        return self.episodes * self.panels * self.seeds
 
 
 class BufferConfig(Section):

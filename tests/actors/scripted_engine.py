@@ -62,9 +62,11 @@ class ScriptedEngine(InferenceEngine):
         if self.broken:
             raise EngineFailed("the engine is broken")
         text = "down" if seed % 4 == 0 else "up"
-        ids = [*self._tokenizer.encode(text), END][:max_tokens]
+        whole = [*self._tokenizer.encode(text), END]
+        ids = whole[:max_tokens]
         self._tokens += len(ids)
-        return Sample(ids, [-0.5] * len(ids), (VersionSpan(self._version, len(ids)),), text, finished=True)
+        spans = (VersionSpan(self._version, len(ids)),)
+        return Sample(ids, [-0.5] * len(ids), spans, text, finished=len(ids) == len(whole))
 
     async def load_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         if self.hangs:

@@ -62,6 +62,13 @@ async def play_with(
         await client.close()
 
 
+async def test_a_step_says_whether_its_response_was_cut(config: Config) -> None:
+    for limit, finished in ((1, False), (config.model.max_response_tokens, True)):
+        model = config.model.model_copy(update={"max_response_tokens": limit})
+        played = await play_with(config.model_copy(update={"model": model}), Recording(), ticket())
+        assert {step.finished for step in played.steps} == {finished}
+
+
 async def test_a_step_holds_what_was_read_said_and_earned(config: Config) -> None:
     client = Recording()
     trajectory = await play_with(config, client, ticket(index=1))

@@ -13,11 +13,12 @@ import pytest
 import ray
 import torch
 
-from actors.pool import start_pool
+from actors.pool import Pool, start_pool
 from actors.rollout_process import RolloutSpec
 from env_servers.launch import ServerProcess
 from services.buffer import Buffer
 from services.config.tree import Config
+from services.errors import RunStalled
 from services.schemas import TRAIN_STREAM, Task, Ticket
 from services.weights import open_channel
 from tests.actors.scripted_engine import scripted
@@ -134,6 +135,47 @@ def test_actors_that_cannot_start_are_tried_again_and_say_why(
         assert "\n" not in status["last_error"]
     finally:
         stop(pool)
+
+
+class OptionsOf(Exception):
+    """In place of the start of a Ray actor: what was asked of Ray for it."""
+
+
+def asked(*_: object) -> Any:
+    class Remote:
+        def options(self, **options: Any) -> None:
+            raise OptionsOf(options)
+
+    return Remote()
+
+
+@pytest.mark.parametrize(
+    ("there", "rollout", "wanted"),
+    [
+        (0.0, {"tensor_parallel": 2}, 0),
+        (4.0, {"tensor_parallel": 2}, 2),
+        (1.0, {}, 1),
+        (1.0, {"share_gpus": True}, 0),
+    ],
+)
+def test_an_actor_asks_for_the_gpus_of_its_engine(
+    config: Config, monkeypatch: pytest.MonkeyPatch, there: float, rollout: dict[str, object], wanted: int
+) -> None:
+    config = Config.model_validate(config.model_dump() | {"rollout": config.rollout.model_dump() | rollout})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0} | ({"GPU": there} if there else {}))
+    monkeypatch.setattr(ray, "remote", asked)
+    pool = Pool(RolloutSpec(config.model_dump_json(), "redis://none", {}))
+    with pytest.raises(OptionsOf) as options:
+        pool._start()
+    assert options.value.args[0]["num_gpus"] == wanted
+    assert options.value.args[0]["resources"] == {"rollout": 1}
+
+
+def test_an_engine_on_more_gpus_than_there_are_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {"rollout": config.rollout.model_dump() | {"tensor_parallel": 4}}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
+    with pytest.raises(RunStalled, match=r"tensor_parallel=4: the Ray cluster has 2 GPU"):
+        start_pool(Config.model_validate(config.model_dump() | wide), redis_url="redis://none", env_urls={})
 
 
 def test_secrets_are_not_in_the_description() -> None:

@@ -58,6 +58,21 @@ def test_killed_learner_resumes_with_nothing_lost_or_trained_twice(tmp_path: Pat
         command.wait_until_gone()
     assert code == 0, err
     assert_each_group_trained_once(folder)
+    assert_its_policy_can_be_evaluated(folder)
+
+
+def assert_its_policy_can_be_evaluated(folder: Path) -> None:
+    """vLLM serves the checkpoint's folder, and without a recipe the policy is asked as it was trained."""
+    figures = folder.parent / "eval.json"
+    options = ["--policy", str(folder), "--episodes", "2", "--seeds", "2", "--json", str(figures)]
+    with Command(["eval", *options]) as command:
+        code, _, err = command.finish(END_S)
+        command.wait_until_gone()
+    assert code == 0, err
+    result = json.loads(figures.read_text())[str(folder)]
+    assert (result["success"]["episodes"], result["complete"], result["cancelled"]) == (4, True, 0)
+    # The starter knows the language: with another template, or its responses cut, hardly an action would be valid.
+    assert result["valid_fraction"] > 0.5
 
 
 def test_killed_actor_and_killed_rank_are_replaced(tmp_path: Path) -> None:

@@ -9,16 +9,14 @@ import pytest
 from services.config.tree import Config
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2 model of 64 tokens and 5,000 parameters, with its weights tied as in the small Qwen models."""
+def write_model(folder: Path, vocabulary: int) -> Path:
+    """A Qwen2 model of some thousand parameters, with its weights tied as in the small Qwen models."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     shape = Qwen2Config(
-        vocab_size=64,
+        vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -31,6 +29,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2ForCausalLM(shape).save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 64 tokens."""
+    return write_model(tmp_path_factory.mktemp("model"), 64)
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 32,768 tokens: the logits of eight positions take a MiB."""
+    return write_model(tmp_path_factory.mktemp("wide"), 2**15)
 
 
 @pytest.fixture(scope="session")

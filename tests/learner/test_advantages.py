@@ -136,7 +136,7 @@ def test_every_estimator_has_a_naive_statement():
     assert PRESETS.keys() <= ESTIMATORS.keys()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1000)
 @given(trajectories, configs)
 def test_every_estimator_is_its_naive_statement(played, config):
     rows = flat(played)

@@ -2,7 +2,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.anchors import step_groups
@@ -14,6 +14,7 @@ def split(pairs):
     return np.array([group for group, _ in pairs], dtype=np.int64), [anchor for _, anchor in pairs]
 
 
+@settings(max_examples=2000)
 @given(rows)
 def test_exact_keys_partition_rows_by_group_and_anchor(pairs):
     ours = step_groups(*split(pairs))
@@ -21,6 +22,7 @@ def test_exact_keys_partition_rows_by_group_and_anchor(pairs):
     assert ours.tolist() == [seen.index(pair) for pair in pairs]
 
 
+@settings(max_examples=2000)
 @given(rows, st.sampled_from([0.5, 0.8, 1.0]))
 def test_similar_anchors_join_the_first_cluster_whose_representative_they_resemble(pairs, threshold):
     clusters: list[tuple[int, str]] = []

@@ -72,6 +72,12 @@ def test_nothing_is_padded_and_rows_are_told_apart(some, ranks):
             assert len(set(batch.advantage[batch.sequence == number])) == 1
 
 
+@given(rows, st.integers(1, 3))
+def test_passes_at_the_same_time_know_the_widest_of_them(some, ranks):
+    for together in zip(*plan(some, ranks, 64), strict=True):
+        assert {batch.widest for batch in together} == {max(len(batch.targets) for batch in together)}
+
+
 def test_rows_of_the_same_tokens_share_a_sequence_and_keep_their_own_losses():
     first = make((4, 2, 1))
     second = Row(first.tokens, first.logprobs - 1, -3.0)

@@ -55,19 +55,30 @@ def test_newest_are_kept(tmp_path, tiny_config):
     assert names(tmp_path / "c") == ["000004", "000006"]
 
 
-def test_best_policy_is_kept_until_a_better_one_comes(tmp_path, tiny_config):
-    model = tiny_config.model.path
+def test_best_policy_is_kept_until_a_checkpoint_covers_a_better_one(tmp_path, tiny_config):
+    folder, model = tmp_path / "c", tiny_config.model.path
     weights = read_weights(model)
-    write(tmp_path / "c", tiny_config, 2)
-    assert best(tmp_path / "c") is None
-    for version, success in ((2, 0.25), (4, 0.5)):
-        keep_best(tmp_path / "c", version, success, weights, model)
-        assert best(tmp_path / "c") == (tmp_path / "c" / f"best-{version:06d}", success)
-    assert names(tmp_path / "c") == ["000002", "best-000004"]
-    assert latest(tmp_path / "c").name == "000002"
-    load_policy(tmp_path / "c" / "best-000004", "float32", 1.0)
-    forget_best(tmp_path / "c", lambda version: version > 3)
-    assert best(tmp_path / "c") is None
+    write(folder, tiny_config, 2)
+    assert best(folder) is None
+    for version, success in ((2, 0.25), (5, 0.5), (6, 0.75)):
+        keep_best(folder, version, success, weights, model)
+        assert best(folder) == (folder / f"best-{version:06d}", success)
+    assert names(folder) == ["000002", "best-000002", "best-000005", "best-000006"]
+    assert latest(folder).name == "000002"
+    load_policy(folder / "best-000005", "float32", 1.0)
+
+    forget_best(folder, after=5)  # as a run does that goes on from before update 6
+    assert best(folder) == (folder / "best-000005", 0.5)
+    write(folder, tiny_config, 4)
+    assert names(folder) == ["000002", "000004", "best-000002", "best-000005"]
+    forget_best(folder, after=4)
+    assert best(folder) == (folder / "best-000002", 0.25)
+
+    keep_best(folder, 5, 0.5, weights, model)
+    write(folder, tiny_config, 6)
+    assert names(folder) == ["000004", "000006", "best-000005"]
+    keep_best(folder, 6, 0.6, weights, model)
+    assert names(folder) == ["000004", "000006", "best-000006"]
 
 
 def test_policy_folder_of_adapters_is_the_whole_model(tmp_path, tiny_config):

@@ -1,3 +1,4 @@
+import random
 import statistics
 import threading
 
@@ -5,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.evaluation import Outcome, Rate, evaluate, panel, summarise
+from learner.evaluation import Outcome, Rate, effective_episodes, evaluate, panel, summarise
 from services.buffer import Buffer
 from services.config.tree import Config, EvaluationConfig
 from services.errors import EnvironmentUnavailable, RunStalled
 from tests.learner.synthetic import play
 
-SPLITS = {"train": 5, "valid_unseen": 3}
+SPLITS = {"train": 5, "valid_unseen": 8}
 
 
 def configured(run_name, timeout_s=30.0):
@@ -31,9 +32,10 @@ def buffer(redis_url, run_name):
     buffer.close()
 
 
-def test_panels_are_paired_and_wrap_around():
+def test_panels_are_paired():
     before, after = (panel(configured("run"), SPLITS, stream) for stream in ("eval-0", "eval-1"))
-    assert [ticket.task.index for ticket in before] == [0, 1, 2, 0, 1, 2, 0]
+    assert [ticket.task.index for ticket in before] == [0, 1, 2, 3, 4, 5, 6]
+    assert [ticket.task.index for ticket in panel(configured("run"), {"valid_unseen": 3}, "eval-0")] == [0, 1, 2]
     assert [(t.seed, t.task, t.temperature) for t in before] == [(t.seed, t.task, t.temperature) for t in after]
     assert len({ticket.seed for ticket in before}) == 7
     assert before[0].temperature == 0.4
@@ -110,7 +112,7 @@ def test_panels_are_apart_and_summed_up_apart():
     tickets = panel(config, {"valid_unseen": 10}, "eval")
     assert [ticket.task.index for ticket in tickets] == [0, 1, 2, 3, 4, 5]
     outcomes = [
-        Outcome(panel=number // 2, task_type="look", won=number > 2, score=number / 5, steps=4, valid=number % 5)
+        Outcome(number // 2, "look", won=number > 2, score=number / 5, steps=4, valid=number % 5, task=number)
         for number in range(6)
     ]
     result = summarise(outcomes, stream="eval", split="valid_unseen")
@@ -119,3 +121,62 @@ def test_panels_are_apart_and_summed_up_apart():
     assert result.score.value == pytest.approx(0.5)
     assert result.score.error == pytest.approx(statistics.stdev([o.score or 0 for o in outcomes]) / 6**0.5)
     assert result.valid_fraction == pytest.approx(10 / 24)
+
+
+def seeds_of(tasks, seeds=2):
+    """Outcomes of tasks that were won so many times of `seeds`."""
+    return [
+        Outcome(0, "look", won=seed < won, score=float(won), steps=1, valid=1, task=task, seed=seed)
+        for task, won in enumerate(tasks)
+        for seed in range(seeds)
+    ]
+
+
+def test_seeds_are_further_episodes_of_the_same_tasks():
+    settings = EvaluationConfig(episodes=2, panels=2, seeds=3)
+    config = configured("run").model_copy(update={"evaluation": settings})
+    tickets = panel(config, {"valid_unseen": 9}, "eval")
+    assert [ticket.task.index for ticket in tickets] == 3 * [0, 1, 2, 3]
+    assert len({ticket.seed for ticket in tickets}) == len({ticket.group for ticket in tickets}) == 12
+    once = panel(config.model_copy(update={"evaluation": EvaluationConfig(episodes=2, panels=2)}), SPLITS, "eval")
+    assert tickets[:4] == once
+    outcomes = [Outcome.of(ticket, {"won": True}, config, steps=1, valid=1) for ticket in tickets]
+    assert [(o.panel, o.task, o.seed) for o in outcomes[3:6]] == [(1, 3, 0), (0, 0, 1), (0, 1, 1)]
+
+
+def test_the_interval_is_over_tasks_not_over_their_episodes():
+    alike = summarise(seeds_of([2, 0] * 10), stream="s", split="test")
+    assert alike.success.effective == pytest.approx(20)
+    assert alike.success.interval == pytest.approx(Rate(10, 20).interval, abs=0.01)
+    assert (alike.success.won, alike.success.episodes) == (20, 40)
+    assert alike.seeds == (Rate(10, 20), Rate(10, 20))
+    assert alike.score is not None
+    assert alike.score.count == 20
+    # Won once each: the tasks do not differ, so every episode counts, but not more than there are.
+    assert summarise(seeds_of([1] * 20), stream="s", split="test").success.effective == 40
+    # Nothing tells the episodes of a task apart.
+    assert summarise(seeds_of([2] * 20), stream="s", split="test").success.interval == Rate(20, 20).interval
+    assert effective_episodes([(1, 1), (0, 1), (1, 1), (1, 1)]) == pytest.approx(4)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
+def test_episodes_count_as_at_least_one_a_task_and_at_most_all(tasks):
+    rate = summarise(seeds_of(tasks, seeds=3), stream="s", split="test").success
+    assert len(tasks) <= rate.effective <= 3 * len(tasks)
+    low, high = rate.interval
+    assert low - 1e-12 <= rate.value <= high + 1e-12
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """Tasks are won with chances of their own: 95 % of the intervals hold their mean, those over episodes do not."""
+    rng = random.Random(0)
+    held, held_by_episodes, times = 0, 0, 400
+    for _ in range(times):
+        chances = [rng.choice([0.1, 0.9]) for _ in range(40)]
+        tasks = [sum(rng.random() < chance for _ in range(4)) for chance in chances]
+        rate = summarise(seeds_of(tasks, seeds=4), stream="s", split="test").success
+        held += rate.interval[0] <= 0.5 <= rate.interval[1]
+        low, high = Rate(rate.won, rate.episodes).interval
+        held_by_episodes += low <= 0.5 <= high
+    assert 0.92 < held / times < 0.98
+    assert held_by_episodes / times < 0.85

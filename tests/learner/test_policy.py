@@ -1,11 +1,13 @@
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 
 from learner import batching
-from learner import policy as policy_module
 from learner.batching import MIN_SHARED, Row, plan
 from learner.engine_deepspeed import inputs
 from learner.lora import adapt, broadcast, switched_off
@@ -35,9 +37,8 @@ def naive(folder, row, temperature):
 
 
 @pytest.mark.parametrize("max_logits", [2**26, 64 * 3])
-def test_scores_are_those_of_each_row_alone(tiny_model, monkeypatch, max_logits):
-    monkeypatch.setattr(policy_module, "MAX_LOGITS", max_logits)
-    policy = load_policy(tiny_model, "float32", temperature=0.7)
+def test_scores_are_those_of_each_row_alone(tiny_model, max_logits):
+    policy = load_policy(tiny_model, "float32", 0.7, max_logits)
     ((batch,),) = plan(ROWS, 1, 1000)
     logprob, entropy = policy(*inputs(batch, torch.device("cpu")))
     expected = [naive(tiny_model, row, 0.7) for row in in_line(batch, ROWS)]
@@ -47,12 +48,11 @@ def test_scores_are_those_of_each_row_alone(tiny_model, monkeypatch, max_logits)
     assert not entropy.requires_grad
 
 
-def test_pieces_have_the_gradient_of_the_whole(tiny_model, monkeypatch):
+def test_pieces_have_the_gradient_of_the_whole(tiny_model):
     ((batch,),) = plan(ROWS, 1, 1000)
     gradients = []
     for max_logits in (2**26, 64 * 3):
-        monkeypatch.setattr(policy_module, "MAX_LOGITS", max_logits)
-        policy = load_policy(tiny_model, "float32", temperature=0.7)
+        policy = load_policy(tiny_model, "float32", 0.7, max_logits)
         logprob, entropy = policy(*inputs(batch, torch.device("cpu")), entropy_gradient=True)
         (logprob.sum() + entropy.sum()).backward()
         gradients.append([p.grad for p in policy.parameters()])
@@ -115,34 +115,46 @@ def test_one_step_is_the_same_whatever_the_micro_batches(tiny_model):
             torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation made."""
+class LiveStorages(TorchDispatchMode):
+    """Most bytes alive at once of what the operations in the block made, saved for the backward pass or not."""
 
-    def __init__(self):
+    def __init__(self, model):
         super().__init__()
-        self.elements = 0
+        self._known = WeakIdKeyDictionary()
+        self._live = self.peak = 0
+        for parameter in model.parameters():
+            self._known[parameter.untyped_storage()] = None
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         made = result if isinstance(result, tuple | list) else [result]
-        self.elements = max([self.elements, *(t.untyped_storage().nbytes() // 4 for t in made if torch.is_tensor(t))])
+        for storage in (tensor.untyped_storage() for tensor in made if torch.is_tensor(tensor)):
+            if storage not in self._known:
+                self._known[storage] = None
+                self._live += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self._live)
         return result
 
+    def _freed(self, size):
+        self._live -= size
 
-def test_logits_of_the_whole_batch_never_stand_in_memory(tiny_model, monkeypatch):
-    limit = 64 * 40
-    monkeypatch.setattr(policy_module, "MAX_LOGITS", limit)
+
+def test_logits_of_the_whole_batch_never_stand_in_memory(wide_model):
     rng = np.random.default_rng(0)
     rows = [Row(rng.integers(0, 64, 33).astype(np.int32), np.zeros(32, np.float32), 1.0) for _ in range(8)]
     ((batch,),) = plan(rows, 1, 4000)
-    assert len(batch.targets) * 64 > 6 * limit
-    policy = load_policy(tiny_model, "float32", temperature=1.0)
-    with LargestTensor() as largest:
-        logprob, entropy = policy(*inputs(batch, torch.device("cpu")), entropy_gradient=True)
-        (logprob.sum() + entropy.sum()).backward()
-    beside_logits = batch.tokens * 32  # the widest layer's activations
-    assert limit <= largest.elements <= max(limit, beside_logits)
-    assert beside_logits < len(batch.targets) * 64
+    logits = 4 * len(batch.targets) * 2**15
+    peaks = []
+    for limit in (2**18, 2**30):
+        policy = load_policy(wide_model, "float32", 1.0, limit)
+        with LiveStorages(policy) as storages:
+            logprob, entropy = policy(*inputs(batch, torch.device("cpu")), entropy_gradient=True)
+            (logprob.sum() + entropy.sum()).backward()
+        peaks.append(storages.peak)
+    in_pieces, whole = peaks
+    assert in_pieces < logits / 2
+    assert whole > 2 * logits
 
 
 def test_adapters_are_the_model_plus_their_product(tiny_model):

@@ -4,16 +4,19 @@ import os
 import signal
 
 import pytest
+import ray
 import torch
 
+from learner import rank_group
 from learner.dispatch import Dispatcher
 from learner.engine_deepspeed import inputs
 from learner.losses import TokenBatch, policy_loss
 from learner.policy import load_policy
 from learner.rank_group import RankFailed, start_ranks
 from learner.rows import prepare
+from learner.shards import ShardReader
 from services.config.tree import Config
-from services.errors import CheckpointFailed
+from services.errors import CheckpointFailed, RunStalled
 from services.model_folder import read_weights
 from services.weights.adapter import is_adapter, merged
 from tests.learner.synthetic import play
@@ -50,7 +53,10 @@ def ranks():
 
 
 def plain_pytorch(config, rates):
-    """Weights after one update in plain PyTorch: AdamW at these learning rates, clipped gradients, unpacked rows."""
+    """After one update in plain PyTorch: weights, Adam's mean gradients, and the last gradient's norm before its clip.
+
+    AdamW at these learning rates, clipped gradients, unpacked rows.
+    """
     whole = changed(config, learner={"ranks": 1, "microbatch_tokens": 10_000})
     (steps,) = prepare(groups(config), whole, 0).work
     policy, frozen = (load_policy(config.model.path, "float32", config.rollout.temperature) for _ in range(2))
@@ -72,9 +78,20 @@ def plain_pytorch(config, rates):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         policy_loss(tokens, config.loss, step.total_tokens).loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.grad_clip)
         optimizer.step()
-    return {name: parameter.detach() for name, parameter in policy.lm.named_parameters()}
+    parameters = dict(policy.lm.named_parameters())
+    moments = {name: optimizer.state[parameter]["exp_avg"] for name, parameter in parameters.items()}
+    return {name: parameter.detach() for name, parameter in parameters.items()}, moments, float(norm)
+
+
+def assert_plain_pytorch(config, group, metrics, rates):
+    """Weights to 1e-5, and the gradient's scale, which AdamW's step does not depend on."""
+    weights, moments, norm = plain_pytorch(config, rates)
+    assert_same(group.weights(), weights, 1e-5)
+    if config.learner.zero_stage > 0:
+        assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    return moments
 
 
 def assert_same(ours, theirs, tolerance):
@@ -85,6 +102,18 @@ def assert_same(ours, theirs, tolerance):
         )
 
 
+def assert_random_states_survive(group, folder, again):
+    """Each of two ranks takes up the random state in its file, whatever its own was, and writes it again."""
+    states = [torch.Generator().manual_seed(100 + rank).get_state() for rank in range(2)]
+    for rank, state in enumerate(states):
+        torch.save({"cpu": state}, folder / f"random-{rank:05d}.pt")
+    again.mkdir()
+    group.load(folder)
+    group.save(again)
+    for rank, state in enumerate(states):
+        assert torch.equal(torch.load(again / f"random-{rank:05d}.pt", weights_only=True)["cpu"], state)
+
+
 def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(tiny_config, ranks, tmp_path):
     config = changed(tiny_config, loss=TERMS)
     work = [prepare(groups(config), config, update).work for update in range(3)]
@@ -92,7 +121,7 @@ def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(t
     before = group.weights()
     metrics = group.update(work[0])
     after = group.weights()
-    assert_same(after, plain_pytorch(config, [1e-3]), 1e-5)
+    assert_plain_pytorch(config, group, metrics, [1e-3])
     assert max(float((after[name] - before[name]).abs().max()) for name in after) > 5e-4
     assert metrics["ratio"] == pytest.approx(1.0)
     assert metrics["learning_rate"] == config.optimizer.lr
@@ -121,6 +150,7 @@ def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(t
     for update in (1, 2):
         group.update(prepare(groups(wider), wider, update).work)
     assert_same(group.weights(), expected, 1e-5)
+    assert_random_states_survive(group, folder, tmp_path / "again")
 
 
 def test_two_ranks_are_plain_pytorch_also_after_one_was_killed(tiny_config, ranks):
@@ -131,15 +161,36 @@ def test_two_ranks_are_plain_pytorch_also_after_one_was_killed(tiny_config, rank
     with pytest.raises(RankFailed, match="rank"):
         group.update(work)
     group.restart()
-    group.update(work)
-    assert_same(group.weights(), plain_pytorch(config, [1e-3]), 1e-5)
+    assert_plain_pytorch(config, group, group.update(work), [1e-3])
+
+
+@pytest.mark.parametrize("how", ["not sharded", "sharded, vocabulary in pieces"])
+def test_two_ranks_are_plain_pytorch(tiny_config, wide_model, ranks, tmp_path, how):
+    unclipped = {"grad_clip": 1e3}
+    config = changed(tiny_config, loss=TERMS, optimizer=unclipped, learner={"ranks": 2, "zero_stage": 0})
+    if how != "not sharded":
+        pieces = {"ranks": 2, "zero_stage": 3, "logits_mib": 1, "microbatch_tokens": 400}
+        config = changed(config, model={"path": wide_model}, learner=pieces)
+    work = prepare(groups(config), config, 0).work
+    if how != "not sharded":
+        # Eight positions a piece: the ranks have several, and not equally many.
+        pieces = [[-(-len(batch.targets) // 8) for step in own for batch in step.batches] for own in work]
+        assert min(map(min, pieces)) > 1
+        assert pieces[0] != pieces[1]
+    group = ranks(config)
+    moments = assert_plain_pytorch(config, group, group.update(work), [1e-3])
+    # DeepSpeed tells no norm where nothing is sharded; the mean gradient after one step is a tenth of the gradient.
+    group.save(tmp_path)
+    saved = ShardReader(tmp_path)
+    for name, moment in moments.items():
+        torch.testing.assert_close(saved.get(f"exp_avg/{name}"), moment, rtol=1e-3, atol=1e-7)
 
 
 def test_two_ranks_of_sharded_parameters_take_several_optimizer_steps_and_resume_on_one(tiny_config, ranks, tmp_path):
     config = changed(
         tiny_config,
         loss=TERMS,
-        optimizer={"warmup_updates": 2},
+        optimizer={"warmup_updates": 2, "grad_clip": 0.05},
         learner={
             "ranks": 2,
             "zero_stage": 3,
@@ -152,7 +203,8 @@ def test_two_ranks_of_sharded_parameters_take_several_optimizer_steps_and_resume
     group = ranks(config)
     metrics = group.update(prepare(groups(config), config, 0).work)
     assert metrics["learning_rate"] == pytest.approx(config.optimizer.lr * 2 / 4)
-    assert_same(group.weights(), plain_pytorch(config, [1e-3 / 4, 1e-3 * 2 / 4]), 1e-5)
+    assert metrics["grad_norm"] > 2 * config.optimizer.grad_clip
+    assert_plain_pytorch(config, group, metrics, [1e-3 / 4, 1e-3 * 2 / 4])
 
     group.save(tmp_path)
     assert len(list(tmp_path.glob("random-*.pt"))) == 2
@@ -187,5 +239,35 @@ def test_adapters_alone_are_trained_broadcast_and_saved(tiny_config, ranks, tmp_
     moved = merged(expected, base)
     assert max(float((moved[name] - base[name]).abs().max()) for name in base) > 1e-5
     group.load(tmp_path)
-    group.update(work[1])
+    metrics = group.update(work[1])
     assert_same(group.weights(), expected, 0)
+
+    group.stop()
+    wider = changed(config, learner={"ranks": 2, "zero_stage": 2})
+    group = ranks(wider)
+    group.load(tmp_path)
+    on_two = group.update(prepare(groups(wider), wider, 1).work)
+    assert_same(group.weights(), expected, 1e-5)
+    assert on_two["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-4)
+    assert on_two["kl"] == pytest.approx(metrics["kl"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(None, 0), (2.0, 1), (5.0, 1)])
+def test_a_rank_asks_for_a_gpu_where_there_are_any(tiny_config, monkeypatch, there, wanted):
+    asked = []
+
+    def place(ranks, gpus):
+        asked.append((ranks, gpus))
+        raise RunStalled("no room")
+
+    monkeypatch.setattr(rank_group, "_place", place)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": there} if there else {})
+    with pytest.raises(RunStalled):
+        start_ranks(changed(tiny_config, learner={"ranks": 2}))
+    assert asked == [(2, wanted)]
+
+
+def test_more_ranks_than_gpus_are_refused_and_not_put_on_the_cpu(tiny_config, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0, "learner": 3.0})
+    with pytest.raises(RunStalled, match=r"learner\.ranks=2: each takes a GPU, and the Ray cluster has 1"):
+        start_ranks(changed(tiny_config, learner={"ranks": 2}))

@@ -1,6 +1,11 @@
+import dataclasses
+
 import numpy as np
+import pytest
+import torch
 
 from learner.dispatch import Dispatcher
+from learner.losses import TokenBatch, policy_loss
 from learner.rows import prepare, step_rows
 from services.config.tree import Config
 from tests.learner.synthetic import play
@@ -49,20 +54,70 @@ def test_with_other_loss_terms_every_row_is_needed():
     assert update.trained_rows == update.rows
 
 
-def test_responses_that_were_cut_off_are_not_trained_on_if_so_wished():
-    config = configured(algorithm="grpo", advantage={"ignore_cut_responses": True})
-    groups = groups_of(config, count=8)
-    lengths = [len(step.response_ids) for group in groups for episode in group for step in episode.steps]
-    limit = max(lengths)
-    assert prepare(groups, config, 0).cut_fraction == 0.0
-    config = config.model_copy(update={"model": config.model.model_copy(update={"max_response_tokens": limit})})
-    update = prepare(groups, config, 0)
-    cut = np.array(lengths) >= limit
+def cut_off(group, wanted):
+    """The group with the responses of `wanted` tokens ended by the limit."""
+    return [
+        dataclasses.replace(
+            episode,
+            steps=tuple(dataclasses.replace(s, finished=len(s.response_ids) != wanted) for s in episode.steps),
+        )
+        for episode in group
+    ]
+
+
+@pytest.mark.parametrize("loss", [{"kl_coef": 0.0}, {"kl_coef": 0.1, "entropy_coef": 0.1}])
+def test_responses_that_were_cut_off_are_not_trained_on_if_so_wished(loss):
+    wished = {"ignore_cut_responses": True}
+    config = configured(algorithm="grpo", loss=loss, advantage=wished, model={"max_response_tokens": 3})
+    # Others reach the limit with their last token, and are whole.
+    groups = [cut_off(group, 2) for group in groups_of(config, count=8)]
+    steps = [step for group in groups for episode in group for step in episode.steps]
+    assert max(len(step.response_ids) for step in steps) == 3
+    update, cut = prepare(groups, config, 0), np.array([not step.finished for step in steps])
     assert update.cut_fraction == cut.mean()
-    assert 0 < cut.sum() < len(lengths)
+    assert 0 < cut.sum() < len(steps)
     assert not update.advantages.total[cut].any()
     assert update.advantages.total[~cut].any()
-    assert {step.total_tokens for own in update.work for step in own} == {sum(lengths)}
+    total = sum(len(step.response_ids) for step in steps)
+    assert {step.total_tokens for own in update.work for step in own} == {total}
+    assert {step.total_rows for own in update.work for step in own} == {len(steps)}
+    trained = sum(int(batch.weight.sum()) for batch in all_batches(update))
+    all_kept = sum(len(step.response_ids) for step in steps if step.finished)
+    assert trained == all_kept if loss["kl_coef"] else 0 < trained <= all_kept
+    ends = {tuple(step.response_ids) for step in steps if not step.finished}
+    for batch in all_batches(update):
+        for number in range(batch.sequence[-1] + 1):
+            own = batch.sequence == number
+            assert tuple(batch.targets[own]) not in ends or not batch.weight[own].any()
+    assert prepare(groups, configured(algorithm="grpo", loss=loss), 0).advantages.total[cut].any()
+
+
+def test_what_does_not_count_moves_nothing():
+    """An update in which every response was cut: KL and entropy terms have no gradient either."""
+    loss = {"kl_coef": 0.1, "entropy_coef": 0.1}
+    config = configured(algorithm="grpo", loss=loss, advantage={"ignore_cut_responses": True})
+    groups = [
+        [dataclasses.replace(e, steps=tuple(dataclasses.replace(s, finished=False) for s in e.steps)) for e in g]
+        for g in groups_of(config)
+    ]
+    update = prepare(groups, config, 0)
+    assert update.trained_rows == 0
+    (batch,) = all_batches(update)
+    behaviour = torch.tensor(batch.behaviour)
+    logprob, entropy = (behaviour + 0.5).requires_grad_(), torch.ones_like(behaviour).requires_grad_()
+    tokens = TokenBatch(
+        logprob=logprob,
+        behaviour=behaviour,
+        advantage=torch.tensor(batch.advantage),
+        weight=torch.tensor(batch.weight),
+        old=behaviour,
+        reference=behaviour,
+        entropy=entropy,
+        sequence=torch.tensor(batch.sequence),
+    )
+    policy_loss(tokens, config.loss, 1.0).loss.backward()
+    assert not logprob.grad.any()
+    assert not entropy.grad.any()
 
 
 def test_without_any_advantage_the_optimizer_step_remains():

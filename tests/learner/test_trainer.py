@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import threading
+import zlib
 from collections import Counter
+from contextlib import closing
 
 import pytest
 import redis
@@ -22,38 +24,12 @@ from services.buffer.keys import Keys
 from services.config.tree import Config
 from services.errors import CheckpointFailed, RunStalled
 from services.model_folder import read_weights
+from services.weights import WeightsGone
 from services.weights.directory import DirectoryChannel
+from tests.learner.actors import Actors
 from tests.learner.synthetic import play
 
 SPLITS = {"train": 5}
-
-
-class Actors:
-    """Plays every ticket with the newest published version, until stopped. Fails groups in `broken` for good."""
-
-    def __init__(self, buffer, channel, version=None, broken=()):
-        self._buffer, self._channel, self._version, self._broken = buffer, channel, version, broken
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self):
-        while not self._stop.is_set():
-            # Last leased first played: groups complete out of order.
-            for ticket in reversed(self._buffer.lease("actor", 8, 30.0)):
-                if ticket.group in self._broken:
-                    self._buffer.fail("actor", ticket.id, "broken game")
-                    continue
-                newest = self._channel.latest().version
-                self._buffer.store(play(ticket, newest if self._version is None else self._version(newest)))
-            self._stop.wait(0.01)
 
 
 @pytest.fixture
@@ -82,6 +58,10 @@ def ranks(started):
     group, beginning = started
     group.load(beginning)
     return group
+
+
+class Killed(BaseException):
+    """What ends a trainer without giving it time for anything."""
 
 
 class NoRanks:
@@ -231,9 +211,6 @@ def test_killed_and_resumed_run_trains_each_group_once_and_ends_with_the_same_we
     config = with_learner(tiny_config, updates=7, max_staleness=1)
     reports = []
 
-    class Killed(BaseException):
-        pass
-
     def die_after_the_third(report):
         reports.append(report)
         if report.update == 3:
@@ -273,6 +250,124 @@ def test_killed_and_resumed_run_trains_each_group_once_and_ends_with_the_same_we
     record = buffer.metrics()[-1]
     assert (record["kind"], record["update"]) == ("update", 7)
     assert record["loss/ratio"] == record["loss/ratio_max"] == pytest.approx(1.0)
+
+
+def with_panels(config, updates):
+    learner = config.learner.model_dump() | {"updates": updates}
+    return Config.model_validate(config.model_dump() | {"evaluation": {"every": 2}, "learner": learner})
+
+
+def records(config, name):
+    lines = (config.run.folder / "metrics.jsonl").read_text().splitlines()
+    return [record["step"] for record in map(json.loads, lines) if name in record]
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_what_ends_a_run_in_a_panel_loses_neither_the_panel_nor_the_updates_figures(
+    tiny_config, buffer, channel, ranks, how
+):
+    config, panels, stop = with_panels(tiny_config, 5), [], threading.Event()
+
+    def play_panel(version):
+        panels.append(version)
+        if panels == [0, 2]:
+            if how == "killed":
+                raise Killed
+            stop.set()
+            return {}
+        return {"evaluation/success_rate": {0: 0.1, 2: 0.9, 4: 0.2}[version]}
+
+    def again():
+        return trainer(config, buffer, channel, ranks, evaluate=play_panel, should_stop=stop.is_set)
+
+    with Actors(buffer, channel):
+        if how == "killed":
+            with pytest.raises(Killed):
+                again().train()
+        else:
+            again().train()
+        assert latest(config.run.folder / "checkpoints").name == "000002"
+        assert records(config, "rollout/success_rate") == [1, 2]
+        assert records(config, "evaluation/success_rate") == [0]
+        stop.clear()
+        again().train(resume=True)
+        again().train(resume=True)
+    assert panels == [0, 2, 2, 4]
+    assert records(config, "rollout/success_rate") == [1, 2, 3, 4, 5]
+    assert records(config, "evaluation/success_rate") == [0, 2, 4]
+    assert best(config.run.folder / "checkpoints") == (config.run.folder / "checkpoints" / "best-000002", 0.9)
+
+
+def test_a_kill_at_a_checkpoint_does_not_lose_the_figures_of_its_update(tiny_config, buffer, channel, ranks):
+    config = with_learner(tiny_config, updates=4)
+
+    class DiesAfterSaving(Trainer):
+        def _acknowledge(self):
+            if self.version == 2:
+                raise Killed
+
+    with Actors(buffer, channel):
+        with pytest.raises(Killed):
+            DiesAfterSaving(config, buffer, channel, ranks, config.run.folder, SPLITS).train()
+        trainer(config, buffer, channel, ranks).train(resume=True)
+    assert records(config, "rollout/success_rate") == [1, 2, 3, 4]
+
+
+def test_a_best_policy_that_cannot_be_fetched_does_not_end_the_run(tiny_config, buffer, channel, ranks, caplog):
+    config = with_panels(tiny_config, 4)
+
+    class FailsOnce(DirectoryChannel):
+        fetches = 0
+
+        def fetch(self, wanted):
+            self.fetches += 1
+            if self.fetches == 1:
+                raise WeightsGone("the holder is away")
+            return super().fetch(wanted)
+
+    faulty = FailsOnce(config.run.folder / "weights", 30.0)
+    with Actors(buffer, channel):
+        run = trainer(config, buffer, faulty, ranks, evaluate=lambda version: {"evaluation/success_rate": 0.5})
+        run.train()
+    assert run.version == 4
+    assert "of version 0, cannot be kept: the holder is away" in caplog.text
+    assert best(config.run.folder / "checkpoints")[0].name == "best-000002"
+    assert records(config, "evaluation/success_rate") == [0, 2, 4]
+
+
+def test_a_synchronous_run_that_was_killed_ends_with_the_same_bits(tiny_config, redis_url, started):
+    """Each episode depends on every bit of the weights that played it. The resumed half has ranks of new processes."""
+    group, beginning = started
+    ends = []
+    for name, killed in (("whole", False), ("killed", True)):
+        run = tiny_config.run.model_copy(update={"name": f"{tiny_config.run.name}-{name}"})
+        config = with_learner(tiny_config.model_copy(update={"run": run}), updates=7, max_staleness=0)
+        channel = DirectoryChannel(config.run.folder / "weights", 30.0)
+        group.load(beginning)
+
+        def by_these_weights(ticket, version, channel=channel):
+            digest = zlib.crc32(channel.latest().checksum.encode())
+            return dataclasses.replace(play(ticket.model_copy(update={"seed": digest}), version), ticket=ticket)
+
+        def die(report):
+            if report.update == 3:
+                raise Killed
+
+        buffer = Buffer.connect(redis_url, config.run.name, config.buffer, max_attempts=1)
+        with closing(buffer), Actors(buffer, channel, play=by_these_weights):
+            if killed:
+                with pytest.raises(Killed):
+                    trainer(config, buffer, channel, group, on_update=die).train()
+                group.restart()
+            trainer(config, buffer, channel, group).train(resume=killed)
+        checkpoint = latest(config.run.folder / "checkpoints")
+        assert checkpoint.name == "000007"
+        files = sorted([*(checkpoint / "engine").iterdir(), checkpoint / "policy" / "model.safetensors"])
+        ends.append({file.name: file.read_bytes() for file in files})
+    whole, resumed = ends
+    assert whole.keys() == resumed.keys() >= {"engine.json", "random-00000.pt", "model.safetensors"}
+    for name, content in whole.items():
+        assert content == resumed[name], name
 
 
 def test_stale_groups_are_dropped_and_played_again(tiny_config, buffer, channel, ranks):

@@ -39,7 +39,7 @@ def steps(draw: st.DrawFn) -> Step:
         versions=versions,
         **{name: draw(TEXT) for name in ("anchor", "observation", "prompt", "response", "action")},
         reward=draw(FLOAT),
-        **{name: draw(st.booleans()) for name in ("valid", "terminated", "truncated")},
+        **{name: draw(st.booleans()) for name in ("valid", "terminated", "truncated", "finished")},
     )
 
 
@@ -107,6 +107,13 @@ def packed(content: object) -> bytes:
 @given(trajectories())
 def test_round_trip(trajectory: Trajectory) -> None:
     assert plain(decode(encode(trajectory))) == plain(trajectory)
+
+
+def test_documents_without_the_column_of_finished_responses_still_decode() -> None:
+    older = document()
+    del older["steps"]["finished"]
+    assert plain(decode(packed(older))) == plain(TRAJECTORY)
+    assert decode(packed(older)).steps[0].finished
 
 
 def test_decoded_arrays_are_writable() -> None:

@@ -63,8 +63,15 @@ def test_a_panel_holds_every_environments_own_held_out_split() -> None:
     config = mix(1, 1)
     panel = panel_tasks(config, SPLITS)
     assert {(task.env, task.split) for task in panel} == {("a", "test"), ("b", "valid_seen")}
-    assert len(panel) == config.evaluation.episodes
-    assert {task.index for task in panel if task.env == "a"} == {0, 1, 2, 3}
+    assert [task.index for task in panel if task.env == "a"] == [0, 1, 2, 3]
+    assert [task.index for task in panel if task.env == "b"] == [0, 1, 2]
+
+
+def test_panels_have_no_task_in_common() -> None:
+    config = Config.model_validate({"evaluation": {"episodes": 3, "panels": 3}})
+    assert [task.index for task in panel_tasks(config, {"test": 9})] == list(range(9))
+    with pytest.raises(EnvironmentUnavailable, match=r"3 panels of 3 take 9 different tasks, .* has 8"):
+        panel_tasks(config, {"test": 8})
 
 
 def test_mistakes() -> None:

@@ -11,9 +11,11 @@ from rich.console import Console
 
 from services.buffer import Buffer
 from services.cli.evaluate import _SoFar, evaluation_config, run_evaluation
+from services.config import ConfigError
 from services.config.tree import BufferConfig
 from services.errors import EnvironmentUnavailable, ModelUnavailable
 from services.schemas import Task, Ticket
+from services.tasks import panel_tasks
 from tests.control_runs import play
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,12 +47,58 @@ def test_a_run_brings_its_own_configuration(tmp_path: Path) -> None:
     assert (config.run.name, config.env.max_steps, config.evaluation.episodes) == ("mine-eval", 7, 3)
 
 
+def test_a_policy_without_a_recipe_is_asked_as_it_was_trained(tmp_path: Path) -> None:
+    starter = evaluation_config(None, ["env.max_steps=9"], ["expert", "models/starter"])
+    assert (starter.prompt.template, starter.model.max_response_tokens, starter.env.max_steps) == ("compact", 12, 9)
+    assert evaluation_config(None, [], []).prompt == starter.prompt  # of model.path
+
+    run = tmp_path / "mine"
+    for folder in ("checkpoints/000002/policy", "checkpoints/best-000002", "export"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "warmstart.json").write_text('{"config": "model: {max_response_tokens: 3}"}')
+    (run / "config.yaml").write_text("run: {name: mine}\nmodel: {max_response_tokens: 99}\n")
+    for policy, wanted in (("checkpoints/000002", 99), ("checkpoints/best-000002", 99), ("export", 3)):
+        assert evaluation_config(None, [], [str(run / policy)]).model.max_response_tokens == wanted
+    assert evaluation_config(None, [], [str(run / "checkpoints/000002/policy")]).run.name == "mine-eval"
+    assert evaluation_config(None, [], ["random"]).run.name == "run-eval"
+    with pytest.raises(ConfigError, match=r"is no run .* give a recipe"):
+        evaluation_config(None, [], ["random", str(tmp_path)])
+
+
+def test_one_of_several_environments_can_be_chosen(tmp_path: Path) -> None:
+    recipe = tmp_path / "mix.yaml"
+    recipe.write_text("envs: [{name: alfworld, max_steps: 3}, {name: webshop, max_steps: 4}]\n")
+    config = evaluation_config(recipe, [], [], env="webshop")
+    assert [(env.name, env.max_steps) for env in config.environments] == [("webshop", 4)]
+    assert {task.env for task in panel_tasks(config, {"test": 200})} == {"webshop"}
+    with pytest.raises(ConfigError, match="--env shop: the run's environments are alfworld, webshop"):
+        evaluation_config(recipe, [], [], env="shop")
+    assert evaluation_config(DEMO, [], [], env="webshop").env.name == "webshop"
+
+
+def test_several_seeds_of_the_same_tasks(tmp_path: Path) -> None:
+    overrides = ["env.max_steps=30", "evaluation.episodes=10", "evaluation.seeds=3", "evaluation.panels=2"]
+    figures, console = tmp_path / "eval.json", Console(record=True, width=200)
+    config = evaluation_config(DEMO, overrides, [])
+    assert run_evaluation(config, ["expert"], json_file=figures, markdown_file=None, console=console)
+    expert = json.loads(figures.read_text())["expert"]
+    assert [rate["episodes"] for rate in expert["seeds"]] == [20, 20, 20]
+    assert [rate["episodes"] for rate in expert["panels"]] == [30, 30]
+    # The expert does the same each time: three times the episodes tell no more than the tasks do.
+    assert expert["success"]["episodes"] == 60
+    assert expert["success"]["effective_episodes"] == pytest.approx(20)
+    assert "seeds, mean ± deviation" in console.export_text()
+
+
 def test_what_is_no_policy_is_refused_before_anything_is_played(tmp_path: Path) -> None:
     config = evaluation_config(DEMO, [], [])
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for policy, reason in ((tmp_path / "nothing", "nothing"), (tmp_path / "run", "no checkpoint yet")):
         with pytest.raises(ModelUnavailable, match=reason):
             run_evaluation(config, ["random", str(policy)], json_file=None, markdown_file=None, console=Console())
+    config = evaluation_config(DEMO, ["evaluation.panels=3"], [])
+    with pytest.raises(EnvironmentUnavailable, match=r"3 panels of 256 take 768 different tasks, .* has 256"):
+        run_evaluation(config, ["expert"], json_file=None, markdown_file=None, console=Console())
     config = evaluation_config(DEMO, ["evaluation.split=nowhere"], [])
     with pytest.raises(EnvironmentUnavailable, match="nowhere"):
         run_evaluation(config, ["expert"], json_file=None, markdown_file=None, console=Console())

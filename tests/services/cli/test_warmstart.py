@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from actors.scripted import PolicyPlayer
+from env_servers.alfworld.environment import game_source
 from env_servers.protocol import StepResult
 from services.cli import warmstart
 from services.cli.warmstart import make_starter
 from services.config import Config, load_config
+from services.errors import EnvironmentUnavailable
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -44,6 +46,21 @@ def test_phases_can_be_done_apart(tmp_path: Path) -> None:
 def test_the_shops_expert_makes_data_too(tmp_path: Path) -> None:
     recipe = make_starter(small("webshop-starter.yaml"), tmp_path / "shop", lambda tokens, loss: None)
     assert [phase["phase"] for phase in recipe["phases"]] == [1, 2]
+
+
+def test_the_data_that_the_recipe_names_are_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALFWORLD_DATA", "")  # restored at the end: the folder is made known in the environment
+    game_source.cache_clear()
+    config = small("starter.yaml")
+    config = config.model_copy(update={"env": config.env.model_copy(update={"data": tmp_path})})
+    with pytest.raises(EnvironmentUnavailable, match=f"no ALFWorld games below {tmp_path}"):
+        make_starter(config, tmp_path / "out", lambda tokens, loss: None)
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+    phases = "[{tokens: 6000, splits: [nowhere]}]"
+    with pytest.raises(EnvironmentUnavailable, match="no tasks in split 'nowhere'"):
+        make_starter(small("starter.yaml", phases), tmp_path / "out", lambda tokens, loss: None)
 
 
 def test_a_policy_can_make_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
