@@ -57,7 +57,12 @@ format: tools
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: tools
+# TRL, which the learner is measured beside.
+$(VENV)/.installed-trl: $(VENV)/.installed-tools requirements/bench-trl.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile $(PIP_ARGS) -r requirements/bench-trl.txt
+	@touch $@
+
+bench: $(VENV)/.installed-trl
 	@mkdir -p runs/bench
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json runs/bench/$$name.json; done
 
