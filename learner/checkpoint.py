@@ -29,6 +29,7 @@ from torch import Tensor
 from services.config.tree import Config
 from services.errors import CheckpointFailed
 from services.model_folder import read_weights, share_weights
+from services.run_folder import WARMSTART_NAME
 from services.weights.adapter import is_adapter, merged
 
 _BEST = "best-"
@@ -223,12 +224,15 @@ def whole_policy(weights: Mapping[str, Tensor], model: Path) -> Mapping[str, Ten
 
 
 def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> None:
-    """Write the policy as a Hugging Face folder: these weights, and configuration and tokenizer of `model`."""
+    """Write the policy as a Hugging Face folder: these weights, and configuration and tokenizer of `model`.
+
+    How `model` was warm-started stays behind: it says nothing of the run that came after.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(model.iterdir()):
-        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
+        if file.is_file() and not file.name.endswith((*WEIGHT_SUFFIXES, WARMSTART_NAME)):
             shutil.copyfile(file, folder / file.name)
     _set_type(folder / "config.json", weights)
     try:

@@ -19,6 +19,12 @@ WARMSTART_NAME = "warmstart.json"
 """In the folder of a model that `anchorage warmstart` made: how, its configuration included."""
 
 
+def run_of(policy: Path) -> Path | None:
+    """The folder of the run whose checkpoint a policy is in."""
+    runs = [above.parent for above in policy.absolute().parents if above.name == CHECKPOINTS_NAME]
+    return next((run for run in runs if (run / CONFIG_NAME).is_file()), None)
+
+
 def redis_url(folder: Path, config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
     """Address of the Redis that the run uses, or used; None: one of its own, which is gone."""
     if config.buffer.redis_url:

@@ -23,7 +23,7 @@ from services.config.load import parse_config
 from services.config.tree import Config
 from services.errors import ModelUnavailable
 from services.model_folder import check_model_folder
-from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, WARMSTART_NAME
+from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, WARMSTART_NAME, run_of
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult, Rate
@@ -64,9 +64,8 @@ def evaluation_config(
 def _own_config(policies: Sequence[Path], overrides: Sequence[str]) -> Config:
     """Of the run that a policy is of, or of the warm start that made it: the first there is."""
     for policy in policies:
-        around = [above.parent for above in policy.absolute().parents if above.name == CHECKPOINTS_NAME]
-        for run in (policy, *around):
-            if (run / CONFIG_NAME).is_file():
+        for run in (policy, run_of(policy)):
+            if run is not None and (run / CONFIG_NAME).is_file():
                 return load_config(run / CONFIG_NAME, overrides)
         try:
             made = json.loads((policy / WARMSTART_NAME).read_text())["config"]

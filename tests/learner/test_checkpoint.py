@@ -8,7 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from learner.checkpoint import TrainerState, best, forget_best, identity, keep_best, latest, read_state, save
 from learner.policy import load_policy
+from services.cli.evaluate import evaluation_config
 from services.cli.export import export
+from services.config import Config, dump_config
 from services.errors import CheckpointFailed
 from services.model_folder import read_weights
 
@@ -100,11 +102,19 @@ def test_export(tmp_path, tiny_config):
         checkpoint = write(tmp_path / "run" / "checkpoints", tiny_config, version, weights=weights)
     keep_best(tmp_path / "run" / "checkpoints", 2, 0.5, weights, tiny_config.model.path)
     run = tmp_path / "run"
+    played = Config.model_validate(
+        {"env": {"url": "http://elsewhere:1", "max_steps": 7}, "buffer": {"redis_url": "redis://:secret@there"}}
+    )
+    (run / "config.yaml").write_text(dump_config(played))
     for source, option, wanted in ((run, False, "000004"), (checkpoint, False, "000004"), (run, True, "best-000002")):
         out = tmp_path / f"out-{len(names(tmp_path))}"
         assert wanted in export(source, out, best=option).parts
         load_policy(out, "float32", 1.0)
         assert "best.json" not in names(out)
+        # How it plays goes with it, where and with what secrets it was trained does not.
+        config = evaluation_config(None, [], [str(out)])
+        assert (config.env.max_steps, config.env.url, config.buffer.redis_url) == (7, None, None)
+        assert "secret" not in (out / "config.yaml").read_text()
     with pytest.raises(CheckpointFailed, match="there already"):
         export(run, out, best=False)
     with pytest.raises(CheckpointFailed, match="neither a checkpoint nor a run"):
