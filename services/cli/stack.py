@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from services.buffer import Buffer
 from services.cli.environments import TOKEN_VARIABLE, make_data_known, registered_name
 from services.cli.keeper import Keeper
-from services.config.load import dump_config
+from services.config.load import dump_config, shown_config
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
 from services.run_folder import CONFIG_NAME, REDIS_NAME
@@ -80,7 +80,7 @@ class Stack:
         self._exit.enter_context(locked(folder))
         keeper = Keeper([self._restart_redis, self._restart_environments])
         self._exit.callback(keeper.end)
-        (folder / CONFIG_NAME).write_text(dump_config(config))
+        _write_config(folder / CONFIG_NAME, config)
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
             redis_url,
@@ -280,6 +280,15 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunBusy(f"the run in {folder} is in use by another process; give this one another run.name") from None
         yield
+
+
+def _write_config(file: Path, config: Config) -> None:
+    """For its owner alone where a credential is in it."""
+    text = dump_config(config)
+    file.touch()
+    if text != shown_config(config):
+        file.chmod(0o600)
+    file.write_text(text)
 
 
 def _serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.stack import Stack
+from services.cli.stack import Stack, _write_config
 from services.config.tree import Config
 from services.errors import EnvironmentUnavailable
 from tests.env_servers.launching import launch
@@ -52,3 +52,9 @@ def test_a_server_of_another_environment_is_refused(tmp_path: Path) -> None:
         config = Config.model_validate({"run": {"dir": tmp_path}, "env": {"url": server.url}})
         with pytest.raises(EnvironmentUnavailable, match="serves counting, the run wants alfworld"):
             Stack(config)._start_environments(tmp_path)
+
+
+def test_a_configuration_with_a_credential_is_its_owners_alone(tmp_path: Path) -> None:
+    for url, private in ((None, False), ("redis://:secret@there", True)):
+        _write_config(tmp_path / "config.yaml", Config.model_validate({"buffer": {"redis_url": url}}))
+        assert ((tmp_path / "config.yaml").stat().st_mode & 0o077 == 0) is private
