@@ -1,12 +1,24 @@
-"""What this process must know to play a run's environment itself: its registered name, its data, a server's token."""
+"""The environments of a run, as this process starts and asks for them: name, data, token, servers and what they say."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.config.tree import EnvConfig
+from services.errors import EnvironmentUnavailable
+
+if TYPE_CHECKING:
+    from env_servers.launch import ServerProcess
+    from env_servers.protocol import EnvInfo
 
 TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
+SAME_EVERYWHERE = ("version", "splits", "source", "fingerprint")
+"""What the servers of one environment must say alike: with them a task is the same task, and worth the same."""
 
 
 def registered_name(env: EnvConfig) -> str:
@@ -18,3 +30,55 @@ def make_data_known(env: EnvConfig) -> None:
     """Let this process, and servers that it starts from now on, find the data of `env.data`, where it is given."""
     if env.data is not None:
         os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
+
+
+def serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
+    """Start its server, on any free port where `port` is 0. EnvironmentUnavailable where it does not come up."""
+    from env_servers.errors import ServerError
+    from env_servers.launch import start_server
+
+    ready = folder / f"{env.name}.url"
+    listening = ["--port", str(port), "--ready-file", str(ready)]
+    command = [sys.executable, "-m", "env_servers", registered_name(env), *listening]
+    try:
+        return start_server(command, ready)
+    except ServerError as error:
+        raise EnvironmentUnavailable(str(error)) from None
+
+
+def _info(env: EnvConfig, url: str) -> EnvInfo:
+    """What the server says of itself. EnvironmentUnavailable where it is another environment's."""
+    info = _ask_info(url, env.request_timeout_s)
+    if info.name != env.name:
+        raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, the run wants {env.name} (env.name)")
+    return info
+
+
+def info_of(env: EnvConfig, urls: Sequence[str]) -> EnvInfo:
+    """What all servers of an environment say. EnvironmentUnavailable where they serve different tasks."""
+    first, *others = [_info(env, url) for url in urls]
+    for url, other in zip(urls[1:], others, strict=True):
+        for field in SAME_EVERYWHERE:
+            here, there = getattr(first, field), getattr(other, field)
+            if here != there:
+                raise EnvironmentUnavailable(
+                    f"the servers of {env.name} differ: {field} is {here!r} at {urls[0]} and {there!r} at {url}; "
+                    "a task must be the same everywhere: give them the same release, data and settings (env.urls)"
+                )
+    return first
+
+
+def _ask_info(url: str, timeout_s: float) -> EnvInfo:
+    from env_servers.client import EnvironmentUnavailableError, RequestRejected, open_client
+
+    async def ask() -> EnvInfo:
+        client = open_client(url, token=os.environ.get(TOKEN_VARIABLE), timeout_s=timeout_s, patience_s=5.0)
+        try:
+            return await client.info()
+        finally:
+            await client.close()
+
+    try:
+        return asyncio.run(ask())
+    except (EnvironmentUnavailableError, RequestRejected) as error:
+        raise EnvironmentUnavailable(f"no environment server at {url}: {error}") from None

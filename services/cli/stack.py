@@ -11,27 +11,25 @@ import fcntl
 import logging
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from services.buffer import Buffer
-from services.cli.environments import TOKEN_VARIABLE, make_data_known, registered_name
+from services.cli.environments import TOKEN_VARIABLE, info_of, make_data_known, serve
 from services.cli.keeper import Keeper
 from services.config.load import dump_config, shown_config
 from services.config.tree import Config, EnvConfig
-from services.errors import EnvironmentUnavailable, RayUnavailable, RedisUnavailable, RunBusy, RunStalled
+from services.errors import RayUnavailable, RedisUnavailable, RunBusy, RunStalled
 from services.run_folder import CONFIG_NAME, REDIS_NAME
 from services.tasks import split_key
 from services.weights import WeightChannel, open_channel
 
 if TYPE_CHECKING:
     from env_servers.launch import ServerProcess
-    from env_servers.protocol import EnvInfo
     from services.redis_server import EmbeddedRedis
 
 NAMESPACE = "anchorage"
@@ -41,8 +39,6 @@ OBJECT_STORE_BYTES = 256 * 2**20
 MOST_ACTORS = 64
 """Places for rollout actors in a cluster of the run's own: `anchorage pool scale` may ask for so many."""
 
-SAME_EVERYWHERE = ("version", "splits", "source", "fingerprint")
-"""What the servers of one environment must say alike: with them a task is the same task, and worth the same."""
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +112,7 @@ class Stack:
         """Addresses by environment. Starts a server for each environment that has none."""
         self._exit.callback(self._stop_environments)
         urls = {env.name: env.addresses or (self._start_server(env, folder),) for env in self.config.environments}
-        infos = {env.name: _same_info(env, urls[env.name]) for env in self.config.environments}
+        infos = {env.name: info_of(env, urls[env.name]) for env in self.config.environments}
         self.splits = {
             split_key(self.config, name, split): size
             for name, info in infos.items()
@@ -129,7 +125,7 @@ class Stack:
     def _start_server(self, env: EnvConfig, folder: Path) -> str:
         make_data_known(env)
         self._announce(f"starting the {env.name} server")
-        self._servers[env.name] = _serve(env, folder, port=0)
+        self._servers[env.name] = serve(env, folder, port=0)
         return self._servers[env.name].url
 
     def _restart_redis(self) -> None:
@@ -141,7 +137,7 @@ class Stack:
             if not server.alive:
                 log.warning("the server of %s died, starting it again", name)
                 port = int(server.url.rpartition(":")[2])
-                self._servers[name] = _serve(self.config.environment(name), self.config.run.folder, port)
+                self._servers[name] = serve(self.config.environment(name), self.config.run.folder, port)
 
     def _stop_environments(self) -> None:
         for server in self._servers.values():
@@ -289,59 +285,6 @@ def _write_config(file: Path, config: Config) -> None:
     if text != shown_config(config):
         file.chmod(0o600)
     file.write_text(text)
-
-
-def _serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
-    from env_servers.errors import ServerError
-    from env_servers.launch import start_server
-
-    ready = folder / f"{env.name}.url"
-    listening = ["--port", str(port), "--ready-file", str(ready)]
-    command = [sys.executable, "-m", "env_servers", registered_name(env), *listening]
-    try:
-        return start_server(command, ready)
-    except ServerError as error:
-        raise EnvironmentUnavailable(str(error)) from None
-
-
-def _info(env: EnvConfig, url: str) -> EnvInfo:
-    """What the server says of itself. EnvironmentUnavailable where it is another environment's."""
-    info = _ask_info(url, env.request_timeout_s)
-    if info.name != env.name:
-        raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, the run wants {env.name} (env.name)")
-    return info
-
-
-def _same_info(env: EnvConfig, urls: Sequence[str]) -> EnvInfo:
-    """What all servers of an environment say. EnvironmentUnavailable where they serve different tasks."""
-    first, *others = [_info(env, url) for url in urls]
-    for url, other in zip(urls[1:], others, strict=True):
-        for field in SAME_EVERYWHERE:
-            here, there = getattr(first, field), getattr(other, field)
-            if here != there:
-                raise EnvironmentUnavailable(
-                    f"the servers of {env.name} differ: {field} is {here!r} at {urls[0]} and {there!r} at {url}; "
-                    "a task must be the same everywhere: give them the same release, data and settings (env.urls)"
-                )
-    return first
-
-
-def _ask_info(url: str, timeout_s: float) -> EnvInfo:
-    import asyncio
-
-    from env_servers.client import EnvironmentUnavailableError, RequestRejected, open_client
-
-    async def ask() -> EnvInfo:
-        client = open_client(url, token=os.environ.get(TOKEN_VARIABLE), timeout_s=timeout_s, patience_s=5.0)
-        try:
-            return await client.info()
-        finally:
-            await client.close()
-
-    try:
-        return asyncio.run(ask())
-    except (EnvironmentUnavailableError, RequestRejected) as error:
-        raise EnvironmentUnavailable(f"no environment server at {url}: {error}") from None
 
 
 def _own_cluster(config: Config) -> dict[str, Any]:
