@@ -212,7 +212,7 @@ class Pool:
         name = f"{self._run_name}-rollout-{self._generation}-{next(self._numbers)}"
         actor = ray.remote(RolloutProcess).options(
             num_cpus=0,
-            num_gpus=engine_gpus(self._rollout, ray.cluster_resources()),
+            num_gpus=self._spec.gpus,
             resources={RESOURCE: 1},
             max_restarts=0,
             max_concurrency=8,
@@ -259,8 +259,8 @@ def start_pool(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    engine_gpus(config.rollout, ray.cluster_resources())
-    spec = RolloutSpec(config.model_dump_json(), redis_url, env_urls, env_token, engine, default_actors)
+    gpus = engine_gpus(config.rollout, ray.cluster_resources())
+    spec = RolloutSpec(config.model_dump_json(), redis_url, env_urls, env_token, engine, default_actors, gpus)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     handle = ray.remote(Pool).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(spec)
     return handle, handle.run.remote()

@@ -42,6 +42,7 @@ class RolloutSpec:
         redis_url: may carry a password. env_urls: by environment, the addresses of its servers. env_token: theirs.
         engine: makes the inference engine; a module-level function, since it travels to other processes.
         default_actors: how many actors the pool keeps without a wish; None: as many as there are places.
+        gpus: that an actor asks Ray for, as found out when the run began.
     """
 
     config: str
@@ -50,6 +51,7 @@ class RolloutSpec:
     env_token: str | None = field(default=None, repr=False)
     engine: EngineFactory = vllm_engine
     default_actors: int | None = None
+    gpus: int = 0
 
 
 class RolloutProcess:

@@ -77,7 +77,7 @@ def create_app(environment: type[Environment], settings: ServerSettings, place: 
         place: of this process, where there are several.
     """
     worker = None if place is None else place.number
-    links = None if place is None else Links(place.number, place.folder)
+    links = None if place is None else Links(place.number, place.folder, _longest_call(environment, settings))
     table = SessionTable(
         environment,
         max_sessions=settings.max_sessions,
@@ -105,6 +105,11 @@ def create_app(environment: type[Environment], settings: ServerSettings, place: 
         app, environment.name, Shim(table, worker), _documented(settings, 404, 409, 410, *BODY_PROBLEMS, routed=True)
     )
     return app
+
+
+def _longest_call(environment: type[Environment], settings: ServerSettings) -> float:
+    """Seconds that an environment may take: one that blocks waits for a thread first."""
+    return 2 * settings.call_seconds if environment.blocking else 0.0
 
 
 def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSettings) -> None:

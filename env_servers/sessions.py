@@ -326,10 +326,17 @@ class SessionTable:
             closing.add_done_callback(self._closing.discard)
 
     async def _close_aside(self, calls: BlockingCalls, environment: Environment) -> None:
-        try:
-            await calls.run(lambda: close_environment(environment))
-        except (CallTimeout, NoThread) as error:
-            logger.error("environment %s is not closed: %s", environment.name, error)
+        while True:
+            try:
+                await calls.run(lambda: close_environment(environment))
+            except NoThread as error:
+                if not self._stopped:
+                    await asyncio.sleep(CLOSING_S)
+                    continue
+                logger.error("environment %s is not closed: %s", environment.name, error)
+            except CallTimeout as error:
+                logger.error("environment %s is not closed: %s", environment.name, error)
+            return
 
     async def _call(self, function: Callable[[], T], afterwards: Callable[[T | None], None]) -> T:
         return function() if self._calls is None else await self._calls.run(function, afterwards)

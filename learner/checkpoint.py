@@ -193,12 +193,16 @@ def forget_best(folder: Path, after: int) -> None:
 
 
 def _drop_beaten(folder: Path) -> None:
-    """Of the best policies that the newest checkpoint covers, keep the best one."""
+    """Keep two best policies at most: the best that the newest checkpoint covers, and the best of those after it.
+
+    A run that dies goes on from that checkpoint, and will do again what came after it.
+    """
     newest = latest(folder)
-    covered = [found for found in _kept_as_best(folder) if newest and _version_of_best(found) <= int(newest.name)]
-    kept = max(covered, key=_score, default=None)
-    for beaten in covered:
-        if beaten != kept:
+    covered: dict[bool, list[Path]] = {True: [], False: []}
+    for found in _kept_as_best(folder):
+        covered[newest is not None and _version_of_best(found) <= int(newest.name)].append(found)
+    for some in covered.values():
+        for beaten in sorted(some, key=_score, reverse=True)[1:]:
             _discard(beaten)
 
 

@@ -24,7 +24,7 @@ from services.errors import RunStalled
 from services.schemas import TRAIN_STREAM
 
 POLL_S = 0.5
-FULL = "the buffer is full: raise buffer.max_bytes, or lower learner.groups_per_update or learner.group_size"
+FULL = "the buffer is full: raise buffer.max_mib, or lower learner.groups_per_update or learner.group_size"
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ class Intake:
     def _read_complete(self, collected: Collected, version: int) -> None:
         """Read the window's groups that are complete; cancel those of equal reward, issue the unusable again."""
         complete = set(self._buffer.complete(TRAIN_STREAM))
-        unusable: list[int] = []
+        stale: list[int] = []
+        unreadable: list[int] = []
         for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
             try:
                 trajectories = self._prefetch.read(group)
@@ -97,18 +98,19 @@ class Intake:
                 continue  # Redis has lost it since it was asked: it is missing, and issued again, at the next look
             except CodecError as error:
                 log.warning("group %d cannot be read and is issued again: %s", group, error)
-                unusable.append(group)
+                unreadable.append(group)
                 continue
             age = staleness(version, trajectories)
             if age > self._config.max_staleness:
                 log.warning("group %d is dropped and issued again: %d updates old", group, age)
-                unusable.append(group)
+                stale.append(group)
             elif self._config.dynamic_sampling and has_equal_rewards(trajectories):
                 # Its slot is freed where those of all cancelled groups are.
                 self._buffer.cancel(TRAIN_STREAM, group, EQUAL_REWARDS)
             else:
                 collected.groups[group] = trajectories
-        self._buffer.remove(TRAIN_STREAM, unusable)
+        self._buffer.remove(TRAIN_STREAM, stale + unreadable)
         # Out, but no longer known to Redis: issue them right away, under the same numbers.
-        self._buffer.issue(self._dispatcher.tickets(unusable))
-        collected.stale += len(unusable)
+        self._buffer.issue(self._dispatcher.tickets(stale + unreadable))
+        collected.stale += len(stale)
+        collected.unreadable += len(unreadable)

@@ -57,7 +57,8 @@ class RankGroup:
         if 0 < there < ranks:
             raise RunStalled(f"learner.ranks={ranks}: each takes a GPU, and the Ray cluster has {there:g}")
         gpus = 1 if there else 0
-        self._placement = _place(ranks, gpus)
+        # Kept over a restart: a rollout actor that waits for a GPU would take it in between.
+        self._placement = self._placement or _place(ranks, gpus)
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._placement)
         actor = ray.remote(Rank).options(
             num_cpus=0,
@@ -101,18 +102,23 @@ class RankGroup:
 
     def restart(self) -> None:
         """Replace every rank by a new process that has the initial model loaded."""
-        self.stop()
+        self._kill()
         self.start()
 
     def stop(self) -> None:
         import ray
 
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        self._kill()
         if self._placement is not None:
             ray.util.remove_placement_group(self._placement)
             self._placement = None
+
+    def _kill(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
 
     def _call(self, method: str, *args: object) -> list[Any]:
         return _gather([getattr(actor, method).remote(*args) for actor in self._actors])

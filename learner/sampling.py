@@ -34,10 +34,11 @@ def has_equal_rewards(group: Sequence[Trajectory]) -> bool:
 
 @dataclass(slots=True)
 class Collected:
-    """Groups to train on by number, and how many were not used: too old, cancelled, of equal rewards."""
+    """Groups to train on by number, and how many were not used: too old, unreadable, cancelled, of equal rewards."""
 
     groups: dict[int, list[Trajectory]] = field(default_factory=dict)
     stale: int = 0
+    unreadable: int = 0
     cancelled: int = 0
     equal: int = 0
     last_reason: str = ""
@@ -50,6 +51,10 @@ class Collected:
             )
         if self.stale > WASTE_LIMIT * capacity:
             raise RunStalled(f"{self.stale} groups of one update were too old to use; do the actors load new weights?")
+        if self.unreadable > WASTE_LIMIT * capacity:
+            raise RunStalled(
+                f"{self.unreadable} groups of one update could not be read; do the actors run this release of the code?"
+            )
         if self.equal > config.dynamic_sampling_limit * config.groups_per_update:
             raise RunStalled(
                 f"{self.equal} groups were dropped for one update, more than learner.dynamic_sampling_limit allows: "

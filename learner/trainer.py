@@ -267,8 +267,8 @@ class Trainer:
 
     def _play_panel_now(self) -> Mapping[str, float]:
         figures = self._evaluate(self._version, self._stopping_panel)
-        self._evaluated.add(self._version)
         if figures:
+            self._evaluated.add(self._version)
             # What is on record will not be played again: the best policy comes first.
             self._keep_if_best(figures)
             self._record("evaluation", self._version, figures)
@@ -285,15 +285,17 @@ class Trainer:
         before = checkpoint.best(self._checkpoints)
         if before is not None and not success > before[1]:
             return
+        checkpoint.keep_best(self._checkpoints, self._version, success, self._published(), self._config.model.path)
+
+    def _published(self) -> Mapping[str, Tensor]:
+        """The weights that were evaluated: the ranks may have died meanwhile, or the channel may have lost them."""
         try:
-            # The ranks may have died meanwhile: what was published is what was evaluated.
             published = self._channel.latest()
-            weights = None if published is None else self._channel.fetch(published)
+            if published is not None:
+                return self._channel.fetch(published)
         except WeightsError as error:
-            log.warning("the best policy so far, of version %d, cannot be kept: %s", self._version, error)
-            return
-        if weights is not None:
-            checkpoint.keep_best(self._checkpoints, self._version, success, weights, self._config.model.path)
+            log.warning("version %d is asked of the ranks: %s", self._version, error)
+        return self._ranks.weights()
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
         if self._metrics is not None:

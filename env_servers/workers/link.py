@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 CALL_LIMIT_S = 60.0
+"""Longest wait for an answer, beside what the environment may take."""
 LIST_EVERY_S = 0.25
 
 GONE = "the worker process that held the session has ended: reset to start another"
@@ -116,10 +117,12 @@ class Links:
     Args:
         worker: number of this process.
         folder: where the sockets are; nobody else may enter it.
+        environment_s: longest that the environment itself may take for an answer.
     """
 
-    def __init__(self, worker: int, folder: Path) -> None:
+    def __init__(self, worker: int, folder: Path, environment_s: float = 0.0) -> None:
         self.worker = worker
+        self._limit_s = CALL_LIMIT_S + environment_s
         self._folder = folder
         self._links: dict[int, asyncio.Task[_Outgoing]] = {}
         self._workers: list[int] = []
@@ -153,7 +156,7 @@ class Links:
     async def call(self, worker: int, call: Call) -> Answer:
         """Another process's answer. Raises WorkerGone and WorkerSilent."""
         try:
-            async with asyncio.timeout(CALL_LIMIT_S):
+            async with asyncio.timeout(self._limit_s):
                 link = await self._link(worker)
                 return await link.call(call)
         except TimeoutError as error:

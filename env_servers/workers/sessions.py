@@ -10,9 +10,11 @@ import logging
 from env_servers.identity import worker_of_session
 from env_servers.protocol import CloseRequest, EnvInfo, Problem, ResetRequest, StepRequest, StepResult
 from env_servers.sessions import Busy, SessionError, SessionTable, SessionUnknown
-from env_servers.workers.link import GONE, NONE_LEFT, SILENT, Answer, Call, Links, WorkerGone, WorkerSilent
+from env_servers.workers.link import GONE, NONE_LEFT, Answer, Call, Links, WorkerGone, WorkerSilent
 
 logger = logging.getLogger(__name__)
+
+LOST = "the worker process that holds the session did not answer in time: reset to start another"
 
 
 class ServerSessions:
@@ -86,8 +88,8 @@ async def _ask(links: Links, worker: int, call: Call) -> Answer:
         return await links.call(worker, call)
     except WorkerGone as error:
         raise SessionUnknown(GONE, "failed") from error
-    except WorkerSilent as error:
-        raise SessionError(SILENT) from error
+    except WorkerSilent as error:  # its session may have gone on or not: nobody can say where it is
+        raise SessionUnknown(LOST, "failed") from error
 
 
 def _result(answer: Answer) -> StepResult:

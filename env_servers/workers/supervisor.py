@@ -30,6 +30,7 @@ from env_servers.app import create_app
 from env_servers.environment import Environment
 from env_servers.errors import ServerError
 from env_servers.listening import announce, join, reserve, url_of
+from env_servers.sessions import CLOSING_S
 from env_servers.settings import ServerSettings
 from env_servers.workers.place import WorkerPlace
 
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 STOPPING = {signal.SIGTERM, signal.SIGINT}
 START_LIMIT_S = 60.0
-STOP_LIMIT_S = serving.GRACE_S + 3.0
+STOP_LIMIT_S = serving.GRACE_S + 2 * CLOSING_S + 1.0
 YOUNG_S = 5.0
 MOST_EARLY_ENDS = 5
 PR_SET_PDEATHSIG = 1

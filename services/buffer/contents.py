@@ -1,7 +1,8 @@
 """Where every ticket of a run is: for `anchorage buffer inspect`, dashboards and tests. Plain data.
 
 Invariants
-- A ticket is waiting, leased, stored, or (in a cancelled group) gone; a group is open, complete or cancelled.
+- A ticket is waiting, leased, stored, or gone (given up, or of a cancelled group).
+- A group is open, complete or cancelled.
 """
 
 from __future__ import annotations

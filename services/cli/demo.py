@@ -62,7 +62,7 @@ def run_demo(config: Config, *, console: Console) -> bool:
     console.print(results_table({"before": before, "after": after}))
     gain, (low, high) = figures["gain_points"], figures["gain_interval_95"]
     console.print(
-        f"success on {config.evaluation.episodes} held-out tasks: {100 * before.success.value:.1f} % → "
+        f"success on {before.success.episodes} held-out tasks: {100 * before.success.value:.1f} % → "
         f"{100 * after.success.value:.1f} %, {gain:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}) "
         f"after {len(reports)} updates in {wall_s / 60:.1f} minutes; page: {folder / report_page.PAGE_NAME}",
         markup=False,
@@ -129,7 +129,7 @@ def _figures(
         **facts,
         "algorithm": config.algorithm,
         "split": before.split,
-        "evaluation_episodes": config.evaluation.episodes,
+        "evaluation_episodes": before.success.episodes,
         "evaluation_temperature": config.evaluation.temperature,
         "success_before": before.success.value,
         "success_after": after.success.value,

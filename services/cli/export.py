@@ -1,7 +1,7 @@
 """`anchorage export`: the policy of a run or of one checkpoint as a Hugging Face folder of its own.
 
-With it goes how it was trained to play, for `anchorage eval --policy FOLDER`: prompts, limits and environments, but no
-address, folder or credential of the machine it comes from.
+With it goes its configuration, for `anchorage eval --policy FOLDER`, without the addresses, folders and credentials of
+the machine it comes from.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import yaml
-
-from services.config import Config, load_config
+from services.config.load import load_config, portable_config
 from services.errors import CheckpointFailed
 from services.model_folder import check_model_folder
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, run_of
@@ -32,7 +30,7 @@ def export(source: Path, out: Path, *, best: bool) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(policy, partial, ignore=shutil.ignore_patterns("best.json"))
         if (run := run_of(policy)) is not None:
-            (partial / CONFIG_NAME).write_text(_how_it_plays(load_config(run / CONFIG_NAME)))
+            (partial / CONFIG_NAME).write_text(portable_config(load_config(run / CONFIG_NAME)))
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -41,16 +39,6 @@ def export(source: Path, out: Path, *, best: bool) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return policy
-
-
-def _how_it_plays(config: Config) -> str:
-    here = {"url": True, "urls": True, "data": True}
-    tree = config.model_dump(
-        mode="json",
-        include={"model", "prompt", "env", "envs", "evaluation"},
-        exclude={"model": {"path": True}, "env": here, "envs": {"__all__": here}},
-    )
-    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def _policy(source: Path, best: bool) -> Path:

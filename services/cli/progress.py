@@ -64,10 +64,10 @@ def remaining(seconds: float, done: int, left: int) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def summary(report: UpdateReport) -> str:
-    """An update in a few words; every update of a run trains on as many episodes."""
+def summary(report: UpdateReport, episodes: int) -> str:
+    """An update in a few words; `episodes` were trained on so far."""
     return (
-        f"{report.update * report.episodes} episodes  "
+        f"{episodes} episodes  "
         f"success {report.success_rate:.2f}  valid {report.valid_fraction:.2f}  steps {report.mean_steps:.1f}  "
         f"step groups of {report.step_group_size_mean:.1f}  staleness {report.staleness_mean:.1f}  "
         f"{report.tokens_per_second:.0f} tok/s  waited {report.timings.wait:.1f} s, "

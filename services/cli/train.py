@@ -48,9 +48,12 @@ def train_on(
     config = stack.config
     stop = watched(stack, should_stop)
     with bar(console, "training", config.learner.updates, "updates") as tell:
+        episodes: dict[int, int] = {}  # by update: one that is done again counts once
 
         def note(report: UpdateReport) -> None:
-            tell(report.update, summary(report))
+            episodes[report.update] = report.episodes
+            before = (min(episodes) - 1) * report.episodes  # of a run that goes on; its updates are as large
+            tell(report.update, summary(report, before + sum(episodes.values())))
             on_report(report)
 
         def play_panel(version: int, should_stop: Callable[[], bool]) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.environments import make_data_known, registered_name
-from services.config.load import shown_config
+from services.config.load import portable_config
 from services.config.tree import Config, WarmstartPhase
 from services.errors import EnvironmentUnavailable
 from services.run_folder import WARMSTART_NAME
@@ -84,7 +84,7 @@ def make_starter(
     recipe = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "phases": figures,
-        "config": shown_config(config),
+        "config": portable_config(config),
     }
     (out / WARMSTART_NAME).write_text(json.dumps(recipe, indent=1) + "\n")
     return recipe

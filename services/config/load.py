@@ -46,6 +46,23 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def portable_config(config: Config) -> str:
+    """The same for another machine: without addresses, folders and credentials, which are this one's."""
+    here = {"url": True, "urls": True, "data": True}
+    tree = config.model_dump(
+        mode="json",
+        exclude={
+            "run": {"dir"},
+            "model": {"path"},
+            "env": here,
+            "envs": {"__all__": here},
+            "buffer": {"redis_url"},
+            "weights": {"directory"},
+        },
+    )
+    return yaml.safe_dump(masked(tree), sort_keys=False)
+
+
 def shown_config(config: Config) -> str:
     """The same for people to read: no credential in it."""
     return yaml.safe_dump(masked(config.model_dump(mode="json")), sort_keys=False)

@@ -32,6 +32,8 @@ def masked(value: object) -> Any:
     """A text with every address in it masked; of a tree of plain data, a copy with every text so."""
     match value:
         case str():
+            if _ADDRESS.match(value) and "@" in value and any(map(str.isspace, value.strip())):
+                return HIDDEN  # a password may hold a space, and end the address early
             return _ADDRESS.sub(lambda found: _public(found[0]), value)
         case Mapping():
             return {name: HIDDEN if _is_secret(name, inner) else masked(inner) for name, inner in value.items()}

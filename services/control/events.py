@@ -22,6 +22,7 @@ from services.control import answers
 from services.control.runs import Run
 
 EVERY_S = 1.0
+AGAIN_S = 5.0
 MAX_S = 3600.0
 FIRST_RECORDS = 5000
 
@@ -32,7 +33,7 @@ _WATCHED: dict[str, Callable[[Run], BaseModel]] = {
     "commands": answers.commands,
 }
 _PASSING: dict[str, Any] = {"actors": {"actors": {"__all__": {"heard_s"}}}}
-"""What changes by the mere passing of time: no reason to send."""
+"""What changes by the mere passing of time: reason to send only every `AGAIN_S`, so that it is known to be so."""
 
 
 async def stream(
@@ -61,6 +62,8 @@ async def stream(
         for name, ask in _WATCHED.items():
             view = await asyncio.to_thread(ask, run)
             mark = view.model_dump_json(exclude=_PASSING.get(name))
+            if name in _PASSING:
+                mark += f"{time.monotonic() // AGAIN_S}"
             if sent.get(name) != mark:
                 sent[name] = mark
                 yield ServerSentEvent(event=name, raw_data=view.model_dump_json())

@@ -33,6 +33,7 @@ PER_UPDATE, MAX_STALENESS = 8, 1
 START_S = 600.0
 WARM_S = 30.0
 LONG_S = 90.0
+SAMPLE_S = 2.0
 LATE_MIB, LATE_DESCRIPTORS = 32.0, 16
 """A process that grows by more in its last third is taken to grow for ever."""
 RECIPE = [
@@ -55,8 +56,13 @@ class Growth:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], list[tuple[float, float, int]]] = defaultdict(list)
+        self._sampled = 0.0
 
     def sample(self, run: Run) -> None:
+        """Look at every process, at most once in `SAMPLE_S`."""
+        if time.monotonic() - self._sampled < SAMPLE_S:
+            return
+        self._sampled = time.monotonic()
         for kind in ("trainer", "rank", "actor", "environment", "redis"):
             for process in run.processes(kind):
                 try:
@@ -85,8 +91,8 @@ def late(seen: Sequence[tuple[float, ...]], place: int) -> float:
     if end - begin < LONG_S:
         return 0.0
     third = (end - begin) / 3
-    second = max(sample[place] for sample in seen if begin + third <= sample[0] < end - third)
-    return max(sample[place] for sample in seen if sample[0] >= end - third) - second
+    second = [sample[place] for sample in seen if begin + third <= sample[0] < end - third]
+    return max(sample[place] for sample in seen if sample[0] >= end - third) - max(second) if second else 0.0
 
 
 def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) -> Callable[[], bool]:
@@ -125,9 +131,8 @@ def storm(
     wait_for(lambda: len(run.playing()) == 2 and run.update() >= 1, START_S, run)
     try:
         for moment, (kind, number) in zip(moments, schedule, strict=True):
-            wait_for(lambda moment=moment: run.update() >= moment, START_S, run)  # type: ignore[misc]
+            wait_for(lambda moment=moment: growth.sample(run) or run.update() >= moment, START_S, run)  # type: ignore[misc]
             wait_for(lambda: len(run.playing()) == 2, START_S, run)
-            growth.sample(run)
             time.sleep(draw.uniform(0.0, 2.0))
             back = strike(kind, number, run, nodes, draw)
             recovery[kind].append(round(wait_for(back, recover_s, run), 1))

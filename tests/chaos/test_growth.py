@@ -26,3 +26,4 @@ def test_late_growth_tells_what_goes_on_from_what_levels_off(memory, grown):
 
 def test_a_short_life_says_nothing():
     assert late(samples(lambda age: 100.0 + age)[:30], 1) == 0.0
+    assert late([(40.0, 1.0, 1), (200.0, 9.0, 1)], 1) == 0.0

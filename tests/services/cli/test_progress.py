@@ -67,5 +67,5 @@ def test_an_update_tells_the_episodes_so_far() -> None:
         timings=Timings(wait=1.0, prepare=0.1, update=2.0, publish=0.1),
         loss={},
     )
-    assert summary(report).startswith("56 episodes  success 0.50  ")
-    assert "900 tok/s" in summary(report)
+    assert summary(report, 56).startswith("56 episodes  success 0.50  ")
+    assert "900 tok/s" in summary(report, 56)

@@ -57,7 +57,11 @@ function openRun(name) {
     showBadge();
   };
   const heard = (event, data) => signal.aborted || onEvent(event, data);
-  follow(`/runs/${encodeURIComponent(name)}/events`, known, heard, line, signal).catch((error) => signal.aborted || fail(error));
+  follow(`/runs/${encodeURIComponent(name)}/events`, known, heard, line, signal).catch((error) => {
+    if (signal.aborted) return;
+    shared.name = null; // so that it is followed again when it is opened again
+    fail(error);
+  });
 }
 
 function fail(error) {

@@ -134,6 +134,7 @@ export async function render(main, shared, rest, visit) {
   const name = (one) => `${one.group} · ${words(one.task_type)} · ${percent(one.won / one.episodes, 0)} won · update ${one.update}`;
   let answer = await visit.get(path, { ...asked, limit: LISTED });
   let opened = 0;
+  let asking = 0;
 
   function list(current) {
     const listed = answer.groups.map((one) => [String(one.group), name(one)]);
@@ -154,10 +155,14 @@ export async function render(main, shared, rest, visit) {
 
   async function ask(name, value) {
     asked[name] = value;
-    answer = await visit.get(path, { ...asked, limit: LISTED });
-    if (!answer.groups.length) return choose([]);
-    go(answer.groups[0].group);
-    return list(answer.groups[0].group);
+    const turn = (asking += 1);
+    const found = await visit.get(path, { ...asked, limit: LISTED });
+    if (turn !== asking) return undefined; // a later filter was asked for meanwhile
+    answer = found;
+    const first = answer.groups[0]?.group;
+    const before = location.hash;
+    if (first !== undefined) go(first);
+    return location.hash === before ? choose([first]) : list(first);
   }
 
   if (answer.first_update === null) return show(main, h("h1", null, "Anchor explorer"), lessons.idea(), nothingKept());
