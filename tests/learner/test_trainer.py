@@ -178,7 +178,7 @@ def test_what_people_ask_for_is_done_between_updates(tiny_config, buffer, channe
     config = Config.model_validate(with_learner(tiny_config, updates=3).model_dump() | {"checkpoint": {"every": 100}})
     panels, after_first = [], []
 
-    def play_panel(version):
+    def play_panel(version, should_stop):
         panels.append((version, channel.latest().version))
         return {"evaluation/success_rate": 0.4} if len(panels) == 1 else {}
 
@@ -269,7 +269,7 @@ def test_what_ends_a_run_in_a_panel_loses_neither_the_panel_nor_the_updates_figu
 ):
     config, panels, stop = with_panels(tiny_config, 5), [], threading.Event()
 
-    def play_panel(version):
+    def play_panel(version, should_stop):
         panels.append(version)
         if panels == [0, 2]:
             if how == "killed":
@@ -314,7 +314,7 @@ def test_a_kill_at_a_checkpoint_does_not_lose_the_figures_of_its_update(tiny_con
     assert records(config, "rollout/success_rate") == [1, 2, 3, 4]
 
 
-def test_a_best_policy_that_cannot_be_fetched_does_not_end_the_run(tiny_config, buffer, channel, ranks, caplog):
+def test_a_best_policy_that_cannot_be_fetched_is_asked_of_the_ranks(tiny_config, buffer, channel, ranks, caplog):
     config = with_panels(tiny_config, 4)
 
     class FailsOnce(DirectoryChannel):
@@ -328,11 +328,13 @@ def test_a_best_policy_that_cannot_be_fetched_does_not_end_the_run(tiny_config, 
 
     faulty = FailsOnce(config.run.folder / "weights", 30.0)
     with Actors(buffer, channel):
-        run = trainer(config, buffer, faulty, ranks, evaluate=lambda version: {"evaluation/success_rate": 0.5})
+        run = trainer(
+            config, buffer, faulty, ranks, evaluate=lambda version, should_stop: {"evaluation/success_rate": 0.5}
+        )
         run.train()
     assert run.version == 4
-    assert "of version 0, cannot be kept: the holder is away" in caplog.text
-    assert best(config.run.folder / "checkpoints")[0].name == "best-000002"
+    assert "version 0 is asked of the ranks: the holder is away" in caplog.text
+    assert best(config.run.folder / "checkpoints")[0].name == "best-000000"
     assert records(config, "evaluation/success_rate") == [0, 2, 4]
 
 
