@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from actors.pool import Pool, start_pool
+from actors.pool import Pool, engine_gpus, start_pool
 from actors.rollout_process import RolloutSpec
 from env_servers.launch import ServerProcess
 from services.buffer import Buffer
@@ -23,6 +22,7 @@ from services.schemas import TRAIN_STREAM, Task, Ticket
 from services.weights import open_channel
 from tests.actors.scripted_engine import scripted
 from tests.env_servers.launching import launch
+from tests.waiting import until
 
 GROUPS = 4
 SIZE = 4
@@ -35,16 +35,6 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with launch(tmp_path_factory.mktemp("server") / "url") as process:
         yield process
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it never came true")
 
 
 def stop(pool: Any) -> None:
@@ -137,18 +127,6 @@ def test_actors_that_cannot_start_are_tried_again_and_say_why(
         stop(pool)
 
 
-class OptionsOf(Exception):
-    """In place of the start of a Ray actor: what was asked of Ray for it."""
-
-
-def asked(*_: object) -> Any:
-    class Remote:
-        def options(self, **options: Any) -> None:
-            raise OptionsOf(options)
-
-    return Remote()
-
-
 @pytest.mark.parametrize(
     ("there", "rollout", "wanted"),
     [
@@ -158,16 +136,27 @@ def asked(*_: object) -> Any:
         (1.0, {"share_gpus": True}, 0),
     ],
 )
-def test_an_actor_asks_for_the_gpus_of_its_engine(
-    config: Config, monkeypatch: pytest.MonkeyPatch, there: float, rollout: dict[str, object], wanted: int
+def test_an_engine_holds_as_many_gpus_as_it_has_workers(
+    config: Config, there: float, rollout: dict[str, object], wanted: int
 ) -> None:
-    config = Config.model_validate(config.model_dump() | {"rollout": config.rollout.model_dump() | rollout})
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0} | ({"GPU": there} if there else {}))
-    monkeypatch.setattr(ray, "remote", asked)
-    pool = Pool(RolloutSpec(config.model_dump_json(), "redis://none", {}))
+    settings = config.rollout.model_copy(update=rollout)
+    assert engine_gpus(settings, {"CPU": 2.0} | ({"GPU": there} if there else {})) == wanted
+
+
+class OptionsOf(Exception):
+    """In place of the start of a Ray actor: what was asked of Ray for it."""
+
+
+def test_an_actor_asks_ray_for_the_gpus_of_its_engine(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Remote:
+        def options(self, **options: Any) -> None:
+            raise OptionsOf(options)
+
+    monkeypatch.setattr(ray, "remote", lambda *_: Remote())
+    pool = Pool(RolloutSpec(config.model_dump_json(), "redis://none", {}, gpus=2))
     with pytest.raises(OptionsOf) as options:
         pool._start()
-    assert options.value.args[0]["num_gpus"] == wanted
+    assert options.value.args[0]["num_gpus"] == 2
     assert options.value.args[0]["resources"] == {"rollout": 1}
 
 

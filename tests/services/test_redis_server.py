@@ -6,8 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from redis import Redis
 
 from services.errors import RedisUnavailable
 from services.redis_server import ADDRESS_NAME, EmbeddedRedis
+from tests.waiting import until
 
 TIMEOUT_S = 20.0
 
@@ -26,13 +25,6 @@ server.start()
 print(server.pid, flush=True)
 time.sleep(600)
 """
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from services.config.tree import TelemetryConfig
 from services.telemetry import open_metrics
 from services.wandb_run import WandbUnavailable
+from tests.waiting import until
 
 
 def records(data):
@@ -26,6 +27,10 @@ def history(data):
     return {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
 
 
+def numbers(file):
+    return [items for items in map(history, records(file.read_bytes())) if items]
+
+
 OFFLINE = TelemetryConfig(tensorboard=False, wandb="offline", wandb_project="harbour")
 
 
@@ -37,7 +42,9 @@ def test_offline_keeps_every_number_in_the_runs_folder(tmp_path, monkeypatch):
         metrics.write(1, {"rollout/success_rate": 0.25})
         metrics.write(2, {"rollout/success_rate": 0.5})
     (file,) = folder.glob("wandb/offline-run-*/run-first.wandb")
-    found = [items for items in map(history, records(file.read_bytes())) if items]
+    # The package's own process writes the file's end when it hears of the run's, and tells nobody that it has.
+    until(lambda: len(numbers(file)) == 2)
+    found = numbers(file)
     assert [(one["update"], one["rollout/success_rate"]) for one in found] == [("1", "0.25"), ("2", "0.5")]
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 

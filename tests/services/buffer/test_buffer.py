@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +11,7 @@ from services.buffer import Buffer, Stored, StreamStats
 from services.codec import CodecError
 from services.config.tree import BufferConfig
 from services.schemas import Step, Task, Ticket, Trajectory, VersionSpan
+from tests.waiting import until
 
 TASK = Task(env="e", split="train", index=0)
 LONG_S = 60.0
@@ -42,13 +42,6 @@ def play(wanted: Ticket, actor: str = "a", kilobytes: int = 0) -> Trajectory:
         valid=True,
     )
     return Trajectory(wanted, (step,), actor=actor)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.005)
 
 
 def expire_all(buffer: Buffer, count: int) -> None:

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from services.config.tree import BufferConfig
 from services.errors import RedisUnavailable
 from services.redis_server import EmbeddedRedis
 from services.schemas import Task, Ticket, Trajectory
+from tests.waiting import until
 
 LONG_S = 60.0
 IMPATIENT = BufferConfig(timeout_s=0.5, reconnect_s=0.1)
@@ -26,13 +26,6 @@ IMPATIENT = BufferConfig(timeout_s=0.5, reconnect_s=0.1)
 
 def ticket(group: int) -> Ticket:
     return Ticket(group=group, member=0, group_size=1, task=Task(env="e", split="s", index=0), seed=0)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.005)
 
 
 def written(url: str) -> bool:

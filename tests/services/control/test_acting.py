@@ -11,6 +11,7 @@ from learner.commands import Commands, NotDone
 from services.buffer.commands import MAX_WAITING, Action, Command
 from services.control.app import create_app
 from tests.control_server import READ
+from tests.waiting import until
 
 WAIT_S = 30.0
 
@@ -22,13 +23,6 @@ def act(api, run, body, **headers):
 def audit(runs, run):
     path = runs / run / "audit.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def until(condition):
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def test_pause_reaches_the_trainer_and_its_answer_comes_back(api, live, run_name, runs):
