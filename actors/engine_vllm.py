@@ -1,9 +1,10 @@
 """The adapter to vLLM: the only file that knows it, but for `weight_transfer.py`, the workers' end of an update.
 
 The engine core runs in this process and is stepped by one worker thread, which is the only one that ever touches it:
-requests are added, weights are changed and versions are labelled between two steps, never during one. A step queues the
-next one behind what was asked for meanwhile, so that no step waits for the event loop. (`AsyncLLM` needs a core in a
-process of its own.) vLLM is imported when an engine starts, not with this module.
+requests are added, weights are changed and versions are labelled between two steps, never during one. A step begins
+with the requests that came during the last one and queues the next one behind what else was asked for, so that no step
+waits for the event loop, which leaves requests in a queue and goes on. (`AsyncLLM` needs a core in a process of its
+own.) vLLM is imported when an engine starts, not with this module.
 
 Invariants
 - Weights change by vLLM's weight-update protocol only: pause with requests kept, start / update / finish, reset of the
@@ -20,10 +21,12 @@ import itertools
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
 from actors.weight_transfer import BACKEND, init_facts, register_weight_transfer, update_facts
@@ -60,6 +63,14 @@ def engine_environment() -> dict[str, str]:
     }
 
 
+class _Request(NamedTuple):
+    id: str
+    prompt_ids: list[int]
+    temperature: float
+    max_tokens: int
+    seed: int
+
+
 class VllmEngine(InferenceEngine):
     """One vLLM engine with continuous batching. Not reusable after `stop`."""
 
@@ -74,7 +85,9 @@ class VllmEngine(InferenceEngine):
         self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[Sample]] = {}
+        self._queue: deque[_Request] = deque()
         self._stepping = False
+        self._step_lock = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
 
@@ -105,11 +118,12 @@ class VllmEngine(InferenceEngine):
         future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
         self._waiting[request] = future
         try:
-            await self._call(self._add, request, list(prompt_ids), temperature, max_tokens, seed)
+            self._queue.append(_Request(request, list(prompt_ids), temperature, max_tokens, seed))
+            self._begin_stepping()
             return await future
         except asyncio.CancelledError:
             if self._failure is None:
-                self._thread.submit(self._engine.abort_request, [request])
+                self._thread.submit(self._abort, request)
             raise
         finally:
             del self._waiting[request]
@@ -167,11 +181,22 @@ class VllmEngine(InferenceEngine):
             if future is not None and not future.done():
                 future.set_result(sample)
 
+    def _refuse(self, request: str, error: Exception) -> None:
+        future = self._waiting.get(request)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
     def _fail(self, reason: str) -> None:
         self._failure = EngineFailed(reason)
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(EngineFailed(reason))
+
+    def _begin_stepping(self) -> None:
+        with self._step_lock:
+            if not self._stepping:
+                self._stepping = True
+                self._thread.submit(self._step)
 
     # Everything below runs on the engine's thread.
 
@@ -215,32 +240,39 @@ class VllmEngine(InferenceEngine):
         self._engine = LLMEngine.from_engine_args(arguments)
         self._engine.set_weight_version(str(self._version))
 
-    def _add(self, request: str, prompt_ids: list[int], temperature: float, max_tokens: int, seed: int) -> None:
+    def _add_queued(self) -> None:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        params = SamplingParams(
-            temperature=temperature,
-            top_p=1.0,
-            top_k=0,
-            seed=seed,
-            max_tokens=max_tokens,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        self._engine.add_request(request, tokens_input(prompt_ids), params)
-        if not self._stepping:
-            self._stepping = True
-            self._thread.submit(self._step)
+        while self._queue:
+            request = self._queue.popleft()
+            params = SamplingParams(
+                temperature=request.temperature,
+                top_p=1.0,
+                top_k=0,
+                seed=request.seed,
+                max_tokens=request.max_tokens,
+                logprobs=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            try:
+                self._engine.add_request(request.id, tokens_input(request.prompt_ids), params)
+            except ValueError as error:
+                self._tell(self._refuse, request.id, error)
+
+    def _abort(self, request: str) -> None:
+        self._add_queued()  # it may still be among them
+        self._engine.abort_request([request])
 
     def _step(self) -> None:
         if self._engine is None:
             return
         try:
+            self._add_queued()
             samples = [(output.request_id, self._sample(output)) for output in self._engine.step() if output.finished]
             kv_use = self._engine.engine_core.engine_core.scheduler.get_kv_cache_usage()
-            self._stepping = self._engine.has_unfinished_requests()
+            unfinished = self._engine.has_unfinished_requests()
         except Exception as error:
             logger.exception("vLLM stopped working")
             self._tell(self._fail, f"vLLM stopped working: {_line(error)}")
@@ -248,8 +280,10 @@ class VllmEngine(InferenceEngine):
         self._stats = replace(self._stats, kv_use=kv_use)
         if samples:
             self._tell(self._deliver, samples)
-        if self._stepping:
-            self._thread.submit(self._step)
+        with self._step_lock:
+            self._stepping = unfinished or bool(self._queue)
+            if self._stepping:
+                self._thread.submit(self._step)
 
     def _tell(self, function: Callable[..., None], *args: object) -> None:
         """Have the event loop call it."""

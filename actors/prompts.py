@@ -60,7 +60,8 @@ class PromptBuilder:
         self._chat = config.template == "think" and bool(getattr(tokenizer, "chat_template", None))
         self._switches = {} if config.thinking is None else {"enable_thinking": config.thinking}
         self._begun = self._answer_begun() if self._chat else ""
-        self._encode_piece = functools.lru_cache(maxsize=4096)(self._encode)
+        self._opening = functools.lru_cache(maxsize=1024)(self._encode_opening)
+        self._seen = functools.lru_cache(maxsize=4096)(self._encode_seen)
 
     def build(self, goal: str | None, history: History, result: StepResult) -> Prompt:
         """The prompt for the state `result`, reached after `history`, on the way to `goal`."""
@@ -90,19 +91,27 @@ class PromptBuilder:
         one another again.
         """
         observations = [*(exchange.observation for exchange in history), result.observation]
-        opening = render_opening(goal, observations[0])
+        opening, opening_ids = self._opening(goal, observations[0])
         turns = [
-            (exchange, render_observation(observation))
-            for exchange, observation in zip(history, observations[1:], strict=True)
+            (exchange, self._seen(observation)) for exchange, observation in zip(history, observations[1:], strict=True)
         ]
         while True:
-            text, ids = opening, list(self._encode_piece(opening))
-            for exchange, seen in turns:
+            text, ids = opening, list(opening_ids)
+            for exchange, (seen, seen_ids) in turns:
                 text += exchange.response + seen
-                ids += [*exchange.response_ids, *self._encode_piece(seen)]
+                ids += exchange.response_ids
+                ids += seen_ids
             if len(ids) <= self._max_tokens or len(turns) <= 1:
                 return Prompt(text, ids[-self._max_tokens :])
             turns = turns[len(turns) // 2 :]
+
+    def _encode_opening(self, goal: str | None, observation: str) -> tuple[str, tuple[int, ...]]:
+        opening = render_opening(goal, observation)
+        return opening, self._encode(opening)
+
+    def _encode_seen(self, observation: str) -> tuple[str, tuple[int, ...]]:
+        seen = render_observation(observation)
+        return seen, self._encode(seen)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         if self._chat:

@@ -1,8 +1,9 @@
 """The whole system against what its parts could do alone, as ratios measured in one run.
 
 `python -m benchmarks.system [--json FILE] [--short] [--only PART …]`. The parts: `rollout` (tokens a second of an actor
-over bare vLLM), `overlap` (asynchronous over synchronous wall time), `buffer` (through Redis, over raw commands and a
-stream of pickles), `weights` (a version's way to the actors, over memcpy; the pause it costs the requests in flight).
+over bare vLLM), `larger` (the same for a larger policy that plays as well), `overlap` (asynchronous over synchronous
+wall time), `buffer` (through Redis, over raw commands and a stream of pickles), `weights` (a version's way to the
+actors, over memcpy; the pause it costs the requests in flight).
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from rich.table import Table
 from actors.engine_vllm import engine_environment
 from benchmarks import record
 from benchmarks.parts import buffer, overlap, rollout, weights
+from benchmarks.parts.widened import widen
 from learner.rank_group import start_ranks
 from services.config import load_config
-from services.config.tree import WeightsConfig
+from services.config.tree import Config, WeightsConfig
 
 OBJECT_STORE_BYTES = 5 * 2**30
-PARTS = ("rollout", "overlap", "buffer", "weights")
+PARTS = ("rollout", "larger", "overlap", "buffer", "weights")
+LARGER_WIDTH = 8192
+"""Neurons in an MLP of the part `larger`: 9.7 M parameters, where the starter policy has 0.6 M."""
 GOALS = {
     "actor_over_bare": "≥ 0.9",
     "asynchronous_over_synchronous": "≤ 0.6",
@@ -35,12 +39,14 @@ GOALS = {
 }
 
 
+def rollout_config(folder: Path, name: str, *overrides: str) -> Config:
+    own = [f"run.dir={folder}", f"run.name={name}", "weights.channel=directory", "env.max_steps=20"]
+    return load_config(Path("configs/demo.yaml"), [*own, *overrides])
+
+
 async def engine_parts(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
     """What needs an engine, on one."""
-    config = load_config(
-        Path("configs/demo.yaml"),
-        [f"run.dir={folder}", "run.name=rollout", "weights.channel=directory", "env.max_steps=20"],
-    )
+    config = rollout_config(folder, "rollout")
     found, engine = await rollout.measure(config, groups=24 if short else 48, rounds=1 if short else 3)
     figures: dict[str, Any] = {"rollout": found} if "rollout" in wanted else {}
     try:
@@ -52,6 +58,16 @@ async def engine_parts(folder: Path, short: bool, wanted: list[str]) -> dict[str
     finally:
         await engine.end()
     return figures
+
+
+async def larger_rollout(folder: Path, short: bool) -> dict[str, float]:
+    """The figures of `rollout` for a policy that plays the same and costs more."""
+    model = folder / "larger-policy"
+    parameters = widen(rollout_config(folder, "larger").model.path, model, LARGER_WIDTH)
+    config = rollout_config(folder, "larger", f"model.path={model}")
+    found, engine = await rollout.measure(config, groups=24, rounds=1 if short else 3)
+    await engine.end()
+    return {"parameters": parameters, **found}
 
 
 def broadcasts(folder: Path, short: bool) -> list[dict[str, object]]:
@@ -95,6 +111,8 @@ def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
         figures["broadcast"] = broadcasts(folder, short)
     if {"rollout", "weights"} & set(wanted):
         figures |= asyncio.run(engine_parts(folder, short, wanted))
+    if "larger" in wanted:
+        figures["larger"] = asyncio.run(larger_rollout(folder, short))
     if "overlap" in wanted:
         overrides = ["learner.groups_per_update=4", "learner.group_size=4"] if short else []
         figures["overlap"] = overlap.measure(folder, 6 if short else 14, overrides)
@@ -104,7 +122,7 @@ def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
 def show(figures: dict[str, Any]) -> None:
     console = Console()
     table = Table("part", "figure", "value", "goal")
-    for part in ("rollout", "overlap", "buffer", "update"):
+    for part in ("rollout", "larger", "overlap", "buffer", "update"):
         for name, value in figures.get(part, {}).items():
             table.add_row(part, name, f"{value:,.3f}", GOALS.get(name, ""))
     console.print(table)

@@ -1,7 +1,8 @@
 """Wall time of an update, asynchronous beside synchronous, and the fraction of the ideal max(rollout, update).
 
 Two short runs of `anchorage train` on the same recipe: `max_staleness` 1 and 0. In the synchronous one nothing
-overlaps, so its times of waiting and of the rest are those of rollout and update.
+overlaps, so its times of waiting and of the rest are those of rollout and update. The ideal takes a core for each:
+`processors_of_two_processes` says how much of that there is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+
+from benchmarks.parts import processors
 
 WARM = 2
 START_S, UPDATE_S = 300.0, 60.0
@@ -47,4 +50,5 @@ def measure(folder: Path, updates: int, overrides: Sequence[str] = ()) -> dict[s
         "asynchronous_s": seconds,
         "asynchronous_over_synchronous": seconds / (rollout + update),
         "fraction_of_ideal": max(rollout, update) / seconds,
+        "processors_of_two_processes": processors.measure(),
     }

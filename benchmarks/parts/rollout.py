@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from actors.engine import Sample
+from actors.engine import EngineStats, Sample
 from actors.engine_vllm import VllmEngine
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
@@ -45,6 +45,7 @@ class Recorder(VllmEngine):
         self._asked: dict[int, Asked] = {}
         self._numbers = itertools.count()
         self._began = self._ended = 0.0
+        self._before = self._counted = EngineStats()
 
     @property
     def asked(self) -> list[Asked]:
@@ -55,14 +56,22 @@ class Recorder(VllmEngine):
     def seconds(self) -> float:
         return self._ended - self._began
 
+    @property
+    def cached_share(self) -> float:
+        """Of the prompts' tokens, those that the prefix cache had."""
+        cached = self._counted.cached_tokens - self._before.cached_tokens
+        return cached / (self._counted.prompt_tokens - self._before.prompt_tokens)
+
     def restart(self) -> None:
         """Forget everything."""
         self._asked.clear()
         self._began = self._ended = 0.0
+        self._before = self.stats()
 
     def seal(self) -> None:
         """What is answered from now on does not count."""
-        self._ended = self._ended or time.perf_counter()
+        if not self._ended:
+            self._ended, self._counted = time.perf_counter(), self.stats()
 
     async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
         self._began = self._began or time.perf_counter()
@@ -80,18 +89,18 @@ class Recorder(VllmEngine):
     async def stop(self) -> None:
         """It goes on without the actor."""
 
-    async def bare(self, asked: Sequence[Asked], concurrency: int) -> float:
-        """Seconds that vLLM alone takes for the same."""
-        seconds: float = await self._call(self._bare, list(asked), concurrency)
-        return seconds
+    async def bare(self, asked: Sequence[Asked], concurrency: int) -> tuple[float, float]:
+        """Seconds that vLLM alone takes for the same, and what share of the prompts it had in its cache."""
+        found: tuple[float, float] = await self._call(self._bare, list(asked), concurrency)
+        return found
 
-    def _bare(self, asked: list[Asked], concurrency: int) -> float:
+    def _bare(self, asked: list[Asked], concurrency: int) -> tuple[float, float]:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         engine, waiting = self._engine, deque(enumerate(asked))
         engine.reset_prefix_cache()
-        began, running = time.perf_counter(), 0
+        began, running, cached = time.perf_counter(), 0, 0
         while waiting or running:
             while waiting and running < concurrency:
                 number, (prompt, length) = waiting.popleft()
@@ -106,8 +115,10 @@ class Recorder(VllmEngine):
                 )
                 engine.add_request(f"bare-{number}", tokens_input(prompt), params)
                 running += 1
-            running -= sum(output.finished for output in engine.step())
-        return time.perf_counter() - began
+            ended = [output for output in engine.step() if output.finished]
+            running -= len(ended)
+            cached += sum(output.num_cached_tokens or 0 for output in ended)
+        return time.perf_counter() - began, cached / sum(len(prompt) for prompt, _ in asked)
 
     async def end(self) -> None:
         await super().stop()
@@ -159,15 +170,18 @@ async def measure(config: Config, groups: int, rounds: int) -> tuple[dict[str, f
         engine.restart()
         await play(config, engine, groups)
         asked, seconds = engine.asked, engine.seconds
-        bare_seconds = await engine.bare(asked, config.rollout.episodes_in_flight)
-        played.append((sum(length for _, length in asked), seconds, bare_seconds))
+        bare_seconds, bare_cached = await engine.bare(asked, config.rollout.episodes_in_flight)
+        tokens = sum(length for _, length in asked)
+        played.append((tokens, seconds, bare_seconds, engine.cached_share, bare_cached))
     return {
         "rounds": rounds,
-        "tokens": median(tokens for tokens, _, _ in played),
+        "tokens": median(tokens for tokens, *_ in played),
         "concurrency": config.rollout.episodes_in_flight,
-        "actor_tokens_per_s": median(tokens / seconds for tokens, seconds, _ in played),
-        "bare_tokens_per_s": median(tokens / bare for tokens, _, bare in played),
-        "actor_over_bare": median(bare / seconds for _, seconds, bare in played),
+        "actor_tokens_per_s": median(tokens / seconds for tokens, seconds, *_ in played),
+        "bare_tokens_per_s": median(tokens / bare for tokens, _, bare, *_ in played),
+        "actor_over_bare": median(bare / seconds for _, seconds, bare, *_ in played),
+        "actor_cached_share": median(share for *_, share, _ in played),
+        "bare_cached_share": median(share for *_, share in played),
     }, engine
 
 
