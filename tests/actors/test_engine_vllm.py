@@ -210,14 +210,24 @@ async def test_the_end_of_sequence_is_part_of_the_response_but_not_of_its_text(s
     assert "<end>" not in sample.text
 
 
-async def test_cancelling_drops_the_request(setup: Setup) -> None:
+@pytest.mark.parametrize("after_s", [0.0, 0.05])
+async def test_cancelling_drops_the_request(setup: Setup, after_s: float) -> None:
     task = asyncio.create_task(setup.engine.generate(PROMPT, temperature=1.0, max_tokens=100, seed=0))
     await in_flight(setup.engine, 1)
+    await asyncio.sleep(after_s)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert setup.engine.stats().running == 0
     await setup.engine.generate(PROMPT, temperature=1.0, max_tokens=2, seed=0)
+    assert setup.engine.stats().kv_use == 0
+
+
+async def test_a_prompt_that_vllm_refuses_fails_alone(setup: Setup) -> None:
+    asked = (setup.engine.generate(ids, temperature=1.0, max_tokens=8, seed=0) for ids in (PROMPT, [10**6]))
+    sample, refused = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(sample, Sample)
+    assert isinstance(refused, ValueError)
 
 
 async def test_a_prompt_that_does_not_fit_fails_alone(setup: Setup) -> None:
