@@ -181,7 +181,7 @@ class VllmEngine(InferenceEngine):
             if future is not None and not future.done():
                 future.set_result(sample)
 
-    def _refuse(self, request: str, error: Exception) -> None:
+    def _refuse(self, request: str, error: ValueError) -> None:
         future = self._waiting.get(request)
         if future is not None and not future.done():
             future.set_exception(error)
@@ -258,8 +258,8 @@ class VllmEngine(InferenceEngine):
             )
             try:
                 self._engine.add_request(request.id, tokens_input(request.prompt_ids), params)
-            except ValueError as error:
-                self._tell(self._refuse, request.id, error)
+            except Exception as error:
+                self._tell(self._refuse, request.id, ValueError(f"vLLM refuses the prompt: {_line(error)}"))
 
     def _abort(self, request: str) -> None:
         self._add_queued()  # it may still be among them

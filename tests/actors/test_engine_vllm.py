@@ -228,6 +228,7 @@ async def test_a_prompt_that_vllm_refuses_fails_alone(setup: Setup) -> None:
     sample, refused = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(sample, Sample)
     assert isinstance(refused, ValueError)
+    assert "out of vocabulary" in str(refused)
 
 
 async def test_a_prompt_that_does_not_fit_fails_alone(setup: Setup) -> None:
