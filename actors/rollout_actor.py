@@ -66,6 +66,7 @@ class Rollout:
         self._sampler = GatedSampler(engine, self._weights.responses)
         self._episodes: dict[str, asyncio.Task[None]] = {}
         self._coming: set[str] = set()
+        self._settling: set[str] = set()
         self._ready = asyncio.Event()
         self._room = asyncio.Event()
         self._ended = asyncio.Event()
@@ -203,6 +204,8 @@ class Rollout:
             await asyncio.to_thread(self._buffer.expire)
 
     def _abandon(self, ticket: str) -> None:
+        if ticket in self._settling:  # that it is stored may be what ended the lease; if not, the first write wins
+            return
         task = self._episodes.pop(ticket, None)
         if task is None and ticket not in self._coming:
             return
@@ -236,6 +239,8 @@ class Rollout:
             self._error = self._error or error
             self._ended.set()
             return
+        finally:
+            self._settling.discard(ticket.id)
         self._outcomes[outcome] += 1
         # A ticket that went back into the queue may have been leased again already, by this very actor.
         if self._episodes.get(ticket.id) is asyncio.current_task():
@@ -245,10 +250,13 @@ class Rollout:
     async def _settle(self, ticket: Ticket) -> str:
         limit = self._config.rollout.episode_timeout_s
         try:
-            async with self._weights.episodes.entered(), asyncio.timeout(limit):
-                trajectory = await play(
-                    ticket, self._client(ticket), self._sampler, self._prompts, self._config, actor=self.name
-                )
+            try:
+                async with self._weights.episodes.entered(), asyncio.timeout(limit):
+                    trajectory = await play(
+                        ticket, self._client(ticket), self._sampler, self._prompts, self._config, actor=self.name
+                    )
+            finally:
+                self._settling.add(ticket.id)
             stored = await asyncio.to_thread(self._buffer.store, trajectory)
         except AnchorageError:
             raise

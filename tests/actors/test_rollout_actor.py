@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -16,9 +17,9 @@ from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, LocalClient
 from env_servers.protocol import ResetRequest, StepResult
-from services.buffer import Buffer
+from services.buffer import Buffer, Stored
 from services.config.tree import Config
-from services.schemas import TRAIN_STREAM, Task, Ticket
+from services.schemas import TRAIN_STREAM, Task, Ticket, Trajectory
 from services.weights import WeightChannel, open_channel
 from tests.actors.scripted_engine import ScriptedEngine
 from tests.env_servers.counting import Counting
@@ -193,6 +194,31 @@ async def test_an_episode_whose_lease_is_lost_is_abandoned(make: MakeScene) -> N
         scene.buffer.issue(group(1))
         await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [1])
     assert scene.buffer.cancelled(TRAIN_STREAM) == {0: "for the test"}
+
+
+async def test_an_episode_that_is_being_stored_is_not_abandoned(make: MakeScene) -> None:
+    """Its ticket is settled already; a renewal that comes before the actor knows finds no lease."""
+    scene = make(rollout={"lease_s": 0.3})
+    scene.publish(0)
+    scene.buffer.issue(group(0))
+    store, renew = scene.buffer.store, scene.buffer.renew
+    renewed = threading.Semaphore(0)
+
+    def slow(trajectory: Trajectory) -> Stored:
+        stored = store(trajectory)
+        for _ in range(2 * SIZE):
+            assert renewed.acquire(timeout=30)
+        return stored
+
+    def told(actor: str, tickets: Sequence[str], lease_s: float) -> list[str]:
+        lost = renew(actor, tickets, lease_s)
+        renewed.release(2 * SIZE)
+        return lost
+
+    scene.buffer.store, scene.buffer.renew = slow, told  # type: ignore[method-assign]
+    async with scene.playing():
+        await until(lambda: scene.rollout.status()["stored"] == SIZE)
+        assert scene.rollout.status()["abandoned"] == 0
 
 
 async def test_an_ended_episode_makes_room_at_once_whatever_the_others_do(

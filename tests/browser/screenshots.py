@@ -22,11 +22,12 @@ from tests.browser.looking import CHROMIUM, FLAGS, with_token
 PATIENCE_MS = 60_000
 WIDE, PHONE = (1280, 900), (390, 844)
 DRAWN = "() => document.querySelectorAll('.chart .line, .chart .area').length > 4"
+AT_WORK = "() => document.querySelector('[data-heard]') && !document.body.innerText.includes('No ticket is leased')"
 SHOTS: dict[str, tuple[str, tuple[int, int], str]] = {
     "run": ("{run}/run", WIDE, DRAWN),
     "trajectories": ("{run}/trajectories", WIDE, "() => document.querySelector('article .step')"),
     "explorer": ("{run}/explorer", WIDE, "() => document.querySelector('.graph .edge')"),
-    "actors": ("{run}/actors", WIDE, "() => document.querySelector('[data-heard]')"),
+    "actors": ("{run}/actors", WIDE, AT_WORK),
     "runs": ("", WIDE, "() => document.querySelector('main tbody tr')"),
     "phone": ("{run}/run", PHONE, DRAWN),
 }
