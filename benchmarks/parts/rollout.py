@@ -2,9 +2,10 @@
 
 The actor plays over HTTP against a server process, through Redis, as in a run. What it asked of the engine is recorded
 and asked again without anything around it: as many requests in flight, the prompts in the order in which they came, the
-responses of the same lengths, the prefix cache emptied before. The record ends when the last ticket is leased: from
-then on ever fewer episodes are in flight, which is the end of a run and not the actor's doing. The two take turns for
-several rounds, after one that warms the engine up: on a CPU its kernels are made as they are needed.
+responses of the same lengths and with their texts, as `LLM.generate` gives them, the prefix cache emptied before. The
+record ends when the last ticket is leased: from then on ever fewer episodes are in flight, which is the end of a run
+and not the actor's doing. The two take turns for several rounds, after one that warms the engine up: on a CPU its
+kernels are made as they are needed.
 """
 
 from __future__ import annotations
@@ -110,7 +111,6 @@ class Recorder(VllmEngine):
                     max_tokens=length,
                     ignore_eos=True,
                     logprobs=0,
-                    detokenize=False,
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 )
                 engine.add_request(f"bare-{number}", tokens_input(prompt), params)
