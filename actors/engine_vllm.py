@@ -1,10 +1,8 @@
 """The adapter to vLLM: the only file that knows it, but for `weight_transfer.py`, the workers' end of an update.
 
-The engine core runs in this process and is stepped by one worker thread, which is the only one that ever touches it:
-requests are added, weights are changed and versions are labelled between two steps, never during one. A step begins
-with the requests that came during the last one and queues the next one behind what else was asked for, so that no step
-waits for the event loop, which leaves requests in a queue and goes on. (`AsyncLLM` needs a core in a process of its
-own.) vLLM is imported when an engine starts, not with this module.
+It is all synchronous: requests are added, weights are changed and versions are labelled between two steps, never
+during one. Who runs it (`engine_server.py`) gives it a process of its own, since beside the episodes of an actor it
+would share one interpreter lock with them. vLLM is imported when an engine starts, not with this module.
 
 Invariants
 - Weights change by vLLM's weight-update protocol only: pause with requests kept, start / update / finish, reset of the
@@ -16,34 +14,20 @@ Invariants
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
-from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
-from actors.weight_transfer import BACKEND, init_facts, register_weight_transfer, update_facts
+from actors.engine import EngineStats
+from actors.engine_messages import Answer, Request
+from actors.weight_transfer import BACKEND, register_weight_transfer
 from services.config.tree import ModelConfig, RolloutConfig
-from services.model_folder import check_model_folder, read_weights
-from services.schemas import VersionSpan
+from services.errors import first_line
 from services.weights import TransferLost
-from services.weights.adapter import is_adapter, merged
 
-if TYPE_CHECKING:
-    import torch
-
-    from services.weights.collective import Incoming
-
-logger = logging.getLogger(__name__)
-
-UPDATE_TIMEOUT_S = 300.0
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 2048
 
@@ -63,144 +47,26 @@ def engine_environment() -> dict[str, str]:
     }
 
 
-class _Request(NamedTuple):
-    id: str
-    prompt_ids: list[int]
-    temperature: float
-    max_tokens: int
-    seed: int
+class VllmCore:
+    """One vLLM engine with continuous batching, for one caller. Not reusable after `stop`.
 
-
-class VllmEngine(InferenceEngine):
-    """One vLLM engine with continuous batching. Not reusable after `stop`."""
+    `engine`: vLLM's own, once started.
+    """
 
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, seed: int = 0) -> None:
         self._model = model
         self._rollout = rollout
         self._seed = seed
-        self._engine: Any = None
-        self._base: dict[str, torch.Tensor] | None = None
-        self._version = 0
         self._stats = EngineStats()
-        self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
-        self._ids = itertools.count()
-        self._waiting: dict[str, asyncio.Future[Sample]] = {}
-        self._queue: deque[_Request] = deque()
-        self._stepping = False
-        self._step_lock = Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
-
-    @property
-    def version(self) -> int:
-        return self._version
+        self.engine: Any = None
+        self.busy = False
 
     def stats(self) -> EngineStats:
-        return replace(self._stats, running=len(self._waiting))
+        """Counters; who asked knows how many requests are running."""
+        return self._stats
 
-    async def start(self) -> None:
-        check_model_folder(self._model.path)
-        self._loop = asyncio.get_running_loop()
-        try:
-            await self._call(self._create)
-        except Exception as error:
-            logger.exception("vLLM cannot start")
-            raise EngineFailed(f"vLLM cannot start with {self._model.path}: {_line(error)}") from error
-        self._failure = None
-
-    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
-        if self._failure is not None:
-            raise self._failure
-        context = self._model.max_prompt_tokens + self._model.max_response_tokens
-        if not 0 < len(prompt_ids) <= context - max_tokens:
-            raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} to sample do not fit {context} tokens")
-        request = str(next(self._ids))
-        future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
-        self._waiting[request] = future
-        try:
-            self._queue.append(_Request(request, list(prompt_ids), temperature, max_tokens, seed))
-            self._begin_stepping()
-            return await future
-        except asyncio.CancelledError:
-            if self._failure is None:
-                self._thread.submit(self._abort, request)
-            raise
-        finally:
-            del self._waiting[request]
-
-    async def load_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        if self._failure is not None:
-            raise self._failure
-        try:
-            memory = await asyncio.to_thread(_to_memory_file, await asyncio.to_thread(self._whole, tensors))
-            try:
-                await self._call(self._update, version, {"path": f"/proc/{os.getpid()}/fd/{memory}"})
-            finally:
-                os.close(memory)
-        except Exception as error:
-            raise self._cannot_load(version, error) from error
-
-    async def receive_weights(self, incoming: Incoming) -> None:
-        if self._failure is not None:
-            raise self._failure
-        version = incoming.version.version
-        try:
-            await self._call(self._receive, version, init_facts(incoming), update_facts(incoming))
-        except TransferLost:
-            raise
-        except Exception as error:
-            raise self._cannot_load(version, error) from error
-
-    def _cannot_load(self, version: int, error: Exception) -> EngineFailed:
-        logger.exception("vLLM cannot load version %d", version)
-        failure = EngineFailed(f"vLLM cannot load version {version}: {_line(error)}")
-        self._fail(str(failure))
-        return failure
-
-    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """The model that a version stands for: adapters are added to the weights that the run began with."""
-        if not is_adapter(tensors):
-            return tensors
-        if self._base is None:
-            self._base = read_weights(self._model.path)
-        return merged(tensors, self._base)
-
-    async def stop(self) -> None:
-        if self._engine is not None:
-            self._fail("the engine has been stopped")
-            await self._call(self._shut_down)
-        self._thread.shutdown(wait=False)
-
-    async def _call(self, function: Any, *args: Any) -> Any:
-        """Run between two steps, on the engine's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-
-    def _deliver(self, samples: list[tuple[str, Sample]]) -> None:
-        for request, sample in samples:
-            future = self._waiting.get(request)
-            if future is not None and not future.done():
-                future.set_result(sample)
-
-    def _refuse(self, request: str, error: ValueError) -> None:
-        future = self._waiting.get(request)
-        if future is not None and not future.done():
-            future.set_exception(error)
-
-    def _fail(self, reason: str) -> None:
-        self._failure = EngineFailed(reason)
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(EngineFailed(reason))
-
-    def _begin_stepping(self) -> None:
-        with self._step_lock:
-            if not self._stepping:
-                self._stepping = True
-                self._thread.submit(self._step)
-
-    # Everything below runs on the engine's thread.
-
-    def _create(self) -> None:
+    def start(self) -> None:
+        """Load the model. Whatever vLLM raises goes on to the caller."""
         os.environ.update(engine_environment())
         import torch._dynamo
         from vllm.engine.arg_utils import EngineArgs
@@ -237,64 +103,50 @@ class VllmEngine(InferenceEngine):
             disable_log_stats=True,
             weight_transfer_config={"backend": BACKEND},
         )
-        self._engine = LLMEngine.from_engine_args(arguments)
-        self._engine.set_weight_version(str(self._version))
+        self.engine = LLMEngine.from_engine_args(arguments)
+        self.engine.set_weight_version("0")
 
-    def _add_queued(self) -> None:
+    def add(self, request: Request) -> None:
+        """Begin a request with the next step.
+
+        Raises:
+            ValueError: vLLM refuses it.
+        """
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        while self._queue:
-            request = self._queue.popleft()
-            params = SamplingParams(
-                temperature=request.temperature,
-                top_p=1.0,
-                top_k=0,
-                seed=request.seed,
-                max_tokens=request.max_tokens,
-                logprobs=0,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            try:
-                self._engine.add_request(request.id, tokens_input(request.prompt_ids), params)
-            except Exception as error:
-                self._tell(self._refuse, request.id, ValueError(f"vLLM refuses the prompt: {_line(error)}"))
-
-    def _abort(self, request: str) -> None:
-        self._add_queued()  # it may still be among them
-        self._engine.abort_request([request])
-
-    def _step(self) -> None:
-        if self._engine is None:
-            return
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=1.0,
+            top_k=0,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            logprobs=0,
+            flat_logprobs=True,
+            skip_clone=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
         try:
-            self._add_queued()
-            samples = [(output.request_id, self._sample(output)) for output in self._engine.step() if output.finished]
-            kv_use = self._engine.engine_core.engine_core.scheduler.get_kv_cache_usage()
-            unfinished = self._engine.has_unfinished_requests()
+            self.engine.add_request(str(request.id), tokens_input(request.prompt_ids), params)
         except Exception as error:
-            logger.exception("vLLM stopped working")
-            self._tell(self._fail, f"vLLM stopped working: {_line(error)}")
-            return
+            raise ValueError(f"vLLM refuses the prompt: {first_line(error)}") from error
+        self.busy = True
+
+    def drop(self, request: int) -> None:
+        """Forget a request, if it is there."""
+        self.engine.abort_request([str(request)])
+        self.busy = self.engine.has_unfinished_requests()
+
+    def step(self) -> list[Answer]:
+        """One step of all that runs; the responses that ended with it. `busy`: there is more to do."""
+        ended = [self._answer(output) for output in self.engine.step() if output.finished]
+        kv_use = self.engine.engine_core.engine_core.scheduler.get_kv_cache_usage()
         self._stats = replace(self._stats, kv_use=kv_use)
-        if samples:
-            self._tell(self._deliver, samples)
-        with self._step_lock:
-            self._stepping = unfinished or bool(self._queue)
-            if self._stepping:
-                self._thread.submit(self._step)
+        self.busy = self.engine.has_unfinished_requests()
+        return ended
 
-    def _tell(self, function: Callable[..., None], *args: object) -> None:
-        """Have the event loop call it."""
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(function, *args)
-
-    def _shut_down(self) -> None:
-        self._engine.engine_core.shutdown()
-        self._engine = None
-
-    def _sample(self, output: Any) -> Sample:
+    def _answer(self, output: Any) -> Answer:
         completion = output.outputs[0]
         token_ids = list(completion.token_ids)
         self._stats = replace(
@@ -304,26 +156,30 @@ class VllmEngine(InferenceEngine):
             prompt_tokens=self._stats.prompt_tokens + len(output.prompt_token_ids),
             cached_tokens=self._stats.cached_tokens + (output.num_cached_tokens or 0),
         )
-        return Sample(
+        return Answer(
+            id=int(output.request_id),
             token_ids=token_ids,
-            logprobs=[entry[token].logprob for entry, token in zip(completion.logprobs, token_ids, strict=True)],
-            versions=tuple(
-                VersionSpan(int(span.version), span.end - span.start) for span in completion.weight_versions
-            ),
-            text=self._engine.get_tokenizer().decode(token_ids, skip_special_tokens=True),
+            logprobs=completion.logprobs.logprobs,
+            versions=[(int(span.version), span.end - span.start) for span in completion.weight_versions],
             finished=completion.finish_reason == "stop",
         )
 
-    def _receive(self, version: int, init: Mapping[str, Any], update: Mapping[str, Any]) -> None:
+    def receive(self, version: int, init: Mapping[str, Any], update: Mapping[str, Any]) -> None:
+        """Join a collective transfer (`weight_transfer.init_facts` and `update_facts`), then as `load`.
+
+        Raises:
+            TransferLost: it did not begin; nothing has changed.
+        """
         try:
             self._ask_workers("init_weight_transfer_engine", init_info=dict(init))
         except Exception as error:  # it has crossed a process where there are several workers
-            raise TransferLost(f"the transfer of version {version} did not begin: {_line(error)}") from error
-        self._update(version, update)
+            raise TransferLost(f"the transfer of version {version} did not begin: {first_line(error)}") from error
+        self.load(version, update)
 
-    def _update(self, version: int, update: Mapping[str, Any]) -> None:
+    def load(self, version: int, update: Mapping[str, Any]) -> None:
+        """Go on with the weights that `update` tells of (`weight_transfer.UpdateInfo`), requests in flight kept."""
         started = time.monotonic()
-        engine = self._engine
+        engine = self.engine
         engine.sleep(level=0, mode="keep")
         self._ask_workers("start_weight_update")
         self._ask_workers("update_weights", update_info=dict(update))
@@ -331,26 +187,15 @@ class VllmEngine(InferenceEngine):
         engine.reset_prefix_cache(reset_running_requests=True)
         engine.set_weight_version(str(version))
         engine.wake_up(tags=["scheduling"])
-        self._version = version
         elapsed = time.monotonic() - started
         self._stats = replace(
             self._stats, updates=self._stats.updates + 1, update_seconds=self._stats.update_seconds + elapsed
         )
 
+    def stop(self) -> None:
+        """Release the model."""
+        self.engine.engine_core.shutdown()
+        self.engine = None
+
     def _ask_workers(self, method: str, **arguments: object) -> None:
-        self._engine.collective_rpc(method, timeout=UPDATE_TIMEOUT_S, kwargs=arguments)
-
-
-def _to_memory_file(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Descriptor of an anonymous file in memory: workers of this node can map it, and it ends with this process."""
-    from safetensors.torch import save
-
-    payload = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
-    memory = os.memfd_create("anchorage-weights")
-    with open(memory, "wb", closefd=False) as file:
-        file.write(payload)
-    return memory
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+        self.engine.collective_rpc(method, kwargs=arguments)

@@ -25,11 +25,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from actors.engine_vllm import engine_environment
 from actors.rollout_process import EngineFactory, RolloutProcess, RolloutSpec, vllm_engine
 from services.buffer import Buffer
 from services.config.tree import BufferConfig, Config, RolloutConfig
-from services.errors import RedisUnavailable, RunStalled
+from services.errors import RedisUnavailable, RunStalled, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +215,6 @@ class Pool:
             resources={RESOURCE: 1},
             max_restarts=0,
             max_concurrency=8,
-            runtime_env={"env_vars": engine_environment()},
         )
         handle = actor.remote(name, self._spec)
         logger.info("rollout actor %s started", name)
@@ -305,4 +303,4 @@ def _kill(member: Member) -> None:
 def _reason(error: BaseException) -> str:
     """One line: the error's own message where the actor raised it, Ray's where the process is gone."""
     cause = getattr(error, "cause", None) or error
-    return str(cause).strip().partition("\n")[0] or type(cause).__name__
+    return first_line(cause)

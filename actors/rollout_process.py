@@ -28,9 +28,9 @@ EngineFactory = Callable[[Config], InferenceEngine]
 
 def vllm_engine(config: Config) -> InferenceEngine:
     """The engine of a real run."""
-    from actors.engine_vllm import VllmEngine
+    from actors.engine_process import EngineProcess
 
-    return VllmEngine(config.model, config.rollout, config.run.seed)
+    return EngineProcess(config.model, config.rollout, config.run.seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 
 class AnchorageError(Exception):
     """Base of every error that the command line prints as one line; exit code 1."""
@@ -33,3 +35,10 @@ class RunBusy(AnchorageError):
 
 class RayUnavailable(AnchorageError):
     """The Ray cluster cannot be started or reached."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of someone else's says, in one line; of pydantic's, what is wrong first."""
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"].partition("\n")[0]
+    return str(error).strip().partition("\n")[0] or type(error).__name__

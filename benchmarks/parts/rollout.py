@@ -22,7 +22,8 @@ from statistics import median
 from typing import Any
 
 from actors.engine import EngineStats, Sample
-from actors.engine_vllm import VllmEngine
+from actors.engine_process import EngineProcess
+from actors.engine_vllm import VllmCore
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
 from env_servers.client import HttpClient
@@ -38,12 +39,12 @@ Asked = tuple[list[int], int]
 """Prompt ids and the number of sampled tokens."""
 
 
-class Recorder(VllmEngine):
+class Recorder(EngineProcess):
     """Remembers what it was asked, and what it answered until `seal`."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._asked: dict[int, Asked] = {}
+        self._recorded: dict[int, Asked] = {}
         self._numbers = itertools.count()
         self._began = self._ended = 0.0
         self._before = self._counted = EngineStats()
@@ -51,7 +52,7 @@ class Recorder(VllmEngine):
     @property
     def asked(self) -> list[Asked]:
         """What was answered, in the order in which it was asked."""
-        return [self._asked[number] for number in sorted(self._asked)]
+        return [self._recorded[number] for number in sorted(self._recorded)]
 
     @property
     def seconds(self) -> float:
@@ -65,7 +66,7 @@ class Recorder(VllmEngine):
 
     def restart(self) -> None:
         """Forget everything."""
-        self._asked.clear()
+        self._recorded.clear()
         self._began = self._ended = 0.0
         self._before = self.stats()
 
@@ -79,31 +80,39 @@ class Recorder(VllmEngine):
         number, prompt = next(self._numbers), list(prompt_ids)
         sample = await super().generate(prompt, temperature=temperature, max_tokens=max_tokens, seed=seed)
         if not self._ended:
-            self._asked[number] = (prompt, len(sample.token_ids))
+            self._recorded[number] = (prompt, len(sample.token_ids))
         return sample
 
     async def start(self) -> None:
         """Actors come and go, it stays."""
-        if self._engine is None:
+        if self.pid is None:
             await super().start()
 
     async def stop(self) -> None:
         """It goes on without the actor."""
 
-    async def bare(self, asked: Sequence[Asked], concurrency: int) -> tuple[float, float]:
-        """Seconds that vLLM alone takes for the same, and what share of the prompts it had in its cache."""
-        found: tuple[float, float] = await self._call(self._bare, list(asked), concurrency)
-        return found
+    async def end(self) -> None:
+        await super().stop()
 
-    def _bare(self, asked: list[Asked], concurrency: int) -> tuple[float, float]:
+
+class Bare:
+    """vLLM as it is, in this process, with nothing around it."""
+
+    def __init__(self, config: Config) -> None:
+        self._concurrency = config.rollout.episodes_in_flight
+        self._core = VllmCore(config.model, config.rollout, config.run.seed)
+        self._core.start()
+
+    def ask(self, asked: Sequence[Asked]) -> tuple[float, float]:
+        """Seconds that it takes, and what share of the prompts' tokens its cache had."""
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        engine, waiting = self._engine, deque(enumerate(asked))
+        engine, waiting = self._core.engine, deque(enumerate(asked))
         engine.reset_prefix_cache()
         began, running, cached = time.perf_counter(), 0, 0
         while waiting or running:
-            while waiting and running < concurrency:
+            while waiting and running < self._concurrency:
                 number, (prompt, length) = waiting.popleft()
                 params = SamplingParams(
                     temperature=1.0,
@@ -120,8 +129,9 @@ class Recorder(VllmEngine):
             cached += sum(output.num_cached_tokens or 0 for output in ended)
         return time.perf_counter() - began, cached / sum(len(prompt) for prompt, _ in asked)
 
-    async def end(self) -> None:
-        await super().stop()
+    def end(self) -> None:
+        """Release the model."""
+        self._core.stop()
 
 
 async def play(config: Config, engine: Recorder, groups: int) -> None:
@@ -165,14 +175,17 @@ async def measure(config: Config, groups: int, rounds: int) -> tuple[dict[str, f
     config.run.folder.mkdir(parents=True, exist_ok=True)
     engine = Recorder(config.model, config.rollout, config.run.seed)
     await play(config, engine, groups)
+    bare = Bare(config)
+    bare.ask(engine.asked)
     played = []
     for _ in range(rounds):
         engine.restart()
         await play(config, engine, groups)
         asked, seconds = engine.asked, engine.seconds
-        bare_seconds, bare_cached = await engine.bare(asked, config.rollout.episodes_in_flight)
+        bare_seconds, bare_cached = bare.ask(asked)
         tokens = sum(length for _, length in asked)
         played.append((tokens, seconds, bare_seconds, engine.cached_share, bare_cached))
+    bare.end()
     return {
         "rounds": rounds,
         "tokens": median(tokens for tokens, *_ in played),

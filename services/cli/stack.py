@@ -23,7 +23,7 @@ from services.cli.environments import TOKEN_VARIABLE, info_of, make_data_known, 
 from services.cli.keeper import Keeper
 from services.config.load import dump_config, shown_config
 from services.config.tree import Config, EnvConfig
-from services.errors import RayUnavailable, RedisUnavailable, RunBusy, RunStalled
+from services.errors import RayUnavailable, RedisUnavailable, RunBusy, RunStalled, first_line
 from services.run_folder import CONFIG_NAME, REDIS_NAME
 from services.tasks import split_key
 from services.weights import WeightChannel, open_channel
@@ -156,8 +156,7 @@ class Stack:
         try:
             ray.init(**where, **quiet)
         except Exception as error:  # ray raises bare Exceptions when a part of it does not come up
-            reason = str(error).strip().partition("\n")[0]
-            raise RayUnavailable(f"ray cannot be started or reached: {reason}") from None
+            raise RayUnavailable(f"ray cannot be started or reached: {first_line(error)}") from None
         finally:
             # Ray takes the signal for itself, and would end this process in the middle of an update.
             signal.signal(signal.SIGTERM, orderly_stop)

@@ -154,13 +154,13 @@ class _OwnPlay:
     """A policy that plays itself: its engine, on the model of a folder, and what its players need."""
 
     def __init__(self, config: Config, prompts: Any, folder: Path) -> None:
-        from actors.engine_vllm import VllmEngine
+        from actors.engine_process import EngineProcess
 
         self._config = config
         self._prompts = prompts
         changes = {"path": folder, "dtype": "float32"}
         rollout = config.rollout.model_copy(update={"episodes_in_flight": _AT_ONCE})
-        self.engine = VllmEngine(config.model.model_copy(update=changes), rollout)
+        self.engine = EngineProcess(config.model.model_copy(update=changes), rollout)
 
     def player(self, rng: random.Random) -> Any:
         from actors.scripted import PolicyPlayer

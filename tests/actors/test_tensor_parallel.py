@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.engine_vllm import VllmEngine
+from actors.engine_process import EngineProcess
 from services.config.tree import ModelConfig, RolloutConfig
 from tests.actors.tiny import make_model, reference_logprobs, weights_of, write_model
 
@@ -13,7 +13,7 @@ PROMPT = list(b"A prompt for two workers.")
 
 async def test_two_workers_play_and_load_weights_as_one(tmp_path: Path) -> None:
     models = [make_model(seed, tied=True) for seed in (1, 2)]
-    engine = VllmEngine(
+    engine = EngineProcess(
         ModelConfig(path=write_model(tmp_path, models[0]), max_prompt_tokens=64, max_response_tokens=32),
         RolloutConfig(episodes_in_flight=4, kv_cache_mib=32, tensor_parallel=2),
     )

@@ -28,7 +28,7 @@ from rich.table import Table
 from tests.chaos.history import given_up, judge
 from tests.chaos.scene import ROOT, Nodes, Run, RunEnded, kill, wait_for
 
-KINDS = ("actor", "environment", "learner", "redis", "node")
+KINDS = ("actor", "engine", "environment", "learner", "redis", "node")
 PER_UPDATE, MAX_STALENESS = 8, 1
 START_S = 600.0
 WARM_S = 30.0
@@ -63,7 +63,7 @@ class Growth:
         if time.monotonic() - self._sampled < SAMPLE_S:
             return
         self._sampled = time.monotonic()
-        for kind in ("trainer", "rank", "actor", "environment", "redis"):
+        for kind in ("trainer", "rank", "actor", "engine", "environment", "redis"):
             for process in run.processes(kind):
                 try:
                     age = time.time() - process.create_time()
@@ -102,10 +102,10 @@ def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) 
         nodes.kill()
         nodes.add()
         return lambda: len(run.playing()) == 2 and run.playing().keys() != before_it
-    if kind == "actor":
-        victim = draw.choice(run.processes("actor"))
-        kill(victim)
-        return lambda: len(run.playing()) == 2 and not victim.is_running()
+    if kind in ("actor", "engine"):  # each ends the other
+        before_it = run.playing().keys()
+        kill(draw.choice(run.processes(kind)))
+        return lambda: len(run.playing()) == 2 and run.playing().keys() != before_it
     if kind == "learner":
         [victim] = run.processes("rank" if number % 3 == 2 else "trainer")
         kill(victim)

@@ -167,12 +167,17 @@ class Run:
             return False
 
     def processes(self, kind: str) -> list[psutil.Process]:
-        """Living processes of a kind: trainer, rank, redis, environment, actor."""
+        """Living processes of a kind: trainer, rank, redis, environment, actor, engine."""
         if kind == "trainer":
             return [psutil.Process(self._process.pid)] if self._process and self._process.poll() is None else []
         if kind == "actor":
             return [psutil.Process(int(str(facts["pid"]))) for facts in self.playing().values()]
-        words = {"rank": "ray::Rank", "redis": "redis-server", "environment": "env_servers"}
+        words = {
+            "rank": "ray::Rank",
+            "redis": "redis-server",
+            "environment": "env_servers",
+            "engine": "actors.engine_server",
+        }
         return [process for process in descendants(psutil.Process()) if words[kind] in command(process)]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from actors.engine import EngineStats, InferenceEngine, Sample
-from actors.engine_vllm import VllmEngine
+from actors.engine_process import EngineProcess
 from actors.episode import play
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
@@ -143,7 +143,7 @@ async def test_without_staleness_the_system_is_a_sequential_loop(
 ) -> None:
     buffer = Buffer.connect(redis_url, config.run.name, config.buffer)
     ranks = await asyncio.to_thread(start_ranks, config)
-    engine = VllmEngine(config.model, config.rollout, config.run.seed)
+    engine = EngineProcess(config.model, config.rollout, config.run.seed)
     try:
         await engine.start()
         bench = Bench(config, engine, ranks)

@@ -44,10 +44,10 @@ def test_adapters_do_not_travel_by_it() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 async def test_an_engine_samples_with_the_weights_that_were_sent(redis_url: str, run_name: str, tmp_path: Path) -> None:
     """The engine on the first GPU, the publisher on the second."""
-    from actors.engine_vllm import VllmEngine
+    from actors.engine_process import EngineProcess
 
     models = [make_model(seed, tied=True) for seed in (1, 2)]
-    engine = VllmEngine(
+    engine = EngineProcess(
         ModelConfig(path=write_model(tmp_path / "model", models[0]), max_prompt_tokens=64, max_response_tokens=32),
         RolloutConfig(episodes_in_flight=4, gpu_memory_utilization=0.2),
     )
