@@ -9,6 +9,7 @@ Invariants
 - In a cluster that was there before, a wish is passed on to Ray's autoscaler, if it has one.
 - An actor that has worked and falls silent (a process that hangs, a node that is cut off) is killed.
 - A replacement waits longer after each death in a row; an actor that had finished an episode starts the count anew.
+  While one lives that has, replacements may die as they like: the run goes on with what there is.
 - Nothing is asked of a rollout actor but to run and to drain: what it does is in its heartbeats in Redis.
 - The supervisor lives on the node of the process that started it.
 """
@@ -37,6 +38,7 @@ LOOK_S = 0.5
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 SETTLED_S = 60.0
+HOPELESS_DEATHS = 3
 DRAIN_S = 15.0
 SILENT_LOOKS = 60
 """Looks at Redis in a row without a heartbeat, which lives for ten seconds, after which an actor is given up."""
@@ -117,7 +119,11 @@ class Pool:
             await asyncio.to_thread(_request_places, 0)
 
     async def status(self) -> dict[str, object]:
-        """JSON-able facts: wanted and living actors, deaths, and why the last one died."""
+        """JSON-able facts: wanted and living actors, deaths, and why the last one died.
+
+        `failing`: why, when `HOPELESS_DEATHS` in a row have died early and none that lives has finished an episode.
+        """
+        hopeless = self._deaths_in_a_row >= HOPELESS_DEATHS and not any(member.worked for member in self._members)
         return {
             "wanted": self._wanted,
             "actors": [member.name for member in self._members if member.drain_by is None],
@@ -125,6 +131,7 @@ class Pool:
             "deaths": self._deaths,
             "deaths_in_a_row": self._deaths_in_a_row,
             "last_error": self._last_error,
+            "failing": self._last_error if hopeless else None,
         }
 
     async def _look(self) -> None:

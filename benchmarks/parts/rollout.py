@@ -1,11 +1,11 @@
 """Tokens a second of a rollout actor that plays ALFWorld, and of bare vLLM on the same prompts and lengths.
 
-The actor plays over HTTP against a server process, through Redis, as in a run. What it asked of the engine is recorded
-and asked again without anything around it: as many requests in flight, the prompts in the order in which they came, the
-responses of the same lengths and with their texts, as `LLM.generate` gives them, the prefix cache emptied before. The
-record ends when the last ticket is leased: from then on ever fewer episodes are in flight, which is the end of a run
-and not the actor's doing. The two take turns for several rounds, after one that warms the engine up: on a CPU its
-kernels are made as they are needed.
+The actor plays over HTTP against a server process, through Redis, as in a run. What it asked of its engine is recorded
+and asked again of one that has nothing around it: in this process, one step after another, as many requests in flight,
+the prompts in the order in which they came, the responses of the same lengths and with their texts, as `LLM.generate`
+gives them, the prefix cache emptied before. The record ends when the last ticket is leased: from then on ever fewer
+episodes are in flight, which is the end of a run and not the actor's doing. The two take turns for several rounds,
+after one that warms both engines up: on a CPU their kernels are made as they are needed.
 """
 
 from __future__ import annotations

@@ -203,11 +203,11 @@ class Stack:
             raise RunStalled(f"the rollout actors cannot run: {reason}")
 
     def pool_error(self) -> str | None:
-        """Why the rollout actors keep dying, when three in a row have; None while the pool is well."""
+        """Why the rollout actors keep dying and none works; None while the pool is well."""
         import ray
 
         status = ray.get(self.pool.status.remote(), timeout=STOP_TIMEOUT_S)
-        return str(status["last_error"]) if status["deaths_in_a_row"] >= 3 else None
+        return str(status["failing"]) if status["failing"] else None
 
     def publish_initial(self) -> None:
         """Announce the weights of `model.path` as version 0, so that actors can play before a learner runs."""

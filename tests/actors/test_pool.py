@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 import ray
 import torch
 
-from actors.pool import Pool, engine_gpus, start_pool
+from actors import pool as pool_module
+from actors.engine import EngineFailed
+from actors.pool import HOPELESS_DEATHS, Member, Pool, engine_gpus, start_pool
 from actors.rollout_process import RolloutSpec
 from env_servers.launch import ServerProcess
 from services.buffer import Buffer
@@ -125,6 +129,32 @@ def test_actors_that_cannot_start_are_tried_again_and_say_why(
         assert "\n" not in status["last_error"]
     finally:
         stop(pool)
+
+
+async def test_replacements_that_die_do_not_fail_a_pool_in_which_an_actor_works(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_kill", lambda member: None)
+    pool = Pool(RolloutSpec(config.model_dump_json(), "redis://none", {}))
+
+    def member(name: str) -> Member:
+        run, placed = (asyncio.get_running_loop().create_future() for _ in range(2))
+        found = Member(name, None, run, placed, time.monotonic())
+        pool._members.append(found)
+        return found
+
+    worker = member("worker")
+    worker.worked = True
+    for number in range(HOPELESS_DEATHS):
+        assert (await pool.status())["failing"] is None
+        member(f"newcomer {number}").run.set_exception(EngineFailed("no room"))
+        pool._bury()
+    status = await pool.status()
+    assert status["deaths_in_a_row"] == HOPELESS_DEATHS
+    assert status["failing"] is None
+
+    pool._members.remove(worker)
+    assert (await pool.status())["failing"] == "no room"
 
 
 @pytest.mark.parametrize(
