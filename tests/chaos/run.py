@@ -125,7 +125,7 @@ def storm(
     draw = random.Random(seed)
     schedule = [(kind, number) for kind in KINDS for number in range(kills)]
     draw.shuffle(schedule)
-    last = int(updates * 0.85)
+    last = int(updates * 0.6)
     moments = sorted(draw.sample(range(1, last), len(schedule)))
     recovery: dict[str, list[float]] = defaultdict(list)
     wait_for(lambda: len(run.playing()) == 2 and run.update() >= 1, START_S, run)
