@@ -66,8 +66,7 @@ class VllmCore:
         return self._stats
 
     def start(self) -> None:
-        """Load the model. Whatever vLLM raises goes on to the caller."""
-        os.environ.update(engine_environment())
+        """Load the model, in a process begun with `engine_environment`. What vLLM raises goes on to the caller."""
         import torch._dynamo
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -74,8 +75,8 @@ class Growth:
                     continue
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """By kind, of the process that grew most: growth in all, and late (highest of the last third of its time over
-        the highest of the second), which is what goes on; late growth of those that lived long enough only."""
+        """By kind, of the process that grew most: growth in all, and late (the last third of its time over the second),
+        which is what goes on; late growth of those that lived long enough only."""
         grown: dict[str, dict[str, float]] = {}
         for (kind, _), seen in self._seen.items():
             of_kind = grown.setdefault(kind, dict.fromkeys(("mib", "late_mib", "descriptors", "late_descriptors"), 0.0))
@@ -86,13 +87,15 @@ class Growth:
 
 
 def late(seen: Sequence[tuple[float, ...]], place: int) -> float:
-    """How much higher the last third is than the second; 0 for a process that did not live long."""
+    """How much higher the last third is than the second, by their medians, since a large batch makes a peak of memory;
+    0 for a process that did not live long."""
     begin, end = seen[0][0], seen[-1][0]
     if end - begin < LONG_S:
         return 0.0
     third = (end - begin) / 3
     second = [sample[place] for sample in seen if begin + third <= sample[0] < end - third]
-    return max(sample[place] for sample in seen if sample[0] >= end - third) - max(second) if second else 0.0
+    last = [sample[place] for sample in seen if sample[0] >= end - third]
+    return median(last) - median(second) if second else 0.0
 
 
 def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) -> Callable[[], bool]:

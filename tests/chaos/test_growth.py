@@ -16,8 +16,9 @@ def samples(memory):
         (lambda age: 100.0 + age, 60.0),
         (lambda age: 100.0 + min(age, 90), 0.0),
         (lambda age: 100.0 + 5 * (age % 20), 0.0),
+        (lambda age: 100.0 + 50 * (age == 190), 0.0),
     ],
-    ids=["for ever", "levels off", "up and down"],
+    ids=["for ever", "levels off", "up and down", "one peak"],
 )
 def test_late_growth_tells_what_goes_on_from_what_levels_off(memory, grown):
     assert late(samples(memory), 1) == pytest.approx(grown, abs=3)
