@@ -85,7 +85,7 @@ class InferenceEngine(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Load the model.
+        """Load the model. Who calls it again waits for the same start.
 
         Raises:
             ModelUnavailable: the model folder cannot be loaded.

@@ -69,6 +69,7 @@ class EngineProcess(InferenceEngine):
         self._asked: deque[asyncio.Future[None]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
 
     @property
@@ -84,6 +85,11 @@ class EngineProcess(InferenceEngine):
         return replace(self._stats, running=len(self._waiting))
 
     async def start(self) -> None:
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        await self._starting
+
+    async def _start(self) -> None:
         check_model_folder(self._model.path)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -91,14 +97,11 @@ class EngineProcess(InferenceEngine):
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         self._failure = None
         self._listening = asyncio.create_task(self._listen(reader))
-        log_level = logging.getLogger().getEffectiveLevel()
+        told = self._model.model_dump_json(), self._rollout.model_dump_json(), self._seed
         try:
-            started = self._put(
-                "start", self._model.model_dump_json(), self._rollout.model_dump_json(), self._seed, log_level
-            )
-            self._tokenizer = await asyncio.to_thread(load_tokenizer, self._model.path)
             async with asyncio.timeout(START_TIMEOUT_S):
-                await started
+                await self._put("start", *told, logging.getLogger().getEffectiveLevel())
+            self._tokenizer = await asyncio.to_thread(load_tokenizer, self._model.path)
         except TimeoutError:
             await self.stop()
             raise EngineFailed(f"vLLM has not started within {START_TIMEOUT_S:g} s with {self._model.path}") from None

@@ -6,9 +6,11 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from actors.engine import InferenceEngine
 from actors.prompts import PromptBuilder, load_tokenizer
@@ -67,9 +69,20 @@ class RolloutProcess:
 
     async def run(self) -> None:
         """Build the parts and play until drained; errors as for `Rollout.run`."""
+        check_model_folder(self._config.model.path)
+        engine = self._spec.engine(self._config)
+        # It takes longest, and in a process of its own: so it is begun first. `Rollout.run` tells what comes of it.
+        starting = asyncio.create_task(engine.start())
+        starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            tokenizer = await asyncio.to_thread(load_tokenizer, self._config.model.path)
+            await self._play(engine, tokenizer)
+        finally:
+            starting.cancel()
+            await engine.stop()
+
+    async def _play(self, engine: InferenceEngine, tokenizer: Any) -> None:
         config, spec = self._config, self._spec
-        check_model_folder(config.model.path)
-        tokenizer = load_tokenizer(config.model.path)
         buffer = Buffer.connect(
             spec.redis_url,
             config.run.name,
@@ -89,7 +102,7 @@ class RolloutProcess:
             self._rollout = Rollout(
                 self._name,
                 config,
-                engine=spec.engine(config),
+                engine=engine,
                 environments={env.name: self._client(env) for env in config.environments},
                 prompts=PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens),
                 buffer=buffer,

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.history import given_up, judge
-from tests.chaos.scene import ROOT, Nodes, Run, RunEnded, kill, wait_for
+from tests.chaos.scene import ROOT, Nodes, Run, RunEnded, command, kill, wait_for
 
 KINDS = ("actor", "environment", "learner", "redis", "node")
 PER_UPDATE, MAX_STALENESS = 8, 1
@@ -106,9 +106,10 @@ def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) 
         nodes.add()
         return lambda: len(run.playing()) == 2 and run.playing().keys() != before_it
     if kind == "actor":  # and its engine's process: each ends the other
-        before_it = run.playing().keys()
-        kill(draw.choice(run.processes("engine" if number % 3 == 2 else "actor")))
-        return lambda: len(run.playing()) == 2 and run.playing().keys() != before_it
+        victim = draw.choice(run.processes("actor"))
+        [engine] = [child for child in victim.children() if "actors.engine_server" in command(child)]
+        kill(engine if number % 3 == 2 else victim)
+        return lambda: len(run.playing()) == 2 and not victim.is_running() and not engine.is_running()
     if kind == "learner":
         [victim] = run.processes("rank" if number % 3 == 2 else "trainer")
         kill(victim)
