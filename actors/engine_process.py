@@ -201,10 +201,15 @@ class EngineProcess(InferenceEngine):
         """Hear what the process says until it has ended."""
         assert self._process is not None
         messages = Messages()
-        with contextlib.suppress(ConnectionError):
+        try:
             while data := await reader.read(RECEIVE_BYTES):
                 for kind, *members in messages.of(data):
                     self._hear(kind, members)
+        except ConnectionError:
+            pass
+        except Exception as error:  # nobody would hear the answers any more, and everybody wait
+            logger.exception("what the engine says cannot be understood")
+            self._fail(f"what the engine says cannot be understood: {first_line(error)}")
         code = await asyncio.to_thread(_end, self._process)
         if self._failure is None:
             self._fail(f"vLLM's process ended (code {code})")

@@ -83,13 +83,8 @@ class Recorder(EngineProcess):
             self._recorded[number] = (prompt, len(sample.token_ids))
         return sample
 
-    async def start(self) -> None:
-        """Actors come and go, it stays."""
-        if self.pid is None:
-            await super().start()
-
     async def stop(self) -> None:
-        """It goes on without the actor."""
+        """Actors come and go, it stays."""
 
     async def end(self) -> None:
         await super().stop()

@@ -78,6 +78,18 @@ async def test_an_engine_that_hangs_in_an_update_never_samples_again(engine: Eng
     assert not process.is_running()
 
 
+async def test_answers_that_cannot_be_read_fail_their_callers(
+    engine: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object, **__: object) -> str:
+        raise IndexError("no such token")
+
+    monkeypatch.setattr(engine._tokenizer, "decode", decode)
+    with pytest.raises(EngineFailed, match=r"cannot be understood: no such token"):
+        async with asyncio.timeout(20):
+            await engine.generate(PROMPT, temperature=1.0, max_tokens=1, seed=0)
+
+
 async def test_a_stopped_engine_refuses(engine: EngineProcess) -> None:
     task, process = await begun(engine), process_of(engine)
     await engine.stop()

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.history import given_up, judge
-from tests.chaos.scene import ROOT, Nodes, Run, RunEnded, command, kill, wait_for
+from tests.chaos.scene import ROOT, Nodes, Run, RunEnded, kill, wait_for
 
 KINDS = ("actor", "environment", "learner", "redis", "node")
 PER_UPDATE, MAX_STALENESS = 8, 1
@@ -107,7 +107,7 @@ def strike(kind: str, number: int, run: Run, nodes: Nodes, draw: random.Random) 
         return lambda: len(run.playing()) == 2 and run.playing().keys() != before_it
     if kind == "actor":  # and its engine's process: each ends the other
         victim = draw.choice(run.processes("actor"))
-        [engine] = [child for child in victim.children() if "actors.engine_server" in command(child)]
+        [engine] = [process for process in run.processes("engine") if process.ppid() == victim.pid]
         kill(engine if number % 3 == 2 else victim)
         return lambda: len(run.playing()) == 2 and not victim.is_running() and not engine.is_running()
     if kind == "learner":
