@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from services.redis_server import EmbeddedRedis
+from tests import needs
 
 # A busy machine is no failure.
 settings.register_profile("anchorage", deadline=None)
@@ -44,3 +45,14 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was not run, and why."""
+    stats = terminalreporter.stats
+    lines = needs.summary(stats.get("skipped", []), len(stats.get("deselected", [])))
+    if lines:
+        terminalreporter.section("not run")
+        for line in lines:
+            terminalreporter.line(line)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import needs
 from tests.browser.looking import CHROMIUM, FLAGS, with_token
 from tests.control_server import ADMIN, buffer, folder, url
 
@@ -20,8 +21,8 @@ PATIENCE_MS = int(os.environ.get("BROWSER_PATIENCE_MS", "60000"))
 @pytest.fixture(scope="module")  # while Playwright runs, no test of another module could run a loop of its own
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium: install Debian's package chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements/dev.txt)")
+        pytest.skip(needs.CHROMIUM)
+    playwright = pytest.importorskip("playwright.sync_api", reason=needs.PLAYWRIGHT)
     playwright.expect.set_options(timeout=PATIENCE_MS)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

@@ -10,9 +10,10 @@ import pytest
 
 from services.buffer import Buffer
 from services.telemetry import MetricsWriter
+from tests import needs
 from tests.control_runs import UPDATES, make_finished, scalars
 
-expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements/dev.txt)").expect
+expect = pytest.importorskip("playwright.sync_api", reason=needs.PLAYWRIGHT).expect
 
 Open = Callable[..., Any]
 

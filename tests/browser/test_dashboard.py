@@ -14,11 +14,12 @@ import pytest
 
 from services.buffer import Buffer
 from services.telemetry import MetricsWriter
+from tests import needs
 from tests.browser.looking import keep, unlabelled
 from tests.control_runs import HOSTILE, UPDATES, beat, scalars
 from tests.control_server import ADMIN, LIVE, READ
 
-expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements/dev.txt)").expect
+expect = pytest.importorskip("playwright.sync_api", reason=needs.PLAYWRIGHT).expect
 
 PAGES = {
     f"{LIVE}/run": ("Success rate", f"Run · {LIVE} · Anchorage"),

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from services.buffer import Buffer
+from tests import needs
 from tests.control_runs import TASK_TYPES, make_finished
 from tests.control_server import ADMIN
 
-expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements/dev.txt)").expect
+expect = pytest.importorskip("playwright.sync_api", reason=needs.PLAYWRIGHT).expect
 
 Open = Callable[..., Any]
 

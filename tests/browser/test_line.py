@@ -12,10 +12,11 @@ import pytest
 
 from services.buffer import Buffer
 from services.telemetry import MetricsWriter
+from tests import needs
 from tests.control_runs import UPDATES, make_finished, scalars
 from tests.control_server import LIVE, serving
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements/dev.txt)")
+playwright = pytest.importorskip("playwright.sync_api", reason=needs.PLAYWRIGHT)
 expect = playwright.expect
 
 Open = Callable[..., Any]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.control.settings import ADMIN_TOKEN_VARIABLE
+from tests import needs
 from tests.browser.looking import CHROMIUM
 from tests.browser.screenshots import SHOTS
 from tests.control_server import ADMIN, LIVE
@@ -17,9 +18,9 @@ from tests.control_server import ADMIN, LIVE
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: install Debian's package chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason=needs.CHROMIUM)
 def test_every_picture_is_taken(url: str, tmp_path: Path) -> None:
-    pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements/dev.txt)")
+    pytest.importorskip("playwright.sync_api", reason=needs.PLAYWRIGHT)
     command = [sys.executable, "-m", "tests.browser.screenshots", url, LIVE, "--out", str(tmp_path)]
     environment = {**os.environ, ADMIN_TOKEN_VARIABLE: ADMIN}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=250, stdout=subprocess.DEVNULL)

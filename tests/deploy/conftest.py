@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests import needs
+
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "anchorage"
 SOURCE = Path(__file__).parent / "render" / "main.go"
 GOPATH = Path("/usr/share/gocode")  # where Debian's packages of Go libraries are
@@ -34,7 +36,7 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
     if shutil.which("go") is None:
         missing.append("golang-go")
     if missing:
-        pytest.skip(f"rendering the chart takes Debian's {', '.join(sorted(missing))}")
+        pytest.skip(needs.debian(*sorted(missing)))
     program = tmp_path_factory.mktemp("render") / "render"
     subprocess.run(
         ["go", "build", "-o", program, SOURCE],

@@ -16,6 +16,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from tests import needs
 from tests.deploy.chart_variants import CHART, VARIANTS
 from tests.deploy.conftest import Render
 from tests.deploy.manifests import Document, of_kind, pods
@@ -51,7 +52,7 @@ def _validate(document: Document) -> None:
 
 @cache  # most documents are the same in many variants
 def _validate_text(document: str) -> None:
-    kubernetes = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    kubernetes = pytest.importorskip("kubernetes_validate", reason=needs.KUBERNETES_VALIDATE)
     for version in (OLDEST, kubernetes.latest_version()):
         kubernetes.validate(json.loads(document), version, strict=True)
 
@@ -71,7 +72,7 @@ def test_kubernetes_takes_the_pods_of_the_ray_cluster(documents: list[Document])
 
 
 def test_what_kubernetes_does_not_know_is_noticed(render: Render) -> None:
-    kubernetes = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    kubernetes = pytest.importorskip("kubernetes_validate", reason=needs.KUBERNETES_VALIDATE)
     [deployment] = copy.deepcopy(of_kind(render({}), "Deployment"))
     deployment["spec"]["template"]["spec"]["containers"][0]["resource"] = {}
     with pytest.raises(kubernetes.ValidationError):
@@ -95,7 +96,7 @@ def test_the_ray_cluster_has_fields_that_kuberay_has(documents: list[Document]) 
 def _ray_cluster_schema() -> dict[str, Any]:
     path = os.environ.get("RAYCLUSTER_CRD")
     if path is None:
-        pytest.skip("RAYCLUSTER_CRD does not name KubeRay's ray.io_rayclusters.yaml")
+        pytest.skip(needs.KUBERAY)
     definition = yaml.load(Path(path).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     [schema] = [version["schema"] for version in definition["spec"]["versions"] if version["name"] == "v1"]
     closed: dict[str, Any] = _closed(schema["openAPIV3Schema"])

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import needs
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -110,7 +112,7 @@ def test_the_base_image_can_be_pinned_by_its_digest(name: str) -> None:
     assert given[1] in (ROOT / "docs" / "deploy.md").read_text()
 
 
-@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason=needs.DOCKER_COMPOSE)
 def test_docker_compose_takes_the_gpu_override(tmp_path: Path) -> None:
     for file in ("docker-compose.yml", "docker-compose.gpu.yml"):
         shutil.copy(ROOT / file, tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from services.config.tree import TelemetryConfig
 from services.telemetry import open_metrics
 from services.wandb_run import WandbUnavailable
+from tests import needs
 from tests.waiting import until
 
 
@@ -35,7 +36,7 @@ OFFLINE = TelemetryConfig(tensorboard=False, wandb="offline", wandb_project="har
 
 
 def test_offline_keeps_every_number_in_the_runs_folder(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    pytest.importorskip("wandb", reason=needs.WANDB)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     folder = tmp_path / "first"
     with open_metrics(folder, OFFLINE) as metrics:

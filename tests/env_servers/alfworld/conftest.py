@@ -11,6 +11,7 @@ import pytest
 from env_servers.alfworld.environment import DATA_VARIABLE, game_source
 from env_servers.alfworld.games import GameSource, OfficialGames
 from env_servers.alfworld.package import alfworld_module, alfworld_text
+from tests import needs
 
 Document = dict[str, object]
 
@@ -108,5 +109,5 @@ def official_games() -> GameSource:
     """The official games below `ALFWORLD_DATA`."""
     folder = os.environ.get(DATA_VARIABLE)
     if not folder:
-        pytest.skip(f"{DATA_VARIABLE} is not set: it names the folder of the official games")
+        pytest.skip(needs.ALFWORLD)
     return OfficialGames(Path(folder))

@@ -20,6 +20,7 @@ import pytest
 from env_servers.alfworld.environment import DATA_VARIABLE
 from env_servers.alfworld.native import NativeGame
 from env_servers.alfworld.problem import parse_game
+from tests import needs
 
 SHARED = Path(__file__).parents[4] / "shared"
 REFERENCE = Path(os.environ.get("REFERENCE_DIR") or SHARED / "reference")
@@ -33,7 +34,7 @@ Episode = Mapping[str, Any]
 def episodes() -> list[Episode]:
     files = sorted(REFERENCE.glob("alfworld_transcripts*.jsonl.xz"))
     if not files:
-        pytest.skip(f"no alfworld_transcripts*.jsonl.xz in {REFERENCE}: REFERENCE_DIR names another folder")
+        pytest.skip(needs.TRANSCRIPTS)
     return [json.loads(line) for file in files for line in lzma.open(file, "rt", encoding="utf-8")]
 
 
@@ -45,7 +46,7 @@ def games(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory) -> 
         root = Path(folder) / ROOT
         return root if root.is_dir() else Path(folder)
     if not ARCHIVE.is_file():
-        pytest.skip(f"the games of the transcripts are not here: set {DATA_VARIABLE} to their folder")
+        pytest.skip(needs.ALFWORLD)
     root = tmp_path_factory.mktemp("games")
     _extract({str(episode["game"]) for episode in episodes}, root)
     return root

@@ -13,6 +13,7 @@ from env_servers.webshop.opening import open_shop
 from env_servers.webshop.play import Play
 from env_servers.webshop.settings import DATA_VARIABLE, PREFIX, WebShopSettings
 from env_servers.webshop.shop import Shop
+from tests import needs
 from tests.env_servers.webshop.small_shop import Record, build_record, build_shop
 
 SHARED = Path(__file__).parents[4] / "shared"
@@ -70,7 +71,7 @@ def official_folder() -> Path:
     """The folder of the official files: that of `WEBSHOP_DATA`, else the one beside the checkout."""
     folder = Path(os.environ.get(DATA_VARIABLE) or SHARED / "data" / "webshop")
     if not folder.is_dir():
-        pytest.skip(f"the official files are not here: set {DATA_VARIABLE} to their folder")
+        pytest.skip(needs.WEBSHOP)
     return folder
 
 

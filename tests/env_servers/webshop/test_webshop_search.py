@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from env_servers.webshop.search.index import SearchIndex, build
+from tests import needs
 
 PRODUCTS = "items_shuffle_1000.json"
 SHOWN = 10
@@ -29,7 +30,7 @@ Search = Mapping[str, Any]
 def searches(reference: Path) -> list[Search]:
     files = sorted(reference.glob("webshop_search*.json.xz"))
     if not files:
-        pytest.skip(f"no webshop_search*.json.xz in {reference}: REFERENCE_DIR names another folder")
+        pytest.skip(needs.TRANSCRIPTS)
     return [search for file in files for search in json.loads(lzma.decompress(file.read_bytes()))]
 
 
@@ -42,7 +43,7 @@ def documents(official_folder: Path) -> list[tuple[str, str]]:
     elif packed.is_file():
         products = json.loads(lzma.decompress(packed.read_bytes()))
     else:
-        pytest.skip(f"no {PRODUCTS} in {official_folder}, plain or .xz")
+        pytest.skip(needs.WEBSHOP)
     return [(product["asin"], index_text(product)) for product in products]
 
 

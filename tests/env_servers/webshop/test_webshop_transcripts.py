@@ -22,6 +22,7 @@ from env_servers.webshop.opening import open_shop
 from env_servers.webshop.play import Play
 from env_servers.webshop.settings import WebShopSettings
 from env_servers.webshop.shop import Shop
+from tests import needs
 
 Episode = Mapping[str, Any]
 Step = Mapping[str, Any]
@@ -31,7 +32,7 @@ Step = Mapping[str, Any]
 def episodes(reference: Path) -> list[Episode]:
     files = sorted(reference.glob("webshop_transcripts*.jsonl.xz"))
     if not files:
-        pytest.skip(f"no webshop_transcripts*.jsonl.xz in {reference}: REFERENCE_DIR names another folder")
+        pytest.skip(needs.TRANSCRIPTS)
     return [json.loads(line) for file in files for line in lzma.open(file, "rt", encoding="utf-8")]
 
 

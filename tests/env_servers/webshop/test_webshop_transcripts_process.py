@@ -14,12 +14,13 @@ import pytest
 from env_servers.webshop.goals import draw_prices, synthetic_goals
 from env_servers.webshop.nouns import word_nouns
 from env_servers.webshop.official import load_official
+from tests import needs
 
 
 def _recorded(reference: Path, name: str) -> Any:
     file = reference / name
     if not file.is_file():
-        pytest.skip(f"no {name} in {reference}: REFERENCE_DIR names another folder")
+        pytest.skip(needs.TRANSCRIPTS)
     return json.loads(lzma.decompress(file.read_bytes()))
 
 

@@ -25,6 +25,7 @@ from env_servers.webshop.environment import TEST_GOALS, WebShop
 from env_servers.webshop.opening import open_shop
 from env_servers.webshop.settings import WebShopSettings
 from env_servers.webshop.shop import Shop
+from tests import needs
 
 Episode = Mapping[str, Any]
 Surround = Callable[..., None]
@@ -36,7 +37,7 @@ THROUGH_AGENTGYM = 12
 def recorded_shop(reference: Path, official_folder: Path) -> Shop:
     file = reference / "webshop_process.json.xz"
     if not file.is_file():
-        pytest.skip(f"no {file.name} in {reference}: REFERENCE_DIR names another folder")
+        pytest.skip(needs.TRANSCRIPTS)
     seed = json.loads(lzma.decompress(file.read_bytes()))["seed"]
     return open_shop(WebShopSettings(data=official_folder, tagger="stop-words", seed=seed))
 
@@ -48,7 +49,7 @@ def episodes(reference: Path, recorded_shop: Shop) -> list[Episode]:
     lines = (line for file in files for line in lzma.decompress(file.read_bytes()).splitlines())
     found = [episode for episode in map(json.loads, lines) if _is_of(recorded_shop, episode)]
     if not found:
-        pytest.skip(f"no webshop_transcripts*.jsonl.xz in {reference} that belong to its webshop_process.json.xz")
+        pytest.skip(needs.TRANSCRIPTS)
     return found
 
 

@@ -15,20 +15,21 @@ from services.weights.board import Board
 from services.weights.collective import CollectiveChannel
 from services.weights.nccl import NcclSender, _Source
 from services.weights.rounds import Epochs, Wish
+from tests import needs
 from tests.actors.tiny import make_model, reference_logprobs, weights_of, write_model
 
 
 def test_without_a_gpu_it_says_so() -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    pytest.importorskip("vllm")
+        pytest.skip(needs.NO_GPU)
+    pytest.importorskip("vllm", reason=needs.VLLM)
     group = Epochs("p").open([Wish("a", "v", 1)], "127.0.0.1", 1)
     with pytest.raises(WeightsUnavailable, match="needs a GPU"):
         NcclSender().open(group, 1.0)
 
 
 def test_the_source_describes_what_it_sends() -> None:
-    pytest.importorskip("vllm")
+    pytest.importorskip("vllm", reason=needs.VLLM)
     source = _Source()
     source.tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}
     told = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
@@ -41,7 +42,7 @@ def test_adapters_do_not_travel_by_it() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason=needs.GPUS)
 async def test_an_engine_samples_with_the_weights_that_were_sent(redis_url: str, run_name: str, tmp_path: Path) -> None:
     """The engine on the first GPU, the publisher on the second."""
     from actors.engine_process import EngineProcess

@@ -1,0 +1,51 @@
+"""What some tests need and a machine may lack: why they are skipped and what to do, told together at the end.
+
+A reason to skip reads "WHAT is missing: HOW to get it", the same for all tests with that need, so that the summary
+has a line a need. Details such as paths do not belong into it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+CHROMIUM = "Chromium is missing: apt-get install chromium"
+PLAYWRIGHT = "playwright is missing: pip install -r requirements/dev.txt"
+KUBERNETES_VALIDATE = "kubernetes-validate is missing: pip install -r requirements/dev.txt"
+WANDB = "wandb is missing: pip install -r requirements/dev.txt"
+VLLM = "vLLM is missing: make setup"
+DOCKER_COMPOSE = "docker-compose is missing: apt-get install docker-compose"
+GPUS = "two GPUs are missing: these tests run vLLM and NCCL on a machine that has them"
+NO_GPU = "not applicable: this machine has a GPU"
+KUBERAY = "KubeRay's ray.io_rayclusters.yaml is missing: set RAYCLUSTER_CRD to its path"
+ALFWORLD = "the official ALFWorld games are missing: set ALFWORLD_DATA to their folder"
+WEBSHOP = "the official WebShop files are missing: set WEBSHOP_DATA to their folder"
+TRANSCRIPTS = "recordings of the original environments are missing: set REFERENCE_DIR to their folder"
+
+
+def debian(*packages: str) -> str:
+    """The reason where packages of Debian's are missing."""
+    return f"{', '.join(packages)} missing: apt-get install {' '.join(packages)}"
+
+
+def summary(reports: Iterable[object], left_out: int) -> list[str]:
+    """What was not run, a line a reason, the most frequent first; `left_out` tests are those of the longer tier.
+
+    >>> summary([], 3)
+    ['3 tests of the longer tier were left out: make test-all']
+    """
+    reasons = Counter(_reason(report) for report in reports)
+    lines = []
+    if reasons:
+        lines.append(f"{sum(reasons.values())} tests were skipped:")
+        width = len(str(max(reasons.values())))
+        lines += [f"  {count:>{width}}  {reason}" for reason, count in reasons.most_common()]
+    if left_out:
+        lines.append(f"{left_out} tests of the longer tier were left out: make test-all")
+    return lines
+
+
+def _reason(report: object) -> str:
+    longrepr = getattr(report, "longrepr", None)
+    text = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+    return text.removeprefix("Skipped: ").partition("\n")[0]
