@@ -87,7 +87,7 @@ def measure_many_rows(count: int) -> Figures:
 
 def measure_naive(count: int) -> Figures:
     """The same advantages by our arrays and by loops over rows."""
-    played, config = Played(count), AdvantageConfig(episode_statistics="steps")
+    played, config = Played(count), AdvantageConfig()
 
     def arrays() -> Advantages:
         return ESTIMATORS["gigpo"](played.grouped(), config)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from learner.advantages.penalty import before_normalisation
 from learner.advantages.rows import step_returns
 from learner.ledger import Entry, Ledger
 from learner.rows import PreparedUpdate
@@ -45,7 +46,7 @@ class History:
 def group_records(groups: Groups, prepared: PreparedUpdate, config: Config) -> list[GroupRecord]:
     """One record a group. `prepared` was made of the same groups in the same order, so its rows follow theirs."""
     table, advantages = prepared.table, prepared.advantages
-    returns = step_returns(table, config.advantage.gamma, config.advantage.invalid_action_penalty)
+    returns = step_returns(table, config.advantage.gamma, before_normalisation(config.advantage).invalid_action_penalty)
     columns = (table.step_group, returns, advantages.episode, advantages.step, advantages.total)
     ends = np.cumsum([len(trajectory.steps) for group in groups.values() for trajectory in group])[:-1]
     numbers = [StepNumbers(*parts) for parts in zip(*(np.split(column, ends) for column in columns), strict=True)]

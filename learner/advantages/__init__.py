@@ -11,6 +11,7 @@ from learner.advantages.gigpo import gigpo
 from learner.advantages.grpo import grpo
 from learner.advantages.gspo import gspo
 from learner.advantages.hgpo import hgpo
+from learner.advantages.penalty import with_penalty
 from learner.advantages.reinforce_pp import reinforce_pp
 from learner.advantages.rloo import rloo
 from learner.advantages.rows import Advantages, Estimator, StepRows
@@ -18,14 +19,14 @@ from services.config.presets import Algorithm
 
 ESTIMATORS: Mapping[Algorithm, Estimator] = MappingProxyType(
     {
-        "gigpo": gigpo,
-        "grpo": grpo,
-        "rloo": rloo,
-        "reinforce_pp": reinforce_pp,
-        "dr_grpo": dr_grpo,
-        "dapo": dapo,
-        "gspo": gspo,
-        "hgpo": hgpo,
+        "gigpo": with_penalty(gigpo),
+        "grpo": with_penalty(grpo),
+        "rloo": with_penalty(rloo),
+        "reinforce_pp": with_penalty(reinforce_pp),
+        "dr_grpo": with_penalty(dr_grpo),
+        "dapo": with_penalty(dapo),
+        "gspo": with_penalty(gspo),
+        "hgpo": with_penalty(hgpo),
     }
 )
 

@@ -10,9 +10,9 @@ F is the standard deviation (ddof 1, + 1e-6), or 1. An invalid step's own score 
 
 from __future__ import annotations
 
-import numpy as np
-
-from learner.advantages.rows import EPSILON, Advantages, Floats, StepRows, episode_advantages, moments, step_returns
+from learner.advantages.episodes import episode_advantages
+from learner.advantages.rows import Advantages, Floats, StepRows, step_returns
+from learner.advantages.statistics import moments, normalised
 from services.config.tree import AdvantageConfig
 
 
@@ -26,6 +26,6 @@ def gigpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
 def step_advantages(rows: StepRows, config: AdvantageConfig) -> Floats:
     """A_S of every row; [N]."""
     returns = step_returns(rows, config.gamma, config.invalid_action_penalty)
-    mean, deviation, count = moments(returns, rows.step_group)
-    scale = deviation + EPSILON if config.normalisation == "std" else np.ones(len(rows))
-    return np.where(count > 1, (returns - mean) / scale, 0.0)
+    of = moments(returns, rows.step_group)
+    # A lone return is its own mean: 0.
+    return normalised(returns, of, rows, config)

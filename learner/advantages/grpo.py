@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.advantages.rows import Advantages, StepRows, episode_advantages
+from learner.advantages.episodes import episode_advantages
+from learner.advantages.rows import Advantages, StepRows
 from services.config.tree import AdvantageConfig
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.advantages.rows import EPSILON, Advantages, Floats, Ids, StepRows, earlier_rows, moments, step_returns
+from learner.advantages.rows import Advantages, Floats, Ids, StepRows, earlier_rows, step_returns
+from learner.advantages.statistics import moments, normalised
 from learner.anchors import joint_ids
 from services.config.tree import AdvantageConfig
 
@@ -23,10 +24,9 @@ def hgpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     returns = step_returns(rows, config.gamma, config.invalid_action_penalty)
     weighted, weights = np.zeros(len(rows)), np.zeros(len(rows))
     for depth, group in enumerate(history_groups(rows, config.history)):
-        mean, deviation, count = moments(returns, group)
-        scale = deviation + EPSILON if config.normalisation == "std" else np.ones(len(rows))
-        weight = (count > 1) * (depth + 1.0) ** config.history_power
-        weighted += weight * (returns - mean) / scale
+        of = moments(returns, group)
+        weight = (of.row_count > 1) * (depth + 1.0) ** config.history_power
+        weighted += weight * normalised(returns, of, rows, config)
         weights += weight
     total: Floats = weighted / np.maximum(weights, 1.0)
     return Advantages(episode=np.zeros(len(rows)), step=total, total=total)

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.advantages.rows import EPSILON, Advantages, StepRows, counting_rows, episode_scores, moments
+from learner.advantages.episodes import counted_scores
+from learner.advantages.rows import Advantages, StepRows, episode_scores
+from learner.advantages.statistics import moments, normalised
 from services.config.tree import AdvantageConfig
 
 
 def reinforce_pp(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
-    counted = counting_rows(rows, config)
+    counted, which = counted_scores(rows, config)
     scores = episode_scores(rows, config.invalid_action_penalty)
     if config.group_baseline:
-        scores = scores - moments(scores, rows.group, counted)[0]
-    mean, deviation, _ = moments(scores, np.zeros(len(rows), dtype=np.int64), counted)
-    scale = deviation + EPSILON if config.normalisation == "std" else 1.0
-    episode = (scores - mean) / scale
+        baseline = moments(counted, rows.group, which).row_mean
+        counted, scores = counted - baseline, scores - baseline
+    batch = np.zeros(len(rows), dtype=np.int64)
+    episode = normalised(scores, moments(counted, batch, which), rows, config)
     return Advantages(episode=episode, step=np.zeros(len(rows)), total=episode)

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.advantages.rows import Advantages, StepRows, counting_rows, episode_scores, moments
+from learner.advantages.episodes import counted_scores
+from learner.advantages.rows import Advantages, StepRows, episode_scores
+from learner.advantages.statistics import moments
 from services.config.tree import AdvantageConfig
 
 
 def rloo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     scores = episode_scores(rows, config.invalid_action_penalty)
-    mean, _, count = moments(scores, rows.group, counting_rows(rows, config))
-    episode = np.where(count > 1, (scores - mean) * count / np.maximum(count - 1, 1), scores)
+    counted, which = counted_scores(rows, config)
+    of = moments(counted, rows.group, which)
+    others = (counted - of.row_mean) * (of.count / np.maximum(of.count - 1, 1))[of.group]
+    # A penalty that is no part of the statistics is subtracted as it is.
+    episode = np.where(of.row_count > 1, others - (counted - scores), scores)
     return Advantages(episode=episode, step=np.zeros(len(rows)), total=episode)

@@ -1,4 +1,4 @@
-"""What an advantage estimator reads and answers: one row a step, as parallel arrays, and the sums they share.
+"""What an advantage estimator reads and returns: one row a step, as parallel arrays, and the sums they share.
 
 Invariants
 - Rows may stand in any order; `trajectory` and `step` say what follows what.
@@ -114,33 +114,3 @@ def dense(ids: Ids) -> Ids:
     if len(ids) and ids.min() >= 0 and ids.max() < 2 * len(ids):
         return ids
     return np.unique(ids, return_inverse=True)[1]
-
-
-def counting_rows(rows: StepRows, config: AdvantageConfig) -> Flags:
-    """bool [N]: the rows whose scores make the episode statistics.
-
-    Over `trajectories` each is represented by its first step, whose score carries that step's penalty, as in the
-    published code.
-    """
-    return first_rows(rows) if config.episode_statistics == "trajectories" else np.ones(len(rows), dtype=np.bool_)
-
-
-def moments(values: Floats, groups: Ids, counted: Flags | None = None) -> tuple[Floats, Floats, Floats]:
-    """Mean, standard deviation (ddof 1) and count of each row's group, over the counted rows; [N] each."""
-    group = dense(groups)
-    weight = np.ones(len(values)) if counted is None else counted.astype(np.float64)
-    count = np.bincount(group, weights=weight).astype(np.float64)
-    mean = np.bincount(group, weights=weight * values) / np.maximum(count, 1)
-    squares = np.bincount(group, weights=weight * (values - mean[group]) ** 2)
-    deviation = np.sqrt(squares / np.maximum(count - 1, 1))
-    return mean[group], deviation[group], count[group]
-
-
-def episode_advantages(rows: StepRows, config: AdvantageConfig) -> Floats:
-    """A_E = (score − mean) / F over the group (GiGPO, eq. 3); the score itself in a group of one."""
-    scores = episode_scores(rows, config.invalid_action_penalty)
-    mean, deviation, count = moments(scores, rows.group, counting_rows(rows, config))
-    scale = deviation + EPSILON if config.normalisation == "std" else np.ones(len(rows))
-    # The published code gives a lone score mean 0 and deviation 1.
-    lone_scale = 1.0 + EPSILON if config.normalisation == "std" else 1.0
-    return np.where(count > 1, (scores - mean) / scale, scores / lone_scale)

@@ -16,10 +16,14 @@ class AdvantageConfig(Section):
     """Weight of the step-level advantage (GiGPO)."""
     normalisation: Literal["std", "mean"] = "std"
     """Divide centred values by the standard deviation (ddof 1, + 1e-6), or by 1."""
-    episode_statistics: Literal["trajectories", "steps"] = "trajectories"
-    """Mean and deviation of episode scores over the group's trajectories (paper) or its step rows (published code)."""
-    invalid_action_penalty: float = Field(0.1, ge=0)
-    """Subtracted from an invalid step's score and return, after discounting."""
+    episode_statistics: Literal["steps", "trajectories"] = "steps"
+    """Mean and deviation of episode scores over the group's step rows, each with its own penalty (published code), or
+    over its trajectories without penalties (paper)."""
+    invalid_action_penalty: float = Field(0.1, ge=0, allow_inf_nan=False)
+    """Subtracted from an invalid step's score and return, after discounting; see `penalty`."""
+    penalty: Literal["scaled", "unscaled"] = "scaled"
+    """`scaled`: the penalty is subtracted before normalisation and divided by the deviation, which it is a part of
+    (published code). `unscaled`: it is subtracted from the normalised advantage, once, in units of the advantage."""
     ignore_cut_responses: bool = False
     """Train on no token of the responses that `model.max_response_tokens` cut off: advantage 0, and no other term of
     the loss. What their loss is divided by stays as it is."""

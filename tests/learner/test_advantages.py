@@ -27,6 +27,7 @@ configs = st.builds(
     normalisation=st.sampled_from(["std", "mean"]),
     episode_statistics=st.sampled_from(["trajectories", "steps"]),
     invalid_action_penalty=st.sampled_from([0.0, 0.1]),
+    penalty=st.sampled_from(["scaled", "unscaled"]),
     history=st.integers(0, 3),
     history_power=st.sampled_from([0.0, 1.0, 2.0]),
     group_baseline=st.booleans(),
@@ -52,55 +53,67 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def scale(values, config):
-    if config.normalisation == "mean":
-        return 1.0
-    centre = mean(values)
-    return sqrt(sum((value - centre) ** 2 for value in values) / max(len(values) - 1, 1)) + 1e-6
+def normal(value, values, config):
+    """(value − mean) / F; a value that is none of the values is held to the largest that one of them could have."""
+    centred = value - mean(values)
+    deviation = sqrt(sum((x - mean(values)) ** 2 for x in values) / max(len(values) - 1, 1))
+    if config.normalisation == "mean" or deviation < 1e-9:
+        return centred
+    bound = (len(values) - 1) / sqrt(len(values))
+    return min(bound, max(-bound, centred / (deviation + 1e-6)))
+
+
+def penalty(row, config):
+    return config.invalid_action_penalty * (not row["v"]) * (config.penalty == "scaled")
 
 
 def score(row, rows, config):
-    return sum(x["r"] for x in rows if x["t"] == row["t"]) - config.invalid_action_penalty * (not row["v"])
-
-
-def counts(row, config):
-    return config.episode_statistics == "steps" or row["k"] == 0
+    return sum(x["r"] for x in rows if x["t"] == row["t"]) - penalty(row, config)
 
 
 def peers(row, rows, config):
-    return [score(x, rows, config) for x in rows if x["g"] == row["g"] and counts(x, config)]
+    """The scores that the statistics are of: of the step rows, or of the trajectories without penalties."""
+    group = [x for x in rows if x["g"] == row["g"]]
+    if config.episode_statistics == "steps":
+        return [score(x, rows, config) for x in group]
+    return [score(x, rows, config) + penalty(x, config) for x in group if x["k"] == 0]
 
 
 def step_return(row, rows, config):
     later = [x for x in rows if x["t"] == row["t"] and x["k"] >= row["k"]]
     discounted = sum(config.gamma ** (x["k"] - row["k"]) * x["r"] for x in later)
-    return discounted - config.invalid_action_penalty * (not row["v"])
+    return discounted - penalty(row, config)
 
 
 def naive_grpo(row, rows, config):
     own, others = score(row, rows, config), peers(row, rows, config)
     if len(others) == 1:
         return own / (1.0 + 1e-6 if config.normalisation == "std" else 1.0)
-    return (own - mean(others)) / scale(others, config)
+    return normal(own, others, config)
 
 
 def naive_gigpo(row, rows, config):
     returns = [step_return(x, rows, config) for x in rows if x["s"] == row["s"]]
-    step = (step_return(row, rows, config) - mean(returns)) / scale(returns, config) if len(returns) > 1 else 0.0
+    step = normal(step_return(row, rows, config), returns, config) if len(returns) > 1 else 0.0
     return naive_grpo(row, rows, config) + config.omega * step
 
 
 def naive_rloo(row, rows, config):
     own, others = score(row, rows, config), peers(row, rows, config)
-    return own if len(others) == 1 else (own - mean(others)) * len(others) / (len(others) - 1)
+    if len(others) == 1:
+        return own
+    # Over step rows the score is one of those that the mean leaves out; over trajectories it is without its penalty.
+    less = penalty(row, config) if config.episode_statistics == "trajectories" else 0.0
+    return (own + less - mean(others)) * len(others) / (len(others) - 1) - less
 
 
 def naive_reinforce_pp(row, rows, config):
-    def baselined(x):
-        return score(x, rows, config) - (mean(peers(x, rows, config)) if config.group_baseline else 0.0)
+    def baseline(x):
+        return mean(peers(x, rows, config)) if config.group_baseline else 0.0
 
-    batch = [baselined(x) for x in rows if counts(x, config)]
-    return (baselined(row) - mean(batch)) / scale(batch, config)
+    groups = {x["g"]: x for x in rows}
+    batch = [value - baseline(x) for x in groups.values() for value in peers(x, rows, config)]
+    return normal(score(row, rows, config) - baseline(row), batch, config)
 
 
 def naive_hgpo(row, rows, config):
@@ -114,7 +127,7 @@ def naive_hgpo(row, rows, config):
         wanted = context(row, k)
         same = [step_return(x, rows, config) for x in rows if context(x, k) == wanted and wanted is not None]
         if len(same) > 1:
-            advantages.append((step_return(row, rows, config) - mean(same)) / scale(same, config))
+            advantages.append(normal(step_return(row, rows, config), same, config))
             weights.append((k + 1) ** config.history_power)
     return sum(w * a for w, a in zip(weights, advantages, strict=True)) / sum(weights) if weights else 0.0
 
@@ -141,7 +154,8 @@ def test_every_estimator_has_a_naive_statement():
 def test_every_estimator_is_its_naive_statement(played, config):
     rows = flat(played)
     for name, estimator in ESTIMATORS.items():
-        theirs = [NAIVE[name](row, rows, config) for row in rows]
+        unscaled = config.invalid_action_penalty * (config.penalty == "unscaled")
+        theirs = [NAIVE[name](row, rows, config) - unscaled * (not row["v"]) for row in rows]
         np.testing.assert_allclose(estimator(arrays(rows), config).total, theirs, rtol=1e-6, atol=1e-6, err_msg=name)
 
 

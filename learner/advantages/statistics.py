@@ -1,0 +1,117 @@
+"""Means, deviations and normalised values over sets of rows.
+
+Invariants
+- A value normalised by a deviation is less than √n from 0, n the number of values that the deviation is of. A value
+  that is one of them is at most (n − 1) / √n away; others are held to it.
+- Where the deviation is 0 nothing is divided by it. Sums that are equal on paper have no deviation, however float64
+  rounds them.
+- Values of any finite size: squares that would overflow are taken in units of the set's largest value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from learner.advantages.rows import EPSILON, Flags, Floats, Ids, StepRows, dense
+from services.config.tree import AdvantageConfig
+
+HUGE = 1e100
+"""Values beyond this are scaled before they are squared: float64 overflows at 1e308."""
+NEGLIGIBLE = 1e-9
+"""Rounding errors below this are not looked at more closely: so small an advantage is not trained on anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Statistics of the sets that rows belong to.
+
+    Attributes:
+        group: int64 [N], number of each row's set, below 2 N.
+        mean / deviation / count: float64 [sets]; the deviation has ddof 1 and is 0 for a lone value.
+        whole: every row counts.
+    """
+
+    group: Ids
+    mean: Floats
+    deviation: Floats
+    count: Floats
+    whole: bool
+
+    @property
+    def row_count(self) -> Floats:
+        """Number of values in each row's set; [N]."""
+        return self.count[self.group]
+
+    @property
+    def row_mean(self) -> Floats:
+        """Mean of each row's set; [N]."""
+        return self.mean[self.group]
+
+
+def moments(values: Floats, groups: Ids, counted: Flags | None = None) -> Moments:
+    """Statistics by `groups`, over the counted rows; None: over all."""
+    group = dense(groups)
+    unit = _units(values, group)
+    if unit is not None:
+        found = moments(values / unit[group], group, counted)
+        return Moments(group, found.mean * unit, found.deviation * unit, found.count, found.whole)
+    weight = None if counted is None else counted.astype(np.float64)
+    count = np.bincount(group, weights=weight).astype(np.float64)
+    mean = np.bincount(group, weights=values if weight is None else weight * values) / np.maximum(count, 1)
+    squares = (values - mean[group]) ** 2
+    total = np.bincount(group, weights=squares if weight is None else weight * squares)
+    return Moments(group, mean, np.sqrt(total / np.maximum(count - 1, 1)), count, weight is None)
+
+
+def normalised(values: Floats, of: Moments, rows: StepRows, config: AdvantageConfig) -> Floats:
+    """(value − mean) / F of every row; F is the deviation + 1e-6 with `std`, 1 with `mean`; [N].
+
+    Args:
+        values: float64 [N], scores or returns of the rows.
+        of: statistics that they are compared with: of these values, or of others.
+
+    Example, `std`: of the values 0, 0, 0 and 4 (mean 1, deviation 2) the last is worth 1.5, which is (4 − 1) / √4: no
+    value of any four is worth more. Of four zeros each is worth 0, and a value −0.1 that is compared with them −0.1.
+    """
+    noise = _rounding(of, rows, config.invalid_action_penalty)
+    centred = values - of.row_mean
+    if isinstance(noise, np.ndarray):
+        centred = np.where(np.abs(centred) > noise[of.group], centred, 0.0)
+    if config.normalisation == "mean":
+        return centred
+    divisor = np.where(of.deviation > noise, of.deviation + EPSILON, 1.0)
+    scaled: Floats = centred / divisor[of.group]
+    if of.whole and not isinstance(noise, np.ndarray):
+        return scaled
+    bound = np.where(of.count > 1, (of.count - 1.0) / np.sqrt(np.maximum(of.count, 1)), np.inf)[of.group]
+    held: Floats = np.clip(scaled, -bound, bound)
+    return held
+
+
+def _units(values: Floats, group: Ids) -> Floats | None:
+    """The largest size in each set, [sets], where any is huge; else None."""
+    if not len(values) or max(values.max(), -values.min()) <= HUGE:
+        return None
+    largest = np.zeros(int(group.max()) + 1)
+    np.maximum.at(largest, group, np.abs(values))
+    return np.where(largest > HUGE, largest, 1.0)
+
+
+def _rounding(of: Moments, rows: StepRows, penalty: float) -> Floats | float:
+    """How far float64 may put two sums of the same rewards apart: [sets], or one number where it is negligible.
+
+    A sum of n numbers is off by at most n · 2^-53 times the sum of their sizes; here n is that of an episode's rewards,
+    then that of the set's values.
+    """
+    precision, longest = 4 * float(np.finfo(np.float64).eps), float(rows.step.max(initial=0)) + 1.0
+    largest = max(float(rows.reward.max(initial=0.0)), -float(rows.reward.min(initial=0.0)))
+    most = precision * longest * largest + precision * penalty
+    if most * (float(of.count.max(initial=0.0)) + longest) <= NEGLIGIBLE:
+        return NEGLIGIBLE
+    trajectory = dense(rows.trajectory)
+    size = np.bincount(trajectory, weights=precision * np.abs(rows.reward))[trajectory] + precision * penalty
+    mean = np.bincount(of.group, weights=size) / np.maximum(np.bincount(of.group), 1)
+    off: Floats = mean * (of.count + longest)
+    return off
