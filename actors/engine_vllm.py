@@ -30,6 +30,8 @@ from services.weights import TransferLost
 
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 2048
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's attention on CPU is compiled for; a test compares it with the vLLM that is installed."""
 
 
 def engine_environment() -> dict[str, str]:

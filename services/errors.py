@@ -1,12 +1,19 @@
-"""Errors that end a command: the message is one line, says what was wrong and what to do."""
+"""Errors that end a command: the message is one line for each mistake, says what is wrong and what to do."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from pydantic import ValidationError
 
 
 class AnchorageError(Exception):
     """Base of every error that the command line prints as one line; exit code 1."""
+
+
+class PreflightFailed(AnchorageError):
+    """Something is known to be wrong before anything has started. One line for each problem."""
 
 
 class RedisUnavailable(AnchorageError):
@@ -35,6 +42,12 @@ class RunBusy(AnchorageError):
 
 class RayUnavailable(AnchorageError):
     """The Ray cluster cannot be started or reached."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`, did you mean NAME?` for the known name that is most like the given one; nothing where none is."""
+    close = get_close_matches(given, [*known], n=1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.errors import ModelUnavailable
+from services.errors import ModelUnavailable, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,53 @@ def check_model_folder(path: Path) -> None:
     for file in weights:
         if not os.access(file, os.R_OK):
             raise ModelUnavailable(f"model.path: user {os.getuid()} may not read {file}; chmod a+r it")
+
+
+def check_tokenizer(path: Path) -> None:
+    """Raise `ModelUnavailable` where `tokenizer.json` cannot be loaded. Other kinds of tokenizers are not checked."""
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ModelUnavailable(f"cannot load the tokenizer {file}: {first_line(error)}") from None
+
+
+def stored_parameters(path: Path) -> int:
+    """Number of parameters in the folder's safetensors files, by their headers; 0 where there are none.
+
+    Raises:
+        ModelUnavailable: a file is cut short or damaged, or one that the index names is missing.
+    """
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            raise ModelUnavailable(f"cannot read {index}: copy it again") from None
+        if missing := sorted(name for name in named if not (path / str(name)).is_file()):
+            raise ModelUnavailable(f"missing weights in {path}: {missing[0]}, which {index.name} names; copy it there")
+    return sum(_parameters_in(file) for file in path.glob("*.safetensors"))
+
+
+def _parameters_in(file: Path) -> int:
+    """Of one safetensors file: 8 bytes with the length of the header, the header, and the tensors up to the end."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError("its header is damaged")
+            header = json.loads(opened.read(length))
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        end = max((entry["data_offsets"][1] for entry in tensors), default=0)
+        if file.stat().st_size != 8 + length + end:
+            raise ValueError(f"it has {file.stat().st_size} bytes, {8 + length + end} are needed")
+        return sum(math.prod(entry["shape"]) for entry in tensors)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelUnavailable(f"cannot read the weights {file}: {first_line(error)}; copy the file again") from None
 
 
 def share_weights(folder: Path) -> None:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from services.cli.environments import TOKEN_VARIABLE, make_data_known, registered_name
+from services.cli.environments import TOKEN_VARIABLE, environment_class, make_data_known
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable
 from services.schemas import Ticket
@@ -59,12 +59,11 @@ def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int
 
 def _client(env: EnvConfig) -> EnvironmentClient:
     from env_servers.client import HttpClient, LocalClient
-    from env_servers.registry import load_environment
 
     if env.addresses:
         return HttpClient(env.addresses[0], token=os.environ.get(TOKEN_VARIABLE), timeout_s=env.request_timeout_s)
     make_data_known(env)
-    return LocalClient(load_environment(registered_name(env)))
+    return LocalClient(environment_class(env))
 
 
 async def _play_all(

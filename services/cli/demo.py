@@ -17,11 +17,11 @@ from rich.console import Console
 
 from services.cli import report as report_page
 from services.cli.evaluate import as_json, evaluate_on, results_table
+from services.cli.preflight import Start, preflight
 from services.cli.report_curves import terminal_curve
 from services.cli.stack import Stack, locked, stop_on_signals
 from services.cli.train import train_on
 from services.config.tree import Config
-from services.model_folder import check_model_folder
 from services.run_folder import SUMMARY_NAME
 from services.telemetry import MetricsWriter
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def run_demo(config: Config, *, console: Console) -> bool:
     """Run the demo; answers whether it came to its end. Leaves `summary.json` and `report.html` in the run's folder."""
     started = time.monotonic()
-    check_model_folder(config.model.path)
+    preflight(Start(config, models=(config.model.path,), trains=True, plays_panels=True))
     _set_aside(config.run.folder)
     reports: list[Any] = []
     with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:

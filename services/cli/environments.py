@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.config.tree import EnvConfig
-from services.errors import EnvironmentUnavailable
+from services.errors import EnvironmentUnavailable, did_you_mean
 
 if TYPE_CHECKING:
+    from env_servers.environment import Environment
     from env_servers.launch import ServerProcess
     from env_servers.protocol import EnvInfo
 
@@ -24,6 +25,33 @@ SAME_EVERYWHERE = ("version", "splits", "source", "fingerprint")
 def registered_name(env: EnvConfig) -> str:
     """The name in `env_servers.registry` of the environment with the engine that is asked for."""
     return env.name if env.engine == "native" else f"{env.name}-{env.engine}"
+
+
+def environment_class(env: EnvConfig) -> type[Environment]:
+    """The class of an environment that a server is started for here, with its data there.
+
+    Raises:
+        EnvironmentUnavailable: it is none of those that come with the project, or it has no tasks.
+    """
+    from env_servers.environment import TaskError
+    from env_servers.errors import ServerError
+    from env_servers.registry import ENVIRONMENTS, load_environment
+
+    name = registered_name(env)
+    if name not in ENVIRONMENTS:
+        own = [known for known in ENVIRONMENTS if "-" not in known]
+        raise EnvironmentUnavailable(
+            f"env.engine={env.engine}: {env.name} has no such engine"
+            if env.name in ENVIRONMENTS
+            else f"unknown environment {env.name!r} (env.name){did_you_mean(env.name, own)}; {', '.join(own)} can be "
+            "started here: for another one start its server and set env.url"
+        )
+    try:
+        environment = load_environment(name)
+        environment.splits()
+    except (ServerError, TaskError, OSError) as error:
+        raise EnvironmentUnavailable(str(error)) from None
+    return environment
 
 
 def make_data_known(env: EnvConfig) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from services.cli.baselines import BASELINES, evaluate_baseline
 from services.cli.output import require_writable, write_text
+from services.cli.preflight import Start, preflight
 from services.cli.progress import bar, play_summary
 from services.cli.stack import Stack, stop_on_signals, watched
 from services.config import ConfigError, load_config
@@ -106,6 +107,8 @@ def run_evaluation(
     """
     require_writable(json_file, markdown_file)
     chosen = {name: _model_of(name) for name in policies or [str(config.model.path)]}
+    models = [model for model in chosen.values() if model is not None]
+    preflight(Start(config, models=models, plays_panels=True))
     results: dict[str, EvaluationResult] = {}
     with stop_on_signals() as stopped:
         for name, model in chosen.items():

@@ -1,4 +1,4 @@
-"""The `anchorage` command. Every mistake of the user's ends in one line on standard error and a non-zero exit code.
+"""The `anchorage` command. Every mistake of the user's is one line on standard error, with a non-zero exit code.
 
 Exit codes: 0 done, 1 it failed, 2 wrong arguments or configuration, 130 stopped by a signal.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from services.cli import buffer, pool
+from services.cli.resuming import Resume
 from services.config import Config, ConfigError, load_config
 from services.config.masking import masked
 from services.errors import AnchorageError
@@ -31,11 +34,25 @@ Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in config
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in learner.updates=50 algorithm=grpo.")]
 
 
-@app.command()
+class _TrainCommand(TyperCommand):
+    """`--resume` may stand alone, which Typer's options cannot: it means `--resume=yes`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--resume=yes" if argument == "--resume" else argument for argument in args])
+
+
+@app.command(cls=_TrainCommand)
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), as in configs/.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[
+        Resume,
+        typer.Option(
+            metavar="[=auto]",
+            show_default=False,
+            help="Resume the run from its newest checkpoint. With `=auto`: start it where it does not exist.",
+        ),
+    ] = Resume.NO,
 ) -> None:
     """Train a policy. Example: anchorage train configs/demo.yaml learner.updates=20 run.name=first"""
     from services.cli.train import run_training
@@ -213,21 +230,29 @@ def _exit_if_stopped(finished: bool) -> None:
         raise typer.Exit(130)
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script. Raises SystemExit where the exit code is not 0."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        code = app(args=arguments, standalone_mode=False)
+    except typer.TyperException as error:  # wrong arguments; empty where it has printed the help
+        _fail(" ".join(error.format_message().split()), 2)
     except ConfigError as error:
         _fail(str(error), 2)
     except AnchorageError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}", 1)
+    if code:
+        sys.exit(code)
 
 
-def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"anchorage: {masked(message)}\n")
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.writelines(f"anchorage: {masked(line)}\n" for line in message.splitlines())
     sys.exit(code)
 
 

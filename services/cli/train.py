@@ -6,26 +6,29 @@ from collections.abc import Callable, Mapping
 
 from rich.console import Console
 
+from services.cli.preflight import Start, preflight
 from services.cli.progress import bar, summary
+from services.cli.resuming import Resume, check_resumption
 from services.cli.stack import Stack, stop_on_signals, watched
 from services.config.tree import Config
-from services.model_folder import check_model_folder
-from services.run_folder import CHECKPOINTS_NAME
 
 
-def run_training(config: Config, *, resume: bool, console: Console) -> bool:
-    """Train; answers whether the run came to its end (False: it was asked to stop, and left a checkpoint)."""
-    from learner.checkpoint import require_none
+def run_training(config: Config, *, resume: Resume, console: Console) -> bool:
+    """Train; returns whether the run reached its end (False: it was asked to stop, and left a checkpoint).
+
+    Raises:
+        AnchorageError: as `check_resumption`, `preflight`, the stack and the trainer raise it.
+    """
+    going_on = check_resumption(config, resume)
+    plays_panels = config.evaluation.every is not None
+    preflight(Start(config, models=(config.model.path,), trains=True, plays_panels=plays_panels))
     from learner.rank_group import start_ranks
 
-    check_model_folder(config.model.path)
-    if not resume:
-        require_none(config.run.folder / CHECKPOINTS_NAME)
     with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:
         console.print("starting the learner")
         ranks = start_ranks(config)
         try:
-            train_on(stack, ranks, resume=resume, console=console, should_stop=stopped)
+            train_on(stack, ranks, resume=going_on, console=console, should_stop=stopped)
         finally:
             ranks.stop()
         return not stopped()

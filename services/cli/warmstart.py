@@ -14,10 +14,9 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.cli.environments import make_data_known, registered_name
+from services.cli.environments import environment_class, make_data_known
 from services.config.load import portable_config
 from services.config.tree import Config, WarmstartPhase
-from services.errors import EnvironmentUnavailable
 from services.run_folder import WARMSTART_NAME
 from services.schemas import Task
 from services.tasks import split_size
@@ -92,7 +91,7 @@ def make_starter(
 
 def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tuple[Task, random.Random]]:
     """Endless tasks of the phase's splits in a seeded order, each with a generator of its own."""
-    sizes = _environment(config).splits()
+    sizes = environment_class(config.env).splits()
     splits = phase.splits or (config.env.split,)
     order = random.Random(f"warmstart {salt} {config.run.seed}")
     number = 0
@@ -103,19 +102,6 @@ def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tupl
         number += 1
 
 
-def _environment(config: Config) -> Any:
-    """The environment's class, with its data there."""
-    from env_servers.environment import TaskError
-    from env_servers.registry import load_environment
-
-    environment = load_environment(registered_name(config.env))
-    try:
-        environment.splits()
-    except TaskError as error:
-        raise EnvironmentUnavailable(str(error)) from None
-    return environment
-
-
 def _turns(
     config: Config, phase: WarmstartPhase, salt: str, own: _OwnPlay | None = None
 ) -> Generator[list[Any], None, None]:
@@ -123,7 +109,7 @@ def _turns(
     from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted, renumbered
     from env_servers.client import LocalClient
 
-    client = LocalClient(_environment(config))
+    client = LocalClient(environment_class(config.env))
     low, high = phase.noise
 
     async def episode(task: Task, rng: random.Random) -> list[Any]:

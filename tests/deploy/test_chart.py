@@ -84,7 +84,7 @@ def test_what_is_turned_off_is_not_there(chart: Rendering) -> None:
 def test_the_trainer_is_told_its_recipe_and_overrides(chart: Rendering) -> None:
     wanted = chart.values["trainer"]
     for pod in chart.component("trainer"):
-        assert pod.container["args"] == ["trainer", wanted["recipe"], "--resume", *wanted["overrides"]]
+        assert pod.container["args"] == ["trainer", wanted["recipe"], "--resume=auto", *wanted["overrides"]]
 
 
 def test_every_volume_is_there_and_mounted_once(chart: Rendering) -> None:

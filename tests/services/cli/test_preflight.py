@@ -1,0 +1,159 @@
+"""Everything that can be known to be wrong is reported at once, before anything starts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.cli.preflight import Start, preflight
+from services.config import Config
+from services.errors import PreflightFailed
+from tests.env_servers.launching import launch
+
+STARTER = Path("models/starter")
+
+
+def problems(config: Config, **start: object) -> list[str]:
+    """What the preflight of a training run says."""
+    options = {"models": (config.model.path,), "trains": True, "plays_panels": True} | start
+    with pytest.raises(PreflightFailed) as caught:
+        preflight(Start(config, **options))  # type: ignore[arg-type]
+    return str(caught.value).splitlines()
+
+
+def made(tmp_path: Path, **sections: dict[str, object]) -> Config:
+    return Config.model_validate({"run": {"dir": tmp_path}, **sections})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the starter policy."""
+    return shutil.copytree(STARTER, tmp_path / "model")
+
+
+def test_a_run_that_can_start_passes_within_seconds(tmp_path: Path) -> None:
+    began = time.monotonic()
+    preflight(Start(made(tmp_path / "runs"), models=(STARTER,), trains=True, plays_panels=True))
+    assert time.monotonic() - began < 10
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = made(
+        tmp_path,
+        run={"dir": tmp_path / "file"},
+        model={"path": "/no/such/model"},
+        env={"split": "trian"},
+        evaluation={"split": "valid_unsen"},
+    )
+    found = problems(config)
+    assert len(found) == 4
+    for part in ("is a file (run.dir", "/no/such/model", "did you mean train?", "'valid_unsen'"):
+        assert any(part in line for line in found), part
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"name": "alfwrld"}, r"unknown environment 'alfwrld' .*did you mean alfworld\?"),
+        ({"name": "webshop", "engine": "textworld"}, "env.engine=textworld: webshop has no such engine"),
+        ({"url": "http://127.0.0.1:9"}, "no environment server at http://127.0.0.1:9"),
+    ],
+)
+def test_environments_that_cannot_be_played(tmp_path: Path, env: dict[str, object], message: str) -> None:
+    [line] = problems(made(tmp_path, env=env))
+    assert re.search(message, line), line
+
+
+def test_panels_that_a_split_cannot_fill_are_refused(tmp_path: Path) -> None:
+    [line] = problems(made(tmp_path, evaluation={"episodes": 200, "panels": 2}))
+    assert "2 panels of 200 take 400 different tasks" in line
+    preflight(Start(made(tmp_path, evaluation={"episodes": 100_000}), plays_panels=True))  # the whole split
+
+
+def test_a_remote_environment_is_asked_for_its_splits(tmp_path: Path) -> None:
+    with launch(tmp_path / "server") as server:
+        config = made(tmp_path, env={"name": "counting", "url": server.url, "split": "tran"})
+        [line] = problems(config, plays_panels=False)
+        assert "counting has no tasks in split 'tran'" in line
+
+
+def edited(**changes: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
+
+
+def cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (edited(num_attention_heads=16), "attention heads of size 8"),
+        (edited(max_position_embeddings=128), "beyond the model's context of 128 tokens"),
+        (edited(architectures=[]), "names no architectures"),
+        (edited(model_type=None), "names no model_type"),
+        (written("config.json", "{"), "cannot read"),
+        (written("config.json", "[]"), "not the configuration"),
+        (written("tokenizer.json", "{"), "cannot load the tokenizer"),
+        (cut_short, "cannot read the weights"),
+        (written("model.safetensors", "garbage, and no safetensors header"), "cannot read the weights"),
+        (
+            written("model.safetensors.index.json", json.dumps({"weight_map": {"a": "model-2.safetensors"}})),
+            "missing weights",
+        ),
+        (written("model.safetensors.index.json", "[]"), "model.safetensors.index.json"),
+    ],
+)
+def test_models_that_cannot_be_used(tmp_path: Path, model: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(model)
+    [line] = problems(made(tmp_path, model={"path": model}))
+    assert message in line
+    assert str(model) in line
+
+
+def test_settings_that_the_model_or_the_machine_cannot_do(tmp_path: Path) -> None:
+    rollout: dict[str, object] = {"tensor_parallel": 3, "kv_cache_mib": 2**28}
+    found = problems(made(tmp_path, rollout=rollout, weights={"channel": "nccl"}, checkpoint={"keep": 10**8}))
+    for part in (
+        "tensor_parallel=3 does not divide the 4 heads",
+        "kv_cache_mib",
+        "needs GPUs",
+        "not enough disk space",
+    ):
+        assert any(part in line for line in found), part
+
+
+def test_a_redis_that_is_away_is_told_where_nothing_else_is_wrong(tmp_path: Path) -> None:
+    buffer: dict[str, object] = {"redis_url": "redis://:hidden@127.0.0.1:9", "reconnect_s": 0.2}
+    [line] = problems(made(tmp_path, buffer=buffer))
+    assert "127.0.0.1:9" in line
+    assert "hidden" not in line
+    [line] = problems(made(tmp_path, buffer=buffer, model={"path": "/no/such/model"}))
+    assert "/no/such/model" in line
+
+
+def test_the_head_sizes_are_those_of_the_vllm_that_is_installed() -> None:
+    backend = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
+    from actors.engine_vllm import CPU_HEAD_SIZES
+
+    assert tuple(backend.CPUAttentionBackend.get_supported_head_sizes()) == CPU_HEAD_SIZES
