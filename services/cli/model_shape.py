@@ -42,7 +42,8 @@ def shape_problems(folder: Path, config: Config) -> Iterator[str]:
         return
     if not whole.get("architectures"):
         yield f'{file} names no architectures; add it, as in "architectures": ["Qwen2ForCausalLM"]'
-    text = whole.get("text_config") if isinstance(whole.get("text_config"), dict) else whole
+    nested = whole.get("text_config")
+    text = nested if isinstance(nested, dict) else whole
     yield from _length(file, text, config)
     yield from _heads(file, text, config)
 

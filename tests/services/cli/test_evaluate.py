@@ -13,7 +13,7 @@ from services.buffer import Buffer
 from services.cli.evaluate import _SoFar, evaluation_config, run_evaluation
 from services.config import ConfigError
 from services.config.tree import BufferConfig
-from services.errors import EnvironmentUnavailable, ModelUnavailable
+from services.errors import ModelUnavailable, PreflightFailed
 from services.schemas import Task, Ticket
 from services.tasks import panel_tasks
 from tests.control_runs import play
@@ -97,10 +97,10 @@ def test_what_is_no_policy_is_refused_before_anything_is_played(tmp_path: Path) 
         with pytest.raises(ModelUnavailable, match=reason):
             run_evaluation(config, ["random", str(policy)], json_file=None, markdown_file=None, console=Console())
     config = evaluation_config(DEMO, ["evaluation.panels=3"], [])
-    with pytest.raises(EnvironmentUnavailable, match=r"3 panels of 256 take 768 different tasks, .* has 256"):
+    with pytest.raises(PreflightFailed, match=r"3 panels of 256 take 768 different tasks, .* has 256"):
         run_evaluation(config, ["expert"], json_file=None, markdown_file=None, console=Console())
     config = evaluation_config(DEMO, ["evaluation.split=nowhere"], [])
-    with pytest.raises(EnvironmentUnavailable, match="nowhere"):
+    with pytest.raises(PreflightFailed, match="nowhere"):
         run_evaluation(config, ["expert"], json_file=None, markdown_file=None, console=Console())
 
 
