@@ -5,6 +5,8 @@ Invariants
 - All randomness of a step comes from the ticket's seed and the step's number: the same policy replays the same episode.
 - A lost session restarts the episode from reset; no step of the lost attempt is kept.
 - The session is closed however the episode ends.
+- A refused action is a step like any other, and invalid (`env_servers/refusals.py`).
+- Every trajectory has the fact `won`: the environment's word, else whether the episode terminated with a reward.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +24,7 @@ from actors.engine import Sample, Sampler
 from actors.parsing import ParsedAction, parse_action
 from actors.prompts import Exchange, Prompt, PromptBuilder
 from env_servers.client import EnvironmentClient, SessionLost
-from env_servers.protocol import ResetRequest, StepResult
+from env_servers.protocol import ActionForm, ResetRequest, StepResult
 from services.config.tree import Config
 from services.schemas import Step, Ticket, Trajectory
 
@@ -53,8 +55,11 @@ async def respond(
     *,
     temperature: float,
     seed: int,
+    form: ActionForm,
 ) -> tuple[Prompt, Sample, ParsedAction]:
-    """What the policy reads in a state, what it writes, and the action that this is. `seed`: the episode's.
+    """What the policy reads in a state, what it writes, and the action that this is.
+
+    `seed`: the episode's. `form`: what the environment wants actions to look like.
 
     Raises:
         EngineFailed: from the engine.
@@ -66,8 +71,19 @@ async def respond(
         max_tokens=config.model.max_response_tokens,
         seed=step_seed(seed, state.step + 1),
     )
-    rules = config.prompt
-    return prompt, sample, parse_action(rules.template, prompt.begun + sample.text, state.admissible, rules.validity)
+    rules, response = config.prompt, prompt.begun + sample.text
+    return prompt, sample, parse_action(rules.template, response, state.admissible, rules.validity, form)
+
+
+def is_won(facts: Mapping[str, object], last: StepResult, won_at: float | None) -> bool:
+    """Whether an episode was won: the environment's `won`, else by how it ended (`env.won_at`).
+
+    That is by the reward of the last transition: a sum would call shaped rewards of a lost episode a success.
+    """
+    told = facts.get("won")
+    if told is not None:
+        return bool(told)
+    return last.terminated and (last.reward > 0 if won_at is None else last.reward >= won_at)
 
 
 async def play(
@@ -78,15 +94,17 @@ async def play(
     config: Config,
     *,
     actor: str = "",
+    form: ActionForm | None = None,
 ) -> Trajectory:
-    """Play the ticket to its end.
+    """Play the ticket to its end. `form`: of the environment's actions; None: asks the configuration, then the client.
 
     Raises:
         EpisodeFailed: see there.
         EnvironmentUnavailableError, RequestRejected: from the client.
         EngineFailed: from the engine.
     """
-    attempt = _Attempt(ticket, client, engine, prompts, config)
+    form = form or await action_form(client, config, ticket.task.env)
+    attempt = _Attempt(ticket, client, engine, prompts, config, form)
     started = time.time()
     delay = FIRST_DELAY_S
     for _ in range(RESTARTS + 1):
@@ -103,6 +121,11 @@ async def play(
     return Trajectory(ticket, steps, facts, actor, started, time.time())
 
 
+async def action_form(client: EnvironmentClient, config: Config, environment: str) -> ActionForm:
+    """What is done to the environment's actions. Raises as the client's `info`."""
+    return config.environment(environment).action_form or (await client.info()).action_form
+
+
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     ticket: Ticket
@@ -110,6 +133,7 @@ class _Attempt:
     engine: Sampler
     prompts: PromptBuilder
     config: Config
+    form: ActionForm
 
     async def play(self) -> tuple[tuple[Step, ...], dict[str, object]]:
         """The steps of one session and the episode's facts, later ones over earlier ones."""
@@ -135,7 +159,7 @@ class _Attempt:
                 history.append(Exchange(state.observation, step.action, step.response, step.response_ids.tolist()))
                 facts.update(after.facts)
                 state = after
-            return tuple(steps), facts
+            return tuple(steps), {**facts, "won": is_won(facts, state, env.won_at)}
         finally:
             await self.client.close_session(state.session)
 
@@ -151,6 +175,7 @@ class _Attempt:
             state,
             temperature=ticket.temperature,
             seed=ticket.seed,
+            form=self.form,
         )
         after = await self.client.step(state.session, state.step + 1, parsed.action)
         step = Step(
@@ -164,7 +189,7 @@ class _Attempt:
             response=sample.text,
             action=parsed.action,
             reward=after.reward * config.environment(ticket.task.env).success_reward,
-            valid=parsed.valid,
+            valid=parsed.valid and after.accepted,
             terminated=after.terminated,
             truncated=after.truncated,
             finished=sample.finished,

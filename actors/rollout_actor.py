@@ -19,14 +19,15 @@ import time
 from collections.abc import Mapping
 
 from actors.engine import InferenceEngine
-from actors.episode import EpisodeFailed, play
+from actors.episode import EpisodeFailed, action_form, play
 from actors.prompts import PromptBuilder
 from actors.weights import GatedSampler, WeightFollower
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, RequestRejected
+from env_servers.protocol import ActionForm
 from services.buffer import Buffer, Stored
 from services.config.tree import Config
 from services.errors import AnchorageError
-from services.schemas import Ticket
+from services.schemas import Ticket, Trajectory
 from services.weights import WeightChannel
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Rollout:
         self._config = config
         self._engine = engine
         self._environments = environments
+        self._forms: dict[str, ActionForm] = {}
         self._prompts = prompts
         self._buffer = buffer
         self._weights = WeightFollower(channel, engine, config.weights)
@@ -252,9 +254,7 @@ class Rollout:
         try:
             try:
                 async with self._weights.episodes.entered(), asyncio.timeout(limit):
-                    trajectory = await play(
-                        ticket, self._client(ticket), self._sampler, self._prompts, self._config, actor=self.name
-                    )
+                    trajectory = await self._play_through(ticket)
             finally:
                 self._settling.add(ticket.id)
             stored = await asyncio.to_thread(self._buffer.store, trajectory)
@@ -278,6 +278,14 @@ class Rollout:
             logger.warning("group %s/%d is cancelled", ticket.stream, ticket.group)
         await asyncio.sleep(FAILURE_DELAY_S)
         return "failed"
+
+    async def _play_through(self, ticket: Ticket) -> Trajectory:
+        client, env = self._client(ticket), ticket.task.env
+        if env not in self._forms:
+            self._forms[env] = await action_form(client, self._config, env)
+        return await play(
+            ticket, client, self._sampler, self._prompts, self._config, actor=self.name, form=self._forms[env]
+        )
 
     def _client(self, ticket: Ticket) -> EnvironmentClient:
         client = self._environments.get(ticket.task.env)

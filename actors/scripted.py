@@ -25,7 +25,7 @@ from actors.episode import respond
 from actors.prompts import Exchange, PromptBuilder
 from env_servers import free_text
 from env_servers.client import EnvironmentClient
-from env_servers.protocol import ResetRequest, StepResult
+from env_servers.protocol import ActionForm, ResetRequest, StepResult
 from services.config.tree import Config
 from services.schemas import Task
 
@@ -137,11 +137,14 @@ class HabitualPlayer:
 class PolicyPlayer:
     """A policy at temperature 1, for one episode."""
 
-    def __init__(self, sampler: Sampler, prompts: PromptBuilder, config: Config, seed: int) -> None:
+    def __init__(
+        self, sampler: Sampler, prompts: PromptBuilder, config: Config, seed: int, form: ActionForm = "as_written"
+    ) -> None:
         self._sampler = sampler
         self._prompts = prompts
         self._config = config
         self._seed = seed
+        self._form = form
         self._history: list[Exchange] = []
 
     async def act(self, goal: str | None, result: StepResult) -> str:
@@ -159,6 +162,7 @@ class PolicyPlayer:
             result,
             temperature=1.0,
             seed=self._seed,
+            form=self._form,
         )
         self._history.append(Exchange(result.observation, parsed.action, sample.text, sample.token_ids))
         return parsed.action

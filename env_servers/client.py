@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pydantic import ValidationError
 
 from env_servers.client_interface import (
+    ActionRefused,
     EnvironmentClient,
     EnvironmentUnavailableError,
     RequestRejected,
@@ -17,6 +18,7 @@ from env_servers.environment import Environment, TaskError
 from env_servers.http_client import HttpClient
 from env_servers.openenv.client import OpenEnvClient
 from env_servers.protocol import EnvInfo, ResetRequest, StepRequest, StepResult
+from env_servers.refusals import Refusals
 from env_servers.sessions import CALL_SECONDS, Busy, SessionError, SessionTable, SessionUnknown
 from env_servers.validation import summary
 
@@ -67,19 +69,24 @@ class LocalClient:
             threads=threads,
             call_seconds=call_seconds,
         )
+        self._refusals = Refusals()
 
     async def info(self) -> EnvInfo:
         return self._table.info
 
     async def reset(self, request: ResetRequest) -> StepResult:
         with _translated():
-            return await self._table.reset(request)
+            return self._refusals.opened(request, await self._table.reset(request))
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
+        return await self._refusals.step(session, step, action, self._take)
+
+    async def _take(self, session: str, step: int, action: str) -> StepResult:
         with _translated():
             return await self._table.step(StepRequest(session=session, step=step, action=action))
 
     async def close_session(self, session: str) -> None:
+        self._refusals.closed(session)
         with suppress(SessionUnknown):
             self._table.close(session)
 
@@ -97,6 +104,6 @@ def _translated() -> Iterator[None]:
     except Busy as error:
         raise EnvironmentUnavailableError(str(error)) from error
     except ValidationError as error:
-        raise RequestRejected(summary(error)) from error
+        raise ActionRefused(summary(error)) from error
     except (SessionError, TaskError) as error:
         raise RequestRejected(str(error)) from error

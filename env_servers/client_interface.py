@@ -35,6 +35,13 @@ class RequestRejected(Exception):
     """The server refused the request, or failed at it, for good. The message is the problem's detail."""
 
 
+class ActionRefused(RequestRejected):
+    """The server does not take this action; the session is as it was. The message says what was wrong with it.
+
+    Clients make a transition of it (`refusals.py`): their callers see it only for sessions that they did not open.
+    """
+
+
 class EnvironmentClient(Protocol):
     """What plays episodes. `reset` and `step` raise the three errors above."""
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from env_servers.protocol import ActionForm
+
 
 class TaskError(Exception):
     """Base of the errors an environment raises on bad input. The server answers them with a 4xx problem document."""
@@ -39,6 +41,7 @@ class Observation:
         state: a digest of the exact environment state, for anchors by state.
         facts: JSON-able facts about the episode: `won`, `score`, `task_type`, `goal` …
         expert: the action a scripted expert would take now, where the environment has one and it was asked for.
+        accepted: False where the environment could make nothing of the action: it then counts as invalid.
     """
 
     text: str
@@ -49,6 +52,7 @@ class Observation:
     state: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
     expert: str | None = None
+    accepted: bool = True
 
 
 class Environment(ABC):
@@ -60,6 +64,8 @@ class Environment(ABC):
     blocking: ClassVar[bool] = False
     """True for an environment whose calls are slow: the server then runs it in a thread, never on its loop, and gives
     a call up that takes too long. Only then: nothing can interrupt a call on the loop."""
+    action_form: ClassVar[ActionForm] = "as_written"
+    """What a trainer does to an action's text before it sends it. `step` gets what was sent, byte for byte."""
 
     @classmethod
     @abstractmethod

@@ -4,10 +4,13 @@ Invariants
 - Every request has a time limit, and all its repeats together have one too (`patience_s`).
 - Repeating is safe: a step names its number, so the server takes it once. A repeated reset may leave a session behind
   that nobody uses; it expires.
+- A step that is answered with one of `UNACCEPTABLE_STATUSES` is a transition in which the action was refused. It does
+  not touch the other steps of its batch.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from yarl import URL
 
 from env_servers.client_interface import (
+    ActionRefused,
     EnvironmentUnavailableError,
     RequestRejected,
     SessionLost,
@@ -37,6 +41,7 @@ from env_servers.protocol import (
     StepRequest,
     StepResult,
 )
+from env_servers.refusals import Refusals
 from env_servers.validation import summary
 
 logger = logging.getLogger(__name__)
@@ -45,6 +50,8 @@ M = TypeVar("M", bound=BaseModel)
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 LOST_STATUSES = frozenset({404, 410})
+UNACCEPTABLE_STATUSES = frozenset({400, 413, 422})
+"""Of a step: the server does not take its action. Ours says so of one that is too long."""
 KEEP_ALIVE_S = 60.0
 
 
@@ -84,6 +91,7 @@ class HttpClient:
         self._http: aiohttp.ClientSession | None = None
         self._coalescer = Coalescer(self._send_steps) if coalesce else None
         self._asked = coalesce is not None
+        self._refusals = Refusals()
 
     async def info(self) -> EnvInfo:
         return self._parse(EnvInfo, await self._request("GET", "info"))
@@ -92,10 +100,14 @@ class HttpClient:
         """Open a session. A request that had to be repeated may leave an idle one behind, which expires."""
         if not self._asked:
             await self._ask_for_batching()
-        return self._parse(StepResult, await self._request("POST", "reset", _encode(request.model_dump())))
+        first = self._parse(StepResult, await self._request("POST", "reset", _encode(request.model_dump())))
+        return self._refusals.opened(request, first)
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
-        """Take action number `step` (from 1)."""
+        """Take action number `step` (from 1). One that the server refuses gives a result that says so."""
+        return await self._refusals.step(session, step, action, self._take)
+
+    async def _take(self, session: str, step: int, action: str) -> StepResult:
         body = _encode_step(session, step, action)
         if self._coalescer is None:
             return await self._step_alone(body)
@@ -106,6 +118,8 @@ class HttpClient:
             return await self._step_alone(body)
         if answer.status in LOST_STATUSES:
             raise SessionLost(answer.detail)
+        if answer.status in UNACCEPTABLE_STATUSES:
+            raise ActionRefused(answer.detail)
         raise RequestRejected(answer.detail)
 
     async def reset_many(self, requests: Sequence[ResetRequest]) -> list[StepResult | Problem]:
@@ -119,6 +133,7 @@ class HttpClient:
 
     async def close_session(self, session: str) -> None:
         """Free a session's slot early. It is tried once: a session that is not closed expires."""
+        self._refusals.closed(session)
         body = _encode(CloseRequest(session=session).model_dump())
         try:
             await self._request("POST", "close", body, LOST_STATUSES, patience_s=0.0)
@@ -141,16 +156,31 @@ class HttpClient:
         self._asked = True
 
     async def _step_alone(self, body: bytes) -> StepResult:
-        return self._parse(StepResult, await self._request("POST", "step", body, LOST_STATUSES))
+        return self._parse(StepResult, await self._request("POST", "step", body, LOST_STATUSES, UNACCEPTABLE_STATUSES))
 
     async def _send_steps(self, bodies: Sequence[bytes]) -> list[StepResult | Problem]:
         if len(bodies) == 1:
             return [await self._step_alone(bodies[0])]
         body = b'{"items":[' + b",".join(bodies) + b"]}"
-        answers = self._parse(BatchResult, await self._request("POST", "batch/step", body)).items
+        try:
+            answer = await self._request("POST", "batch/step", body, unacceptable=UNACCEPTABLE_STATUSES)
+        except ActionRefused:  # one of them spoils the batch, and nothing says which
+            return [*await asyncio.gather(*map(self._settle, bodies))]
+        answers = self._parse(BatchResult, answer).items
         if len(answers) != len(bodies):
             raise EnvironmentUnavailableError(f"{self._name} answered {len(answers)} of {len(bodies)} steps")
         return answers
+
+    async def _settle(self, body: bytes) -> StepResult | Problem:
+        """One step's result, or the problem that it met, as a batch has it."""
+        try:
+            return await self._step_alone(body)
+        except SessionLost as error:
+            return Problem(title="Gone", status=410, detail=str(error))
+        except ActionRefused as error:
+            return Problem(title="Unprocessable", status=422, detail=str(error))
+        except RequestRejected as error:
+            return Problem(title="Conflict", status=409, detail=str(error))
 
     async def _request(
         self,
@@ -158,6 +188,7 @@ class HttpClient:
         path: str,
         body: bytes | None = None,
         lost: frozenset[int] = frozenset(),
+        unacceptable: frozenset[int] = frozenset(),
         patience_s: float | None = None,
     ) -> bytes:
         async def attempt() -> bytes:
@@ -171,6 +202,8 @@ class HttpClient:
                 ) from error
             if status in RETRIED_STATUSES:
                 raise TryAgain(f"it answered {status}: {_detail(answer)}", retry_after)
+            if status in unacceptable:
+                raise ActionRefused(_detail(answer) or f"{self._name} answered {status}")
             return self._accept(status, answer, lost)
 
         return await persevere(attempt, self._name, self._patience_s if patience_s is None else patience_s)
@@ -218,9 +251,9 @@ def _encode(body: dict[str, object]) -> bytes:
 
 def _encode_step(session: str, step: int, action: str) -> bytes:
     try:
-        return StepRequest(session=session, step=step, action=action).model_dump_json().encode()
-    except ValidationError as error:
-        raise RequestRejected(summary(error)) from error
+        return orjson.dumps({"session": session, "step": step, "action": action})
+    except orjson.JSONEncodeError as error:
+        raise ActionRefused(f"the action is no valid unicode text: {error}") from error
 
 
 def _detail(answer: bytes) -> str:

@@ -19,6 +19,9 @@ FREE_TEXT = "<your query>"
 """An admissible action that holds this stands for every action with some text in its place."""
 
 AnchorKind = Literal["observation", "state"]
+ActionForm = Literal["as_written", "one_line", "lower_case"]
+"""What is done to an action before it is sent. `as_written`: nothing. `one_line`: white space is dropped at both ends
+and is one space elsewhere. `lower_case`: that, in lower case."""
 
 
 def _number(value: object) -> object:
@@ -68,6 +71,9 @@ class StepResult(Message):
     anchor: str = Field(description="Key of the state in which the next action is chosen.")
     facts: dict[str, Any] = Field(default_factory=dict, description="`won`, `score`, `task_type`, `goal` and so on.")
     expert: str | None = Field(None, description="What a scripted expert would do, where it was asked for.")
+    accepted: bool = Field(
+        True, description="False: the last action was malformed or unacceptable. It counts as invalid."
+    )
 
     @property
     def done(self) -> bool:
@@ -115,6 +121,10 @@ class EnvInfo(BaseModel):
     fingerprint: str = Field(
         "",
         description="Digest of all that makes tasks and rewards: two servers with the same one serve the same tasks.",
+    )
+    action_form: ActionForm = Field("as_written", description="What to do to an action's text before it is sent.")
+    max_action_chars: int | None = Field(
+        None, description="Longest action, in characters; a longer one is refused with 422. None: not known."
     )
     batching: bool = Field(
         False, description="Steps are quick: those of several sessions are best sent in one request."

@@ -52,6 +52,7 @@ class Session:
             anchor=last.state if self.anchor == "state" else last.text,
             facts=dict(last.facts),
             expert=last.expert,
+            accepted=last.accepted,
         )
 
 

@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 
 from env_servers.calls import BlockingCalls, CallTimeout, NoThread
 from env_servers.environment import Environment, TaskError
-from env_servers.protocol import EnvInfo, ResetRequest, StepRequest, StepResult
+from env_servers.protocol import MAX_ACTION_CHARS, EnvInfo, ResetRequest, StepRequest, StepResult
 from env_servers.session import Session, checked, close_environment, limited, sendable
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,8 @@ class SessionTable:
             splits=dict(factory.splits()),
             max_sessions=max_sessions,
             idle_seconds=idle_seconds,
+            action_form=factory.action_form,
+            max_action_chars=MAX_ACTION_CHARS,
             batching=not factory.blocking,
             **factory.about(),
         )

@@ -17,6 +17,7 @@ from env_servers.alfworld.games import GameSource, open_games
 from env_servers.alfworld.native import NativeGame
 from env_servers.alfworld.problem import Goal
 from env_servers.environment import Environment, Observation
+from env_servers.protocol import ActionForm
 
 DATA_VARIABLE = "ALFWORLD_DATA"
 
@@ -47,6 +48,7 @@ class AlfWorld(Environment):
 
     name: ClassVar[str] = "alfworld"
     engine: ClassVar[str] = "native"
+    action_form: ClassVar[ActionForm] = "lower_case"
 
     __slots__ = ("_expert", "_facts", "_play", "_shadow")
 

@@ -5,6 +5,8 @@ Invariants
 - OpenEnv has no task numbers: task `index` is the seed `index`, and `test` has seeds that `train` has not.
 - OpenEnv knows no repeats: a step whose answer was lost loses the session. What was answered is repeated from here.
 - `done` is a termination, unless the observation says `truncated` or the session's own step limit was reached.
+- A malformed call, here or by the server's word, is a transition in which the action was refused. An environment that
+  fails at `FAILURES_IN_A_ROW` steps in a row is taken to be broken: the request is rejected.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pydantic import ValidationError
 from yarl import URL
 
 from env_servers.client_interface import (
+    ActionRefused,
     EnvironmentUnavailableError,
     RequestRejected,
     SessionLost,
@@ -29,13 +32,17 @@ from env_servers.client_interface import (
     persevere,
 )
 from env_servers.environment import Observation
-from env_servers.openenv.mapping import ActionMapping, Tool, introduce, observe
+from env_servers.openenv.mapping import ActionMapping, Tool, failure_of, introduce, observe
 from env_servers.openenv.socket import ServerRefusal, Socket, SocketLost
 from env_servers.openenv.wire import ErrorCode
 from env_servers.protocol import EnvInfo, ResetRequest, StepResult
+from env_servers.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
+FAILURES_IN_A_ROW = 4
+REFUSALS = frozenset({ErrorCode.VALIDATION_ERROR, ErrorCode.INVALID_JSON, ErrorCode.UNKNOWN_TYPE})
+"""Errors that are about the message, so about the action in it."""
 SEEDS = 1_000_000
 FIRST_SEEDS = {"train": 0, "test": SEEDS}
 
@@ -48,6 +55,7 @@ class OpenSession:
     request: ResetRequest
     tools: list[Tool]
     last: StepResult
+    failures: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -86,6 +94,7 @@ class OpenEnvClient:
         self._http: aiohttp.ClientSession | None = None
         self._mapping: ActionMapping | None = None
         self._sessions: dict[str, OpenSession] = {}
+        self._refusals = Refusals()
 
     async def info(self) -> EnvInfo:
         """What the server says of itself. Its session limit and idle limit are not known."""
@@ -117,10 +126,24 @@ class OpenEnvClient:
             seen = replace(seen, text=f"{seen.text}\n{introduce(tools)}".strip())
         result = _result(secrets.token_urlsafe(16), 0, replace(seen, reward=0.0), request.max_steps)
         self._sessions[result.session] = OpenSession(socket, request, tools, result)
-        return result
+        return self._refusals.opened(request, result)
+
+    async def example_actions(self, count: int, seed: int = 0) -> list[str]:
+        """Valid actions, made from the schemas of the server's tools or of its actions; none where any text is one."""
+        mapping = await self._action_mapping()
+        if not mapping.calls_tools:
+            return mapping.examples((), count, seed)
+        first = await self.reset(ResetRequest(split="train", index=0))
+        try:
+            return mapping.examples(self._sessions[first.session].tools, count, seed)
+        finally:
+            await self.close_session(first.session)
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
         """Take action number `step` (from 1). An answer that cannot be understood ends the session."""
+        return await self._refusals.step(session, step, action, self._take_step)
+
+    async def _take_step(self, session: str, step: int, action: str) -> StepResult:
         open_session = self._sessions.get(session)
         if open_session is None:
             raise SessionLost("no such session: reset to start one")
@@ -143,6 +166,7 @@ class OpenEnvClient:
             return open_session.last
 
     async def close_session(self, session: str) -> None:
+        self._refusals.closed(session)
         open_session = self._sessions.pop(session, None)
         if open_session is not None:
             await open_session.socket.close()
@@ -156,14 +180,28 @@ class OpenEnvClient:
 
     async def _take(self, session: str, open_session: OpenSession, action: dict[str, Any]) -> dict[str, Any]:
         try:
-            return await open_session.socket.ask("step", action)
+            data = await open_session.socket.ask("step", action)
         except SocketLost as error:
             await self.close_session(session)
             raise SessionLost(f"the session's socket is lost: {error}") from error
         except ServerRefusal as error:
-            raise RequestRejected(one_line(str(error))) from error
+            raise self._refusal(open_session, error) from error
         except TypeError as error:
-            raise RequestRejected(f"the action is no JSON: {error}") from error
+            raise ActionRefused(f"the action is no JSON: {error}") from error
+        if failure := failure_of(data):
+            raise self._refusal(open_session, ServerRefusal(ErrorCode.VALIDATION_ERROR, failure))
+        open_session.failures = 0
+        return data
+
+    def _refusal(self, open_session: OpenSession, error: ServerRefusal) -> RequestRejected:
+        """The error to raise. An exception of the environment may be its word for a bad action."""
+        message = one_line(str(error))
+        if error.code in REFUSALS:
+            return ActionRefused(message)
+        open_session.failures += 1
+        if error.code != ErrorCode.EXECUTION_ERROR or open_session.failures >= FAILURES_IN_A_ROW:
+            return RequestRejected(f"{self._name} failed at {open_session.failures} step(s) in a row: {message}")
+        return ActionRefused(message)
 
     async def _start(self, seed: int) -> tuple[Socket, dict[str, Any]]:
         """A socket and its first observation, tried again while the server is away or full."""
@@ -264,4 +302,5 @@ def _result(session: str, step: int, seen: Observation, max_steps: int | None) -
         admissible=None if seen.admissible is None else list(seen.admissible),
         anchor=seen.text,
         facts=dict(seen.facts),
+        accepted=seen.accepted,
     )

@@ -8,6 +8,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import aiohttp
@@ -89,12 +90,33 @@ def _data_of(message: aiohttp.WSMessage) -> dict[str, Any]:
     if message.type is not aiohttp.WSMsgType.TEXT and message.type is not aiohttp.WSMsgType.BINARY:
         raise SocketLost("the server closed the connection")
     try:
-        answer = orjson.loads(message.data)
-    except orjson.JSONDecodeError as error:
+        answer = _loads(message.data)
+    except ValueError as error:
         raise SocketLost("the server does not speak OpenEnv: its answer is no JSON") from error
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, dict):
         raise SocketLost("the server does not speak OpenEnv: its answer has no data")
     if answer.get("type") == "error":
-        raise ServerRefusal(str(data.get("code", "")), str(data.get("message", "the server gave no reason")))
+        raise ServerRefusal(str(data.get("code", "")), _reason(data))
     return data
+
+
+def _loads(text: str | bytes) -> Any:
+    """The text's JSON. Half a surrogate pair, which Python's servers send and no text can hold, becomes U+FFFD."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        whole = json.dumps(json.loads(text), ensure_ascii=False)
+        return orjson.loads(whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def _reason(data: dict[str, Any]) -> str:
+    """An error's message, with the fields that it is about where the server names them (pydantic's errors)."""
+    message = str(data.get("message", "the server gave no reason"))
+    errors = data.get("errors")
+    told = [
+        f"{'.'.join(map(str, error.get('loc') or ()))}: {error.get('msg', '')}"
+        for error in (errors if isinstance(errors, list) else ())
+        if isinstance(error, dict)
+    ]
+    return f"{message}: {'; '.join(told)}" if told else message

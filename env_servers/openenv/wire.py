@@ -56,6 +56,9 @@ class TextObservation(BaseModel):
     won: bool | None = None
     score: float | None = None
     task_type: str | None = None
+    accepted: bool = Field(
+        True, description="False: the last action was malformed or unacceptable. Left out where true."
+    )
     expert_action: str | None = Field(None, description="What a scripted expert would do, where it was asked for.")
     facts: dict[str, Any] = Field(default_factory=dict, description="All facts that the environment tells.")
 
@@ -127,6 +130,7 @@ def observation_data(request: ResetRequest, result: StepResult) -> dict[str, Any
             "task_type": facts.get("task_type"),
             "expert_action": result.expert,
             "facts": facts,
+            **({} if result.accepted else {"accepted": False}),
         },
         "reward": result.reward,
         "done": result.done,

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from env_servers.environment import Environment, Observation, UnknownTask
-from env_servers.protocol import FREE_TEXT
+from env_servers.protocol import FREE_TEXT, ActionForm
 from env_servers.webshop.expert import Expert
 from env_servers.webshop.goals import Goal
 from env_servers.webshop.opening import open_shop, source_name
@@ -46,6 +46,7 @@ class WebShop(Environment):
     """One session of WebShop."""
 
     name: ClassVar[str] = "webshop"
+    action_form: ClassVar[ActionForm] = "lower_case"
 
     __slots__ = ("_expert", "_facts", "_play", "_settings")
 

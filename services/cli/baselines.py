@@ -58,10 +58,10 @@ def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int
 
 
 def _client(env: EnvConfig) -> EnvironmentClient:
-    from env_servers.client import HttpClient, LocalClient
+    from env_servers.client import LocalClient, open_client
 
     if env.addresses:
-        return HttpClient(env.addresses[0], token=os.environ.get(TOKEN_VARIABLE), timeout_s=env.request_timeout_s)
+        return open_client(env.addresses[0], token=os.environ.get(TOKEN_VARIABLE), timeout_s=env.request_timeout_s)
     make_data_known(env)
     return LocalClient(environment_class(env))
 
@@ -88,6 +88,7 @@ async def _play_all(
 
 
 async def _play(ticket: Ticket, client: EnvironmentClient, name: str, config: Config) -> Outcome:
+    from actors.episode import is_won
     from actors.parsing import is_admissible
     from actors.scripted import NoisyExpert
     from env_servers.protocol import ResetRequest
@@ -102,9 +103,11 @@ async def _play(ticket: Ticket, client: EnvironmentClient, name: str, config: Co
     session, facts = state.session, dict(state.facts)
     try:
         while not state.done and (action := player.act(state)) is not None:
-            steps, valid = steps + 1, valid + (state.admissible is None or is_admissible(action, state.admissible))
-            state = await client.step(session, steps, action)
+            listed = state.admissible is None or is_admissible(action, state.admissible)
+            state = await client.step(session, steps + 1, action)
+            steps, valid = steps + 1, valid + (listed and state.accepted)
             facts |= state.facts
     finally:
         await client.close_session(session)
+    facts["won"] = is_won(facts, state, config.environment(task.env).won_at)
     return Outcome.of(ticket, facts, config, steps=steps, valid=valid)

@@ -79,6 +79,12 @@ class EnvConfig(Section):
     """Actions after which an episode is truncated."""
     anchor: Literal["observation", "state"] = "observation"
     """Anchor of a step: the observation's text (as published), or a digest of the exact state."""
+    action_form: Literal["as_written", "one_line", "lower_case"] | None = None
+    """What is done to an action before it is sent: nothing, or white space dropped at both ends and one space
+    elsewhere, or that in lower case; none: what the environment asks for (`/info`)."""
+    won_at: float | None = None
+    """Where the environment does not tell `won`: an episode is won when it terminated with a last reward of at least
+    this, in the environment's units; none: with a last reward above 0."""
     success_reward: float = 10.0
     """Factor on the environment's reward (10 for success, as published)."""
     request_timeout_s: float = Field(30.0, gt=0)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from actors import episode
+from actors.engine import Sample
 from actors.episode import EpisodeFailed, play, step_seed
 from actors.prompts import PromptBuilder, load_tokenizer
 from env_servers.client import LocalClient, RequestRejected, SessionLost
-from env_servers.environment import Observation
-from env_servers.protocol import StepResult
+from env_servers.environment import Environment, Observation
+from env_servers.protocol import MAX_ACTION_CHARS, StepResult
 from services.config.tree import Config
 from services.schemas import Task, Ticket, Trajectory
 from tests.actors.scripted_engine import ScriptedEngine
@@ -26,7 +30,7 @@ def ticket(index: int = 1, seed: int = 7, split: str = "train") -> Ticket:
 class Recording(LocalClient):
     """Counts what it is asked, and loses the session of a step as often as told."""
 
-    def __init__(self, environment: type[Counting] = Counting, lose: int = 0) -> None:
+    def __init__(self, environment: type[Environment] = Counting, lose: int = 0) -> None:
         super().__init__(environment)
         self.resets = 0
         self.closes = 0
@@ -140,6 +144,99 @@ async def test_a_session_that_is_always_lost_fails(config: Config, monkeypatch: 
 async def test_a_task_that_cannot_be_played_is_told(config: Config) -> None:
     with pytest.raises(RequestRejected, match="damaged"):
         await play_with(config, Recording(), ticket(index=0, split="broken"))
+
+
+class Free(Environment):
+    """Ends with step 3 of an action that is a number, with that reward, and takes no other action."""
+
+    name = "counting"
+    told: ClassVar[dict[str, object]] = {}
+
+    @classmethod
+    def splits(cls) -> dict[str, int]:
+        return {"train": 5}
+
+    def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
+        self.taken = 0
+        return Observation("go", facts={"goal": "win"})
+
+    def step(self, action: str) -> Observation:
+        self.taken += 1
+        try:
+            reward = float(action)
+        except ValueError:
+            return Observation(f"not a number: {action}", accepted=False)
+        return Observation("on", reward, terminated=self.taken == 3, facts=self.told)
+
+
+class Saying(ScriptedEngine):
+    """Says what it is told, in turn."""
+
+    texts: list[str]
+
+    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+        said = await super().generate(prompt_ids, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        return replace(said, text=self.texts.pop(0))
+
+
+async def say(config: Config, texts: list[str], environment: type[Environment] = Free) -> Trajectory:
+    engine = Saying(config.model.path)
+    engine.texts = texts
+    return await play_with(config, Recording(environment), ticket(index=0), engine)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "won_at", "told", "won"),
+    [
+        (["0", "0", "1"], None, {}, True),
+        (["0", "0", "0.01"], None, {}, True),
+        (["5", "5", "0"], None, {}, False),
+        (["0", "0", "-1"], None, {}, False),
+        (["0", "0", "0.9"], 1.0, {}, False),
+        (["-9", "0", "1"], 1.0, {}, True),
+        (["0", "0", "0"], 0.0, {}, True),
+        (["0", "0", "1"], None, {"won": False}, False),
+        (["0", "0", "0"], None, {"won": True}, True),
+    ],
+)
+async def test_success_where_the_environment_does_not_tell(
+    config: Config, rewards: list[str], won_at: float | None, told: dict[str, object], won: bool
+) -> None:
+    class Told(Free):
+        pass
+
+    Told.told = told
+    config = config.model_copy(update={"env": config.env.model_copy(update={"won_at": won_at})})
+    played = await say(config, [f" {reward}" for reward in rewards], Told)
+    assert played.won is won
+    assert played.facts["won"] is won
+
+
+async def test_an_episode_that_was_cut_off_is_not_won(config: Config) -> None:
+    config = config.model_copy(update={"env": config.env.model_copy(update={"max_steps": 2})})
+    assert not (await say(config, [" 0", " 7"])).won
+
+
+async def test_a_refused_action_is_an_invalid_step(config: Config) -> None:
+    config = config.model_copy(update={"env": config.env.model_copy(update={"max_steps": 4})})
+    played = await say(config, [" 0", " " + "9" * (MAX_ACTION_CHARS + 1), " Fly\n{", " \ud800"])
+    assert [step.valid for step in played.steps] == [True, False, False, False]
+    assert [step.reward for step in played.steps] == [0.0] * 4
+    assert played.steps[-1].truncated is True
+    assert played.steps[2].observation.startswith("The action was not accepted: ")
+    assert played.steps[2].action == "Fly\n{"
+    assert not played.won
+
+
+async def test_the_action_has_the_form_that_the_environment_wants(config: Config) -> None:
+    class Lower(Free):
+        action_form = "lower_case"
+
+    texts = [" A  b", " 0", " 0", " 0"]
+    assert (await say(config, texts[:], Lower)).steps[0].action == "a b"
+    assert (await say(config, texts[:])).steps[0].action == "A  b"
+    plain = config.model_copy(update={"env": config.env.model_copy(update={"action_form": "one_line"})})
+    assert (await say(plain, texts[:], Lower)).steps[0].action == "A b"
 
 
 class Over(Counting):

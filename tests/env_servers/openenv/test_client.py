@@ -105,9 +105,12 @@ async def test_many_sessions_do_not_mix(client: OpenEnvClient) -> None:
 async def test_an_action_may_be_json(client: OpenEnvClient) -> None:
     session = (await client.reset(TASK)).session
     assert (await client.step(session, 1, '{"message": "from json"}')).observation == "from json"
-    with pytest.raises(RequestRejected, match="Invalid message"):
-        await client.step(session, 2, '{"loud": true}')
-    assert (await client.step(session, 2, "still here")).observation == "still here"
+    assert (await client.step(session, 2, '{"loud": true}')).observation == '{"loud": true}'
+    refused = await client.step(session, 3, '{"message": 5}')
+    assert "message: Input should be a valid string" in refused.observation
+    assert (refused.accepted, refused.reward, refused.truncated) == (False, 0.0, False)
+    last = await client.step(session, 4, "still here")
+    assert (last.observation, last.step, last.truncated) == ("still here", 4, True)
 
 
 async def test_tools(tools: ServerProcess) -> None:
@@ -120,13 +123,48 @@ async def test_tools(tools: ServerProcess) -> None:
     assert twice.observation == '{"length": 4, "message": "abab"}'
     whole = '{"tool_name": "echo_message", "arguments": {"message": "plain"}}'
     assert (await client.step(session, 3, whole)).observation == "plain"
+    assert (await client.step(session, 4, "echo_message[a]")).truncated
+    await client.close()
+
+
+async def test_a_malformed_call_is_a_transition(tools: ServerProcess) -> None:
+    client = OpenEnvClient(tools.url, timeout_s=60.0)
+    session = (await client.reset(TASK.model_copy(update={"max_steps": 20}))).session
+    step = 0
     for wrong, text in (
-        ("hello", r"must be tool\[argument\]"),
+        ("hello", "must be tool[argument]"),
+        ("", "must be tool[argument]"),
+        ('{"tool_name": "echo_message", "arg', "must be tool[argument]"),
         ("shout[x]", "no tool 'shout', only echo_message, echo_with_length"),
         ("echo_with_length[ab]", "as a JSON object"),
+        ('echo_with_length[{"message": "a"}]', "times"),
+        ('echo_with_length[{"message": "a", "times": "many"}]', "times"),
+        ('{"name": "echo_message"}', "tool_name"),
+        ('{"tool_name": "shout"}', "Unknown tool: 'shout'"),
+        ('{"tool_name": "echo_message", "arguments": "x"}', "valid dictionary"),
+        ('{"tool_name": "echo_message", "arguments": {"message": %s}}' % ("9" * 60), "no JSON"),
+        ('{"a":' * 3000, "must be tool[argument]"),
+        ("echo_message[\ud800]", "no JSON"),
     ):
-        with pytest.raises(RequestRejected, match=text):
-            await client.step(session, 4, wrong)
+        step += 1
+        seen = await client.step(session, step, wrong)
+        assert text in seen.observation
+        assert (seen.step, seen.accepted, seen.reward, seen.done) == (step, False, 0.0, False)
+        good = await client.step(session, step + 1, "echo_message[fine]") if step == 1 else None
+        if good is not None:
+            step += 1
+            assert (good.observation, good.accepted, good.step) == ("fine", True, 2)
+    assert (await client.step(session, step + 1, 'echo_message[{"text": 1}]')).observation == '{"text": 1}'
+    await client.close()
+
+
+async def test_examples_are_valid_calls(tools: ServerProcess) -> None:
+    client = OpenEnvClient(tools.url, timeout_s=60.0)
+    session = (await client.reset(TASK.model_copy(update={"max_steps": None}))).session
+    calls = await client.example_actions(12)
+    assert {call.partition("[")[0] for call in calls} == {"echo_message", "echo_with_length"}
+    for step, call in enumerate(calls, 1):
+        assert (await client.step(session, step, call)).accepted
     await client.close()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import random
 from typing import Any
 
 import pytest
 
 from env_servers.client import RequestRejected
-from env_servers.openenv.mapping import ActionMapping, Tool, observe
+from env_servers.openenv.examples import example
+from env_servers.openenv.mapping import ActionMapping, Tool, failure_of, observe
 
 TEXT = {"type": "string"}
 NUMBER = {"type": "integer"}
@@ -25,6 +28,9 @@ def schema(required: list[str], **properties: dict[str, str]) -> dict[str, Any]:
         (schema(["code"], code=TEXT, language=TEXT), "1+1", {"code": "1+1"}),
         (schema(["a", "b"], a=TEXT, b=NUMBER), '{"a": "x", "b": 1}', {"a": "x", "b": 1}),
         (schema(["message"], message=TEXT), "{not json}", {"message": "{not json}"}),
+        (schema(["message"], message=TEXT), '{"message": "hi"}', {"message": "hi"}),
+        (schema(["message"], message=TEXT), '{"other": "hi"}', {"message": '{"other": "hi"}'}),
+        (schema(["message"], message=TEXT), " {}\n", {"message": " {}\n"}),
     ],
 )
 def test_texts_become_actions(given: dict[str, Any], text: str, action: dict[str, Any]) -> None:
@@ -57,6 +63,9 @@ def test_a_tools_text_argument() -> None:
         ({"result": {"data": "a"}}, "a"),
         ({"result": {"data": [1]}, "tool_name": "t"}, "[1]"),
         ({"error": {"message": "a"}, "result": None}, "a"),
+        ({"error": "a", "text": "b"}, "b\na"),
+        ({"stdout": "", "stderr": "b"}, "b"),
+        ({"result": {"data": None, "content": [{"type": "text", "text": "a"}]}}, "a"),
         ({"metadata": {"status": "ready"}}, '{"status": "ready"}'),
         ({}, ""),
     ],
@@ -99,3 +108,64 @@ def test_rewards(reward: object, number: float) -> None:
 def test_a_reward_that_is_no_finite_number_is_refused(reward: object) -> None:
     with pytest.raises(RequestRejected, match="no finite number"):
         observe({"observation": {}, "reward": reward})
+
+
+@pytest.mark.parametrize(
+    ("observation", "accepted"),
+    [
+        ({"text": "fine"}, True),
+        ({"text": "fine", "error": None}, True),
+        ({"text": "fine", "error": ""}, True),
+        ({"error": {"error_type": "invalid_args", "message": "m"}}, False),
+        ({"error": {"error_type": "tool_not_found"}}, False),
+        ({"error": {"error_type": "timeout", "message": "m"}}, True),
+        ({"error": {"code": -32602, "message": "m"}}, False),
+        ({"error": "unknown command", "text": "t"}, False),
+        ({"result": {"is_error": True, "data": None, "content": []}}, False),
+        ({"text": "t", "accepted": False}, False),
+    ],
+)
+def test_an_error_says_that_the_action_was_none(observation: dict[str, Any], accepted: bool) -> None:
+    seen = observe({"observation": observation, "reward": None, "done": False})
+    assert seen.accepted is accepted
+    assert "accepted" not in seen.facts
+
+
+def test_an_error_in_place_of_an_observation() -> None:
+    assert failure_of({"error": {"code": -32602, "message": "Invalid params"}}) == "Invalid params"
+    assert failure_of({"observation": {"error": "x"}}) is None
+
+
+NESTED = {
+    "$defs": {"Place": {"properties": {"x": {"type": "integer", "minimum": 3, "maximum": 4}}, "required": ["x"]}},
+    "properties": {
+        "where": {"$ref": "#/$defs/Place"},
+        "how": {"enum": ["fast", "slow"]},
+        "list": {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}, "minItems": 2},
+        "maybe": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+        "kind": {"const": "move"},
+        "note": {"type": "string", "minLength": 9, "maxLength": 12},
+        "extra": {"type": "string"},
+    },
+    "required": ["where", "how", "list", "maybe", "kind", "note"],
+}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_examples_fit_their_schema(seed: int) -> None:
+    made = example(NESTED, random.Random(seed))
+    assert made["where"]["x"] in (3, 4)
+    assert made["how"] in ("fast", "slow")
+    assert len(made["list"]) >= 2
+    assert all(isinstance(number, float) and number > 0 for number in made["list"])
+    assert isinstance(made["maybe"], bool)
+    assert made["kind"] == "move"
+    assert 9 <= len(made["note"]) <= 12
+    assert made.keys() - {"extra"} == set(NESTED["required"])
+
+
+def test_examples_of_actions() -> None:
+    assert ActionMapping(schema(["message"], message=TEXT)).examples([], 3, 0) == []
+    assert "print" in "".join(ActionMapping(schema(["code"], code=TEXT)).examples([], 20, 0))
+    made = ActionMapping(schema(["a", "b"], a=TEXT, b=NUMBER)).examples([], 3, 0)
+    assert all(isinstance(json.loads(action)["b"], int) for action in made)
