@@ -151,7 +151,7 @@ class _OwnPlay:
     def player(self, rng: random.Random) -> Any:
         from actors.scripted import PolicyPlayer
 
-        form = self._config.env.action_form or _environment(self._config).action_form
+        form = self._config.env.action_form or environment_class(self._config.env).action_form
         return PolicyPlayer(self.engine, self._prompts, self._config, rng.getrandbits(62), form)
 
 
