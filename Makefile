@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Further arguments of pip, for example the index of PyTorch's CPU builds where the default index has CUDA builds only.
 PIP_ARGS ?=
 DEVICE ?= cpu
+# How many tests run at once.
+WORKERS ?= 2
 # What `make bench` measures; the index of a million products, webshop_search, takes long.
 BENCHMARKS ?= alfworld webshop env_servers advantages learner system
 
@@ -13,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup tools demo test lint format bench chaos elastic secrets compose-test clean
+.PHONY: setup tools demo test test-all lint format bench chaos elastic secrets compose-test clean
 
 # What a run needs.
 setup: $(VENV)/.installed-$(DEVICE)
@@ -44,8 +46,13 @@ $(VENV)/.installed-tools: $(VENV)/.installed-$(DEVICE) requirements/dev.txt requ
 demo: setup
 	$(BIN)/anchorage demo
 
+# The suite without its longer tier; TESTS may name files. Two workers: what waits does so beside what computes.
 test: tools
-	$(BIN)/python -m pytest $(TESTS)
+	TEST_TIER=short $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+# All of it, what `make test` leaves out too.
+test-all: tools
+	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
 lint: tools
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 from services.redis_server import EmbeddedRedis
 from tests import needs
+
+# Ray's workers are nice by default (15): on a busy machine they would starve.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # A busy machine is no failure.
 settings.register_profile("anchorage", deadline=None)
@@ -47,12 +51,24 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from tests.side_by_side import Scheduling
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
+        from tests.side_by_side import longest_first
+
+        longest_first(items)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was not run, and why."""
-    stats = terminalreporter.stats
-    lines = needs.summary(stats.get("skipped", []), len(stats.get("deselected", [])))
-    if lines:
+    """Say what was not run, why, and what to install."""
+    if lines := needs.summary(terminalreporter.stats.get("skipped", [])):
         terminalreporter.section("not run")
         for line in lines:
             terminalreporter.line(line)

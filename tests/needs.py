@@ -28,21 +28,17 @@ def debian(*packages: str) -> str:
     return f"{', '.join(packages)} missing: apt-get install {' '.join(packages)}"
 
 
-def summary(reports: Iterable[object], left_out: int) -> list[str]:
-    """What was not run, a line a reason, the most frequent first; `left_out` tests are those of the longer tier.
+def summary(reports: Iterable[object]) -> list[str]:
+    """What was not run: how many tests in all, then a line a reason, the most frequent first.
 
-    >>> summary([], 3)
-    ['3 tests of the longer tier were left out: make test-all']
+    Each report is pytest's, of a skipped test or file.
     """
     reasons = Counter(_reason(report) for report in reports)
-    lines = []
-    if reasons:
-        lines.append(f"{sum(reasons.values())} tests were skipped:")
-        width = len(str(max(reasons.values())))
-        lines += [f"  {count:>{width}}  {reason}" for reason, count in reasons.most_common()]
-    if left_out:
-        lines.append(f"{left_out} tests of the longer tier were left out: make test-all")
-    return lines
+    if not reasons:
+        return []
+    width = len(str(max(reasons.values())))
+    lines = [f"  {count:>{width}}  {reason}" for reason, count in reasons.most_common()]
+    return [f"{sum(reasons.values())} tests were skipped:", *lines]
 
 
 def _reason(report: object) -> str:

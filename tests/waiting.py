@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 120.0) -> T:
+def until(condition: Callable[[], T], seconds: float = 300.0) -> T:
     """What the condition gives as soon as it is true.
 
     Raises:

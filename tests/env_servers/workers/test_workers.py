@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -23,6 +22,7 @@ from env_servers.client import HttpClient, RequestRejected, SessionLost
 from env_servers.identity import worker_of_session
 from env_servers.launch import ServerProcess, start_server
 from env_servers.protocol import Problem, ResetRequest, StepRequest, StepResult
+from tests.waiting import until
 
 COUNTING = "tests.env_servers.counting:Counting"
 TASK = ResetRequest(split="train", index=3)
@@ -38,9 +38,16 @@ def start(folder: Path, *options: str) -> ServerProcess:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with start(tmp_path_factory.mktemp("workers"), "--max-sessions", "301", "--max-body-bytes", "65536") as server:
         yield server
+
+
+@pytest.fixture
+def server(shared_server: ServerProcess) -> Iterator[ServerProcess]:
+    """The server that the file shares; a test leaves no session behind."""
+    yield shared_server
+    until(lambda: "anchorage_env_sessions 0.0" in httpx.get(f"{shared_server.url}/metrics", timeout=30).text)
 
 
 @pytest.fixture
@@ -189,9 +196,10 @@ async def test_metrics_are_added_up(server: ServerProcess, client: HttpClient) -
         assert 'anchorage_env_request_seconds_bucket{le="0.001",route="/step"}' in page
         for first in opened:
             await client.close_session(first.session)
-        await client.reset(TASK)
+        last = await client.reset(TASK)
         page = (await http.get("/metrics")).text
         assert (count(page, "anchorage_env_sessions"), count(page, "anchorage_env_resets_total")) == (1, resets + 1)
+        await client.close_session(last.session)
 
 
 async def test_openenv_sessions_live_on_their_sockets(server: ServerProcess) -> None:
@@ -273,11 +281,14 @@ async def test_a_killed_process_loses_its_own_sessions_only(tmp_path: Path) -> N
 def test_processes_that_never_stay_up_end_the_server(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     process = subprocess.Popen(command("--workers", "2", "--ready-file", str(ready)), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        for child in psutil.Process(process.pid).children() if process.poll() is None else []:
-            child.kill()
-        time.sleep(0.02)
+
+    def ended() -> bool:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children():
+                child.kill()
+        return process.poll() is not None
+
+    until(ended)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 2
     assert "the worker processes end as soon as they have started" in stderr or "did not start" in stderr
@@ -290,12 +301,12 @@ def test_no_process_outlives_the_server(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     ready = tmp_path / "ready"
     process = subprocess.Popen(command("--workers", "2", "--ready-file", str(ready)), stderr=subprocess.PIPE, text=True)
-    _wait_until(ready.exists)
+    until(ready.exists)
     children = psutil.Process(process.pid).children()
     assert len(children) == 2
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=30)
-    _wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+    until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
     assert "Traceback" not in stderr
     assert list(tmp_path.glob("anchorage-env-*")) == [] or number == signal.SIGKILL
     if number != signal.SIGKILL:
@@ -310,11 +321,3 @@ def test_a_taken_port_is_refused(server: ServerProcess) -> None:
         2,
         f"env_servers: port {port} on 127.0.0.1 is taken: choose another with --port\n",
     )
-
-
-def _wait_until(condition: object, timeout_s: float = 30.0) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)

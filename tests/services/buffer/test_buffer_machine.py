@@ -22,6 +22,7 @@ from services.buffer import Buffer, Stored
 from services.config.tree import BufferConfig
 from services.schemas import Task, Ticket, Trajectory
 from tests.services.buffer.lost_data import delete_run, restore_run, save_run
+from tests.tiers import examples
 
 MAX_ATTEMPTS = 2
 SIZE = {0: 1, 1: 2, 2: 3}
@@ -230,7 +231,7 @@ def test_agrees_with_the_model(redis_url: str) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Machine(redis_url),
         settings=settings(
-            max_examples=1000,
+            max_examples=examples(1000, short=250),
             stateful_step_count=15,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -23,6 +23,7 @@ from services.redis_server import EmbeddedRedis
 from services.schemas import TRAIN_STREAM, Ticket, Trajectory
 from tests.learner.synthetic import play
 from tests.services.buffer.lost_data import delete_run, restore_run, save_run
+from tests.tiers import examples
 
 UPDATES, PER_UPDATE, STALENESS = 4, 2, 1
 
@@ -216,11 +217,11 @@ class Machine(RuleBasedStateMachine):
         assert not self.learner.dispatcher.outstanding & set(groups)
 
 
-def run(machine: Callable[[], RuleBasedStateMachine], examples: int, steps: int) -> None:
+def run(machine: Callable[[], RuleBasedStateMachine], histories: int, steps: int) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(
-            max_examples=examples,
+            max_examples=histories,
             stateful_step_count=steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -229,11 +230,11 @@ def run(machine: Callable[[], RuleBasedStateMachine], examples: int, steps: int)
 
 
 def test_every_group_is_trained_on_once(redis_url: str) -> None:
-    run(lambda: Machine(redis_url), 1000, 15)
+    run(lambda: Machine(redis_url), examples(1000, short=250), 15)
 
 
 def test_every_group_is_trained_on_once_also_where_groups_go_on_without_a_member(redis_url: str) -> None:
-    run(lambda: Machine(redis_url, PARTIAL), 300, 15)
+    run(lambda: Machine(redis_url, PARTIAL), examples(300, short=100), 15)
 
 
 class RestartMachine(Machine):
@@ -254,4 +255,4 @@ class RestartMachine(Machine):
 
 def test_every_group_is_trained_on_once_with_a_redis_that_is_killed(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as server:
-        run(lambda: RestartMachine(server), 25, 20)
+        run(lambda: RestartMachine(server), examples(25, short=10), 20)
