@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from actors.parsing import ParsedAction, parse_action
 from actors.prompts import Exchange, Prompt, PromptBuilder
 from env_servers.client import EnvironmentClient, SessionLost
 from env_servers.protocol import ActionForm, ResetRequest, StepResult
-from services.config.tree import Config
+from services.config.tree import Config, EnvConfig
 from services.schemas import Step, Ticket, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ class _Attempt:
             seed=ticket.seed,
             form=self.form,
         )
+        _check_sampled(sample)
         after = await self.client.step(state.session, state.step + 1, parsed.action)
         step = Step(
             prompt_ids=np.asarray(prompt.ids, dtype=np.int32),
@@ -188,10 +190,31 @@ class _Attempt:
             prompt=prompt.text,
             response=sample.text,
             action=parsed.action,
-            reward=after.reward * config.environment(ticket.task.env).success_reward,
+            reward=_scaled_reward(after.reward, config.environment(ticket.task.env)),
             valid=parsed.valid and after.accepted,
             terminated=after.terminated,
             truncated=after.truncated,
             finished=sample.finished,
         )
         return step, after
+
+
+def _check_sampled(sample: Sample) -> None:
+    """Raises EpisodeFailed where a sampled token has no log-probability to train with."""
+    wrong = next((value for value in sample.logprobs if not math.isfinite(value)), None)
+    if wrong is not None:
+        raise EpisodeFailed(
+            f"the inference engine gave the log-probability {wrong} to a token that it sampled, with policy version "
+            f"{sample.versions[-1].version}: are its weights finite, and is model.dtype wide enough for the model?"
+        )
+
+
+def _scaled_reward(reward: float, env: EnvConfig) -> float:
+    """Raises EpisodeFailed where the reward is not a finite number."""
+    scaled = reward * env.success_reward
+    if not math.isfinite(scaled):
+        raise EpisodeFailed(
+            f"the environment {env.name} gave the reward {reward}, and times env.success_reward={env.success_reward:g} "
+            f"it is {scaled}, not a finite number"
+        )
+    return scaled

@@ -25,6 +25,7 @@ from actors.weights import GatedSampler, WeightFollower
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, RequestRejected
 from env_servers.protocol import ActionForm
 from services.buffer import Buffer, Stored
+from services.codec import CodecError
 from services.config.tree import Config
 from services.errors import AnchorageError
 from services.schemas import Ticket, Trajectory
@@ -264,7 +265,7 @@ class Rollout:
             reason = f"the episode took longer than {limit:g} s"
         except EnvironmentUnavailableError as error:
             return await self._give_back(ticket, error)
-        except (EpisodeFailed, RequestRejected) as error:
+        except (EpisodeFailed, RequestRejected, CodecError) as error:
             reason = str(error)
         except Exception as error:
             logger.exception("ticket %s cannot be played", ticket.id)

@@ -19,6 +19,7 @@ from typing import TypeVar
 import aiohttp
 import orjson
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from yarl import URL
 
 from env_servers.client_interface import (
@@ -31,6 +32,7 @@ from env_servers.client_interface import (
     persevere,
 )
 from env_servers.coalescing import Coalescer
+from env_servers.numbers import fault
 from env_servers.protocol import (
     BatchResetRequest,
     BatchResult,
@@ -53,6 +55,8 @@ LOST_STATUSES = frozenset({404, 410})
 UNACCEPTABLE_STATUSES = frozenset({400, 413, 422})
 """Of a step: the server does not take its action. Ours says so of one that is too long."""
 KEEP_ALIVE_S = 60.0
+WRONG_VALUE = 500
+"""Status of the problem that stands for an answer with a wrong value: not repeated, and the session is not lost."""
 
 
 class HttpClient:
@@ -100,7 +104,7 @@ class HttpClient:
         """Open a session. A request that had to be repeated may leave an idle one behind, which expires."""
         if not self._asked:
             await self._ask_for_batching()
-        first = self._parse(StepResult, await self._request("POST", "reset", _encode(request.model_dump())))
+        first = self._parse_result(await self._request("POST", "reset", _encode(request.model_dump())))
         return self._refusals.opened(request, first)
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
@@ -125,7 +129,7 @@ class HttpClient:
     async def reset_many(self, requests: Sequence[ResetRequest]) -> list[StepResult | Problem]:
         """Open sessions, at most `MAX_BATCH`. A task that could not be reset gives its problem in its place."""
         body = BatchResetRequest(items=list(requests)).model_dump()
-        return self._parse(BatchResult, await self._request("POST", "batch/reset", _encode(body))).items
+        return self._parse_batch(await self._request("POST", "batch/reset", _encode(body)))
 
     async def step_many(self, requests: Sequence[StepRequest]) -> list[StepResult | Problem]:
         """Step sessions, at most `MAX_BATCH`. A session that could not be stepped gives its problem in its place."""
@@ -156,7 +160,7 @@ class HttpClient:
         self._asked = True
 
     async def _step_alone(self, body: bytes) -> StepResult:
-        return self._parse(StepResult, await self._request("POST", "step", body, LOST_STATUSES, UNACCEPTABLE_STATUSES))
+        return self._parse_result(await self._request("POST", "step", body, LOST_STATUSES, UNACCEPTABLE_STATUSES))
 
     async def _send_steps(self, bodies: Sequence[bytes]) -> list[StepResult | Problem]:
         if len(bodies) == 1:
@@ -166,7 +170,7 @@ class HttpClient:
             answer = await self._request("POST", "batch/step", body, unacceptable=UNACCEPTABLE_STATUSES)
         except ActionRefused:  # one of them spoils the batch, and nothing says which
             return [*await asyncio.gather(*map(self._settle, bodies))]
-        answers = self._parse(BatchResult, answer).items
+        answers = self._parse_batch(answer)
         if len(answers) != len(bodies):
             raise EnvironmentUnavailableError(f"{self._name} answered {len(answers)} of {len(bodies)} steps")
         return answers
@@ -237,6 +241,44 @@ class HttpClient:
             problem = summary(error)
             raise EnvironmentUnavailableError(f"{self._name} does not speak the step API: {problem}") from error
 
+    def _parse_result(self, answer: bytes) -> StepResult:
+        """Raises RequestRejected where a value of the answer is wrong: the episode fails, the server is not away."""
+        try:
+            result = self._checked(StepResult.model_validate_json(answer))
+        except ValidationError as error:
+            problem = _wrong_value(error)
+            if problem is None:
+                return self._parse(StepResult, answer)
+            result = self._wrong(problem)
+        if isinstance(result, Problem):
+            raise RequestRejected(result.detail)
+        return result
+
+    def _parse_batch(self, answer: bytes) -> list[StepResult | Problem]:
+        """One entry an item; a wrong value is the problem of its own item only."""
+        try:
+            return [self._checked(item) for item in BatchResult.model_validate_json(answer).items]
+        except ValidationError:
+            items = _items(answer)
+        return self._parse(BatchResult, answer).items if items is None else [self._parse_item(item) for item in items]
+
+    def _parse_item(self, item: object) -> StepResult | Problem:
+        try:
+            return self._checked(StepResult.model_validate(item))
+        except ValidationError as error:
+            problem = _wrong_value(error)
+        if problem is not None:
+            return self._wrong(problem)
+        (only,) = self._parse(BatchResult, orjson.dumps({"items": [item]})).items
+        return only
+
+    def _checked(self, result: StepResult | Problem) -> StepResult | Problem:
+        problem = None if isinstance(result, Problem) else fault(result.reward, result.facts)
+        return result if problem is None else self._wrong(problem)
+
+    def _wrong(self, problem: str) -> Problem:
+        return Problem(title="Wrong value", status=WRONG_VALUE, detail=f"{self._name} gave a wrong value: {problem}")
+
     @property
     def _name(self) -> str:
         return f"the environment server at {self._url.origin()}"
@@ -261,6 +303,24 @@ def _detail(answer: bytes) -> str:
         return Problem.model_validate_json(answer).detail
     except ValidationError:
         return one_line(answer.decode(errors="replace"))
+
+
+def _wrong_value(error: ValidationError) -> str | None:
+    """What is wrong with the reward or the facts, where nothing else is wrong."""
+    found = error.errors()
+    if {e["loc"][:1] for e in found} - {("reward",), ("facts",)}:
+        return None
+    rewards = [e["input"] for e in found if e["loc"] == ("reward",)]
+    return (fault(rewards[0], {}) if rewards else None) or summary(error)
+
+
+def _items(answer: bytes) -> list[object] | None:
+    """The items of a batch's answer as they came; None where it is not one."""
+    try:
+        items = from_json(answer)["items"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return items if isinstance(items, list) else None
 
 
 def _is_loopback(host: str) -> bool:

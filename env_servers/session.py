@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from dataclasses import replace
 
 from pydantic_core import to_json
 
 from env_servers.environment import Environment, Observation
+from env_servers.numbers import fault
 from env_servers.protocol import AnchorKind, ResetRequest, StepResult
 
 logger = logging.getLogger(__name__)
@@ -57,9 +57,10 @@ class Session:
 
 
 def checked(observation: Observation) -> Observation:
-    """The observation itself; raises ValueError where its reward is no finite number."""
-    if not math.isfinite(observation.reward):
-        raise ValueError(f"the environment gave the reward {observation.reward}")
+    """The observation itself; raises ValueError where its reward or facts are not what they must be."""
+    problem = fault(observation.reward, observation.facts)
+    if problem is not None:
+        raise ValueError(f"the environment gave a wrong value: {problem}")
     return observation
 
 

@@ -6,11 +6,13 @@ int32 and float32), which costs a fraction of a document a step.
 
 Invariants
 - `decode(encode(t))` equals `t`; nothing else decodes: lengths, types and version spans are checked on both ways.
+- Every float is a finite number, the sum of the rewards too, and `won` is true or false where it is there.
 - A document never unpacks to more than `MAX_RAW_BYTES`, whatever its header claims.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -20,8 +22,9 @@ import msgpack
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, NonNegativeInt, ValidationError, field_validator
 
+from services.numbers import not_finite
 from services.schemas import Step, Ticket, Trajectory, VersionSpan
 
 MAGIC = b"ANC"
@@ -70,7 +73,7 @@ class _WireSteps(BaseModel):
     prompt: list[str]
     response: list[str]
     action: list[str]
-    reward: list[float]
+    reward: list[FiniteFloat]
     valid: list[bool]
     terminated: list[bool]
     truncated: list[bool]
@@ -85,8 +88,19 @@ class _WireTrajectory(BaseModel):
     steps: _WireSteps
     facts: dict[str, JsonValue]
     actor: str
-    started_at: float
-    finished_at: float
+    started_at: FiniteFloat
+    finished_at: FiniteFloat
+
+    @field_validator("facts")
+    @classmethod
+    def _finite(cls, facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        problem = not_finite(facts, "facts")
+        if problem is not None:
+            raise ValueError(f"{problem}, not a finite number")
+        won = facts.get("won")
+        if won is not None and not isinstance(won, bool):
+            raise ValueError(f"facts.won is {won!r:.60}, not true or false")
+        return facts
 
 
 class _Contexts(threading.local):
@@ -104,8 +118,8 @@ def encode(trajectory: Trajectory) -> bytes:
     """The stored form of a trajectory.
 
     Raises:
-        CodecError: an array of the wrong dtype or shape, lengths that disagree, facts that JSON cannot hold, or more
-            than `MAX_RAW_BYTES` of content.
+        CodecError: an array of the wrong dtype or shape, lengths that disagree, facts that JSON cannot hold, a number
+            that is not finite, or more than `MAX_RAW_BYTES` of content.
     """
     try:
         wire = _WireTrajectory(
@@ -186,11 +200,13 @@ def _to_wire(steps: Sequence[Step]) -> _WireSteps:
         **{name: [getattr(step, name) for step in steps] for name in _PLAIN},
     )
     _check_spans(wire)
+    _check_finite(wire)
     return wire
 
 
 def _from_wire(wire: _WireSteps) -> tuple[Step, ...]:
     _check_spans(wire)
+    _check_finite(wire)
     if wire.finished is None:
         wire.finished = [True] * len(wire.spans)
     columns = (
@@ -211,6 +227,15 @@ def _check_spans(wire: _WireSteps) -> None:
     for own, tokens in zip(_cut(wire.span_tokens, wire.spans), wire.response_tokens, strict=True):
         if sum(own) != tokens:
             raise CodecError(f"the version spans do not add up to the {tokens} response tokens")
+
+
+def _check_finite(wire: _WireSteps) -> None:
+    logprobs = _from_bytes(wire.logprobs, np.float32)
+    wrong = np.flatnonzero(~np.isfinite(logprobs))
+    if len(wrong):
+        raise CodecError(f"the log-probability of response token {wrong[0]} is {logprobs[wrong[0]]}")
+    if not math.isfinite(sum(map(abs, wire.reward))):
+        raise CodecError("the sum of the rewards is not a finite number")
 
 
 def _cut(whole: Any, lengths: Sequence[int]) -> list[Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 TRAIN_STREAM = "train"
 
@@ -47,7 +47,7 @@ class Ticket(BaseModel):
     group_size: int
     task: Task
     seed: int
-    temperature: float = 1.0
+    temperature: FiniteFloat = 1.0
 
     @property
     def id(self) -> str:

@@ -116,7 +116,7 @@ class OpenEnvClient:
         socket, data = await self._start(seed)
         try:
             tools = await self._ask_for_tools(socket) if mapping.calls_tools else []
-            seen = observe(data, self._observation_field)
+            seen = self._observe(data)
         except BaseException as error:
             await socket.close()
             if isinstance(error, (SocketLost, ServerRefusal)):
@@ -158,7 +158,7 @@ class OpenEnvClient:
             mapping = await self._action_mapping()
             data = await self._take(session, open_session, mapping.action(action, open_session.tools))
             try:
-                seen = observe(data, self._observation_field)
+                seen = self._observe(data)
             except RequestRejected:
                 await self.close_session(session)
                 raise
@@ -177,6 +177,12 @@ class OpenEnvClient:
         if self._http is not None:
             await self._http.close()
             self._http = None
+
+    def _observe(self, data: dict[str, Any]) -> Observation:
+        try:
+            return observe(data, self._observation_field)
+        except RequestRejected as error:
+            raise RequestRejected(f"{self._name}: {error}") from error
 
     async def _take(self, session: str, open_session: OpenSession, action: dict[str, Any]) -> dict[str, Any]:
         try:

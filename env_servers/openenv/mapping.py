@@ -8,7 +8,6 @@ fields, which is the action itself, as it must be where no single field takes a 
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from env_servers.client_interface import ActionRefused, RequestRejected, one_line
+from env_servers.client_interface import ActionRefused, RequestRejected
 from env_servers.environment import Observation
+from env_servers.numbers import fault
 from env_servers.openenv.examples import example
 
 _NOT_CONTENT = frozenset({"metadata", "type", "done", "reward"})
@@ -97,7 +97,7 @@ class ActionMapping:
 def observe(data: Mapping[str, Any], text_field: str | None = None) -> Observation:
     """An observation message's `data` as an observation of ours. Its text is `text_field`, or what looks like it.
 
-    Raises RequestRejected where the reward is no finite number.
+    Raises RequestRejected where the reward or a fact is not a finite number, or `won` neither true nor false.
     """
     seen = data.get("observation")
     seen = seen if isinstance(seen, Mapping) else {}
@@ -180,11 +180,12 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 
 def _reward(given: object) -> float:
-    if given is None:
-        return 0.0
-    if isinstance(given, (bool, int, float)) and math.isfinite(given):
-        return float(given)
-    raise RequestRejected(f"the server gave a reward that is no finite number: {one_line(repr(given))}")
+    """0 where there is none. OpenEnv's schema also lets a reward be true or false."""
+    number = 0 if given is None else int(given) if isinstance(given, bool) else given
+    problem = fault(number, {})
+    if problem is not None or not isinstance(number, (int, float)):
+        raise RequestRejected(f"wrong value: {problem}")
+    return float(number)
 
 
 def _text_of(seen: Mapping[str, Any], text_field: str | None) -> str:
@@ -252,6 +253,12 @@ def _facts(seen: Mapping[str, Any]) -> dict[str, object]:
     scalars = {
         name: value
         for name, value in seen.items()
-        if name not in _NOT_CONTENT and isinstance(value, (bool, int, float)) and name not in _NO_FACTS
+        if name not in _NOT_CONTENT
+        and (isinstance(value, (bool, int, float)) or (name == "won" and value is not None))
+        and name not in _NO_FACTS
     }
-    return {**scalars, **(told if isinstance(told, Mapping) else {})}
+    facts = {**scalars, **(told if isinstance(told, Mapping) else {})}
+    problem = fault(0.0, facts)
+    if problem is not None:
+        raise RequestRejected(f"wrong value: {problem}")
+    return facts

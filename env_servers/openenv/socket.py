@@ -102,12 +102,15 @@ def _data_of(message: aiohttp.WSMessage) -> dict[str, Any]:
 
 
 def _loads(text: str | bytes) -> Any:
-    """The text's JSON. Half a surrogate pair, which Python's servers send and no text can hold, becomes U+FFFD."""
+    """The text's JSON. Half a surrogate pair, which Python's servers send and no text can hold, becomes U+FFFD.
+
+    NaN and Infinity, which they send as well, are read: which value is wrong can then be said.
+    """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         whole = json.dumps(json.loads(text), ensure_ascii=False)
-        return orjson.loads(whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        return json.loads(whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _reason(data: dict[str, Any]) -> str:

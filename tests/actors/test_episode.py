@@ -251,3 +251,28 @@ async def test_an_episode_without_a_step_fails(config: Config) -> None:
     with pytest.raises(EpisodeFailed, match="before the first action"):
         await play_with(config, client, ticket())
     assert client.closes == 1
+
+
+class Rewarding(Counting):
+    """Ends with its first action, for the largest reward there is."""
+
+    def step(self, action: str) -> Observation:
+        return Observation(text="over", reward=1e308, terminated=True, facts={"won": True}, state="over")
+
+
+async def test_a_reward_that_becomes_infinite_when_scaled_fails_the_ticket_by_name(config: Config) -> None:
+    with pytest.raises(
+        EpisodeFailed, match=r"environment \w+ gave the reward 1e\+308, and times env.success_reward=10"
+    ):
+        await play_with(config, Recording(Rewarding), ticket())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
+async def test_a_log_probability_that_is_no_number_fails_the_ticket(config: Config, value: float) -> None:
+    class Numberless(ScriptedEngine):
+        async def generate(self, prompt_ids, **settings):  # type: ignore[no-untyped-def]
+            sample = await super().generate(prompt_ids, **settings)
+            return replace(sample, logprobs=[*sample.logprobs[:-1], value])
+
+    with pytest.raises(EpisodeFailed, match=f"log-probability {value} .* policy version 3"):
+        await play_with(config, Recording(), ticket(), Numberless(config.model.path))

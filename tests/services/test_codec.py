@@ -16,9 +16,15 @@ from services.schemas import Step, Task, Ticket, Trajectory, VersionSpan
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
-FACT = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT
+FACT = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+)
 FACTS = st.dictionaries(TEXT, st.recursive(FACT, lambda inner: st.lists(inner, max_size=3), max_leaves=5), max_size=4)
-FLOAT = st.floats(allow_nan=False)
+FLOAT = st.floats(-1e307, 1e307)
 
 
 @st.composite
@@ -31,7 +37,9 @@ def spans(draw: st.DrawFn) -> tuple[VersionSpan, ...]:
 def steps(draw: st.DrawFn) -> Step:
     versions = draw(spans())
     tokens = sum(span.tokens for span in versions)
-    logprobs = draw(st.lists(st.floats(width=32, allow_nan=False), min_size=tokens, max_size=tokens))
+    logprobs = draw(
+        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=tokens, max_size=tokens)
+    )
     return Step(
         prompt_ids=np.array(draw(st.lists(INT32, max_size=5)), dtype=np.int32),
         response_ids=np.array(draw(st.lists(INT32, min_size=tokens, max_size=tokens)), dtype=np.int32),
@@ -195,6 +203,17 @@ def test_a_frame_without_a_size_is_refused() -> None:
         (("steps", "span_tokens"), [3, -1]),
         (("steps", "reward"), ["1"]),
         (("steps", "reward"), []),
+        (("steps", "reward"), [float("nan")]),
+        (("steps", "reward"), [float("-inf")]),
+        (("steps", "logprobs"), np.array([-0.5, -np.inf], dtype="<f4").tobytes()),
+        (("steps", "logprobs"), np.array([np.nan, -0.5], dtype="<f4").tobytes()),
+        (("ticket", "temperature"), float("inf")),
+        (("started_at",), float("nan")),
+        (("facts", "won"), "no"),
+        (("facts", "won"), 1),
+        (("facts", "won"), float("nan")),
+        (("facts", "score"), float("inf")),
+        (("facts", "parts"), {"price": [1.0, float("nan")]}),
         (("steps", "valid"), [1]),
         (("steps", "surplus"), [1]),
         (("steps",), None),
@@ -227,6 +246,10 @@ def test_a_document_off_schema_is_refused(path: tuple[Any, ...], value: object) 
         {"versions": ()},
         {"reward": "1"},
         {"observation": "\ud800"},
+        {"reward": float("nan")},
+        {"reward": float("inf")},
+        {"logprobs": np.array([-0.5, -np.inf], dtype=np.float32)},
+        {"logprobs": np.array([np.nan, -0.5], dtype=np.float32)},
     ],
 )
 def test_a_step_off_schema_is_not_stored(change: dict[str, Any]) -> None:
@@ -238,3 +261,24 @@ def test_a_step_off_schema_is_not_stored(change: dict[str, Any]) -> None:
 def test_facts_that_json_cannot_hold_are_not_stored(value: object) -> None:
     with pytest.raises(CodecError, match="cannot be stored"):
         encode(dataclasses.replace(TRAJECTORY, facts={"fact": value}))
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"won": float("nan")}, "facts.won"),
+        ({"won": "no"}, "facts.won"),
+        ({"won": 0}, "facts.won"),
+        ({"score": float("-inf")}, "facts.score"),
+        ({"parts": [{"price": float("nan")}]}, "facts.parts.0.price"),
+    ],
+)
+def test_a_fact_that_is_no_number_or_no_truth_is_named(facts: dict[str, Any], named: str) -> None:
+    with pytest.raises(CodecError, match=named):
+        encode(dataclasses.replace(TRAJECTORY, facts=facts))
+
+
+def test_rewards_that_add_up_to_infinity_are_not_stored() -> None:
+    huge = dataclasses.replace(STEP, reward=1e308)
+    with pytest.raises(CodecError, match="sum of the rewards"):
+        encode(dataclasses.replace(TRAJECTORY, steps=(huge, huge)))

@@ -106,7 +106,7 @@ def test_rewards(reward: object, number: float) -> None:
 
 @pytest.mark.parametrize("reward", ["1", [], {}, float("inf"), float("nan")])
 def test_a_reward_that_is_no_finite_number_is_refused(reward: object) -> None:
-    with pytest.raises(RequestRejected, match="no finite number"):
+    with pytest.raises(RequestRejected, match="not a finite number"):
         observe({"observation": {}, "reward": reward})
 
 
