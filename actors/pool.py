@@ -28,6 +28,7 @@ from typing import Any
 
 from actors.rollout_process import EngineFactory, RolloutProcess, RolloutSpec, vllm_engine
 from services.buffer import Buffer
+from services.buffer.owner import Owner
 from services.config.tree import BufferConfig, Config, RolloutConfig
 from services.errors import RedisUnavailable, RunStalled, first_line
 
@@ -252,10 +253,11 @@ def start_pool(
     env_token: str | None = None,
     engine: EngineFactory = vllm_engine,
     default_actors: int | None = None,
+    owner: Owner | None = None,
 ) -> tuple[Any, Any]:
     """Start the supervisor in the connected Ray cluster: its handle, and the reference that ends when it does.
 
-    `default_actors`: how many without a wish; None: as many as there are places.
+    `default_actors`: how many without a wish; None: as many as there are places. `owner`: of the run, for its actors.
     End it with `ray.get(handle.stop.remote())`, then `ray.kill(handle)`.
 
     Raises:
@@ -265,7 +267,7 @@ def start_pool(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     gpus = engine_gpus(config.rollout, ray.cluster_resources())
-    spec = RolloutSpec(config.model_dump_json(), redis_url, env_urls, env_token, engine, default_actors, gpus)
+    spec = RolloutSpec(config.model_dump_json(), redis_url, env_urls, env_token, engine, default_actors, gpus, owner)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     handle = ray.remote(Pool).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(spec)
     return handle, handle.run.remote()

@@ -18,6 +18,7 @@ from actors.replicas import Replicas
 from actors.rollout_actor import Rollout
 from env_servers.client import EnvironmentClient, open_client
 from services.buffer import Buffer
+from services.buffer.owner import Owner
 from services.config.tree import Config, EnvConfig
 from services.model_folder import check_model_folder
 from services.weights import open_channel
@@ -45,6 +46,7 @@ class RolloutSpec:
         engine: makes the inference engine; a module-level function, since it travels to other processes.
         default_actors: how many actors the pool keeps without a wish; None: as many as there are places.
         gpus: that an actor asks Ray for, as found out when the run began.
+        owner: the run's hold on its name in Redis, shown with whatever an actor writes there.
     """
 
     config: str
@@ -54,6 +56,7 @@ class RolloutSpec:
     engine: EngineFactory = vllm_engine
     default_actors: int | None = None
     gpus: int = 0
+    owner: Owner | None = None
 
 
 class RolloutProcess:
@@ -89,6 +92,7 @@ class RolloutProcess:
             config.buffer,
             max_attempts=config.rollout.max_attempts,
             fewest_members=config.rollout.fewest_members,
+            owner=spec.owner,
         )
         channel = open_channel(
             config.weights,

@@ -13,7 +13,7 @@ Invariants
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
 import statistics
 import time
@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from learner.dispatch import ticket_seed
 from services.buffer import Buffer
+from services.codec import CodecError
 from services.config.tree import Config
 from services.errors import RunStalled
 from services.schemas import Ticket, Trajectory
@@ -32,7 +33,10 @@ from services.tasks import panel_tasks
 Key = TypeVar("Key", int, str)
 
 POLL_S = 0.5
+READ_ATTEMPTS = 3
 Z_95 = 1.959963984540054
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +223,18 @@ def evaluate(
     buffer.remove(stream, sorted(buffer.known(stream)))
     buffer.issue(tickets)
     try:
-        _wait(buffer, stream, tickets, config.learner.group_timeout_s, should_stop, on_progress)
-        played = _read(buffer, stream)
+        for _ in range(READ_ATTEMPTS):
+            _wait(buffer, stream, tickets, config.learner.group_timeout_s, should_stop, on_progress)
+            played, damaged = _read(buffer, stream, tickets)
+            if not damaged or should_stop():
+                break
+            buffer.remove(stream, damaged)
+            buffer.issue([ticket for ticket in tickets if ticket.group in damaged])
+        else:
+            raise RunStalled(
+                f"evaluation {stream}: {len(damaged)} episodes could not be read, played {READ_ATTEMPTS} times; "
+                "do the actors run this release of the code?"
+            )
         reasons = buffer.cancelled(stream)
     finally:
         buffer.remove(stream, [ticket.group for ticket in tickets])
@@ -301,13 +315,24 @@ def _wait(
             buffer.issue([ticket for ticket in tickets if ticket.group not in known])
 
 
-def _read(buffer: Buffer, stream: str) -> list[Trajectory]:
-    """The episodes that have ended and that Redis has not lost since."""
-    played = []
+def _read(buffer: Buffer, stream: str, tickets: Sequence[Ticket]) -> tuple[list[Trajectory], list[int]]:
+    """The episodes that have ended and that Redis has not lost since, and the groups that cannot be read."""
+    played: list[Trajectory] = []
+    damaged: list[int] = []
+    asked = {ticket.group: ticket for ticket in tickets}
     for group in buffer.complete(stream):
-        with contextlib.suppress(KeyError):
-            played += buffer.read(stream, group)
-    return played
+        try:
+            found = buffer.read(stream, group)
+            if [trajectory.ticket for trajectory in found] != [asked.get(group)]:
+                raise CodecError("it was played for another ticket")
+        except KeyError:
+            continue
+        except CodecError as error:
+            log.warning("episode %s/%d cannot be read and is played again: %s", stream, group, error)
+            damaged.append(group)
+            continue
+        played += found
+    return played, damaged
 
 
 def _outcome(episode: Trajectory, config: Config) -> Outcome:

@@ -2,7 +2,8 @@
 
 Invariants
 - Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number. One
-  that cannot be read (damaged, or of another version of the code) fares the same.
+  that cannot be read (damaged, incomplete, of another version of the code), or in which an episode is not of the ticket
+  that the dispatcher computes, fares the same.
 - Dynamic sampling drops a group when it is read: it is cancelled in Redis, its slot is free, the next group takes it.
 - No wait without an end: a run in which nothing completes, or in which nothing usable does, stops with one clear line.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from learner.dispatch import Dispatcher
 from learner.prefetch import Prefetcher
@@ -21,7 +22,7 @@ from services.buffer import Buffer
 from services.codec import CodecError
 from services.config.tree import LearnerConfig
 from services.errors import RunStalled
-from services.schemas import TRAIN_STREAM
+from services.schemas import TRAIN_STREAM, Trajectory
 
 POLL_S = 0.5
 FULL = "the buffer is full: raise buffer.max_mib, or lower learner.groups_per_update or learner.group_size"
@@ -94,6 +95,7 @@ class Intake:
         for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
             try:
                 trajectories = self._prefetch.read(group)
+                self._check_tickets(group, trajectories)
             except KeyError:
                 continue  # Redis has lost it since it was asked: it is missing, and issued again, at the next look
             except CodecError as error:
@@ -114,3 +116,15 @@ class Intake:
         self._buffer.issue(self._dispatcher.tickets(stale + unreadable))
         collected.stale += len(stale)
         collected.unreadable += len(unreadable)
+
+    def _check_tickets(self, group: int, trajectories: Sequence[Trajectory]) -> None:
+        """Raises CodecError unless every trajectory was played for its ticket of this group, and there are some."""
+        tickets = self._dispatcher.tickets([group])
+        if not trajectories:
+            raise CodecError("it has no trajectory")
+        for trajectory in trajectories:
+            played = trajectory.ticket
+            if not 0 <= played.member < len(tickets) or tickets[played.member] != played:
+                raise CodecError(f"the trajectory of {played.id} was played for another ticket than this run's")
+            if not any(step.versions for step in trajectory.steps):
+                raise CodecError(f"the trajectory of {played.id} has no token")

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from services.buffer import Buffer
 from services.codec import CodecError
-from services.errors import RedisUnavailable
+from services.errors import AnchorageError
 from services.schemas import Trajectory
 
 POLL_S = 0.1
@@ -62,7 +62,7 @@ class Prefetcher:
         while not self._closed.wait(POLL_S):
             try:
                 self._look()
-            except RedisUnavailable as error:
+            except AnchorageError as error:
                 log.info("no group is read ahead: %s", error)
 
     def _look(self) -> None:

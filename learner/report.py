@@ -35,7 +35,7 @@ class UpdateReport:
         rows / trained_rows: steps, and those that could move the policy. response_tokens: of all rows.
         step_group_sizes: number of step groups of each size. step_group_size_mean: over step groups.
         staleness_mean / staleness_max: over groups, in updates.
-        dropped_stale / dropped_equal / cancelled: groups, since the update before.
+        dropped_stale / dropped_equal / dropped_unreadable / cancelled: groups, since the update before.
         loss: metrics of the ranks, averaged over the tokens trained on.
         tokens_per_second: prompt and response tokens that went through the model over the ranks' seconds.
     """
@@ -57,6 +57,7 @@ class UpdateReport:
     staleness_max: int
     dropped_stale: int
     dropped_equal: int
+    dropped_unreadable: int
     cancelled: int
     tokens_per_second: float
     timings: Timings
@@ -77,6 +78,7 @@ class UpdateReport:
             "staleness/max": self.staleness_max,
             "staleness/dropped_groups": self.dropped_stale,
             "dispatch/equal_reward_groups": self.dropped_equal,
+            "dispatch/unreadable_groups": self.dropped_unreadable,
             "dispatch/cancelled_groups": self.cancelled,
             "update/rows": self.rows,
             "update/trained_rows": self.trained_rows,
@@ -99,6 +101,7 @@ def describe(
     *,
     dropped_stale: int,
     dropped_equal: int,
+    dropped_unreadable: int,
     cancelled: int,
     timings: Timings,
     loss: dict[str, float],
@@ -126,6 +129,7 @@ def describe(
         staleness_max=max(ages),
         dropped_stale=dropped_stale,
         dropped_equal=dropped_equal,
+        dropped_unreadable=dropped_unreadable,
         cancelled=cancelled,
         tokens_per_second=prepared.tokens / max(timings.update, 1e-9),
         timings=timings,

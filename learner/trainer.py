@@ -161,6 +161,7 @@ class Trainer:
         prepared = prepare(list(groups.values()), self._config, self._version)
         ready = time.monotonic()
         loss = self._ranks.update(prepared.work)
+        self._buffer.beat()  # RunTaken: what follows would be in another run's way
         updated = time.monotonic()
         self._version += 1
         self._dispatcher.settle(list(groups))
@@ -174,6 +175,7 @@ class Trainer:
             prepared,
             dropped_stale=collected.stale,
             dropped_equal=collected.equal,
+            dropped_unreadable=collected.unreadable,
             cancelled=collected.cancelled,
             timings=Timings(waited - started, ready - waited, updated - ready, published - updated),
             loss=loss,

@@ -20,6 +20,14 @@ class RedisUnavailable(AnchorageError):
     """Redis cannot be reached, or stayed away longer than `buffer.reconnect_s`."""
 
 
+class BufferDamaged(RedisUnavailable):
+    """A key of the run in Redis holds what the run did not write there."""
+
+
+class RedisUnsuitable(AnchorageError):
+    """This Redis would lose data without an error, or lacks what the buffer needs."""
+
+
 class ModelUnavailable(AnchorageError):
     """`model.path` holds no model that can be loaded."""
 
@@ -38,6 +46,10 @@ class RunStalled(AnchorageError):
 
 class RunBusy(AnchorageError):
     """The run's folder is in use or cannot be written."""
+
+
+class RunTaken(RunBusy):
+    """Another process runs a run of this name in this Redis."""
 
 
 class RayUnavailable(AnchorageError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 from services.config.tree import Config
+from services.errors import RunBusy
 from services.redis_server import ADDRESS_NAME
 
 CONFIG_NAME = "config.yaml"
@@ -15,6 +17,8 @@ LEDGER_NAME = "ledger.jsonl"
 SUMMARY_NAME = "summary.json"
 REDIS_NAME = "redis"
 AUDIT_NAME = "audit.jsonl"
+LINEAGE_NAME = "run.id"
+"""Holds the lineage of the run and the folder it was made for."""
 WARMSTART_NAME = "warmstart.json"
 """In the folder of a model that `anchorage warmstart` made: how, its configuration included."""
 
@@ -23,6 +27,32 @@ def run_of(policy: Path) -> Path | None:
     """The folder of the run whose checkpoint a policy is in."""
     runs = [above.parent for above in policy.absolute().parents if above.name == CHECKPOINTS_NAME]
     return next((run for run in runs if (run / CONFIG_NAME).is_file()), None)
+
+
+def lineage(folder: Path, *, resume: bool) -> str:
+    """What the run in `folder` is called in Redis beside its name: a new id for a new start, a resumed run's own.
+
+    A copy of the folder is another run from then on, and gets an id of its own: what the original left in a Redis is
+    not the copy's.
+
+    Raises:
+        RunBusy: the folder cannot be written.
+    """
+    path, place = folder / LINEAGE_NAME, str(folder.stat().st_ino)
+    try:
+        known, _, made_for = path.read_text().strip().partition(" ")
+        if resume and known and made_for == place:
+            return known
+    except (OSError, UnicodeDecodeError):
+        pass
+    new = uuid.uuid4().hex
+    temporary = path.with_name(f"{LINEAGE_NAME}.tmp")
+    try:
+        temporary.write_text(f"{new} {place}\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise RunBusy(f"cannot write the run's folder {folder}: {error.strerror} (run.dir, run.name)") from None
+    return new
 
 
 def redis_url(folder: Path, config: Config, environment: Mapping[str, str] = os.environ) -> str | None:

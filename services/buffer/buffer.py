@@ -5,7 +5,9 @@ Invariants
 - A group is open, complete or cancelled until it is removed; only then can it be issued afresh.
 - First write wins: a ticket has at most one trajectory, whoever stores it.
 - A ticket of an open group is queued, leased, stored or given up, and exactly one of them.
-- Leases run on the clock of Redis.
+- Leases run on a clock of the run's own in Redis (`prelude.lua`), which steps of the server's clock do not move.
+- A buffer that is given the run's owner fails with RunTaken, and changes nothing, once another process has the run.
+- What in Redis is not of a run's making is BufferDamaged, one line with the key's name.
 - Beyond the cap no new training group is begun, but for one that later groups have overtaken: the learner waits for it.
   A group that an actor has begun can always finish. Nothing is ever trimmed.
 - A group's tickets are issued together: Redis never knows a part of a group for good.
@@ -19,24 +21,28 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
 from typing import Any
 
 import orjson
+from redis.exceptions import ResponseError
 
 from services.buffer import keys
 from services.buffer.commands import CommandLog
 from services.buffer.connection import Arg, Connection
 from services.buffer.contents import GroupContents, parse_contents
+from services.buffer.integrity import damaged, find_damage
+from services.buffer.keys import MAX_GROUP_SIZE
+from services.buffer.owner import Found, Owner, in_use, parse_found
 from services.buffer.stats import BufferStats, Heartbeat, ServerStats, StreamStats, parse_info
-from services.codec import decode, encode
+from services.codec import CodecError, decode, encode
 from services.config.tree import BufferConfig
+from services.errors import AnchorageError, BufferDamaged, RunTaken
 from services.schemas import Ticket, Trajectory
 
 _ISSUE_CHUNK = 512
-MAX_GROUP_SIZE = 4096
-"""A script names all tickets of a group in one command; Lua has room for some 8,000 arguments."""
 _MAX_REASON_CHARS = 500
 _MAX_METRICS = 10_000
 _SHORTEST_POLL_S = 0.005
@@ -57,27 +63,45 @@ class Stored(enum.Enum):
 class Buffer:
     """One run's buffer in Redis. Thread-safe; blocking, so an event loop calls it in a thread.
 
-    Every method raises RedisUnavailable when Redis stays away for `reconnect_s`.
+    Every method raises RedisUnavailable when Redis stays away for `reconnect_s`, BufferDamaged when a key of the run
+    holds something else than it should, and RunTaken when the run is no longer the owner's.
     """
 
     def __init__(
-        self, connection: Connection, run: str, config: BufferConfig, max_attempts: int, fewest_members: int = 0
+        self,
+        connection: Connection,
+        run: str,
+        config: BufferConfig,
+        max_attempts: int,
+        fewest_members: int = 0,
+        owner: Owner | None = None,
     ) -> None:
         self._connection = connection
         self._client = connection.client
+        self._run_name = run
         self._keys = keys.Keys(run)
+        self._owner = owner
         self._script = cache(lambda name: connection.script(name, self._keys))
         self._cap_bytes = config.max_mib * 2**20
-        self.commands = CommandLog(self._run)
+        self.commands = CommandLog(self._run, self._understood)
         self._limits = (max_attempts, fewest_members)
         self._seen: dict[str, int] = {}
         self._seen_lock = threading.Lock()
 
     @classmethod
     def connect(
-        cls, url: str, run: str, config: BufferConfig, *, max_attempts: int = 3, fewest_members: int = 0
+        cls,
+        url: str,
+        run: str,
+        config: BufferConfig,
+        *,
+        max_attempts: int = 3,
+        fewest_members: int = 0,
+        owner: Owner | None = None,
     ) -> Buffer:
         """The buffer of `run`, after Redis has answered.
+
+        Without an `owner` it is for those who look at a run or ask something of it; a run and its actors have one.
 
         A ticket that has failed `max_attempts` times cancels its group; where `fewest_members` is given, only if fewer
         were left without it, else the group completes without it.
@@ -87,7 +111,7 @@ class Buffer:
             ValueError: `run` is not a plain name.
         """
         connection = Connection(url, config)
-        buffer = cls(connection, run, config, max_attempts, fewest_members)
+        buffer = cls(connection, run, config, max_attempts, fewest_members, owner)
         try:
             connection.call(connection.client.ping)
         except Exception:
@@ -117,29 +141,38 @@ class Buffer:
     def known(self, stream: str) -> set[int]:
         """Groups that Redis holds in any state."""
         fields = self._call("hkeys", "sizes")
-        return {group for name, group in map(keys.parse_group, fields) if name == stream}
+        with self._understood():
+            return {group for name, group in map(keys.parse_group, fields) if name == stream}
 
     def complete(self, stream: str) -> list[int]:
         """Complete groups, ascending."""
         fields = self._call("zrangebylex", "complete", *keys.stream_range(stream))
-        return [keys.parse_group(field)[1] for field in fields]
+        with self._understood():
+            return [keys.parse_group(field)[1] for field in fields]
 
     def cancelled(self, stream: str) -> dict[int, str]:
         """Cancelled groups and their reasons."""
-        reasons = [(keys.parse_group(field), reason) for field, reason in self._call("hgetall", "reasons").items()]
-        return {group: reason.decode() for (name, group), reason in sorted(reasons) if name == stream}
+        found = self._call("hgetall", "reasons")
+        with self._understood():
+            reasons = [(keys.parse_group(field), reason.decode()) for field, reason in found.items()]
+        return {group: reason for (name, group), reason in sorted(reasons) if name == stream}
 
     def read(self, stream: str, group: int) -> list[Trajectory]:
         """The trajectories of a complete group, in member order; members that were given up are missing.
 
         Raises:
             KeyError: the group is not complete.
-            CodecError: stored by another schema version, or damaged.
+            CodecError: stored by another schema version, or damaged; a member is missing, or another ticket's
+                trajectory is in its place.
         """
         documents = self._run("read", keys.group_field(stream, group))
         if not documents:
             raise KeyError(f"group {stream}/{group} is not complete")
-        return [decode(document) for document in documents]
+        return [
+            _decoded(document, f"{stream}/{group}/{member}")
+            for member, document in enumerate(documents)
+            if document is not None
+        ]
 
     def cancel(self, stream: str, group: int, reason: str) -> None:
         """Drop all of a group but the reason, which stays until `remove`. No-op on unknown and cancelled groups."""
@@ -159,7 +192,9 @@ class Buffer:
         delay = _SHORTEST_POLL_S
         while True:
             answer = self._call("hget", "changed", stream)
-            if answer is not None and self._is_news(stream, int(answer)):
+            with self._understood():
+                sequence = None if answer is None else int(answer)
+            if sequence is not None and self._is_news(stream, sequence):
                 return True
             left = deadline - time.monotonic()
             if left <= 0:
@@ -174,7 +209,8 @@ class Buffer:
         if limit < 1:
             return []
         answers = self._run("lease", actor, limit, _milliseconds(lease_s), self._cap_bytes)
-        return [Ticket.model_validate_json(answer) for answer in answers]
+        with self._understood():
+            return [Ticket.model_validate_json(answer) for answer in answers]
 
     def renew(self, actor: str, ticket_ids: Sequence[str], lease_s: float) -> list[str]:
         """Hold the tickets for another `lease_s` seconds from now; those that are no longer ours."""
@@ -208,19 +244,53 @@ class Buffer:
 
     # run-wide
 
+    def own(self, owner: Owner) -> None:
+        """From now on every call is `owner`'s."""
+        self._owner = owner
+
+    def owner(self) -> Found | None:
+        """Who runs the run, or ran it last; None before the first."""
+        return parse_found(self._run("owner"))
+
+    def take(self, seen: Found | None, unique: str, lineage: str, record: str) -> str | None:
+        """Take the run's name from the owner that was `seen`; the token, or None when that has changed meanwhile.
+
+        Everything of another lineage is deleted; of the same lineage, leases end. See `services.buffer.owner.take`.
+        """
+        token, beats = ("", "") if seen is None else (seen.token, seen.beats)
+        answer = self._run("take", token, beats, unique, lineage, record)
+        return None if answer is None else answer.decode()
+
+    def beat(self) -> None:
+        """The owner's sign of life; also a check that it is the owner still."""
+        self._run("beat")
+
+    def release_owner(self) -> None:
+        """Let go of the run's name; what is in Redis stays."""
+        self._run("release_owner")
+
+    def check(self) -> None:
+        """Raises BufferDamaged when a key of the run holds what no run writes there."""
+        found = self._connection.call(lambda: find_damage(self._client, self._keys))
+        if found is not None:
+            raise BufferDamaged(found)
+
     def set_manifest(self, text: str) -> None:
-        self._call("set", "manifest", text)
+        self._run("set_manifest", text)
 
     def manifest(self) -> str | None:
         answer = self._call("get", "manifest")
-        return None if answer is None else answer.decode()
+        with self._understood():
+            return None if answer is None else answer.decode()
 
     def set_state(self, state: str) -> None:
-        self._call("set", "state", state)
+        self._run("set_state", state)
 
     def state(self) -> str:
         """`running`, `stopping`, or nothing before the first `set_state`."""
-        return (self._call("get", "state") or b"").decode()
+        answer = self._call("get", "state") or b""
+        with self._understood():
+            return answer.decode()
 
     def set_desired_actors(self, count: int | None) -> None:
         """Wish for so many rollout actors; None: as many as the cluster has room for. ValueError below 0."""
@@ -234,7 +304,8 @@ class Buffer:
     def desired_actors(self) -> int | None:
         """The wish, None without one."""
         answer = self._call("get", "desired_actors")
-        return None if answer is None else int(answer)
+        with self._understood():
+            return None if answer is None else _natural(answer)
 
     def heartbeat(self, actor: str, info: Mapping[str, object], ttl_s: float) -> None:
         """Keep `actor` listed, with JSON-able facts, for `ttl_s` seconds."""
@@ -247,8 +318,9 @@ class Buffer:
     def heartbeats(self) -> dict[str, Heartbeat]:
         """The same, and when each was heard last."""
         answer = self._run("actors")
-        beats = zip(answer[::3], answer[1::3], answer[2::3], strict=True)
-        return {name.decode(): Heartbeat(orjson.loads(facts), ms / 1000) for name, facts, ms in beats}
+        with self._understood():
+            beats = zip(answer[::3], answer[1::3], answer[2::3], strict=True)
+            return {name.decode(): Heartbeat(_object(facts), ms / 1000) for name, facts, ms in beats}
 
     def append_metrics(self, record: Mapping[str, object]) -> None:
         """Add a JSON-able record (NaN becomes null); old records leave when there are too many."""
@@ -257,11 +329,14 @@ class Buffer:
     def metrics(self, count: int = 1000) -> list[dict[str, object]]:
         """The newest `count` records, oldest first."""
         entries = self._call("xrevrange", "metrics", "+", "-", count)
-        return [orjson.loads(fields[b"json"]) for _, fields in reversed(entries)]
+        with self._understood():
+            return [_object(fields[b"json"]) for _, fields in reversed(entries)]
 
     def stats(self) -> BufferStats:
-        queued, leased, stored, groups, complete, cancelled = self._run("stats")
-        known, full, ended = (_per_stream(fields) for fields in (groups, complete, cancelled))
+        answer = self._run("stats")
+        with self._understood():
+            queued, leased, stored, groups, complete, cancelled = answer
+            known, full, ended = (_per_stream(fields) for fields in (groups, complete, cancelled))
         streams = {
             stream: StreamStats(known[stream] - full[stream] - ended[stream], full[stream], ended[stream])
             for stream in sorted(known)
@@ -274,15 +349,18 @@ class Buffer:
 
     def contents(self) -> list[GroupContents]:
         """Every group and where each of its tickets is, in the order in which they are handed out."""
-        return parse_contents(*self._run("contents"))
+        answer = self._run("contents")
+        with self._understood():
+            return parse_contents(*answer)
 
     def _issue(self, tickets: Sequence[Ticket]) -> int:
         args: list[Arg] = [arg for t in tickets for arg in (keys.field_of(t), t.group_size, t.model_dump_json())]
         answer = self._run("issue", *args)
         if isinstance(answer, int):
             return answer
-        stream, group = keys.parse_group(answer[0])
-        raise ValueError(f"group {stream}/{group} is known with {int(answer[1])} members; remove it to change its size")
+        with self._understood():
+            (stream, group), size = keys.parse_group(answer[0]), int(answer[1])
+        raise ValueError(f"group {stream}/{group} is known with {size} members; remove it to change its size")
 
     def _is_news(self, stream: str, sequence: int) -> bool:
         with self._seen_lock:
@@ -292,11 +370,41 @@ class Buffer:
             return True
 
     def _run(self, script: str, *args: Arg) -> Any:
-        return self._script(script)(args)
+        owner = self._owner
+        fence = "" if owner is None else owner.token
+        try:
+            return self._script(script)((*args, fence))
+        except ResponseError as error:
+            if owner is not None and str(error).startswith("FORGOTTEN"):
+                # Redis has lost data, the owner's among it.
+                self._script("restore_owner")((owner.token, owner.lineage, owner.record, ""))
+                return self._script(script)((*args, fence))
+            raise self._explained(error) from error
 
     def _call(self, command: str, key: str, *args: object) -> Any:
         method = getattr(self._client, command)
-        return self._connection.call(lambda: method(self._keys[key], *args))
+        try:
+            return self._connection.call(lambda: method(self._keys[key], *args))
+        except ResponseError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: ResponseError) -> AnchorageError:
+        """What to raise in place of an error that Redis answered."""
+        if str(error).startswith("TAKEN"):
+            found = parse_found(self._script("owner")(("",)))
+            return RunTaken(in_use(self._run_name, None if found is None else found.record))
+        return self._connection.call(lambda: damaged(self._client, self._keys, error))
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Around the reading of an answer: what cannot be read is told by the name of its key."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            problem = error
+        else:
+            return
+        raise self._connection.call(lambda: damaged(self._client, self._keys, problem)) from problem
 
 
 def _chunks(tickets: Sequence[Ticket]) -> Iterator[list[Ticket]]:
@@ -312,6 +420,16 @@ def _chunks(tickets: Sequence[Ticket]) -> Iterator[list[Ticket]]:
         yield chunk
 
 
+def _decoded(document: bytes, ticket: str) -> Trajectory:
+    """The trajectory of the ticket with this id. Raises CodecError when it is another one's, or there is none."""
+    if not document:
+        raise CodecError(f"the trajectory of ticket {ticket} is missing")
+    trajectory = decode(document)
+    if trajectory.ticket.id != ticket:
+        raise CodecError(f"in the place of ticket {ticket} is a trajectory of {trajectory.ticket.id}")
+    return trajectory
+
+
 def _milliseconds(seconds: float) -> int:
     return max(0, round(seconds * 1000))
 
@@ -322,6 +440,21 @@ def _short(reason: str) -> bytes:
 
 def _json(value: Mapping[str, object]) -> bytes:
     return orjson.dumps(dict(value), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _object(text: bytes) -> dict[str, object]:
+    """A JSON object. Raises ValueError when it is something else."""
+    found = orjson.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def _natural(text: bytes) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(f"{number} is below 0")
+    return number
 
 
 def _per_stream(fields: Sequence[bytes]) -> Counter[str]:

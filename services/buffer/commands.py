@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -54,8 +55,10 @@ class Command(BaseModel):
 class CommandLog:
     """The commands of one run. Got from `Buffer.commands`; its methods raise what the buffer's do."""
 
-    def __init__(self, run: Callable[..., Any]) -> None:
+    def __init__(self, run: Callable[..., Any], understood: Callable[[], AbstractContextManager[None]]) -> None:
+        """`run` carries a script out; reading its answer happens within `understood`."""
         self._run = run
+        self._understood = understood
 
     def request(self, command: Command) -> bool:
         """Ask for it. False: too many wait already."""
@@ -72,9 +75,10 @@ class CommandLog:
     def all(self) -> list[Command]:
         """All commands that are remembered, oldest first."""
         found = self._run("commands")
-        return [
-            Command.model_validate_json(text).model_copy(
-                update={"answer": Answer.model_validate_json(answer) if answer else None}
-            )
-            for text, answer in zip(found[::2], found[1::2], strict=True)
-        ]
+        with self._understood():
+            return [
+                Command.model_validate_json(text).model_copy(
+                    update={"answer": Answer.model_validate_json(answer) if answer else None}
+                )
+                for text, answer in zip(found[::2], found[1::2], strict=True)
+            ]

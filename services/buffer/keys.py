@@ -10,39 +10,47 @@ Invariants
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from services.schemas import TRAIN_STREAM, Ticket
 
-NAMES = (
-    "queue",  # sorted set, all scores 0: fields of tickets that wait
-    "leases",  # sorted set: ticket field, scored with the end of its lease (ms of Redis time)
-    "holders",  # hash: ticket field -> actor
-    "tickets",  # hash: ticket field -> JSON, from issue until its group is complete, cancelled or removed
-    "attempts",  # hash: ticket field -> failed attempts
-    "given_up",  # hash: ticket field -> why its group goes on without it
-    "trajectories",  # hash: ticket field -> encoded trajectory
-    "bytes",  # integer: stored bytes of all trajectories
-    "sizes",  # hash: group field -> group size; one entry a known group, in whatever state
-    "counts",  # hash: group field -> stored trajectories; present once an actor has leased one of its tickets
-    "complete",  # sorted set, all scores 0: fields of complete groups
-    "reasons",  # hash: group field -> why it was cancelled
-    "sequence",  # integer: of the last completion or cancellation; grows even when Redis has lost its data
-    "changed",  # hash: stream -> sequence of its last completion or cancellation
-    "actors",  # hash: actor -> JSON of its last heartbeat
-    "actor_deadlines",  # sorted set: actor, scored with the time its heartbeat expires (ms of Redis time)
-    "actor_heard",  # hash: actor -> time of its last heartbeat (ms of Redis time)
-    "manifest",  # string
-    "state",  # string
-    "metrics",  # stream, capped
-    "commands",  # hash: id -> JSON of what people ask of the run
-    "command_order",  # list: ids of commands, oldest first
-    "answers",  # hash: id of a command -> JSON of its answer
-    "desired_actors",  # integer: the wish for so many rollout actors
-    "weights_announced",  # JSON: the newest policy version of a collective weight channel
-    "weights_wishes",  # hash: reader -> JSON of the version it waits for
-    "weights_round",  # JSON: the transfer called last
-)
+KINDS: Mapping[str, str] = {
+    "queue": "zset",  # all scores 0: fields of tickets that wait
+    "leases": "zset",  # ticket field, scored with the end of its lease (ms of the run's clock)
+    "holders": "hash",  # ticket field -> actor
+    "tickets": "hash",  # ticket field -> JSON, from issue until its group is complete, cancelled or removed
+    "attempts": "hash",  # ticket field -> failed attempts
+    "given_up": "hash",  # ticket field -> why its group goes on without it
+    "trajectories": "hash",  # ticket field -> encoded trajectory
+    "bytes": "string",  # integer: stored bytes of all trajectories
+    "sizes": "hash",  # group field -> group size; one entry a known group, in whatever state
+    "counts": "hash",  # group field -> stored trajectories; present once an actor has leased one of its tickets
+    "complete": "zset",  # all scores 0: fields of complete groups
+    "reasons": "hash",  # group field -> why it was cancelled
+    "sequence": "string",  # integer: of the last completion or cancellation; grows even when Redis has lost its data
+    "changed": "hash",  # stream -> sequence of its last completion or cancellation
+    "actors": "hash",  # actor -> JSON of its last heartbeat
+    "actor_deadlines": "zset",  # actor, scored with the time its heartbeat expires (ms of the run's clock)
+    "actor_heard": "hash",  # actor -> time of its last heartbeat (ms of the run's clock)
+    "manifest": "string",
+    "state": "string",
+    "metrics": "stream",  # capped
+    "commands": "hash",  # id -> JSON of what people ask of the run
+    "command_order": "list",  # ids of commands, oldest first
+    "answers": "hash",  # id of a command -> JSON of its answer
+    "desired_actors": "string",  # integer: the wish for so many rollout actors
+    "weights_announced": "string",  # JSON: the newest policy version of a collective weight channel
+    "weights_wishes": "hash",  # reader -> JSON of the version it waits for
+    "weights_round": "string",  # JSON: the transfer called last
+    "clock": "hash",  # `server`: time of Redis when it was read last, `steady`: the run's own time then (both ms)
+    "owner": "hash",  # who runs the run: `token`, `lineage`, `record` (JSON), `beats`, `released`
+}
+"""Keys of a run and the type, as Redis calls it, of each."""
+
+NAMES = tuple(KINDS)
+
+MAX_GROUP_SIZE = 4096
+"""A script names all tickets of a group in one command; Lua has room for some 8,000 arguments."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _GROUP_DIGITS = 12

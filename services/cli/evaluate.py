@@ -19,6 +19,7 @@ from services.cli.output import require_writable, write_text
 from services.cli.preflight import Start, preflight
 from services.cli.progress import bar, play_summary
 from services.cli.stack import Stack, stop_on_signals, watched
+from services.codec import CodecError
 from services.config import ConfigError, load_config
 from services.config.load import parse_config
 from services.config.tree import Config
@@ -186,7 +187,7 @@ class _SoFar:
 
     def text(self) -> str:
         for group in set(self._buffer.complete(self._stream)) - self._won.keys():
-            with contextlib.suppress(KeyError):  # Redis may lose it meanwhile; it is played again
+            with contextlib.suppress(KeyError, CodecError, IndexError):  # lost or damaged meanwhile: it is played again
                 self._won[group] = self._buffer.read(self._stream, group)[0].won
         rates = [facts.get("tokens_per_s") for facts in self._buffer.actors().values()]
         tokens_per_s = sum(rate for rate in rates if isinstance(rate, int | float))

@@ -3,6 +3,7 @@
 Invariants
 - What this process started it also ends, whatever the reason it ends for; what it was only pointed at it leaves alone.
 - Redis keeps its data in the run's folder, so a run that was killed finds its tickets and trajectories again.
+- The run owns its name in Redis before anything but Redis is started, and stops when it loses it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from services.buffer import Buffer
+from services.buffer.owner import Owner, Ownership, take
 from services.cli.environments import TOKEN_VARIABLE, info_of, make_data_known, serve
 from services.cli.keeper import Keeper
 from services.config.load import dump_config, shown_config
 from services.config.tree import Config, EnvConfig
-from services.errors import RayUnavailable, RedisUnavailable, RunBusy, RunStalled, first_line
-from services.run_folder import CONFIG_NAME, REDIS_NAME
+from services.errors import AnchorageError, RayUnavailable, RunBusy, RunStalled, first_line
+from services.run_folder import CONFIG_NAME, REDIS_NAME, lineage
 from services.tasks import split_key
 from services.weights import WeightChannel, open_channel
 
@@ -53,9 +55,11 @@ class Stack:
     env_engine: str
     env_source: str
 
-    def __init__(self, config: Config, announce: Callable[[str], None] = log.info) -> None:
+    def __init__(self, config: Config, announce: Callable[[str], None] = log.info, *, resume: bool = False) -> None:
+        """`resume`: what an earlier process left in Redis for the run in this folder is used."""
         self.config = config
         self._announce = announce
+        self._resume = resume
         self._exit = ExitStack()
         self._redis: EmbeddedRedis | None = None
         self._servers: dict[str, ServerProcess] = {}
@@ -76,7 +80,6 @@ class Stack:
         self._exit.enter_context(locked(folder))
         keeper = Keeper([self._restart_redis, self._restart_environments])
         self._exit.callback(keeper.end)
-        _write_config(folder / CONFIG_NAME, config)
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
             redis_url,
@@ -86,17 +89,34 @@ class Stack:
             fewest_members=config.rollout.fewest_members,
         )
         self._exit.callback(self.buffer.close)
+        owner = self._own_name(folder)
+        _write_config(folder / CONFIG_NAME, config)
         env_urls = self._start_environments(folder)
         keeper.start()
         self._exit.callback(keeper.rest)
         self._start_ray()
         self.channel = open_channel(config.weights, config.run.name, folder, redis_url=redis_url)
         self._exit.callback(self.channel.close)
-        self._exit.callback(self.channel.close_run)
+        self._exit.callback(self._close_weights)
         self.channel.latest()  # what the channel keeps its weights in is made here, not on a node that may leave
         self.buffer.set_manifest(config.model_dump_json())
         self.buffer.set_state("running")
-        self._start_pool(redis_url, env_urls)
+        self._start_pool(redis_url, env_urls, owner)
+
+    def _own_name(self, folder: Path) -> Owner:
+        """Own the run's name in Redis until the stack is closed. RunTaken while another process does."""
+        config = self.config
+        found = lineage(folder, resume=self._resume)
+        owner = take(self.buffer, config.run.name, found, config.buffer.owner_lease_s, waiting=self._announce)
+        self.buffer.own(owner)
+        self._ownership = Ownership(self.buffer, config.buffer.owner_lease_s)
+        self._exit.callback(self._ownership.release)
+        self.buffer.check()
+        return owner
+
+    def _close_weights(self) -> None:
+        if not self._ownership.lost:  # else they are the next owner's by now
+            self.channel.close_run()
 
     def _start_redis(self, folder: Path) -> str:
         from services.redis_server import EmbeddedRedis
@@ -161,7 +181,7 @@ class Stack:
             # Ray takes the signal for itself, and would end this process in the middle of an update.
             signal.signal(signal.SIGTERM, orderly_stop)
 
-    def _start_pool(self, redis_url: str, env_urls: Mapping[str, tuple[str, ...]]) -> None:
+    def _start_pool(self, redis_url: str, env_urls: Mapping[str, tuple[str, ...]], owner: Owner) -> None:
         import ray
 
         from actors.pool import start_pool
@@ -173,13 +193,14 @@ class Stack:
             env_urls=env_urls,
             env_token=os.environ.get(TOKEN_VARIABLE),
             default_actors=None if os.environ.get("RAY_ADDRESS") else self.config.rollout.actors,
+            owner=owner,
         )
         self.pool = pool
 
         def stop() -> None:
             try:
                 self.buffer.set_state("stopping")
-            except RedisUnavailable as error:
+            except AnchorageError as error:
                 log.warning("the rollout actors cannot be told to stop: %s", error)
             try:
                 ray.get(pool.stop.remote(), timeout=STOP_TIMEOUT_S)
@@ -194,7 +215,9 @@ class Stack:
 
         Raises:
             RunStalled: the rollout actors keep dying.
+            RunTaken: another process has taken the run's name.
         """
+        self._ownership.check()
         now = time.monotonic()
         if now - self._checked < CHECK_EVERY_S:
             return

@@ -24,7 +24,7 @@ def run_training(config: Config, *, resume: Resume, console: Console) -> bool:
     preflight(Start(config, models=(config.model.path,), trains=True, plays_panels=plays_panels))
     from learner.rank_group import start_ranks
 
-    with stop_on_signals() as stopped, Stack(config, announce=console.print) as stack:
+    with stop_on_signals() as stopped, Stack(config, announce=console.print, resume=going_on) as stack:
         console.print("starting the learner")
         ranks = start_ranks(config)
         try:

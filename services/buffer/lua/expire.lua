@@ -5,6 +5,8 @@ for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now_ms())) d
   local actor = redis.call('HGET', HOLDERS, ticket)
   if actor then
     count_attempt(ticket, 'the lease of ' .. actor .. ' ran out', tonumber(ARGV[1]), tonumber(ARGV[2]))
+  else
+    redis.call('ZREM', LEASES, ticket)
   end
   expired = expired + 1
 end

@@ -1,9 +1,51 @@
 -- Shared by every script; the key names above it come from keys.py.
 -- Fields: group = '<0|1> <stream> <12 digits>', ticket = group .. ' <6 digits>'.
 
-local function now_ms()
+-- Every call ends with the caller's token, which is empty for those that only look at a run or ask something of it. The
+-- tokens of later owners of a run begin with higher numbers.
+local fence = table.remove(ARGV)
+
+local function number_of(token)
+  return tonumber(string.match(token, '^%d+')) or 0
+end
+
+local function owner_has(field)
+  return redis.call('HGET', OWNER, field)
+end
+
+if fence ~= '' then
+  local token = owner_has('token')
+  if token ~= fence then
+    -- Without a token, or with an earlier one, Redis has lost data: the caller puts the owner back and calls again.
+    local taken = token and number_of(token) >= number_of(fence)
+    return redis.error_reply(taken and 'TAKEN by another owner' or 'FORGOTTEN owner')
+  end
+end
+
+local function redis_ms()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- The run's own clock, in ms: it never goes back, and follows that of Redis unless somebody sets it. A step back counts
+-- as one tick; a step forward, or a time in which nobody called, counts as MAX_STEP_MS at most. The processes of a run
+-- call several times a second. Where Redis refuses the write (it is full), the clock waits.
+local TICK_MS, MAX_STEP_MS = 100, 1000
+local function now_ms()
+  local server = redis_ms()
+  local kept = redis.call('HMGET', CLOCK, 'server', 'steady')
+  local before, steady = tonumber(kept[1]), tonumber(kept[2])
+  if before and steady then
+    local passed = server - before
+    if passed >= 0 and passed < TICK_MS then
+      return steady + passed
+    end
+    steady = steady + (passed < 0 and TICK_MS or math.min(passed, MAX_STEP_MS))
+  else
+    steady = server
+  end
+  redis.pcall('HSET', CLOCK, 'server', string.format('%d', server), 'steady', string.format('%d', steady))
+  return steady
 end
 
 local function group_of(ticket)
@@ -12,6 +54,18 @@ end
 
 local function stream_of(group)
   return string.sub(group, 3, -14)
+end
+
+local MAX_GROUP_SIZE = 4096
+
+-- Number of the group's members; 0 of an unknown one.
+local function size_of(group)
+  local text = redis.call('HGET', SIZES, group)
+  local size = text and tonumber(text) or 0
+  if not size or size ~= math.floor(size) or size < 0 or size > MAX_GROUP_SIZE or (text and size == 0) then
+    error('a group has no valid size')
+  end
+  return size
 end
 
 -- Its tickets, member by member.
@@ -39,7 +93,7 @@ end
 
 -- At least the time, so that a number is not used twice when Redis has lost its data.
 local function announce(group)
-  local sequence = math.max(tonumber(redis.call('GET', SEQUENCE) or 0) + 1, now_ms())
+  local sequence = math.max(tonumber(redis.call('GET', SEQUENCE) or 0) + 1, redis_ms())
   redis.call('SET', SEQUENCE, string.format('%d', sequence))
   redis.call('HSET', CHANGED, stream_of(group), string.format('%d', sequence))
 end
@@ -55,7 +109,7 @@ end
 
 -- Makes the group visible when all that it will have is stored (true).
 local function complete_if_full(group)
-  local size = tonumber(redis.call('HGET', SIZES, group))
+  local size = size_of(group)
   if tonumber(redis.call('HGET', COUNTS, group)) < members_left(group, size) then
     return false
   end
@@ -73,7 +127,7 @@ end
 
 -- Drops everything of a group but its size and its reason.
 local function clear(group)
-  local size = tonumber(redis.call('HGET', SIZES, group) or 0)
+  local size = size_of(group)
   local freed = 0
   for _, ticket in ipairs(tickets_of(group, size)) do
     local stored = redis.call('HSTRLEN', TRAJECTORIES, ticket)
@@ -112,7 +166,7 @@ local function count_attempt(ticket, reason, max_attempts, fewest)
   end
   local group = group_of(ticket)
   local why = ticket_id(ticket) .. ' failed ' .. failed .. ' times, last: ' .. reason
-  if fewest == 0 or members_left(group, tonumber(redis.call('HGET', SIZES, group))) <= fewest then
+  if fewest == 0 or members_left(group, size_of(group)) <= fewest then
     cancel_group(group, why)
     return
   end
@@ -120,4 +174,20 @@ local function count_attempt(ticket, reason, max_attempts, fewest)
   redis.call('HDEL', ATTEMPTS, ticket)
   redis.call('HSET', GIVEN_UP, ticket, why)
   complete_if_full(group)
+end
+
+-- Everything of the run but its owner: what another owner left is nobody's to train on.
+local function wipe()
+  redis.call('UNLINK', QUEUE, LEASES, HOLDERS, TICKETS, ATTEMPTS, GIVEN_UP, TRAJECTORIES, BYTES, SIZES, COUNTS, COMPLETE,
+    REASONS, SEQUENCE, CHANGED, ACTORS, ACTOR_DEADLINES, ACTOR_HEARD, MANIFEST, STATE, METRICS, COMMANDS, COMMAND_ORDER,
+    ANSWERS, DESIRED_ACTORS, WEIGHTS_ANNOUNCED, WEIGHTS_WISHES, WEIGHTS_ROUND, CLOCK)
+end
+
+-- Data of another lineage go; the same run's stay.
+local function install_owner(token, lineage, record)
+  if owner_has('lineage') ~= lineage then
+    wipe()
+  end
+  redis.call('DEL', OWNER)
+  redis.call('HSET', OWNER, 'token', token, 'lineage', lineage, 'record', record, 'beats', 0)
 end

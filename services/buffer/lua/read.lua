@@ -1,12 +1,17 @@
--- ARGV: group field. Answers the encoded trajectories in member order, without members that were given up; nothing when
--- the group is not complete.
+-- ARGV: group field. Answers, member by member, the encoded trajectory, nil where the member was given up, and an empty
+-- string where it is missing; nothing when the group is not complete.
 local group = ARGV[1]
 if not redis.call('ZSCORE', COMPLETE, group) then
   return {}
 end
-local tickets = tickets_of(group, tonumber(redis.call('HGET', SIZES, group)))
-local documents = {}
-for _, document in ipairs(redis.call('HMGET', TRAJECTORIES, unpack(tickets))) do
-  documents[#documents + 1] = document or nil
+local tickets = tickets_of(group, size_of(group))
+if #tickets == 0 then
+  return { '' }
+end
+local documents = redis.call('HMGET', TRAJECTORIES, unpack(tickets))
+for member, ticket in ipairs(tickets) do
+  if not documents[member] and redis.call('HEXISTS', GIVEN_UP, ticket) == 0 then
+    documents[member] = ''
+  end
 end
 return documents

@@ -359,7 +359,7 @@ def test_a_removed_run_leaves_no_keys(buffer: Buffer, redis_url: str, run_name: 
         buffer.remove(stream, [0, 1, 2, 3])
     with Redis.from_url(redis_url) as client:
         left = {key.decode().rpartition(":")[2]: key for key in client.scan_iter(f"anchorage:{{{run_name}}}:*")}
-        assert set(left) == {"bytes", "sequence"}
+        assert set(left) == {"bytes", "sequence", "clock"}
         assert client.get(left["bytes"]) == b"0"
 
 

@@ -62,6 +62,7 @@ def test_an_update_tells_the_episodes_so_far() -> None:
         staleness_max=0,
         dropped_stale=0,
         dropped_equal=0,
+        dropped_unreadable=0,
         cancelled=0,
         tokens_per_second=900.0,
         timings=Timings(wait=1.0, prepare=0.1, update=2.0, publish=0.1),

@@ -1,0 +1,161 @@
+"""What is wrong with a run's keys in Redis, as one line: for when a call has failed on them, and before a run resumes.
+
+Invariants
+- Nothing is changed here. What the check itself cannot read is part of the answer, never an error of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import orjson
+from redis import Redis, exceptions
+
+from services.buffer.commands import Answer, Command
+from services.buffer.keys import KINDS, MAX_GROUP_SIZE, Keys
+from services.errors import BufferDamaged, first_line
+
+_NAME = rb"[A-Za-z0-9][A-Za-z0-9._-]*"
+_GROUP = re.compile(rb"[01] " + _NAME + rb" \d{12}")
+_TICKET = re.compile(_GROUP.pattern + rb" \d{6}")
+_STREAM = re.compile(_NAME)
+_WHOLE = re.compile(rb"-?\d{1,18}")
+_SHOWN_CHARS = 60
+ADVICE = "another program wrote it; delete that key, or give the run another run.name or Redis"
+
+Check = Callable[[bytes], bool]
+
+
+def _is_object(text: bytes) -> bool:
+    return isinstance(orjson.loads(text), dict)
+
+
+def _is_size(text: bytes) -> bool:
+    return text.isdigit() and 1 <= int(text) <= MAX_GROUP_SIZE
+
+
+def _is_text(text: bytes) -> bool:
+    text.decode()
+    return True
+
+
+def _is_count(text: bytes) -> bool:
+    return text.isdigit() and len(text) < 19
+
+
+def _is_ticket(text: bytes) -> bool:
+    return _TICKET.fullmatch(text) is not None
+
+
+def _is_group(text: bytes) -> bool:
+    return _GROUP.fullmatch(text) is not None
+
+
+def _is_stream(text: bytes) -> bool:
+    return _STREAM.fullmatch(text) is not None
+
+
+def _is_whole(text: bytes) -> bool:
+    return _WHOLE.fullmatch(text) is not None
+
+
+def _is_command(text: bytes) -> bool:
+    Command.model_validate_json(text)
+    return True
+
+
+def _is_answer(text: bytes) -> bool:
+    Answer.model_validate_json(text)
+    return True
+
+
+_FIELDS: Mapping[str, tuple[Check, Check]] = {
+    "holders": (_is_ticket, _is_text),
+    "tickets": (_is_ticket, _is_object),
+    "attempts": (_is_ticket, _is_count),
+    "given_up": (_is_ticket, _is_text),
+    "sizes": (_is_group, _is_size),
+    "counts": (_is_group, _is_count),
+    "reasons": (_is_group, _is_text),
+    "changed": (_is_stream, _is_whole),
+    "actors": (_is_text, _is_object),
+    "actor_heard": (_is_text, _is_whole),
+    "commands": (_is_text, _is_command),
+    "answers": (_is_text, _is_answer),
+    "weights_wishes": (_is_text, _is_object),
+}
+"""Fields and values of the hashes. Those of `trajectories` are checked by who reads them: there are many."""
+_MEMBERS: Mapping[str, Check] = {
+    "queue": _is_ticket,
+    "leases": _is_ticket,
+    "complete": _is_group,
+    "actor_deadlines": _is_text,
+    "command_order": _is_text,
+}
+_VALUES: Mapping[str, Check] = {
+    "bytes": _is_whole,
+    "sequence": _is_whole,
+    "manifest": _is_object,
+    "state": _is_text,
+    "desired_actors": _is_count,
+    "weights_announced": _is_object,
+    "weights_round": _is_object,
+}
+
+
+def damaged(client: Redis, keys: Keys, error: Exception) -> BufferDamaged:
+    """The error to raise in place of `error`, which a call on the run's keys has met."""
+    return BufferDamaged(find_damage(client, keys) or f"the run's data in Redis cannot be used: {first_line(error)}")
+
+
+def find_damage(client: Redis, keys: Keys) -> str | None:
+    """The first key that holds what no run writes there, as a line for people; None when all are sound."""
+    for name, kind in KINDS.items():
+        key = keys[name]
+        try:
+            found = str(client.type(key), "ascii")  # type: ignore[arg-type]
+            if found not in (kind, "none"):
+                return f"Redis key {key} is a {found}, but a run keeps a {kind} there: {ADVICE}"
+            wrong = _first_wrong(client, name, key)
+        except exceptions.RedisError as error:
+            return f"Redis key {key} cannot be read: {first_line(error)}"
+        if wrong is not None:
+            return f"Redis key {key} (a {kind}) holds {_shown(wrong)}, which no run writes there: {ADVICE}"
+    return None
+
+
+def _first_wrong(client: Any, name: str, key: str) -> bytes | None:
+    """A field, member or value of the key that is not what it should be."""
+    if name == "trajectories":
+        return _wrong_of(client.hkeys(key), _is_ticket)
+    if name in _FIELDS:
+        of_field, of_value = _FIELDS[name]
+        found = client.hgetall(key)
+        return _wrong_of(found, of_field) or _wrong_of(found.values(), of_value)
+    if name in _MEMBERS:
+        members = client.lrange(key, 0, -1) if KINDS[name] == "list" else client.zrange(key, 0, -1)
+        return _wrong_of(members, _MEMBERS[name])
+    if name in _VALUES:
+        value = client.get(key)
+        return None if value is None else _wrong_of([value], _VALUES[name])
+    if name == "metrics":
+        return _wrong_of((fields.get(b"json", b"") for _, fields in client.xrange(key)), _is_object)
+    return None  # clock and owner mend themselves
+
+
+def _wrong_of(values: Iterable[bytes], check: Check) -> bytes | None:
+    return next((value or b"''" for value in values if not _holds(check, value)), None)
+
+
+def _holds(check: Check, value: bytes) -> bool:
+    try:
+        return check(value)
+    except ValueError:
+        return False
+
+
+def _shown(value: bytes) -> str:
+    text = value.decode(errors="backslashreplace")
+    return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…")

@@ -1,0 +1,2 @@
+-- ARGV: JSON.
+redis.call('SET', MANIFEST, ARGV[1])

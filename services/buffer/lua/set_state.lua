@@ -1,0 +1,2 @@
+-- ARGV: state.
+redis.call('SET', STATE, ARGV[1])
