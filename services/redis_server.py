@@ -5,6 +5,7 @@ Invariants
   lives: two servers never share a folder.
 - A restart of the same object keeps its address and password; a restart in the same folder has the data back.
 - A stopped server loses nothing; a killed one at most what it had not handed to the kernel (seconds on a busy disk).
+- Damaged data stop nobody: they are set aside (`append_only.py`), and the server starts with what of them is sound.
 - The password reaches the server through its standard input: it is on no command line. While the server runs, its
   address lies in a file that only its owner may read, for commands that look at a run.
 """
@@ -23,17 +24,21 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from services import append_only
 from services.errors import RedisUnavailable
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _HOST = "127.0.0.1"
 _LOG_NAME = "redis-server.log"
@@ -58,6 +63,14 @@ maxmemory-policy noeviction
 """
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _DataDamaged(RedisUnavailable):
+    """The server ended at its start since its data are damaged; `log` is what it said."""
+
+    def __init__(self, message: str, log: str) -> None:
+        super().__init__(message)
+        self.log = log
 
 
 class _PortTaken(Exception):
@@ -110,17 +123,21 @@ class EmbeddedRedis:
         """Start the server and wait until it answers. No-op while it runs.
 
         Raises:
-            RedisUnavailable: no executable, folder unusable or in use, damaged data, or no answer in time.
+            RedisUnavailable: no executable, folder unusable, full or in use, or no answer in time.
         """
         if self.pid is not None:
             return
         executable = _executable()
         lock = self._lock_folder()
         try:
-            self._start_on_a_port(executable, lock)
+            self._start_on_what_is_sound(executable, lock)
         finally:
             os.close(lock)  # the server has inherited it
-        self._write_address()
+        try:
+            self._write_address()
+        except OSError as error:
+            self.stop()
+            raise RedisUnavailable(f"cannot keep Redis data in {self._folder}: {error.strerror}") from None
         _log.info("redis-server %s:%s serves %s", _HOST, self._port, self._folder)
 
     def ensure_running(self) -> bool:
@@ -134,7 +151,8 @@ class EmbeddedRedis:
     def stop(self) -> None:
         """End the server: a clean shutdown, else by signal. No-op when it does not run."""
         process, self._process = self._process, None
-        (self._folder / ADDRESS_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self._folder / ADDRESS_NAME).unlink(missing_ok=True)
         if process is None or process.poll() is not None:
             return
         try:
@@ -143,6 +161,42 @@ class EmbeddedRedis:
             _log.warning("the redis-server refused a clean shutdown (%s); terminating it", error)
             process.terminate()
         _end(process)
+
+    def _start_on_what_is_sound(self, executable: str, lock: int) -> None:
+        """Start; where the data are damaged, with their sound beginning, and where that does not help, with none."""
+        if not self._moved(lambda: append_only.is_whole(self._folder)):
+            self._mend(f"the last commands of the redis-server in {self._folder} are not whole", "")
+        for repair in (self._mend, self._start_over, None):
+            try:
+                self._start_on_a_port(executable, lock)
+                return
+            except _DataDamaged as damage:
+                if repair is None:
+                    raise
+                repair(str(damage), damage.log)
+
+    def _mend(self, reason: str, log: str) -> None:
+        mended = self._moved(lambda: append_only.mend(self._folder, log))
+        _log.warning(
+            "%s; the damaged data are set aside in %s, going on with the first %d of %d bytes; "
+            "what is missing is played again",
+            reason,
+            mended.aside,
+            mended.kept,
+            mended.total,
+        )
+
+    def _start_over(self, reason: str, log: str) -> None:
+        aside = self._moved(lambda: append_only.start_over(self._folder))
+        _log.warning("%s; set aside in %s, starting without data; all is played again", reason, aside)
+
+    def _moved(self, move: Callable[[], _T]) -> _T:
+        try:
+            return move()
+        except OSError as error:
+            raise RedisUnavailable(
+                f"the Redis data in {self._folder} are damaged and cannot be set aside: {error.strerror}"
+            ) from None
 
     def _start_on_a_port(self, executable: str, lock: int) -> None:
         for _ in range(_PORT_ATTEMPTS):
@@ -219,13 +273,23 @@ class EmbeddedRedis:
         )
 
     def _death(self, code: int) -> Exception:
-        lines = (self._folder / _LOG_NAME).read_text(errors="replace").splitlines()
+        log = self._read_log()
+        lines = log.splitlines()
         if any("Address already in use" in line for line in lines):
             return _PortTaken()
         # Lines are "pid:role date # message"; # marks warnings.
         reasons = [line.partition(" # ")[2] for line in lines if " # " in line] or lines
         reason = reasons[-1] if reasons else "without a word"
-        return RedisUnavailable(f"the redis-server of {self._folder} ended at its start (exit code {code}): {reason}")
+        message = f"the redis-server of {self._folder} ended at its start (exit code {code}): {reason}"
+        if append_only.exists(self._folder) and append_only.tells_of_damage(log):
+            return _DataDamaged(message, log)
+        return RedisUnavailable(message)
+
+    def _read_log(self) -> str:
+        try:
+            return (self._folder / _LOG_NAME).read_text(errors="replace")
+        except OSError:
+            return ""
 
     def _lock_folder(self) -> int:
         """A file descriptor that holds the folder's lock. A server whose parent was killed may need a moment to end."""

@@ -169,7 +169,7 @@ class Buffer:
         if not documents:
             raise KeyError(f"group {stream}/{group} is not complete")
         return [
-            _decoded(document, f"{stream}/{group}/{member}")
+            _decoded(document, f"{stream}/{group}/{member}", len(documents))
             for member, document in enumerate(documents)
             if document is not None
         ]
@@ -420,13 +420,15 @@ def _chunks(tickets: Sequence[Ticket]) -> Iterator[list[Ticket]]:
         yield chunk
 
 
-def _decoded(document: bytes, ticket: str) -> Trajectory:
+def _decoded(document: bytes, ticket: str, group_size: int) -> Trajectory:
     """The trajectory of the ticket with this id. Raises CodecError when it is another one's, or there is none."""
     if not document:
         raise CodecError(f"the trajectory of ticket {ticket} is missing")
     trajectory = decode(document)
     if trajectory.ticket.id != ticket:
         raise CodecError(f"in the place of ticket {ticket} is a trajectory of {trajectory.ticket.id}")
+    if trajectory.ticket.group_size != group_size:
+        raise CodecError(f"ticket {ticket} is of a group of {trajectory.ticket.group_size}, not of {group_size}")
     return trajectory
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.buffer import BufferStats, GroupContents, TicketContents
+from services.buffer.owner import Found
 from services.cli.attach import attach
 
 Run = Annotated[str | None, typer.Argument(help="Name of the run. None: the one started last.")]
@@ -36,7 +37,8 @@ def inspect(
     name, found = attach(run, folder)
     try:
         stats, groups, actors = found.stats(), found.contents(), found.actors()
-        facts = {"run": name, "state": found.state(), "desired_actors": found.desired_actors()}
+        owner = found.owner()
+        facts = {"run": name, "state": found.state(), "desired_actors": found.desired_actors(), "owner": _owner(owner)}
     finally:
         found.close()
     if as_json:
@@ -48,7 +50,15 @@ def inspect(
         f"run {name}: {stats.queued} tickets wait, {stats.leased} are leased by {len(actors)} actors, "
         f"{stats.trajectory_bytes / 2**20:.1f} of {stats.cap_bytes / 2**20:.0f} MiB"
     )
+    console.print(f"owned by {_owner(owner)}", highlight=False)
     console.print(_table(groups))
+
+
+def _owner(owner: Found | None) -> str:
+    """Who runs the run."""
+    if owner is None or owner.released:
+        return "nobody"
+    return str(owner.record or "a process that does not say where it is")
 
 
 def _totals(stats: BufferStats) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """The live side of a run: what its Redis knows, asked for at most twice a second however many people look.
 
 Invariants
-- A Redis that does not answer is no error but a run that is not live; it is looked for again after `RETRY_S`.
+- A Redis that does not answer, or whose data cannot be read, is no error but a run that is not live; it is looked for
+  again after `RETRY_S`.
 - Every question has a short time limit.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 from services.buffer import Buffer, BufferStats, Heartbeat, ServerStats
 from services.buffer.commands import Command
 from services.config.tree import Config
-from services.errors import RedisUnavailable
+from services.errors import BufferDamaged, RedisUnavailable
 from services.run_folder import redis_url
 from services.schemas import TRAIN_STREAM
 
@@ -54,6 +55,12 @@ class Live:
         self._buffer: Buffer | None = None
         self._snapshot: Snapshot | None = None
         self._taken = -RETRY_S
+        self._damage: str | None = None
+
+    @property
+    def damage(self) -> str | None:
+        """Why the run cannot be shown although its Redis answers."""
+        return self._damage
 
     def snapshot(self) -> Snapshot | None:
         """The newest facts; None while the run is not live."""
@@ -91,9 +98,12 @@ class Live:
     def _ask(self, question: Callable[[Buffer], Any]) -> Any:
         try:
             buffer = self._connected()
-            return None if buffer is None else question(buffer)
+            answer = None if buffer is None else question(buffer)
+            self._damage = None
+            return answer
         except RedisUnavailable as error:
             log.info("run %s is not live: %s", self._folder.name, error)
+            self._damage = str(error) if isinstance(error, BufferDamaged) else None
             self._drop()
             return None
 

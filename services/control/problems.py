@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from services.archive import ArchiveDamaged
-from services.errors import RedisUnavailable
+from services.errors import BufferDamaged, RedisUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 MAX_DETAIL_CHARS = 500
@@ -72,7 +72,8 @@ async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_redis(_: Request, error: Exception) -> JSONResponse:
     log.warning("%s", error)
-    return respond(409, "the run's Redis does not answer: the run is not live")
+    damaged = isinstance(error, BufferDamaged)
+    return respond(409, str(error) if damaged else "the run's Redis does not answer: the run is not live")
 
 
 async def _on_damage(_: Request, error: Exception) -> JSONResponse:

@@ -84,6 +84,8 @@ class Run:
     def _note(self, snapshot: Snapshot | None) -> str:
         if snapshot is not None:
             return "live: its Redis answers"
+        if self.live is not None and self.live.damage is not None:
+            return f"not live: {self.live.damage}"
         if self.config is None:
             return "this version cannot read the run's configuration: metrics and groups are shown from its folder"
         return "not live: its Redis does not answer, everything shown is from the run's folder"

@@ -2,23 +2,28 @@
 
 Invariants
 - A wish that its reader does not repeat for `WISH_TTL_S` is void: who has died is in no round.
-- Times are those of Redis.
+- Times are those of Redis. A wish from the future, as after a clock was set, is void too: its reader repeats it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+from redis.exceptions import ResponseError
 
 from services.buffer.connection import Connection
+from services.buffer.integrity import damaged
 from services.buffer.keys import Keys
 from services.config.tree import BufferConfig
+from services.errors import BufferDamaged
 from services.weights.channel import WeightVersion
 from services.weights.rounds import Round, Wish
 
 WISH_TTL_S = 2.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Board:
 
     def announced(self) -> Announcement | None:
         answer = self._call("get", "weights_announced")
-        return None if answer is None else _ANNOUNCEMENT.validate_json(answer)
+        return None if answer is None else self._parsed(_ANNOUNCEMENT, answer)
 
     def wish(self, wish: Wish) -> None:
         """Say it, or say it again."""
@@ -80,10 +85,11 @@ class Board:
 
     def wishes(self) -> list[Wish]:
         """The wishes that hold; void ones are cleared away."""
-        posted = [_POSTED.validate_json(answer) for answer in self._call("hvals", "weights_wishes")]
-        oldest = self._now() - WISH_TTL_S
-        self.withdraw(*(entry.wish.reader for entry in posted if entry.at < oldest))
-        return [entry.wish for entry in posted if entry.at >= oldest]
+        posted = [self._parsed(_POSTED, answer) for answer in self._call("hvals", "weights_wishes")]
+        now = self._now()
+        held = [entry.wish for entry in posted if now - WISH_TTL_S <= entry.at <= now]
+        self.withdraw(*(entry.wish.reader for entry in posted if entry.wish not in held))
+        return held
 
     def call_round(self, round_: Round) -> None:
         """Call the readers of a round together."""
@@ -92,7 +98,7 @@ class Board:
     def round(self) -> Round | None:
         """The round called last."""
         answer = self._call("get", "weights_round")
-        return None if answer is None else _ROUND.validate_json(answer)
+        return None if answer is None else self._parsed(_ROUND, answer)
 
     def _now(self) -> float:
         seconds, microseconds = self._connection.call(self._connection.client.time)
@@ -100,4 +106,16 @@ class Board:
 
     def _call(self, command: str, key: str, *args: object) -> Any:
         method = getattr(self._connection.client, command)
-        return self._connection.call(lambda: method(self._keys[key], *args))
+        try:
+            return self._connection.call(lambda: method(self._keys[key], *args))
+        except ResponseError as error:
+            raise self._damaged(error) from error
+
+    def _parsed(self, kind: TypeAdapter[_T], answer: bytes) -> _T:
+        try:
+            return kind.validate_json(answer)
+        except ValidationError as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> BufferDamaged:
+        return self._connection.call(lambda: damaged(self._connection.client, self._keys, error))

@@ -74,13 +74,6 @@ def test_survives_a_torn_tail_of_the_log(tmp_path: Path) -> None:
         assert client.get("b") is None
 
 
-def test_names_damaged_data(tmp_path: Path) -> None:
-    (tmp_path / "appendonly.aof").write_bytes(b"this is no log\r\n" * 4)
-    with pytest.raises(RedisUnavailable, match="Bad file format") as caught:
-        EmbeddedRedis(tmp_path).start()
-    assert "\n" not in str(caught.value)
-
-
 def test_dies_with_a_killed_parent_and_frees_the_folder(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE)
     assert parent.stdout is not None
