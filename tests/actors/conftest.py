@@ -23,7 +23,7 @@ def config(model_folder: Path, run_name: str, tmp_path: Path) -> Config:
             "model": {"path": model_folder, "max_prompt_tokens": 200, "max_response_tokens": 16},
             "env": {"name": "counting", "max_steps": 12, "success_reward": 10.0},
             "prompt": {"template": "compact"},
-            "rollout": {"episodes_in_flight": 6, "lease_s": 0.6, "max_attempts": 2},
+            "rollout": {"episodes_in_flight": 6, "lease_s": 60.0, "max_attempts": 2},
             "weights": {"channel": "directory"},
         }
     )

@@ -42,11 +42,10 @@ def process_of(engine: EngineProcess) -> psutil.Process:
     return psutil.Process(engine.pid)
 
 
-async def begun(engine: EngineProcess) -> asyncio.Task[object]:
-    """A request that goes on for a while."""
-    task: asyncio.Task[object] = asyncio.create_task(
-        engine.generate(PROMPT, temperature=1.0, max_tokens=400, seed=0)  # type: ignore[arg-type]
-    )
+async def begun(engine: EngineProcess) -> asyncio.Future[object]:
+    """So many requests that they go on for seconds, however late the test comes back to them."""
+    asked = (engine.generate(PROMPT, temperature=1.0, max_tokens=400, seed=seed) for seed in range(100))
+    task: asyncio.Future[object] = asyncio.gather(*asked)  # type: ignore[assignment]
     while not engine.stats().kv_use:  # noqa: ASYNC110 - the engine tells no one
         await asyncio.sleep(0.01)
     return task
@@ -104,7 +103,8 @@ async def test_a_stopped_engine_refuses(engine: EngineProcess) -> None:
 async def test_an_engine_can_be_stopped_while_it_starts(model: ModelConfig) -> None:
     engine = EngineProcess(model, ROLLOUT)
     starting = asyncio.create_task(engine.start())
-    await asyncio.sleep(0.5)
+    while not engine._asked:  # noqa: ASYNC110 - it tells no one
+        await asyncio.sleep(0)
     process = process_of(engine)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -32,6 +32,11 @@ PROMPT = list(
 )
 
 
+LONG = 160
+"""So many requests keep the engine busy for seconds, of which it samples 16 at once: whatever the test does meanwhile,
+and however late, meets some in flight."""
+
+
 @dataclass
 class Setup:
     engine: EngineProcess
@@ -143,7 +148,7 @@ async def test_requests_in_flight_go_on_with_the_new_weights(setup: Setup) -> No
     policies = {version: setup.models[version % 2] for version in range(10, 16)}
     await setup.engine.load_weights(10, weights_of(policies[10]))
     before = setup.engine.stats()
-    running = asyncio.create_task(sample_all(setup.engine, count=16, tokens=100))
+    running = asyncio.create_task(sample_all(setup.engine, count=LONG, tokens=100))
     await in_flight(setup.engine, 16)
     for version in range(11, 16):
         await setup.engine.load_weights(version, weights_of(policies[version]))
@@ -160,13 +165,13 @@ async def test_requests_in_flight_go_on_with_the_new_weights(setup: Setup) -> No
         assert versions == sorted(set(versions))
         spans = max(spans, len(versions))
     assert spans > 1
-    assert setup.engine.stats().responses == before.responses + 16
+    assert setup.engine.stats().responses == before.responses + LONG
     assert setup.engine.stats().updates == before.updates + 5
     assert setup.engine.stats().update_seconds > before.update_seconds
 
 
 async def test_the_use_of_the_cache_is_told(setup: Setup) -> None:
-    longest = asyncio.create_task(sample_all(setup.engine, count=16, tokens=100))
+    longest = asyncio.create_task(sample_all(setup.engine, count=LONG, tokens=100))
     await in_flight(setup.engine, 16)
     seen = []
     while not longest.done():
@@ -209,9 +214,9 @@ async def test_the_end_of_sequence_is_part_of_the_response_but_not_of_its_text(s
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.05])
-async def test_cancelling_drops_the_request(setup: Setup, after_s: float) -> None:
-    task = asyncio.create_task(setup.engine.generate(PROMPT, temperature=1.0, max_tokens=100, seed=0))
-    await in_flight(setup.engine, 1)
+async def test_cancelling_drops_the_requests(setup: Setup, after_s: float) -> None:
+    task = asyncio.create_task(sample_all(setup.engine, count=LONG, tokens=100))
+    await in_flight(setup.engine, LONG)
     await asyncio.sleep(after_s)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -242,8 +247,8 @@ async def test_a_prompt_that_does_not_fit_fails_alone(setup: Setup) -> None:
 async def test_weights_that_lack_a_parameter_end_the_engine(setup: Setup) -> None:
     weights = weights_of(setup.models[0])
     del weights["model.norm.weight"]
-    running = asyncio.create_task(setup.engine.generate(PROMPT, temperature=1.0, max_tokens=100, seed=0))
-    await in_flight(setup.engine, 1)
+    running = asyncio.create_task(sample_all(setup.engine, count=LONG, tokens=100))
+    await in_flight(setup.engine, LONG)
     with pytest.raises(EngineFailed, match=r"version 12.*model\.norm\.weight"):
         await setup.engine.load_weights(12, weights)
     with pytest.raises(EngineFailed, match="version 12"):

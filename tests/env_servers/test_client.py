@@ -122,10 +122,10 @@ async def test_a_killed_and_restarted_server_has_lost_the_session(
         await client.close()
 
 
-async def test_a_server_that_stays_away_ends_in_one_clear_error(unused_tcp_port: int) -> None:
-    client = HttpClient(f"http://127.0.0.1:{unused_tcp_port}", patience_s=0.3)
+async def test_a_server_that_stays_away_ends_in_one_clear_error(closed_port: int) -> None:
+    client = HttpClient(f"http://127.0.0.1:{closed_port}", patience_s=1.0)
     with pytest.raises(
-        EnvironmentUnavailableError, match=rf"127\.0\.0\.1:{unused_tcp_port} cannot be used, after [2-9]"
+        EnvironmentUnavailableError, match=rf"127\.0\.0\.1:{closed_port} cannot be used, after ([2-9]|\d\d)"
     ):
         await client.info()
     await client.close_session("any")

@@ -34,6 +34,13 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield server
 
 
+@pytest.fixture(scope="module")
+def fuzzed(server: ServerProcess) -> ServerProcess:
+    """The server after everything was sent to it once."""
+    everything(server)
+    return server
+
+
 def operations_of(server: ServerProcess) -> list[Any]:
     api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     return [found.ok() for found in api.get_all_operations()]
@@ -108,18 +115,17 @@ def everything(server: ServerProcess) -> None:
                 fuzz(operation.as_strategy(), alive.prepare)
 
 
-def test_every_route(server: ServerProcess) -> None:
-    assert {operation.path for operation in operations_of(server)} >= {*LIVE, "/reset", "/batch/reset", "/mcp"}
-    everything(server)
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+def test_every_route(fuzzed: ServerProcess) -> None:
+    assert {operation.path for operation in operations_of(fuzzed)} >= {*LIVE, "/reset", "/batch/reset", "/mcp"}
+    lines = httpx.get(f"{fuzzed.url}/metrics").text.splitlines()
     counts = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
     assert counts["anchorage_env_steps_total"] >= 2 * EXAMPLES, "the environment's step was hardly reached"
     assert (counts["anchorage_env_faults_total"], counts.get('anchorage_env_errors_total{status="500"}', 0)) == (0, 0)
 
 
-def test_doing_it_all_again_takes_no_more_memory(server: ServerProcess) -> None:
-    assert server.alive
-    processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children()]
+def test_doing_it_all_again_takes_no_more_memory(fuzzed: ServerProcess) -> None:
+    assert fuzzed.alive
+    processes = [psutil.Process(fuzzed.pid), *psutil.Process(fuzzed.pid).children()]
     before = sum(process.memory_info().rss for process in processes)
-    everything(server)
+    everything(fuzzed)
     assert sum(process.memory_info().rss for process in processes) - before < 16 * MIB

@@ -11,7 +11,7 @@ import pytest
 
 from tests.processes import Command
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)  # on a busy machine; a quiet one takes two minutes
 
 UPDATES = 8
 SMALL = [
@@ -24,8 +24,8 @@ SMALL = [
     "env.max_steps=8",
     "checkpoint.every=2",
 ]
-START_S = 180
-END_S = 240
+START_S = 600
+END_S = 600
 
 
 def ledger(folder: Path) -> list[dict[str, object]]:

@@ -1,7 +1,5 @@
 """Groups are read ahead from a real Redis; what was removed meanwhile is not handed out."""
 
-import time
-
 import pytest
 
 from learner import prefetch
@@ -10,6 +8,7 @@ from services.buffer import Buffer
 from services.config.tree import BufferConfig
 from services.schemas import Task, Ticket
 from tests.learner.synthetic import play
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -29,10 +28,7 @@ def complete(buffer, group, version=0):
 
 
 def until_held(reader, groups):
-    deadline = time.monotonic() + 20
-    while set(reader._held) != groups:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: set(reader._held) == groups)
 
 
 def test_wanted_groups_are_there_before_they_are_asked_for(buffer):

@@ -137,7 +137,7 @@ async def test_a_server_that_is_too_slow() -> None:
 
 
 async def test_the_command_says_it_in_a_table_and_by_its_exit_code(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], unused_tcp_port: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ["--tasks", "2", "--steps", "3", "--seconds", "0.05", "--json", str(tmp_path / "report.json")]
     async with running(app_of(sloppy.Sound)) as url:
@@ -156,7 +156,7 @@ async def test_the_command_says_it_in_a_table_and_by_its_exit_code(
     assert capsys.readouterr().err.startswith("check: ")
 
 
-async def test_no_server_is_one_line(unused_tcp_port: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await asyncio.to_thread(main, [f"http://127.0.0.1:{unused_tcp_port}"]) == 2
+async def test_no_server_is_one_line(closed_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await asyncio.to_thread(main, [f"http://127.0.0.1:{closed_port}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be used, after" in line

@@ -224,14 +224,14 @@ class Misrewarding:
 
 @pytest.mark.parametrize("bad", ["reset", "step"])
 @pytest.mark.parametrize("reward", ["high", [1], {"a": 1}])
-async def test_a_reward_that_is_no_number_is_the_servers_fault(bad: str, reward: object, unused_tcp_port: int) -> None:
+async def test_a_reward_that_is_no_number_is_the_servers_fault(bad: str, reward: object) -> None:
     server = Misrewarding(bad, reward)
     app = web.Application()
     app.add_routes([web.get("/schema", server.schema), web.get("/ws", server.play)])
     runner = web.AppRunner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", unused_tcp_port).start()
-    client = OpenEnvClient(f"http://127.0.0.1:{unused_tcp_port}")
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    client = OpenEnvClient(f"http://127.0.0.1:{runner.addresses[0][1]}")
 
     async def play() -> None:
         await client.step((await client.reset(TASK)).session, 1, "hello")
@@ -245,15 +245,15 @@ async def test_a_reward_that_is_no_number_is_the_servers_fault(bad: str, reward:
     await runner.cleanup()
 
 
-async def test_other_servers_are_recognised(unused_tcp_port: int) -> None:
+async def test_other_servers_are_recognised() -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(respond, "127.0.0.1", unused_tcp_port):
-        client = OpenEnvClient(f"http://127.0.0.1:{unused_tcp_port}", patience_s=0.1)
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as other:
+        client = OpenEnvClient(f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}", patience_s=0.1)
         with pytest.raises(EnvironmentUnavailableError, match="no OpenEnv server"):
             await client.info()
         await client.close()

@@ -21,7 +21,7 @@ from services.schemas import Task, Ticket, Trajectory
 from tests.waiting import until
 
 LONG_S = 60.0
-IMPATIENT = BufferConfig(timeout_s=0.5, reconnect_s=0.1)
+IMPATIENT = BufferConfig(timeout_s=5.0, reconnect_s=0.1)
 
 
 def ticket(group: int) -> Ticket:

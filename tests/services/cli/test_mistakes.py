@@ -15,7 +15,7 @@ from tests.processes import Command
 DEMO = "configs/demo.yaml"
 
 
-def fail(arguments: list[str], environment: dict[str, str] | None = None, timeout_s: float = 120) -> tuple[int, str]:
+def fail(arguments: list[str], environment: dict[str, str] | None = None, timeout_s: float = 300) -> tuple[int, str]:
     """Exit code and the one line of standard error that is not a log record."""
     with Command(arguments, environment) as command:
         code, _, err = command.finish(timeout_s)
@@ -88,7 +88,7 @@ def test_broken_game_file(run: list[str], tmp_path: Path) -> None:
         trial.mkdir(parents=True)
         (trial / "game.tw-pddl").write_text(json.dumps({"pddl_domain": "", "grammar": ""}))
     small = ["evaluation.episodes=2", "rollout.max_attempts=1"]
-    code, line = fail(["eval", DEMO, *small, *run], {"ALFWORLD_DATA": str(tmp_path / "data")}, timeout_s=240)
+    code, line = fail(["eval", DEMO, *small, *run], {"ALFWORLD_DATA": str(tmp_path / "data")})
     assert code == 1
     assert "not an ALFWorld game file" in line
 
