@@ -1,15 +1,19 @@
 """Checkpoints: `checkpoints/000040/`, whole or not there at all.
 
+    manifest.json run, update, number of ranks, and size and checksum of every other file
     state.json    policy version, dispatcher, what the run must have in common with its resumption
     engine/       parameters, optimizer, step count and random state of every rank
     policy/       the policy as a Hugging Face folder that vLLM can serve
 
 `checkpoints/best-000040/` is the policy of the best evaluation so far, a Hugging Face folder with its score in
-`best.json`. There is a second one while no checkpoint covers the newest: training may go back to before it.
+`best.json`, and a manifest. There is a second one while no checkpoint covers the newest: training may return to before
+it. `checkpoints/damaged-000040/` is a checkpoint that could not be resumed from, until a newer one is written.
 
 Invariants
 - A checkpoint is written under a temporary name, synced to disk and renamed: a folder with a number for a name is
   complete and durable.
+- Nothing is resumed from, exported or evaluated whose files are not those that were written (`services/manifest.py`).
+  Where the newest checkpoint is damaged, training resumes from the one before it.
 - A checkpoint that cannot be written leaves nothing behind, and the older ones untouched.
 - Whatever checkpoint training goes on from, the best policy of the updates up to it is there.
 """
@@ -18,21 +22,29 @@ from __future__ import annotations
 
 import errno
 import json
-import os
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from services import manifest
 from services.config.tree import Config
-from services.errors import CheckpointFailed
+from services.errors import CheckpointFailed, FolderDamaged
+from services.manifest import MANIFEST_NAME
 from services.model_folder import read_weights, share_weights
 from services.run_folder import WARMSTART_NAME
 from services.weights.adapter import is_adapter, merged
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
 _BEST = "best-"
+_DAMAGED = "damaged-"
+_SCORE = "best.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -83,8 +95,49 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def newest_intact(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` whose files are all as they were written; None where there is no checkpoint.
+
+    Damaged ones that are newer are named in a warning, one line each.
+
+    Raises:
+        CheckpointFailed: there are checkpoints, and all of them are damaged.
+    """
+    damaged: list[FolderDamaged] = []
+    for found in sorted(_complete(folder), reverse=True):
+        try:
+            _verify(found)
+        except FolderDamaged as error:
+            damaged.append(error)
+            continue
+        for problem in damaged:
+            log.warning("%s; using %s instead", problem, found.name)
+        return found
+    if damaged:
+        raise CheckpointFailed(
+            f"no checkpoint in {folder} is intact; {damaged[0]}: copy one back, or start a run of another name"
+        )
+    return None
+
+
+def set_aside_after(folder: Path, version: int) -> None:
+    """Rename the checkpoints after `version`, which are damaged: their numbers will be used again."""
+    for found in _complete(folder):
+        if int(found.name) > version:
+            aside = found.with_name(_DAMAGED + found.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            found.rename(aside)
+
+
+def _verify(checkpoint: Path) -> None:
+    update = manifest.read(checkpoint).get("update")
+    if update != int(checkpoint.name):
+        raise FolderDamaged(f"{checkpoint} is damaged: its {MANIFEST_NAME} is that of update {update}")
+    manifest.verify(checkpoint)
+
+
 def read_state(checkpoint: Path, config: Config) -> TrainerState:
-    """State of a checkpoint.
+    """State of a checkpoint that is intact.
 
     Raises:
         CheckpointFailed: it cannot be read, or was written by a run that this one cannot go on from.
@@ -93,6 +146,9 @@ def read_state(checkpoint: Path, config: Config) -> TrainerState:
         state = TrainerState(**json.loads((checkpoint / "state.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointFailed(f"cannot read {checkpoint / 'state.json'}: {error}") from error
+    written_by = manifest.read(checkpoint).get("run")
+    if written_by != config.run.name:
+        raise CheckpointFailed(f"{checkpoint} was written by the run {written_by}, this one is {config.run.name}")
     for key, value in identity(config).items():
         if state.identity.get(key) != value:
             raise CheckpointFailed(
@@ -111,6 +167,8 @@ def save(
     engine: Callable[[Path], None],
     engine_bytes: int,
     keep: int,
+    run: str,
+    ranks: int,
 ) -> Path:
     """Write the checkpoint of `state.version`, then drop all but the newest `keep`, and best policies that are the best
     no longer; the new folder.
@@ -119,6 +177,7 @@ def save(
         weights: the policy under its Hugging Face names, or its adapters. model: folder whose other files, and weights
             below the adapters, complete the export.
         engine: writes the ranks' files into a folder. engine_bytes: about how much that is.
+        run, ranks: name of the run and number of its ranks, for the manifest.
 
     Raises:
         CheckpointFailed: not enough space, or a file could not be written.
@@ -135,11 +194,13 @@ def save(
         engine(partial / "engine")
         export_policy(partial / "policy", policy, model)
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        _sync_tree(partial)
+        manifest.write(partial, {"kind": "checkpoint", "run": run, "update": state.version, "ranks": ranks})
         if final.exists():
             _discard(final)
         partial.rename(final)
-        _sync(folder)
+        manifest.sync(folder)
+        for damaged in folder.glob(f"{_DAMAGED}*"):
+            shutil.rmtree(damaged, ignore_errors=True)
         for old in sorted(_complete(folder))[:-keep]:
             _discard(old)
         _drop_beaten(folder)
@@ -154,8 +215,7 @@ def save(
 def best(folder: Path) -> tuple[Path, float] | None:
     """The best policy kept in `folder`, and its success rate in the evaluation that found it so.
 
-    Raises:
-        CheckpointFailed: a score cannot be read.
+    One whose score is damaged does not count, and is named in a warning. Its weights are not looked at.
     """
     return max(((found, _score(found)) for found in _kept_as_best(folder)), key=lambda each: each[1], default=None)
 
@@ -172,12 +232,12 @@ def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, 
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         export_policy(partial, whole_policy(weights, model), model)
-        (partial / "best.json").write_text(json.dumps({"update": version, "success_rate": success}))
-        _sync_tree(partial)
+        (partial / _SCORE).write_text(json.dumps({"update": version, "success_rate": success}))
+        manifest.write(partial, {"kind": "policy", "update": version})
         if final.exists():
             _discard(final)
         partial.rename(final)
-        _sync(folder)
+        manifest.sync(folder)
         _drop_beaten(folder)
     except OSError as error:
         raise CheckpointFailed(f"cannot write the best policy {final}: {error}") from error
@@ -198,8 +258,11 @@ def _drop_beaten(folder: Path) -> None:
     A run that dies goes on from that checkpoint, and will do again what came after it.
     """
     newest = latest(folder)
+    intact = _kept_as_best(folder)
+    for damaged in set(folder.glob(f"{_BEST}*")) - set(intact):
+        damaged.rename(folder / f"{_DAMAGED}{damaged.name}")
     covered: dict[bool, list[Path]] = {True: [], False: []}
-    for found in _kept_as_best(folder):
+    for found in intact:
         covered[newest is not None and _version_of_best(found) <= int(newest.name)].append(found)
     for some in covered.values():
         for beaten in sorted(some, key=_score, reverse=True)[1:]:
@@ -207,8 +270,16 @@ def _drop_beaten(folder: Path) -> None:
 
 
 def _kept_as_best(folder: Path) -> list[Path]:
-    """Folders of best policies, newest first: of equal ones that one counts."""
-    return sorted(folder.glob(f"{_BEST}*"), reverse=True)
+    """Folders of best policies whose score is intact, newest first: of equal ones that one counts."""
+    kept = []
+    for found in sorted(folder.glob(f"{_BEST}*"), reverse=True):
+        try:
+            manifest.verify(found, only=_SCORE)
+        except FolderDamaged as error:
+            log.warning("%s; it does not count as the best policy", error)
+            continue
+        kept.append(found)
+    return kept
 
 
 def _version_of_best(found: Path) -> int:
@@ -216,10 +287,7 @@ def _version_of_best(found: Path) -> int:
 
 
 def _score(found: Path) -> float:
-    try:
-        return float(json.loads((found / "best.json").read_text())["success_rate"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointFailed(f"cannot read {found / 'best.json'}: {error}") from error
+    return float(json.loads((found / _SCORE).read_text())["success_rate"])
 
 
 def whole_policy(weights: Mapping[str, Tensor], model: Path) -> Mapping[str, Tensor]:
@@ -236,7 +304,7 @@ def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> N
 
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(model.iterdir()):
-        if file.is_file() and not file.name.endswith((*WEIGHT_SUFFIXES, WARMSTART_NAME)):
+        if file.is_file() and not file.name.endswith((*WEIGHT_SUFFIXES, WARMSTART_NAME, MANIFEST_NAME)):
             shutil.copyfile(file, folder / file.name)
     _set_type(folder / "config.json", weights)
     try:
@@ -259,7 +327,7 @@ def _set_type(config: Path, weights: Mapping[str, Tensor]) -> None:
 def _complete(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [p for p in folder.iterdir() if p.name.isdigit() and (p / "state.json").is_file()]
+    return [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -282,17 +350,3 @@ def _discard_leftovers(folder: Path) -> None:
     for pattern in (".*.partial", ".*.removed"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover)
-
-
-def _sync_tree(root: Path) -> None:
-    for path in sorted(root.rglob("*")):
-        _sync(path)
-    _sync(root)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

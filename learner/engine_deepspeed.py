@@ -145,6 +145,9 @@ class DeepSpeedEngine:
         Raises:
             CheckpointFailed: the files could not be written.
         """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
         rank = torch.distributed.get_rank()
         writer = ShardWriter(folder) if rank == 0 else None
         if self.steps == 0:
@@ -158,8 +161,8 @@ class DeepSpeedEngine:
             if writer is not None:
                 writer.flush()
                 (folder / "engine.json").write_text(json.dumps({"steps": self.steps, "ranks": self._ranks}))
-            torch.save(_random_state(), folder / f"random-{rank:05d}.pt")
-        except (OSError, RuntimeError) as error:
+            save_file(_random_state(), folder / f"random-{rank:05d}.safetensors")
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointFailed(f"cannot write the checkpoint to {folder}: {_brief(error)}") from error
 
     def load(self, folder: Path) -> None:
@@ -178,10 +181,10 @@ class DeepSpeedEngine:
             for name, parameter in self._trained():
                 for part in (MASTER, *MOMENTS):
                     self._write(parameter, part, stored.get(f"{part}/{name}").to(self._device))
+            self._restore_random(folder / f"random-{torch.distributed.get_rank():05d}.safetensors", steps)
         except Exception as error:
             raise CheckpointFailed(f"cannot read the checkpoint in {folder}: {_brief(error)}") from error
         self._engine.global_steps = steps
-        self._restore_random(folder / f"random-{torch.distributed.get_rank():05d}.pt", steps)
 
     def close(self) -> None:
         if torch.distributed.is_initialized():
@@ -249,8 +252,10 @@ class DeepSpeedEngine:
 
     def _restore_random(self, file: Path, steps: int) -> None:
         """The rank's own random state; a rank that the run did not have before gets one of its own."""
+        from safetensors.torch import load_file
+
         if file.is_file():
-            state = torch.load(file, weights_only=True)
+            state = load_file(file)
             torch.set_rng_state(state["cpu"])
             if torch.cuda.is_available() and "cuda" in state:
                 torch.cuda.set_rng_state(state["cuda"])

@@ -8,12 +8,15 @@ Invariants
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from services.errors import CheckpointFailed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,39 @@ class Ledger:
             raise CheckpointFailed(f"cannot write the ledger {self._path}: {error.strerror}") from error
 
     def read(self) -> list[Entry]:
-        """All entries; a last line that was cut off while being written is not one."""
-        if not self._path.exists():
+        """All entries. A last line that was cut off while being written is none; damaged lines are skipped and named.
+
+        Raises:
+            CheckpointFailed: the file cannot be read.
+        """
+        try:
+            lines = self._path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
             return []
-        lines = self._path.read_text().splitlines(keepends=True)
-        return [Entry(**json.loads(line)) for line in lines if line.endswith("\n")]
+        except OSError as error:
+            raise CheckpointFailed(f"cannot read the ledger {self._path}: {error.strerror}") from error
+        entries = []
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                entries.append(_entry(line))
+            except (ValueError, TypeError):
+                log.warning("%s: line %d is damaged and is skipped", self._path, number)
+        return entries
 
     def cut(self, update: int) -> None:
-        """Forget what came after `update`."""
+        """Forget what came after `update`, and damaged lines."""
         kept = [entry for entry in self.read() if entry.update <= update]
         temporary = self._path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
         Ledger(temporary).append(kept)
         temporary.replace(self._path)
+
+
+def _entry(line: bytes) -> Entry:
+    """Raises ValueError or TypeError where the line is none."""
+    entry = Entry(**json.loads(line))
+    if not (isinstance(entry.update, int) and isinstance(entry.group, int) and isinstance(entry.versions, list)):
+        raise TypeError("not an entry")
+    return entry

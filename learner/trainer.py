@@ -227,6 +227,8 @@ class Trainer:
             engine=self._ranks.save,
             engine_bytes=self._ranks.checkpoint_bytes,
             keep=self._config.checkpoint.keep,
+            run=self._config.run.name,
+            ranks=self._config.learner.ranks,
         )
         self._saved_version = self._version
         self._acknowledge()
@@ -240,12 +242,17 @@ class Trainer:
         self._buffer.remove(TRAIN_STREAM, sorted(self._buffer.known(TRAIN_STREAM)))
 
     def _restore(self) -> None:
-        """Go to the last checkpoint, or to the beginning; publish that version."""
+        """Return to the newest intact checkpoint, or to the beginning, and publish that version.
+
+        The groups trained on since then are played again where Redis no longer has them: the dispatcher's state is the
+        checkpoint's, and what it has out but Redis does not know is issued again.
+        """
         self._dispatcher = Dispatcher(self._config, self._splits)
         self._version, self._seconds = 0, 0.0
-        found = checkpoint.latest(self._checkpoints)
+        found = checkpoint.newest_intact(self._checkpoints)
         if found is not None:
             state = checkpoint.read_state(found, self._config)
+            checkpoint.set_aside_after(self._checkpoints, state.version)
             self._ranks.load(found / "engine")
             self._dispatcher.restore(state.dispatcher)
             self._version, self._seconds = state.version, state.seconds

@@ -40,6 +40,10 @@ class CheckpointFailed(AnchorageError):
     """A checkpoint could not be written or read."""
 
 
+class FolderDamaged(CheckpointFailed):
+    """A checkpoint or a policy's folder is not as it was written; the message names the file."""
+
+
 class RunStalled(AnchorageError):
     """No group completed within `learner.group_timeout_s`, or a part of the run kept dying."""
 

@@ -9,7 +9,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.errors import ModelUnavailable, first_line
+from services import manifest
+from services.errors import FolderDamaged, ModelUnavailable, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,10 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def check_model_folder(path: Path) -> None:
-    """Raise `ModelUnavailable` with one line unless `path` is a Hugging Face folder with model and tokenizer."""
+    """Raise `ModelUnavailable` with one line unless `path` is a Hugging Face folder with model and tokenizer.
+
+    Where it has a manifest, as an exported policy does, its files must be those that were written.
+    """
     if not path.is_dir():
         raise ModelUnavailable(f"model.path {path} is not a folder; name a local Hugging Face model folder")
     if not (path / "config.json").is_file():
@@ -32,6 +36,13 @@ def check_model_folder(path: Path) -> None:
     for file in weights:
         if not os.access(file, os.R_OK):
             raise ModelUnavailable(f"model.path: user {os.getuid()} may not read {file}; chmod a+r it")
+    if (path / manifest.MANIFEST_NAME).is_file():
+        try:
+            manifest.verify(path)
+        except FolderDamaged as error:
+            raise ModelUnavailable(
+                f"{error}; export it again, or remove {manifest.MANIFEST_NAME} where the change is intended"
+            ) from None
 
 
 def check_tokenizer(path: Path) -> None:

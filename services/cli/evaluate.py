@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.baselines import BASELINES, evaluate_baseline
+from services.cli.export import policy_of
 from services.cli.output import require_writable, write_text
 from services.cli.preflight import Start, preflight
 from services.cli.progress import bar, play_summary
@@ -129,15 +130,10 @@ def _model_of(policy: str) -> Path | None:
     if policy in BASELINES:
         return None
     folder = Path(policy)
-    if (folder / CHECKPOINTS_NAME).is_dir():
-        from learner import checkpoint
-
-        newest = checkpoint.latest(folder / CHECKPOINTS_NAME)
-        if newest is None:
-            raise ModelUnavailable(f"the run in {folder} has no checkpoint yet")
-        folder = newest
-    if (folder / "policy").is_dir():
-        folder /= "policy"
+    if (folder / CHECKPOINTS_NAME).is_dir() and not any((folder / CHECKPOINTS_NAME).glob("[0-9]*")):
+        raise ModelUnavailable(f"the run in {folder} has no checkpoint yet")
+    if (folder / CHECKPOINTS_NAME).is_dir() or (folder / "policy").is_dir():
+        folder = policy_of(folder)
     check_model_folder(folder)
     return folder
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from services import manifest
 from services.config.load import load_config, portable_config
 from services.errors import CheckpointFailed
+from services.manifest import MANIFEST_NAME
 from services.model_folder import check_model_folder
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, run_of
 
@@ -21,16 +23,17 @@ def export(source: Path, out: Path, *, best: bool) -> Path:
     Raises:
         CheckpointFailed: there is no such policy, `out` holds something already, or it cannot be written.
     """
-    policy = _policy(source, best)
+    policy = policy_of(source, best=best)
     check_model_folder(policy)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointFailed(f"{out} is there already: name a folder that is new or empty")
     partial = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(policy, partial, ignore=shutil.ignore_patterns("best.json"))
+        shutil.copytree(policy, partial, ignore=shutil.ignore_patterns("best.json", MANIFEST_NAME))
         if (run := run_of(policy)) is not None:
             (partial / CONFIG_NAME).write_text(portable_config(load_config(run / CONFIG_NAME)))
+        manifest.write(partial, {"kind": "policy"})
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -41,7 +44,12 @@ def export(source: Path, out: Path, *, best: bool) -> Path:
     return policy
 
 
-def _policy(source: Path, best: bool) -> Path:
+def policy_of(source: Path, *, best: bool = False) -> Path:
+    """The folder of the policy of a run (of its newest intact checkpoint, or its best), or of a checkpoint.
+
+    Raises:
+        CheckpointFailed: there is none, or its files are not as they were written.
+    """
     from learner import checkpoint
 
     folder = source / CHECKPOINTS_NAME
@@ -49,10 +57,12 @@ def _policy(source: Path, best: bool) -> Path:
         found = checkpoint.best(folder)
         if found is None:
             raise CheckpointFailed(f"{folder} holds no best policy: it takes evaluation.every and checkpoint.keep_best")
+        manifest.verify(found[0])
         return found[0]
     if (source / "policy").is_dir():
+        manifest.verify(source, only="policy/")
         return source / "policy"
-    newest = checkpoint.latest(folder)
+    newest = checkpoint.newest_intact(folder)
     if newest is None:
         raise CheckpointFailed(f"{source} is neither a checkpoint nor a run that has one")
     return newest / "policy"

@@ -123,11 +123,14 @@ def _results(folder: Path) -> str:
     try:
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         results = {f"{name} training": summary[name] for name in ("before", "after")}
-    except (OSError, ValueError, KeyError):
+        kinds = sorted({kind for result in results.values() for kind in result["task_types"]})
+        rows = [[kind, *(_rate(result["task_types"].get(kind)) for result in results.values())] for kind in kinds]
+        rows.append(["all tasks", *(_rate(result["success"]) for result in results.values())])
+    except FileNotFoundError:
         return ""
-    kinds = sorted({kind for result in results.values() for kind in result["task_types"]})
-    rows = [[kind, *(_rate(result["task_types"].get(kind)) for result in results.values())] for kind in kinds]
-    rows.append(["all tasks", *(_rate(result["success"]) for result in results.values())])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        _log.warning("%s is damaged; the report leaves its table out", folder / SUMMARY_NAME)
+        return ""
     return _table("Success", ["task type", *results], rows)
 
 

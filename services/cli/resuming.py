@@ -7,11 +7,13 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 from enum import StrEnum
 from pathlib import Path
 
+from services import manifest
 from services.config.tree import Config
-from services.errors import CheckpointFailed, did_you_mean
+from services.errors import CheckpointFailed, FolderDamaged, did_you_mean
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME
 
 
@@ -45,6 +47,11 @@ def check_resumption(config: Config, resume: Resume) -> bool:
             f"no run to resume in {folder}{did_you_mean(config.run.name, _runs_in(config.run.dir))} "
             "(--resume=auto starts it where there is none)"
         )
+    newest = checkpoint.latest(folder / CHECKPOINTS_NAME)
+    if newest is not None:
+        with contextlib.suppress(FolderDamaged):  # told, and replaced by an older one, when it is loaded
+            manifest.verify(newest, only="state.json")
+            checkpoint.read_state(newest, config)
     return exists
 
 

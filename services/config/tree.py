@@ -202,8 +202,8 @@ class LearnerConfig(Section):
 class CheckpointConfig(Section):
     every: int = Field(10, ge=1)
     """Updates between checkpoints. Groups are acknowledged only after the checkpoint that records them."""
-    keep: int = Field(2, ge=1)
-    """Newest checkpoints kept."""
+    keep: int = Field(2, ge=2)
+    """Newest checkpoints kept: with two, a damaged one is not the end of the run."""
     keep_best: bool = True
     """Also keep the policy that was best in the panels of `evaluation.every`, as a Hugging Face folder."""
 

@@ -1,18 +1,30 @@
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.checkpoint import TrainerState, best, forget_best, identity, keep_best, latest, read_state, save
+from learner.checkpoint import (
+    TrainerState,
+    best,
+    forget_best,
+    identity,
+    keep_best,
+    latest,
+    newest_intact,
+    read_state,
+    save,
+    set_aside_after,
+)
 from learner.policy import load_policy
 from services.cli.evaluate import evaluation_config
 from services.cli.export import export
 from services.config import Config, dump_config
-from services.errors import CheckpointFailed
-from services.model_folder import read_weights
+from services.errors import CheckpointFailed, ModelUnavailable
+from services.model_folder import check_model_folder, read_weights
 
 
 def write(folder, config, version=2, *, engine=lambda path: None, engine_bytes=0, keep=2, weights=None):
@@ -25,6 +37,8 @@ def write(folder, config, version=2, *, engine=lambda path: None, engine_bytes=0
         engine=engine,
         engine_bytes=engine_bytes,
         keep=keep,
+        run=config.run.name,
+        ranks=1,
     )
 
 
@@ -153,6 +167,179 @@ def test_other_runs_are_refused(tmp_path, tiny_config):
     other = tiny_config.model_copy(update={"run": tiny_config.run.model_copy(update={"seed": 5})})
     with pytest.raises(CheckpointFailed, match=r"written with run\.seed=0, this run has run\.seed=5"):
         read_state(written, other)
-    (written / "state.json").write_text("{")
-    with pytest.raises(CheckpointFailed, match="cannot read"):
-        read_state(written, tiny_config)
+    renamed = tiny_config.model_copy(update={"run": tiny_config.run.model_copy(update={"name": "other"})})
+    with pytest.raises(CheckpointFailed, match=f"written by the run {tiny_config.run.name}, this one is other"):
+        read_state(written, renamed)
+
+
+def engine_of(version):
+    """Files like those of two ranks, whose content depends on the version."""
+
+    def write_engine(folder):
+        for name in ("state-00001.safetensors", "state-00002.safetensors", "random-00000.safetensors", "engine.json"):
+            (folder / name).write_bytes(f"{name} of {version}".encode() * 50)
+
+    return write_engine
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory, tiny_settings):
+    """Checkpoints of updates 2 and 4, to copy."""
+    config = Config.model_validate(tiny_settings)
+    folder = tmp_path_factory.mktemp("two") / "c"
+    weights = read_weights(config.model.path)
+    for version in (2, 4):
+        changed = {name: tensor + version for name, tensor in weights.items()}
+        write(folder, config, version, engine=engine_of(version), weights=changed)
+    return folder
+
+
+def flip_first(file, other):
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+
+
+def flip_middle(file, other):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x80
+    file.write_bytes(content)
+
+
+def truncate(file, other):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def empty(file, other):
+    file.write_bytes(b"")
+
+
+def append(file, other):
+    file.write_bytes(file.read_bytes() + b"\0")
+
+
+def remove(file, other):
+    file.unlink()
+
+
+def take_the_others(file, other):
+    file.write_bytes(other.read_bytes())
+
+
+def fill_with_zeros(file, other):
+    file.write_bytes(bytes(len(file.read_bytes())))
+
+
+FILES = (
+    "manifest.json",
+    "state.json",
+    "engine/engine.json",
+    "engine/random-00000.safetensors",
+    "engine/state-00001.safetensors",
+    "engine/state-00002.safetensors",
+    "policy/config.json",
+    "policy/generation_config.json",
+    "policy/model.safetensors",
+    "policy/tokenizer.json",
+)
+DAMAGES = (flip_first, flip_middle, truncate, empty, append, remove, take_the_others, fill_with_zeros)
+
+
+def test_every_file_of_a_checkpoint_is_damaged_below(two_checkpoints):
+    written = two_checkpoints / "000004"
+    assert {str(file.relative_to(written)) for file in written.rglob("*") if file.is_file()} == {*FILES}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named_and_the_older_checkpoint_is_used(two_checkpoints, tmp_path, name, damage, caplog):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "c")
+    file, other = folder / "000004" / name, folder / "000002" / name
+    before = file.read_bytes()
+    damage(file, other)
+    harmless = file.exists() and file.read_bytes() == before  # the two have the same configuration and tokenizer
+    found = newest_intact(folder)
+    assert found.name == ("000004" if harmless else "000002")
+    assert len(caplog.records) == (0 if harmless else 1)
+    if not harmless:
+        line = caplog.records[0].getMessage()
+        assert name in line
+        assert "000004 is damaged" in line
+        assert "using 000002 instead" in line
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize("part", ["engine", "policy"])
+def test_a_folder_of_another_checkpoint_is_noticed(two_checkpoints, tmp_path, part, caplog):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "c")
+    shutil.rmtree(folder / "000004" / part)
+    shutil.copytree(folder / "000002" / part, folder / "000004" / part)
+    assert newest_intact(folder).name == "000002"
+    assert f"content of {part}/" in caplog.text
+
+
+def test_what_does_not_belong_to_a_checkpoint_is_noticed(two_checkpoints, tmp_path, caplog):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "c")
+    (folder / "000004" / ".nfs0001").touch()
+    assert newest_intact(folder).name == "000004"
+    (folder / "000004" / "engine" / "state-00003.safetensors").touch()
+    assert newest_intact(folder).name == "000002"
+    assert "engine/state-00003.safetensors is not part of it" in caplog.text
+    shutil.rmtree(folder / "000004")
+    shutil.copytree(folder / "000002", folder / "000006")  # whole, and another update's
+    assert newest_intact(folder).name == "000002"
+    assert "its manifest.json is that of update 2" in caplog.text
+    shutil.rmtree(folder / "000006")
+    (folder / "000008").mkdir()
+    assert newest_intact(folder).name == "000002"
+    assert "manifest.json is missing" in caplog.text
+
+
+def test_without_an_intact_checkpoint_there_is_one_line(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "c")
+    for version in ("000002", "000004"):
+        (folder / version / "state.json").unlink()
+    with pytest.raises(CheckpointFailed, match=r"no checkpoint in .* is intact; .*state\.json is missing") as caught:
+        newest_intact(folder)
+    assert "\n" not in str(caught.value)
+    assert newest_intact(tmp_path / "nothing") is None
+
+
+def test_damaged_checkpoints_make_way_for_those_that_come(two_checkpoints, tmp_path, tiny_config):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "c")
+    set_aside_after(folder, 2)
+    assert names(folder) == ["000002", "damaged-000004"]
+    write(folder, tiny_config, 3)
+    assert names(folder) == ["000002", "000003"]
+
+
+def test_a_damaged_score_is_no_best_policy(tmp_path, tiny_config, caplog):
+    folder, model = tmp_path / "c", tiny_config.model.path
+    weights = read_weights(model)
+    keep_best(folder, 2, 0.5, weights, model)
+    score = folder / "best-000002" / "best.json"
+    for content in ("{", '{"update": 2, "success_rate": 0.9}', "[]"):
+        score.write_text(content)
+        assert best(folder) is None
+        assert "it does not count as the best policy" in caplog.text
+    keep_best(folder, 4, 0.25, weights, model)
+    assert best(folder) == (folder / "best-000004", 0.25)
+    assert names(folder) == ["best-000004", "damaged-best-000002"]
+
+
+def test_damaged_policies_are_not_exported(tmp_path, tiny_config):
+    weights, run = read_weights(tiny_config.model.path), tmp_path / "run"
+    for version in (2, 4):
+        written = write(run / "checkpoints", tiny_config, version, weights=weights)
+    keep_best(run / "checkpoints", 4, 0.5, weights, tiny_config.model.path)
+    flip_middle(written / "policy" / "model.safetensors", None)
+    flip_middle(run / "checkpoints" / "best-000004" / "model.safetensors", None)
+    for source, of_best in ((written, False), (run, True)):
+        with pytest.raises(CheckpointFailed, match=r"model\.safetensors does not match its checksum"):
+            export(source, tmp_path / "out", best=of_best)
+    assert not (tmp_path / "out").exists()
+    assert "000002" in export(run, tmp_path / "out", best=False).parts
+    check_model_folder(tmp_path / "out")
+    flip_middle(tmp_path / "out" / "model.safetensors", None)
+    with pytest.raises(ModelUnavailable, match=r"model\.safetensors does not match its checksum"):
+        check_model_folder(tmp_path / "out")

@@ -29,6 +29,21 @@ def test_line_cut_off_by_a_crash_is_no_entry(tmp_path):
     assert ledger.read() == ENTRIES
 
 
+@pytest.mark.parametrize(
+    "damage", [b"garbage\n", b"\0\0\0\n", b"[1]\n", b'{"update": "1", "group": 0}\n', b"\xff\xfe\n", b"\n"]
+)
+def test_a_damaged_line_is_named_and_skipped(tmp_path, damage, caplog):
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.append(ENTRIES)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], damage, *lines[1:], b"\0\0"]))
+    assert ledger.read() == ENTRIES
+    assert "line 2 is damaged" in caplog.text
+    ledger.cut(9)
+    assert path.read_bytes() == b"".join(lines)
+
+
 def test_full_disk_is_one_line():
     with pytest.raises(CheckpointFailed, match="No space left"):
         Ledger(Path("/dev/full")).append(ENTRIES)

@@ -6,6 +6,7 @@ import signal
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file, save_file
 
 from learner import rank_group
 from learner.dispatch import Dispatcher
@@ -106,12 +107,12 @@ def assert_random_states_survive(group, folder, again):
     """Each of two ranks takes up the random state in its file, whatever its own was, and writes it again."""
     states = [torch.Generator().manual_seed(100 + rank).get_state() for rank in range(2)]
     for rank, state in enumerate(states):
-        torch.save({"cpu": state}, folder / f"random-{rank:05d}.pt")
+        save_file({"cpu": state}, folder / f"random-{rank:05d}.safetensors")
     again.mkdir()
     group.load(folder)
     group.save(again)
     for rank, state in enumerate(states):
-        assert torch.equal(torch.load(again / f"random-{rank:05d}.pt", weights_only=True)["cpu"], state)
+        assert torch.equal(load_file(again / f"random-{rank:05d}.safetensors")["cpu"], state)
 
 
 def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(tiny_config, ranks, tmp_path):
@@ -207,7 +208,7 @@ def test_two_ranks_of_sharded_parameters_take_several_optimizer_steps_and_resume
     assert_plain_pytorch(config, group, metrics, [1e-3 / 4, 1e-3 * 2 / 4])
 
     group.save(tmp_path)
-    assert len(list(tmp_path.glob("random-*.pt"))) == 2
+    assert len(list(tmp_path.glob("random-*.safetensors"))) == 2
     group.update(prepare(groups(config), config, 1).work)
     expected = group.weights()
     group.stop()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import zlib
@@ -368,9 +369,56 @@ def test_a_synchronous_run_that_was_killed_ends_with_the_same_bits(tiny_config, 
         files = sorted([*(checkpoint / "engine").iterdir(), checkpoint / "policy" / "model.safetensors"])
         ends.append({file.name: file.read_bytes() for file in files})
     whole, resumed = ends
-    assert whole.keys() == resumed.keys() >= {"engine.json", "random-00000.pt", "model.safetensors"}
+    assert whole.keys() == resumed.keys() >= {"engine.json", "random-00000.safetensors", "model.safetensors"}
     for name, content in whole.items():
         assert content == resumed[name], name
+
+
+def flip_a_byte(checkpoint):
+    file = checkpoint / "engine" / "state-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def take_another_engine(checkpoint):
+    shutil.rmtree(checkpoint / "engine")
+    shutil.copytree(checkpoint.with_name("000004") / "engine", checkpoint / "engine")
+
+
+def fill_the_random_state_with_garbage(checkpoint):
+    (checkpoint / "engine" / "random-00000.safetensors").write_bytes(b"garbage")
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, take_another_engine, fill_the_random_state_with_garbage])
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_and_trains_each_group_once(
+    tiny_config, buffer, channel, ranks, damage, caplog
+):
+    """The groups since the older checkpoint have left Redis: they are played again."""
+    config, checkpoints, reports = with_learner(tiny_config, updates=7), tiny_config.run.folder / "checkpoints", []
+
+    def stop():
+        return reports[-1:] == [5]
+
+    with Actors(buffer, channel, broken=(1,)):
+        trainer(
+            config, buffer, channel, ranks, on_update=lambda report: reports.append(report.update), should_stop=stop
+        ).train()
+        # The last checkpoint is the one that the stop left behind.
+        assert sorted(path.name for path in checkpoints.iterdir()) == ["000004", "000005"]
+        damage(checkpoints / "000005")
+        assert channel.latest().version == 5
+        second = trainer(config, buffer, channel, ranks, on_update=lambda report: reports.append(report.update))
+        second.train(resume=True)
+    assert channel.latest().version == 7
+    assert reports == [1, 2, 3, 4, 5, 5, 6, 7]
+    groups = [group for group in range(15) if group != 1]
+    assert trained(config) == [(1 + place // 2, group) for place, group in enumerate(groups)]
+    assert buffer.known("train") == set()
+    assert "000005 is damaged: " in caplog.text
+    assert "using 000004 instead" in caplog.text
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["000006", "000007"]
+    assert records(config, "rollout/success_rate") == list(range(1, 8))
 
 
 def test_stale_groups_are_dropped_and_played_again(tiny_config, buffer, channel, ranks):

@@ -1,0 +1,115 @@
+"""Checksums of all files of a folder, in its `manifest.json`: what was written is what is read, or it is refused.
+
+Invariants
+- The manifest is written last, and durable when `write` returns the folder's files are too.
+- It has a checksum of its own: a damaged manifest is told from a damaged file.
+- An intact folder holds every named file with its size and BLAKE3 hash, and no other file (hidden ones apart), so the
+  files of another checkpoint do not go unnoticed among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from services.errors import FolderDamaged
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+
+
+def write(folder: Path, facts: Mapping[str, object]) -> None:
+    """Sync all files of `folder` to disk and write their manifest, with `facts` (JSON-able) in it. Raises OSError."""
+    files = {
+        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "blake3": _hash(file)} for file in _in(folder)
+    }
+    body: dict[str, object] = {"format": FORMAT, **facts, "files": files}
+    temporary = folder / f".{MANIFEST_NAME}.tmp"
+    temporary.write_text(json.dumps(body | {"checksum": _checksum(body)}, indent=1))
+    temporary.replace(folder / MANIFEST_NAME)
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What the manifest says; its files are not looked at.
+
+    Raises:
+        FolderDamaged: it is missing, or not as it was written.
+    """
+    file = folder / MANIFEST_NAME
+    try:
+        body = json.loads(file.read_text())
+        checksum = body.pop("checksum")
+        files = body["files"]
+        intact = checksum == _checksum(body) and isinstance(files, dict)
+    except FileNotFoundError:
+        raise FolderDamaged(f"{folder} is damaged: {MANIFEST_NAME} is missing") from None
+    except OSError as error:
+        raise FolderDamaged(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise FolderDamaged(f"{folder} is damaged: {MANIFEST_NAME} is not a manifest") from None
+    if not intact:
+        raise FolderDamaged(f"{folder} is damaged: {MANIFEST_NAME} has a wrong checksum")
+    if body.get("format") != FORMAT:
+        raise FolderDamaged(f"{folder} has a manifest of format {body.get('format')}, this version reads {FORMAT}")
+    return dict(body)
+
+
+def verify(folder: Path, only: str = "") -> dict[str, Any]:
+    """What the manifest says, after a check of the files whose relative paths begin with `only`.
+
+    Raises:
+        FolderDamaged: with the first file that is missing, not as it was written, or not part of the folder.
+    """
+    body = read(folder)
+    found = {str(file.relative_to(folder)): file for file in _in(folder)}
+    for name, wanted in body["files"].items():
+        if not name.startswith(only):
+            continue
+        if name not in found:
+            raise FolderDamaged(f"{folder} is damaged: {name} is missing")
+        try:
+            size = found[name].stat().st_size
+            if size != wanted["bytes"]:
+                raise FolderDamaged(f"{folder} is damaged: {name} has {size:,} bytes instead of {wanted['bytes']:,}")
+            if _hash(found[name]) != wanted["blake3"]:
+                raise FolderDamaged(f"{folder} is damaged: the content of {name} does not match its checksum")
+        except OSError as error:
+            raise FolderDamaged(f"cannot read {found[name]}: {error.strerror}") from None
+    for name in found:
+        if name.startswith(only) and name not in body["files"]:
+            raise FolderDamaged(f"{folder} is damaged: {name} is not part of it")
+    return body
+
+
+def sync(path: Path) -> None:
+    """Make a file or a folder durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _in(folder: Path) -> Iterator[Path]:
+    """The files of the folder, hidden ones and the manifest apart, in the order of their names."""
+    for file in sorted(folder.rglob("*")):
+        if not file.is_dir() and not file.name.startswith(".") and file != folder / MANIFEST_NAME:
+            yield file
+
+
+def _checksum(body: Mapping[str, object]) -> str:
+    from blake3 import blake3
+
+    return blake3(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _hash(file: Path) -> str:
+    from blake3 import blake3
+
+    return blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
