@@ -1,4 +1,4 @@
-"""Reads a recipe and applies `key=value` overrides; every mistake is one line that names the key.
+"""Reads a recipe and applies `key=value` overrides; all mistakes are told at once, one line each, the key first.
 
 Overrides are YAML values at dotted paths (`learner.groups_per_update=8`, `env.url=null`). A recipe may begin with
 `extends: other.yaml` (relative to itself); what it says itself wins.
@@ -6,28 +6,28 @@ Overrides are YAML values at dotted paths (`learner.groups_per_update=8`, `env.u
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from services.config import mistakes, recipe_yaml
 from services.config.masking import masked
 from services.config.tree import Config
-from services.errors import AnchorageError
+from services.errors import AnchorageError, did_you_mean
 
 
 class ConfigError(AnchorageError):
-    """The configuration is wrong; the message is one line for the user."""
+    """The configuration is wrong; the message has one line for each mistake."""
 
 
 def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The recipe's tree with the overrides applied.
 
     Raises:
-        ConfigError: missing or broken recipe, malformed override, unknown key, or a value out of range.
+        ConfigError: missing or broken recipe, malformed overrides, unknown keys, or values that are out of range.
     """
     return _validated(_read(recipe) if recipe is not None else {}, overrides)
 
@@ -38,12 +38,12 @@ def parse_config(text: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
-    return _validated(yaml.safe_load(text), overrides)
+    return _validated(_mapping(text, "the configuration"), overrides)
 
 
 def dump_config(config: Config) -> str:
     """The whole tree as YAML, defaults included and credentials too: for the run's own folder."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return recipe_yaml.dump(config.model_dump(mode="json"))
 
 
 def portable_config(config: Config) -> str:
@@ -60,39 +60,83 @@ def portable_config(config: Config) -> str:
             "weights": {"directory"},
         },
     )
-    return yaml.safe_dump(masked(tree), sort_keys=False)
+    return recipe_yaml.dump(masked(tree))
 
 
 def shown_config(config: Config) -> str:
     """The same for people to read: no credential in it."""
-    return yaml.safe_dump(masked(config.model_dump(mode="json")), sort_keys=False)
+    return recipe_yaml.dump(masked(config.model_dump(mode="json")))
 
 
 def _validated(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
-    for override in overrides:
-        _apply(tree, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+    found = [problem for override in overrides for problem in _apply(tree, override)]
+    found += _mistakes(tree)
+    if found:
+        raise ConfigError("\n".join(dict.fromkeys(found)))
+    return Config.model_validate(tree)
+
+
+def _mistakes(tree: dict[str, Any]) -> Iterator[str]:
+    """Of the fields; then, with the wrong ones at their defaults, of what fields must have in common."""
+    rest = copy.deepcopy(tree)
+    while True:
+        try:
+            Config.model_validate(rest)
+            return
+        except ValidationError as error:
+            yield from mistakes.lines(error, Config)
+            if not all(_drop(rest, details["loc"]) for details in error.errors()):
+                return
+
+
+def _drop(tree: Any, location: Sequence[str | int]) -> bool:
+    """Remove what is at a place of the tree. False: it cannot be, being within a list, or not the tree's own."""
+    *above, last = location or ("",)
+    for name in above:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return isinstance(tree, dict) and tree.pop(last, tree) is not tree
 
 
 def _read(recipe: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(recipe.read_text()) or {}
+        text = recipe.read_text()
     except OSError as error:
-        raise ConfigError(f"cannot read the recipe {recipe}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{recipe} must hold a mapping of sections")
+        raise ConfigError(f"cannot read the recipe {recipe}: {error.strerror}{_other_recipe(recipe)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{recipe} is not YAML: it is not UTF-8 text") from None
+    tree = _mapping(text, str(recipe))
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    parent = (recipe.parent / str(base)).resolve()
-    if parent in seen:
+    if not isinstance(base, str):
+        raise ConfigError(f"{recipe}: extends must name one recipe, got {mistakes.shown('extends', base)}")
+    parent = (recipe.parent / base).resolve()
+    if parent in (*seen, recipe.resolve()):
         raise ConfigError(f"{recipe} extends itself")
     return _merge(_read(parent, (*seen, recipe.resolve())), tree)
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = recipe_yaml.load(text)
+    except recipe_yaml.RecipeError as error:
+        raise ConfigError(f"{source} is not a recipe: {error}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"{source} must hold a mapping of sections, got {mistakes.shown('', tree)}")
+    return tree or {}
+
+
+def _other_recipe(recipe: Path) -> str:
+    """What may have been meant by a recipe that is not there."""
+    if "=" in recipe.name:
+        return "; the recipe comes first, then the overrides, as in configs/demo.yaml learner.updates=50"
+    recipes = [*recipe.parent.glob("*.yaml"), *Path("configs").glob("*.yaml")]
+    named = [str(found) for found in recipes if found.stem == recipe.stem]
+    if named:
+        return f", did you mean {named[0]}?"
+    close = did_you_mean(recipe.name, {found.name: found for found in recipes})
+    by_name = {found.name: str(found) for found in reversed(recipes)}
+    return next((f", did you mean {path}?" for name, path in by_name.items() if f" {name}?" in close), "")
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,32 +147,26 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, Any], override: str) -> Iterator[str]:
+    """Set one value in the tree; yields what is wrong with the override."""
     path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"'{override}' is not an override; write key=value, as in learner.updates=50")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"'{text}' is not a YAML value (override '{override}')") from None
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as a string; pydantic would refuse it in some places and coerce it in others.
-        with contextlib.suppress(ValueError):
-            value = float(value)
     *parents, leaf = path.split(".")
+    if not equals or not path:
+        yield f"'{masked(override)}' is not an override: write key=value, as in learner.updates=50"
+        return
+    if not text.strip():
+        yield f"{path}: no value after '='; for none write null"
+        return
+    try:
+        value = recipe_yaml.load(text)
+    except recipe_yaml.RecipeError as error:
+        yield f"{path}: the value is not YAML: {error}"
+        return
     node = tree
-    for name in parents:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"'{override}': {name} is a value, not a section")
+    for number, name in enumerate(parents, start=1):
+        inner = node.setdefault(name, {})
+        if not isinstance(inner, dict):
+            yield f"{path}: {'.'.join(parents[:number])} is {mistakes.shown(name, inner)}, not a section"
+            return
+        node = inner
     node[leaf] = value
-
-
-def _one_line(error: ValidationError) -> str:
-    first, *rest = error.errors()
-    key = ".".join(str(part) for part in first["loc"]) or "configuration"
-    if first["type"] == "extra_forbidden":
-        text = f"unknown configuration key '{key}'"
-    else:
-        text = f"configuration key '{key}': {first['msg']}, got {masked(first['input'])!r}"[:400]
-    return text + (f" (and {len(rest)} more)" if rest else "")

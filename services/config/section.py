@@ -1,13 +1,42 @@
-"""What every section of the configuration tree is: frozen, documented field by field, unknown keys refused."""
+"""What every section of the configuration tree is: frozen, documented field by field, unknown keys refused.
+
+Invariants
+- No number is infinite or NaN, and none is larger than 2³¹ − 1 either way: each fits every place that takes it.
+- True and false are no numbers.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+LARGEST = 2**31 - 1
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+"""A time limit, of at most a year: what waits for it takes no longer ones."""
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+"""Of sampling. vLLM takes a lower one for 0.01, and its log-probabilities would not be those of the learner."""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"must not be {str(value).lower()}")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _in_range(cls, value: Any) -> Any:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and abs(number) > LARGEST:
+                raise ValueError(f"must be at most {LARGEST:,}, got {number:g}")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or isinstance(annotation, bool) or any(map(_takes_bool, get_args(annotation)))

@@ -6,26 +6,27 @@ The larger sections lie in files of their own; all of them can be imported from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from services.config.addresses import HttpAddress, RedisAddress
 from services.config.objective import AdvantageConfig as AdvantageConfig
 from services.config.objective import LossConfig as LossConfig
 from services.config.presets import Algorithm, with_preset
-from services.config.section import Fraction, Section
+from services.config.section import LARGEST, Seconds, Section, Temperature
 from services.config.warmstart import WarmstartConfig as WarmstartConfig
 from services.config.warmstart import WarmstartPhase as WarmstartPhase
 
 
 class RunConfig(Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
     """Name of the run: its folder below `dir`, and its name space in Redis."""
     dir: Path = Path("runs")
     """Folder that holds the runs."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=LARGEST)
     """Seed of the task order, of the episodes' sampling and of the learner."""
     minutes: float | None = Field(None, gt=0)
     """Stop after the update that passes this many minutes of training; none: no limit."""
@@ -58,13 +59,13 @@ class ModelConfig(Section):
 
 
 class EnvConfig(Section):
-    name: str = "alfworld"
+    name: str = Field("alfworld", pattern=r"^[^/\x00-\x1f]+$")
     """Name of the environment, as its server's info route gives it."""
-    split: str = "train"
+    split: str = Field("train", min_length=1)
     """Split that training tasks come from."""
-    url: str | None = None
+    url: HttpAddress | None = None
     """Address of a running server; none: `train` starts one on loopback for the length of the run."""
-    urls: tuple[str, ...] = ()
+    urls: tuple[HttpAddress, ...] = ()
     """Addresses of several servers of the environment, in place of `url`: they share the load, and when one dies
     its episodes begin again on the others."""
     weight: float = Field(1.0, gt=0)
@@ -85,9 +86,9 @@ class EnvConfig(Section):
     won_at: float | None = None
     """Where the environment does not tell `won`: an episode is won when it terminated with a last reward of at least
     this, in the environment's units; none: with a last reward above 0."""
-    success_reward: float = 10.0
+    success_reward: float = Field(10.0, gt=0, le=1e6)
     """Factor on the environment's reward (10 for success, as published)."""
-    request_timeout_s: float = Field(30.0, gt=0)
+    request_timeout_s: Seconds = 30.0
     """Time limit of one HTTP request to the server."""
 
     @property
@@ -119,18 +120,18 @@ class RolloutConfig(Section):
     that was there before: one for each `rollout` resource."""
     episodes_in_flight: int = Field(64, ge=1)
     """Episodes one actor plays at the same time."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: Temperature = 1.0
     """Sampling temperature in training."""
-    lease_s: float = Field(30.0, gt=0)
+    lease_s: Seconds = 30.0
     """A ticket not renewed for this long goes to another actor."""
     max_attempts: int = Field(3, ge=1)
     """A ticket that failed this often ends its group, see `partial_groups`."""
     partial_groups: Literal["replace", "keep"] = "replace"
     """What becomes of such a group: it is cancelled and the next one takes its place, or it goes on without the member,
     as long as two are left. Kept groups lean towards tasks and episodes that do not fail."""
-    episode_timeout_s: float = Field(600.0, gt=0)
+    episode_timeout_s: Seconds = 600.0
     """An episode that takes longer is given up (one failed attempt)."""
-    gpu_memory_utilization: Fraction = 0.85
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
     """vLLM: share of the GPU's memory. Without a GPU see `kv_cache_mib`."""
     kv_cache_mib: int = Field(256, ge=16)
     """vLLM on CPU: size of the KV cache in MiB."""
@@ -146,11 +147,16 @@ class RolloutConfig(Section):
         return 2 if self.partial_groups == "keep" else 0
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""At 1 AdamW would divide by 0."""
+
+
 class OptimizerConfig(Section):
-    lr: float = Field(1e-6, gt=0)
+    lr: float = Field(1e-6, gt=0, le=1)
     """Peak learning rate of AdamW."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: float = Field(0.0, ge=0, le=100)
     warmup_updates: int = Field(0, ge=0)
     """Linear warm-up of the learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -177,8 +183,8 @@ class LearnerConfig(Section):
     """Policy updates of the run."""
     groups_per_update: int = Field(16, ge=1)
     """Complete groups an update trains on."""
-    group_size: int = Field(8, ge=1)
-    """Episodes of a group."""
+    group_size: int = Field(8, ge=2)
+    """Episodes of a group: two or more, since advantages are relative within it."""
     dynamic_sampling: bool = False
     """Drop groups whose episodes all have the same reward, and play further groups instead (DAPO)."""
     dynamic_sampling_limit: int = Field(10, ge=1)
@@ -193,7 +199,7 @@ class LearnerConfig(Section):
     """Most MiB of float32 logits held at once; beyond it they are done in pieces, again in the backward pass."""
     threads: int = Field(1, ge=1)
     """CPU threads of a rank (CPU back end only)."""
-    group_timeout_s: float = Field(900.0, gt=0)
+    group_timeout_s: Seconds = 900.0
     """Give up with an error when no group completes for this long."""
     max_restarts: int = Field(3, ge=0)
     """Times the learner's ranks are restarted from the last checkpoint within one run."""
@@ -209,7 +215,7 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    split: str | None = None
+    split: str | None = Field(None, min_length=1)
     """Split of the evaluation panel; none: the first of `valid_unseen`, `valid_seen`, `test` there is."""
     episodes: int = Field(128, ge=1)
     """Tasks of a panel, from the first of the split on. One panel is the whole split where that is smaller."""
@@ -217,7 +223,7 @@ class EvaluationConfig(Section):
     """Panels, each of the tasks after those of the one before: no task is in two of them."""
     seeds: int = Field(1, ge=1)
     """Episodes of each task, each with a sampling seed of its own. Intervals are over tasks, however many there are."""
-    temperature: float = Field(0.4, gt=0)
+    temperature: Temperature = 0.4
     """Sampling temperature in evaluation (0.4 as published)."""
     every: int | None = Field(None, ge=1)
     """Play the panel before a training run and after every so many updates, the learner waiting; none: never."""
@@ -229,11 +235,11 @@ class EvaluationConfig(Section):
 
 
 class BufferConfig(Section):
-    redis_url: str | None = None
+    redis_url: RedisAddress | None = None
     """Redis to use; none: `$REDIS_URL`, else a redis-server of the run's own with its data in the run's folder."""
-    timeout_s: float = Field(10.0, gt=0)
+    timeout_s: Seconds = 10.0
     """Time limit of one Redis command."""
-    reconnect_s: float = Field(60.0, gt=0)
+    reconnect_s: Seconds = 60.0
     """How long to retry before a lost Redis is an error."""
     max_mib: int = Field(2048, ge=1)
     """Cap on the stored trajectories; beyond it actors wait."""
@@ -249,7 +255,7 @@ class WeightsConfig(Section):
     """Folder of the `directory` channel; none: `weights` in the run's folder."""
     update: Literal["in_flight", "at_step", "at_episode"] = "in_flight"
     """When an actor takes a new version: at once with requests kept, between steps, or between episodes."""
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: Seconds = 120.0
     """Time limit of one transfer."""
 
 
@@ -260,7 +266,7 @@ class TelemetryConfig(Section):
     """Cap on the groups kept in the run's folder for the dashboard, the oldest go first; 0: none are kept."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases: `online` needs `$WANDB_API_KEY`; `offline` writes into the run's folder, for `wandb sync`."""
-    wandb_project: str = "anchorage"
+    wandb_project: str = Field("anchorage", min_length=1, max_length=128)
     """Weights & Biases: the project that the run belongs to."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -296,16 +302,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _engine_can_do_it(self) -> Config:
+        if problems := [*self._conflicts()]:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _conflicts(self) -> Iterator[str]:
         learner = self.learner
         if learner.zero_stage == 0 and self.model.dtype == "bfloat16":
-            raise ValueError("learner.zero_stage must be 1 or more with model.dtype=bfloat16")
+            yield "learner.zero_stage: must be 1 or more with model.dtype=bfloat16, got 0"
         if learner.zero_stage == 0 and learner.offload_optimizer:
-            raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
+            yield "learner.offload_optimizer: needs learner.zero_stage 1, 2 or 3, got 0"
         if learner.zero_stage < 3 and learner.offload_parameters:
-            raise ValueError("learner.offload_parameters needs learner.zero_stage 3")
+            yield f"learner.offload_parameters: needs learner.zero_stage 3, got {learner.zero_stage}"
         if self.weights.channel == "nccl" and self.model.lora is not None:
-            raise ValueError("weights.channel=nccl sends whole models: with model.lora use ray or directory")
-        return self
+            yield "weights.channel: nccl sends whole models; with model.lora use ray or directory"
 
     @property
     def environments(self) -> tuple[EnvConfig, ...]:
@@ -324,10 +334,4 @@ class Config(Section):
         total = sum(env.weight for env in self.envs)
         if any(env.weight < total / 100 for env in self.envs):
             raise ValueError("envs: a weight must be at least a hundredth of their sum")
-        return self
-
-    @model_validator(mode="after")
-    def _group_needs_a_peer(self) -> Config:
-        if self.learner.group_size < 2:
-            raise ValueError("learner.group_size must be at least 2: advantages are relative within a group")
         return self

@@ -13,9 +13,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from services.config import recipe_yaml
 from services.config.masking import masked
 from services.config.tree import Config
 from services.control.json_lines import JsonLines
@@ -133,8 +133,8 @@ class Runs:
 
 def _read_tree(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = recipe_yaml.load(path.read_text())
+    except (OSError, UnicodeDecodeError, recipe_yaml.RecipeError):
         return {}
     return tree if isinstance(tree, dict) else {}
 

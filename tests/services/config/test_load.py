@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from services.config import ConfigError, dump_config, load_config
+from services.config import Config, ConfigError, dump_config, load_config
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -29,32 +32,177 @@ def test_overrides_win_over_the_recipe_and_the_recipe_over_its_base(tmp_path: Pa
     assert config.optimizer.lr == 1e-4
 
 
+def mistakes(*overrides: str, recipe: Path | None = None) -> list[str]:
+    """What is said of a configuration, line by line."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides)
+    return str(caught.value).splitlines()
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "line"),
     [
-        ("lerner.updates=3", "unknown configuration key 'lerner'"),
-        ("learner.update=3", "unknown configuration key 'learner.update'"),
-        ("learner.updates=0", "learner.updates"),
-        ("learner.updates", "write key=value"),
-        ("algorithm.name=x", "algorithm"),
-        ("algorithm=ppo", "algorithm"),
-        ("learner.group_size=1", "group_size must be at least 2"),
-        ("env.max_steps=[", "not a YAML value"),
-        ("model.lora.rnk=8", "unknown configuration key 'model.lora.rnk'"),
-        ("learner={zero_stage: 0, offload_optimizer: true}", "needs learner.zero_stage"),
-        ("learner.offload_parameters=true", "needs learner.zero_stage 3"),
+        ("lerner.updates=3", "lerner: unknown key, did you mean learner?"),
+        ("learner.updatse=3", "learner.updatse: unknown key, did you mean learner.updates?"),
+        ("updates=3", "updates: unknown key, did you mean learner.updates?"),
+        ("temperature=3", "temperature: unknown key, did you mean rollout.temperature or evaluation.temperature?"),
+        ("nothing.like.it=3", "nothing: unknown key"),
+        ("a..b=1", "a: unknown key"),
+        ("model.lora.rnk=8", "model.lora.rnk: unknown key, did you mean model.lora.rank?"),
+        ("envs=[{name: a, splt: x}]", "envs.0.splt: unknown key"),
+        ("learner.updates=0", "learner.updates: must be >= 1, got 0"),
+        ("learner.updates=true", "learner.updates: must not be true"),
+        ("learner.zero_stage=true", "learner.zero_stage: must not be true"),
+        ("learner.updates=2.5", "learner.updates: must be a whole number, got 2.5"),
+        ("learner.updates=1:30", "learner.updates: must be a whole number, got '1:30'"),
+        ("learner.updates=many", "learner.updates: must be a whole number, got 'many'"),
+        ("learner.updates=3000000000", "learner.updates: must be at most 2,147,483,647, got 3e+09"),
+        ("learner.updates=", "learner.updates: no value after '='; for none write null"),
+        ("env.tasks=", "env.tasks: no value after '='; for none write null"),
+        ("learner.updates=null", "learner.updates: must be a whole number, got nothing"),
+        ("learner.updates", "'learner.updates' is not an override: write key=value, as in learner.updates=50"),
+        ("=3", "'=3' is not an override: write key=value, as in learner.updates=50"),
+        ("learner=5", "learner: must be a section (key: value), got 5"),
+        ("learner=null", "learner: must be a section (key: value), got nothing"),
+        ("learner=[{updates: 3}]", "learner: must be a section (key: value), got a list"),
+        ("algorithm.name=x", "algorithm: must be one of "),
+        ("algorithm=grop", ", got 'grop', did you mean grpo?"),
+        ("learner.group_size=1", "learner.group_size: must be >= 2, got 1"),
+        ("env.max_steps=[", "env.max_steps: the value is not YAML: line 1, column 2: "),
+        ("env={name: x, name: y}", "env: the value is not YAML: line 1: the key 'name' is there twice"),
+        ("learner={zero_stage: 0, offload_optimizer: true}", "learner.offload_optimizer: needs learner.zero_stage 1,"),
+        ("learner.offload_parameters=true", "learner.offload_parameters: needs learner.zero_stage 3, got 1"),
+        ("run.seed=-1", "run.seed: must be >= 0, got -1"),
+        ("run.seed=4294967296", "run.seed: must be <= 2147483647, got 4294967296"),
+        ("run.name=7", "run.name: must be text (in quotes where it looks like a number), got 7"),
+        ("run.name=a/b", "run.name: must match "),
+        ("run.minutes=1e308", "run.minutes: must be at most 2,147,483,647, got 1e+308"),
+        ("optimizer.lr=inf", "optimizer.lr: must be a finite number, got 'inf'"),
+        ("optimizer.lr=.nan", "optimizer.lr: must be a finite number, got nan"),
+        ("optimizer.lr=1e400", "optimizer.lr: must be a finite number, got inf"),
+        ("optimizer.lr=[1, 2]", "optimizer.lr: must be a number, got a list"),
+        ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1: must be < 1.0, got 1.0"),
+        ("optimizer.betas=[0.9, nan]", "optimizer.betas.1: must be a finite number, got 'nan'"),
+        ("optimizer.betas=[0.9]", "optimizer.betas.1: is missing"),
+        ("optimizer.betas=0.9", "optimizer.betas: must be a list, got 0.9"),
+        ("env.success_reward=nan", "env.success_reward: must be a finite number, got 'nan'"),
+        ("env.success_reward=0", "env.success_reward: must be > 0.0, got 0"),
+        ("rollout.temperature=0.001", "rollout.temperature: must be >= 0.01, got 0.001"),
+        ("rollout.lease_s=1e9", "rollout.lease_s: must be <= 31536000.0, got 1000000000.0"),
+        ("env.url=localhost:8001", "env.url: must be the address of a server"),
+        ("env.urls=['http://a:1', 'http://']", "env.urls.1: must be the address of a server"),
+        ("env.url=http://a:99999", "env.url: must be the address of a server"),
+        ("buffer.redis_url=http://a:1", "buffer.redis_url: must be the address of a Redis"),
+        ("checkpoint.keep=1", "checkpoint.keep: must be >= 2, got 1"),
+        ("evaluation.split=''", "evaluation.split: must not be empty, got ''"),
     ],
 )
-def test_mistakes_are_one_line_that_names_the_key(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        load_config(None, [override])
-    assert "\n" not in str(caught.value)
+def test_a_mistake_is_one_line_that_names_the_key(override: str, line: str) -> None:
+    [said] = mistakes(override)
+    assert line in said
+    assert said.startswith(line) or line.startswith(",")
 
 
-def test_unreadable_recipes(tmp_path: Path) -> None:
-    (tmp_path / "list.yaml").write_text("- 1\n")
-    (tmp_path / "broken.yaml").write_text("a: [\n")
-    (tmp_path / "circle.yaml").write_text("extends: circle.yaml\n")
-    for name in ("list.yaml", "broken.yaml", "circle.yaml", "missing.yaml"):
-        with pytest.raises(ConfigError, match=name):
-            load_config(tmp_path / name)
+def numbers(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key of the tree that takes a float, or that takes an int."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from numbers(inner, f"{prefix}{name}.")
+        elif {int, float} & {inner, *get_args(inner)}:
+            yield prefix + name
+
+
+@pytest.mark.parametrize("key", [*numbers(Config)])
+@pytest.mark.parametrize("value", [".nan", "inf", "-.inf", "1e400", "1e300", "-1e300", "true"])
+def test_no_number_is_infinite_none_or_beyond_all_bounds(key: str, value: str) -> None:
+    [line] = mistakes(f"{key}={value}")
+    assert line.startswith(f"{key}: ")
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learner: {updatse: 3, zero_stage: 0}\nmodel: {dtype: bfloat16}\nrun: {seed: -1}\n")
+    said = mistakes("optimizer.lr=inf", "nonsense", "loss.mask_beyond=2", "loss.importance_cap=null", recipe=recipe)
+    assert [line.partition(" ")[0] for line in said] == [
+        "'nonsense'",
+        "run.seed:",
+        "loss.mask_beyond",
+        "optimizer.lr:",
+        "learner.updatse:",
+        "learner.zero_stage:",
+    ]
+
+
+def test_neither_the_input_nor_a_secret_is_shown() -> None:
+    secret = "redis://:hidden@a:1"
+    for override in (
+        f"buffer.redis_url=[{secret}]",
+        f"env.urls=[http://me:hidden@a:1, {secret}]",
+        "env={url: 'http://me:hidden@a:1', urls: ['http://me:hidden@b:2']}",
+        f"run.name={secret}",
+        f"learner.updates={secret}",
+        f"nothing={secret}",
+        f"{secret}",
+        "buffer.password=hidden",
+        "run.name=" + 500 * "a",
+    ):
+        said = "\n".join(mistakes(override))
+        assert "hidden" not in said.replace("(hidden)", "")
+        assert len(said) < 250
+
+
+def test_values_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    config = load_config(
+        None, ["telemetry.wandb=off", "learner.updates=010", "optimizer.lr=1e-4", "run.name=2026-01-01", "env.split=on"]
+    )
+    assert (config.telemetry.wandb, config.learner.updates, config.optimizer.lr) == ("off", 10, 1e-4)
+    assert (config.run.name, config.env.split) == ("2026-01-01", "on")
+    odd = load_config(None, ["run.name='1e5'", "env.split='true'", "env.name='7'", "model.path='null'"])
+    (tmp_path / "odd.yaml").write_text(dump_config(odd))
+    assert load_config(tmp_path / "odd.yaml") == odd
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("- 1\n", "must hold a mapping of sections, got a list"),
+        ("7\n", "must hold a mapping of sections, got 7"),
+        ("a: [\n", "is not a recipe: line 2, column 1: "),
+        ("a: b: c\n", "is not a recipe: line 1, column 5: "),
+        ("\ta: 1\n", "is not a recipe: line 1, column 1: "),
+        ("run: {seed: 1}\nrun: {seed: 2}\n", "is not a recipe: line 2: the key 'run' is there twice"),
+        ("run:\n  seed: 1\n  seed: 2\n", "is not a recipe: line 3: the key 'seed' is there twice"),
+        ("1: 2\n", "is not a recipe: line 1: the key 1 is not text"),
+        ("? [a]\n: 2\n", "is not a recipe: line 1: the key ['a'] is not text"),
+        ("a: !!python/object:os.system {}\n", "is not a recipe: line 1, column 4: "),
+        ("a: &x [*x]\n", "a: unknown key"),
+        ("a: " + 3000 * "[" + "\n", "is not a recipe: "),
+        ("extends: recipe.yaml\n", "extends itself"),
+        ("extends: [a]\n", "extends must name one recipe, got a list"),
+        ("extends: gone.yaml\n", "cannot read the recipe "),
+        ("a: \x00\n", "is not a recipe: "),
+        ("run:\n", "run: must be a section (key: value), got nothing"),
+    ],
+)
+def test_recipes_of_the_wrong_shape(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    [said] = mistakes(recipe=tmp_path / "recipe.yaml")
+    assert line in said
+
+
+def test_recipes_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
+    assert mistakes(recipe=tmp_path / "binary.yaml") == [f"{tmp_path}/binary.yaml is not YAML: it is not UTF-8 text"]
+    for name, hint in (
+        ("binry.yaml", f", did you mean {tmp_path}/binary.yaml?"),
+        ("binary", f", did you mean {tmp_path}/binary.yaml?"),
+        ("demo", ", did you mean configs/demo.yaml?"),
+        ("learner.updates=3", "; the recipe comes first, then the overrides"),
+        ("zzzzzzzz", "No such file or directory"),
+    ):
+        [said] = mistakes(recipe=tmp_path / name)
+        assert said.startswith(f"cannot read the recipe {tmp_path / name}: No such file or directory")
+        assert hint in said
+    [said] = mistakes(recipe=tmp_path)
+    assert "Is a directory" in said
