@@ -15,12 +15,17 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+Sharing = Literal["lines", "prefixes", "nothing"]
+"""What rows share. `lines`: a forward pass holds many sequences, which share beginnings. `prefixes`: it holds one
+sequence, and rows that begin that one. `nothing`: it holds one row."""
 
 MIN_SHARED = 32
 """Shorter common beginnings are computed again: that costs less than to read them from another sequence."""
@@ -90,16 +95,21 @@ class _Family:
     shared: int
 
 
-def plan(rows: Sequence[Row], ranks: int, budget: int) -> list[list[MicroBatch]]:
-    """Micro-batches of each rank, equally many; `budget` tokens at most in each.
+def plan(rows: Sequence[Row], ranks: int, budget: int, sharing: Sharing = "lines") -> list[list[MicroBatch]]:
+    """Micro-batches of each rank, equally many; `budget` tokens at most in each of several sequences.
 
     Raises:
         ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("no rows to train on")
-    units = _units(_families(rows), budget // UNITS_PER_BATCH)
-    batches = [_pack([family for unit in some for family in unit], rows) for some in _bins(units, ranks, budget)]
+    if sharing == "lines":
+        units = _units(_families(rows), budget // UNITS_PER_BATCH)
+        lines = [[family for unit in some for family in unit] for some in _bins(units, ranks, budget)]
+    else:
+        families = _families(rows) if sharing == "prefixes" else _every_row(rows)
+        lines = [[family] for family in sorted(families, key=lambda family: -family.length)]
+    batches = [_pack(families, rows) for families in lines]
     filler = replace(batches[-1], weight=np.zeros_like(batches[-1].weight), tokens=0)
     shares: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     for number in range(0, len(batches), ranks):
@@ -134,6 +144,10 @@ def _families(rows: Sequence[Row]) -> list[_Family]:
         families.append(_Family(rows=some, length=len(tokens), shared=_common(before, tokens)))
         before = tokens
     return families
+
+
+def _every_row(rows: Sequence[Row]) -> list[_Family]:
+    return [_Family(rows=[number], length=len(row.tokens), shared=0) for number, row in enumerate(rows)]
 
 
 def _common(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:

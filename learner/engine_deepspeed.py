@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from learner import lora
-from learner.attention import Layout
 from learner.batching import MicroBatch
+from learner.forward import recompute_layers
 from learner.losses import LossTerms
-from learner.policy import DTYPES, LOGITS_PER_MIB, Policy, load_policy
+from learner.parity import Parity, require_exact
+from learner.policy import DTYPES, LOGITS_PER_MIB, Policy, Route, inputs, load_policy
 from learner.schedule import rate_factor
 from learner.shards import ShardReader, ShardWriter
 from services.config.tree import Config
@@ -84,7 +86,16 @@ def _import_muon() -> None:
 
 
 class DeepSpeedEngine:
-    """A policy under DeepSpeed ZeRO. Every method is collective: all ranks call it, in the same order."""
+    """A policy under DeepSpeed ZeRO. Every method is collective: all ranks call it, in the same order.
+
+    Attributes:
+        parity: what was measured of the model when it was loaded, and the route that its rows take on every rank.
+
+    Raises:
+        ModelUnavailable: the model cannot be loaded, or not be trained on what it computes.
+    """
+
+    parity: Parity
 
     def __init__(self, config: Config) -> None:
         import deepspeed
@@ -93,18 +104,30 @@ class DeepSpeedEngine:
         self._ranks = config.learner.ranks
         self._stage = config.learner.zero_stage
         torch.manual_seed(config.run.seed)
-        policy = configured_policy(config)
-        if config.model.lora is not None:
-            lora.adapt(policy, config.model.lora)
-        if config.learner.activation_checkpointing:
-            policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy = configured_policy(config, Route(packed=False))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not config.learner.offload_parameters:
             policy.to(self._device)
+        # Before DeepSpeed shards the parameters: each rank has the whole model here, and waits for nobody.
+        context = config.model.max_prompt_tokens + config.model.max_response_tokens
+        parity = require_exact(policy, config.learner.packing, context)
+        policy.route = self._agreed(parity.route)
+        self.parity = replace(parity, route=policy.route)
+        if config.model.lora is not None:
+            lora.adapt(policy, config.model.lora)
+        if config.learner.activation_checkpointing:
+            recompute_layers(policy.lm)
         self._engine, *_ = deepspeed.initialize(
             model=policy, optimizer=_adamw(policy, config), config=_deepspeed_config(config)
         )
         self._engine.train()
+
+    def _agreed(self, route: Route) -> Route:
+        """The fastest route that is exact on every rank."""
+        votes = torch.tensor([route.packed, route.halves, route.prefixes], dtype=torch.int32, device=self._device)
+        torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MIN)
+        packed, halves, prefixes = (bool(vote) for vote in votes.tolist())
+        return Route(packed=packed, halves=halves, prefixes=prefixes)
 
     @property
     def steps(self) -> int:
@@ -282,18 +305,10 @@ class DeepSpeedEngine:
             torch.manual_seed(hash((self._config.run.seed, steps, torch.distributed.get_rank())))
 
 
-def configured_policy(config: Config) -> Policy:
+def configured_policy(config: Config, route: Route) -> Policy:
     """The model that the run begins with. Raises ModelUnavailable."""
     limit = config.learner.logits_mib * LOGITS_PER_MIB
-    return load_policy(config.model.path, config.model.dtype, config.rollout.temperature, limit)
-
-
-def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout, int]:
-    """What `Policy.forward` takes."""
-    arrays = (batch.input_ids, batch.position_ids, batch.positions, batch.targets)
-    first, second, third, fourth = (torch.tensor(array, device=device) for array in arrays)
-    layout = Layout.of(batch.starts, batch.path_starts, batch.path, device)
-    return first, second, third, fourth, layout, batch.widest
+    return load_policy(config.model.path, config.model.dtype, config.rollout.temperature, limit, route)
 
 
 def sharded(frozen: Policy, config: Config) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from learner.batching import MicroBatch
 from learner.losses import LossTerms, TokenBatch, denominator, policy_loss
+from learner.parity import Parity
 from learner.rows import OptimizerStep
 from services.config.tree import Config
 
@@ -44,7 +45,7 @@ class Rank:
         """Join the other ranks and load the model; answers the size of a checkpoint of the engine in bytes.
 
         Raises:
-            ModelUnavailable: the model cannot be loaded.
+            ModelUnavailable: the model cannot be loaded, or the learner would not train what it computes.
         """
         from learner.engine_deepspeed import DeepSpeedEngine, connect
         from learner.reference import Reference
@@ -53,6 +54,10 @@ class Rank:
         self._engine = DeepSpeedEngine(self._config)
         self._reference = Reference(self._config, self._engine) if self._config.loss.kl_coef > 0 else None
         return self._engine.checkpoint_bytes()
+
+    def parity(self) -> Parity:
+        """What `connect` measured of the model, see `learner.parity`."""
+        return self._engine.parity
 
     def update(self, steps: Sequence[OptimizerStep]) -> dict[str, float]:
         """Take the optimizer steps of one update.

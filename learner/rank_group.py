@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from learner.batching import Sharing
+from learner.parity import Parity
 from learner.rank import Rank
 from learner.rows import OptimizerStep
 from services.config.tree import Config
@@ -40,6 +42,7 @@ class RankGroup:
         self._actors: list[Any] = []
         self._placement: Any = None
         self.checkpoint_bytes = 0
+        self._parity: Parity | None = None
         self.pids: tuple[int, ...] = ()
 
     def start(self) -> None:
@@ -47,7 +50,7 @@ class RankGroup:
 
         Raises:
             RunStalled: the cluster has no room for the ranks, or GPUs for some of them only.
-            ModelUnavailable: the model cannot be loaded.
+            ModelUnavailable: the model cannot be loaded, or the learner would not train what it computes.
             RankFailed: a rank died.
         """
         import ray
@@ -73,6 +76,18 @@ class RankGroup:
         self.pids = tuple(pid for _, _, pid in addresses)
         host, port, _ = addresses[0]
         self.checkpoint_bytes = self._call("connect", host, port)[0]
+        self._parity = self._call("parity")[0]
+
+    @property
+    def parity(self) -> Parity:
+        """How rows go through the model, and what was measured of that; once started."""
+        assert self._parity is not None
+        return self._parity
+
+    @property
+    def sharing(self) -> Sharing:
+        """What the rows of an update may share, see `learner.batching.plan`."""
+        return self.parity.route.sharing
 
     def update(self, work: Sequence[Sequence[OptimizerStep]]) -> dict[str, float]:
         """One policy update; `work[r]` is rank r's.

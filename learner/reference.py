@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from learner.batching import MicroBatch
-from learner.engine_deepspeed import DeepSpeedEngine, configured_policy, inputs, sharded
+from learner.engine_deepspeed import DeepSpeedEngine, configured_policy, sharded
+from learner.policy import inputs
 from services.config.tree import Config
 
 
@@ -25,7 +26,7 @@ class Reference:
         self._engine = engine
         if self._kind == "adapters":
             return
-        frozen = configured_policy(config).requires_grad_(False)
+        frozen = configured_policy(config, engine.parity.route).requires_grad_(False)
         self._policy: Any = frozen.eval()
         if self._kind == "resident":
             frozen.to(engine.device)

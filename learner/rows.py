@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from learner.advantages import ESTIMATORS, Advantages, StepRows
 from learner.anchors import step_groups
-from learner.batching import MicroBatch, Row, plan
+from learner.batching import MicroBatch, Row, Sharing, plan
 from services.config.tree import Config
 from services.schemas import Step, Trajectory
 
@@ -59,8 +59,13 @@ class PreparedUpdate:
     advantages: Advantages
 
 
-def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int) -> PreparedUpdate:
-    """Advantages and micro-batches of update number `update`, over complete groups."""
+def prepare(
+    groups: Sequence[Sequence[Trajectory]], config: Config, update: int, sharing: Sharing = "lines"
+) -> PreparedUpdate:
+    """Advantages and micro-batches of update number `update`, over complete groups.
+
+    `sharing` is what rows may share on their way through the model.
+    """
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     rows = step_rows(groups, config)
     estimated = ESTIMATORS[config.algorithm](rows, config.advantage)
@@ -77,7 +82,7 @@ def prepare(groups: Sequence[Sequence[Trajectory]], config: Config, update: int)
         # With nothing left, one row of advantage 0 keeps the optimizer step (its momentum moves on).
         trained = [i for i in part if kept[i]] or part[:1]
         chosen = [_row(steps[i], float(advantages[i]), counts=not ignored[i]) for i in trained]
-        shares = plan(chosen, ranks, config.learner.microbatch_tokens)
+        shares = plan(chosen, ranks, config.learner.microbatch_tokens, sharing)
         for own, batches in zip(work, shares, strict=True):
             own.append(OptimizerStep(total_tokens=total, batches=batches, total_rows=len(part)))
     return PreparedUpdate(

@@ -19,6 +19,7 @@ from typing import Protocol
 from torch import Tensor
 
 from learner import checkpoint
+from learner.batching import Sharing
 from learner.commands import Commands, NotDone
 from learner.dispatch import Dispatcher
 from learner.intake import Intake
@@ -46,6 +47,8 @@ class Ranks(Protocol):
 
     checkpoint_bytes: int
 
+    @property
+    def sharing(self) -> Sharing: ...
     def update(self, work: Sequence[Sequence[OptimizerStep]]) -> dict[str, float]: ...
     def weights(self) -> dict[str, Tensor]: ...
     def save(self, folder: Path) -> None: ...
@@ -158,7 +161,7 @@ class Trainer:
             return
         groups = collected.groups
         waited = time.monotonic()
-        prepared = prepare(list(groups.values()), self._config, self._version)
+        prepared = prepare(list(groups.values()), self._config, self._version, self._ranks.sharing)
         ready = time.monotonic()
         loss = self._ranks.update(prepared.work)
         self._buffer.beat()  # RunTaken: what follows would be in another run's way

@@ -195,6 +195,9 @@ class LearnerConfig(Section):
     """Optimizer steps an update's rows are split into. The policy version counts updates."""
     microbatch_tokens: int = Field(8192, ge=64)
     """Most tokens of one forward pass."""
+    packing: Literal["auto", "packed", "rows"] = "auto"
+    """`packed`: many rows in one forward pass, with shared beginnings computed once. `rows`: each through the model's
+    own forward pass. `auto`: packed where a measurement at the start finds it to be the model's own function."""
     logits_mib: int = Field(256, ge=1)
     """Most MiB of float32 logits held at once; beyond it they are done in pieces, again in the backward pass."""
     threads: int = Field(1, ge=1)

@@ -9,9 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from learner import batching
 from learner.batching import MIN_SHARED, Row, plan
-from learner.engine_deepspeed import inputs
 from learner.lora import adapt, broadcast, switched_off
-from learner.policy import load_policy
+from learner.policy import inputs, load_policy
 from services.config.tree import LoraConfig
 from services.errors import ModelUnavailable
 from services.weights.adapter import merged

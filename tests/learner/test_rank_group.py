@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from learner import rank_group
 from learner.dispatch import Dispatcher
-from learner.engine_deepspeed import inputs
 from learner.losses import TokenBatch, policy_loss
-from learner.policy import load_policy
+from learner.policy import inputs, load_policy
 from learner.rank_group import RankFailed, start_ranks
 from learner.rows import prepare
 from learner.shards import ShardReader

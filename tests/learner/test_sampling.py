@@ -26,6 +26,7 @@ class StillRanks:
     """Ranks whose updates change nothing."""
 
     checkpoint_bytes = 0
+    sharing = "lines"
 
     def update(self, work):
         return {"loss": 0.0}

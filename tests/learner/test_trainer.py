@@ -69,6 +69,7 @@ class NoRanks:
     """Ranks for tests that never get as far as an update."""
 
     checkpoint_bytes = 0
+    sharing = "lines"
 
     def weights(self):
         return {"weight": torch.zeros(1)}
