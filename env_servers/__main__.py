@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from env_servers.arguments import Parser
 from env_servers.errors import ServerError
 from env_servers.registry import load_environment
 from env_servers.server import serve
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_serv
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     fields = ServerSettings.model_fields
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog, description="Serve an environment over HTTP.", epilog=f"Example: {prog} alfworld --port 8001 --workers 4"
     )
     parser.add_argument("environment", metavar="NAME|MODULE:CLASS", help="registered name, or an Environment class")

@@ -12,6 +12,10 @@ class AnchorageError(Exception):
     """Base of every error that the command line prints as one line; exit code 1."""
 
 
+class NoSuchRun(AnchorageError):
+    """A folder that should hold a run does not."""
+
+
 class PreflightFailed(AnchorageError):
     """Something is known to be wrong before anything has started. One line for each problem."""
 

@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from services.config.load import load_config
 from services.config.tree import Config
-from services.errors import RunBusy
+from services.errors import NoSuchRun, RunBusy, did_you_mean
 from services.redis_server import ADDRESS_NAME
 
 CONFIG_NAME = "config.yaml"
@@ -21,6 +22,23 @@ LINEAGE_NAME = "run.id"
 """Holds the lineage of the run and the folder it was made for."""
 WARMSTART_NAME = "warmstart.json"
 """In the folder of a model that `anchorage warmstart` made: how, its configuration included."""
+
+
+def run_config(folder: Path) -> Config:
+    """The configuration of the run in `folder`.
+
+    Raises:
+        NoSuchRun: there is none. ConfigError: it is damaged.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        hint = did_you_mean(folder.name, runs_in(folder.parent))
+        raise NoSuchRun(f"no run in {folder} (it holds no {CONFIG_NAME}){hint}")
+    return load_config(folder / CONFIG_NAME)
+
+
+def runs_in(folder: Path) -> list[str]:
+    """Names of the runs in `folder`."""
+    return sorted(found.parent.name for found in folder.glob(f"*/{CONFIG_NAME}"))
 
 
 def run_of(policy: Path) -> Path | None:

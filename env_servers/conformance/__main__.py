@@ -13,8 +13,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
+from env_servers.arguments import Parser, positive, seconds, writable
 from env_servers.client_interface import EnvironmentUnavailableError, RequestRejected
 from env_servers.conformance.finding import Finding
 from env_servers.conformance.run import Options, Report, check_server
@@ -74,20 +74,20 @@ def _document(report: Report) -> dict[str, object]:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     defaults = Options()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog,
         description="Say whether an environment server is fit for training.",
         epilog=f"Example: {prog} http://127.0.0.1:8001",
     )
     parser.add_argument("url", help="http://host:port, or openenv+http://host:port for an OpenEnv server")
     parser.add_argument("--token-env", metavar="VARIABLE", default=TOKEN_VARIABLE, help="variable that holds the token")
-    parser.add_argument("--tasks", type=int, default=defaults.tasks, help="tasks that are played")
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="actions of each play")
+    parser.add_argument("--tasks", type=positive, default=defaults.tasks, help="tasks that are played")
+    parser.add_argument("--steps", type=positive, default=defaults.steps, help="actions of each play")
     parser.add_argument("--action", action="append", default=[], help="tried where no actions are listed; repeatable")
-    parser.add_argument("--sessions", type=int, default=defaults.sessions, help="sessions that measure the speed")
-    parser.add_argument("--seconds", type=float, default=defaults.seconds, help="length of that measurement")
+    parser.add_argument("--sessions", type=positive, default=defaults.sessions, help="sessions that measure the speed")
+    parser.add_argument("--seconds", type=seconds, default=defaults.seconds, help="length of that measurement")
     parser.add_argument("--least-steps-per-s", type=float, default=0.0, help="a slower server is not fit")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there too")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write the findings there too")
     return parser
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from env_servers.arguments import Parser
 from env_servers.errors import ServerError
 from env_servers.scaffold.make import class_name, make_project
 
@@ -21,7 +21,7 @@ then write yours in {name}/environment.py
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_servers.scaffold") -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog, description="Start a new environment from a template that works.", epilog=f"Example: {prog} rock_paper"
     )
     parser.add_argument("name", help="name of the environment and of its package, like rock_paper")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from services.buffer import Buffer
 from services.config import load_config
-from services.config.tree import BufferConfig, Config
-from services.errors import RedisUnavailable
-from services.run_folder import CONFIG_NAME, redis_url
+from services.config.tree import NAME_PATTERN, BufferConfig, Config
+from services.errors import NoSuchRun, RedisUnavailable
+from services.run_folder import CONFIG_NAME, redis_url, run_config
 
 PATIENCE_S = 3.0
 
@@ -17,9 +18,11 @@ def attach(run: str | None, folder: Path) -> tuple[str, Buffer]:
     """The run's name and its buffer. `run` None: the run in `folder` that was started last.
 
     Raises:
-        RedisUnavailable: there is no such run, or its Redis does not answer.
+        NoSuchRun: there is no such run. RedisUnavailable: its Redis does not respond.
     """
     name = run or _newest(folder)
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise NoSuchRun(f"{name!r} is not the name of a run; name its folder with --dir")
     patience = BufferConfig(timeout_s=PATIENCE_S, reconnect_s=PATIENCE_S)
     try:
         return name, Buffer.connect(_address(folder / name), name, patience)
@@ -30,7 +33,7 @@ def attach(run: str | None, folder: Path) -> tuple[str, Buffer]:
 def _newest(folder: Path) -> str:
     configs = sorted(folder.glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
     if not configs:
-        raise RedisUnavailable(f"there is no run in {folder}; name one, or its folder with --dir")
+        raise NoSuchRun(f"no run in {folder}; name the folder of the runs with --dir")
     return configs[-1].parent.name
 
 
@@ -38,6 +41,7 @@ def _address(folder: Path) -> str:
     recipe = folder / CONFIG_NAME
     url = redis_url(folder, load_config(recipe) if recipe.exists() else Config())
     if url is None:
+        run_config(folder)
         raise RedisUnavailable(
             f"the run {folder.name} has no Redis that runs: start the run, or set REDIS_URL to its Redis"
         )

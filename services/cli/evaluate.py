@@ -24,7 +24,7 @@ from services.codec import CodecError
 from services.config import ConfigError, load_config
 from services.config.load import parse_config
 from services.config.tree import Config
-from services.errors import ModelUnavailable
+from services.errors import ModelUnavailable, did_you_mean
 from services.model_folder import check_model_folder
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, WARMSTART_NAME, run_of
 
@@ -55,6 +55,8 @@ def evaluation_config(
     Raises:
         ConfigError: nothing says how a policy is to be asked, or `env` is none of the tree's.
     """
+    if recipe is not None and "=" in recipe.name and not recipe.exists():
+        recipe, overrides = None, [str(recipe), *overrides]  # without a recipe the first override stands in its place
     models = [Path(policy) for policy in policies if policy not in BASELINES]
     if recipe is None and not policies:
         models = [load_config(None, overrides).model.path]
@@ -130,6 +132,11 @@ def _model_of(policy: str) -> Path | None:
     if policy in BASELINES:
         return None
     folder = Path(policy)
+    if not folder.is_dir():
+        hint = did_you_mean(policy, BASELINES)
+        raise ModelUnavailable(
+            f"no such policy: {policy} is neither a folder nor a baseline ({', '.join(BASELINES)}){hint}"
+        )
     if (folder / CHECKPOINTS_NAME).is_dir() and not any((folder / CHECKPOINTS_NAME).glob("[0-9]*")):
         raise ModelUnavailable(f"the run in {folder} has no checkpoint yet")
     if (folder / CHECKPOINTS_NAME).is_dir() or (folder / "policy").is_dir():

@@ -20,7 +20,7 @@ from services.cli.resuming import Resume
 from services.config import Config, ConfigError, load_config
 from services.config.masking import masked
 from services.errors import AnchorageError
-from services.run_folder import CONFIG_NAME
+from services.run_folder import run_config
 from services.telemetry import setup_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -146,7 +146,7 @@ def report(
     from services.cli import report as report_page
     from services.cli.output import require_writable
 
-    configs = {run: load_config(run / CONFIG_NAME) for run in runs}
+    configs = {run: run_config(run) for run in runs}
     require_writable(*(run / report_page.PAGE_NAME for run in runs), picture)
     for run, config in configs.items():
         typer.echo(report_page.write(run, config))
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(args=arguments, standalone_mode=False)
     except typer.TyperException as error:  # wrong arguments; empty where it has printed the help
-        _fail(" ".join(error.format_message().split()), 2)
+        _fail(" ".join(error.format_message().replace("Value error, ", "").split()), 2)
     except ConfigError as error:
         _fail(str(error), 2)
     except AnchorageError as error:

@@ -1,7 +1,8 @@
-"""Files that a command is asked to write: whether they can be is found out before the work, not after it."""
+"""Files and folders that a command is asked to write: whether they can be is found out before the work."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from services.errors import AnchorageError
@@ -19,6 +20,19 @@ def require_writable(*files: Path | None) -> None:
                 file.unlink()
         except OSError as error:
             raise unwritable(file, error) from None
+
+
+def nearest_folder(folder: Path) -> Path:
+    """What there is of a path: itself, or the nearest of those above it."""
+    return next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
+
+
+def folder_problem(folder: Path) -> str | None:
+    """Why a folder cannot be written, or made where it is missing; None where it can. Leaves no trace."""
+    there = nearest_folder(folder)
+    if not there.is_dir():
+        return f"{there} is a file"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is read-only"
 
 
 def write_text(file: Path, text: str) -> None:

@@ -10,6 +10,8 @@ import typer
 from services.cli.attach import attach
 from services.cli.buffer import Run, RunsFolder
 
+MOST_ACTORS = 65_536
+
 app = typer.Typer(no_args_is_help=True, help="The rollout actors of a run.")
 
 
@@ -25,8 +27,8 @@ def scale(
     folder: RunsFolder = Path("runs"),
 ) -> None:
     """Grow or shrink the pool while it plays. Example: anchorage pool scale 3 demo"""
-    if actors != "all" and not actors.isdecimal():
-        raise typer.BadParameter(f"'{actors}' is neither a number nor `all`")
+    if actors != "all" and not (actors.isdecimal() and int(actors) <= MOST_ACTORS):
+        raise typer.BadParameter(f"actors must be `all` or a number from 0 to {MOST_ACTORS}, got '{actors}'")
     name, found = attach(run, folder)
     try:
         found.set_desired_actors(None if actors == "all" else int(actors))

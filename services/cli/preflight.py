@@ -20,6 +20,7 @@ from pathlib import Path
 
 from services.cli.environments import environment_class, info_of, make_data_known
 from services.cli.model_shape import engine_is_on_cpu, shape_problems
+from services.cli.output import folder_problem, nearest_folder
 from services.config.tree import Config, EnvConfig
 from services.errors import (
     EnvironmentUnavailable,
@@ -70,11 +71,9 @@ def preflight(start: Start) -> None:
 
 def run_folder(start: Start) -> Iterator[str]:
     """The run's folder, or the nearest folder above it that exists, must be writable."""
-    folder = _existing(start.config.run.folder)
-    if not folder.is_dir():
-        yield f"cannot write the run's folder {start.config.run.folder}: {folder} is a file (run.dir, run.name)"
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        yield f"cannot write the run's folder {start.config.run.folder}: {folder} is read-only (run.dir, run.name)"
+    problem = folder_problem(start.config.run.folder)
+    if problem is not None:
+        yield f"cannot write the run's folder {start.config.run.folder}: {problem} (run.dir, run.name)"
 
 
 def disk_space(start: Start) -> Iterator[str]:
@@ -90,7 +89,7 @@ def disk_space(start: Start) -> Iterator[str]:
     size = BYTES_PER_PARAMETER * trained + parameters * (2 if config.model.dtype == "bfloat16" else 4)
     there = len([*(config.run.folder / CHECKPOINTS_NAME).glob("[0-9]*")])
     needed = size * max(1, config.checkpoint.keep + 1 - there)
-    free = shutil.disk_usage(_existing(config.run.folder)).free
+    free = shutil.disk_usage(nearest_folder(config.run.folder)).free
     if free < needed:
         yield (
             f"not enough disk space for checkpoints in {config.run.dir}: {free / 2**20:,.0f} MiB are free and "
@@ -179,11 +178,6 @@ def redis(start: Start) -> Iterator[str]:
 
 CHECKS: tuple[Check, ...] = (run_folder, models, disk_space, machine, environments)
 LAST: tuple[Check, ...] = (redis,)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
 
 
 def _lacking(splits: dict[str, int], env: EnvConfig) -> Iterator[str]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from enum import StrEnum
-from pathlib import Path
 
 from services import manifest
 from services.config.tree import Config
 from services.errors import CheckpointFailed, FolderDamaged, did_you_mean
-from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME
+from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, runs_in
 
 
 class Resume(StrEnum):
@@ -44,7 +43,7 @@ def check_resumption(config: Config, resume: Resume) -> bool:
     exists = (folder / CONFIG_NAME).is_file() or (folder / CHECKPOINTS_NAME).is_dir()
     if not exists and resume is Resume.YES:
         raise CheckpointFailed(
-            f"no run to resume in {folder}{did_you_mean(config.run.name, _runs_in(config.run.dir))} "
+            f"no run to resume in {folder}{did_you_mean(config.run.name, runs_in(config.run.dir))} "
             "(--resume=auto starts it where there is none)"
         )
     newest = checkpoint.latest(folder / CHECKPOINTS_NAME)
@@ -53,7 +52,3 @@ def check_resumption(config: Config, resume: Resume) -> bool:
             manifest.verify(newest, only="state.json")
             checkpoint.read_state(newest, config)
     return exists
-
-
-def _runs_in(folder: Path) -> list[str]:
-    return sorted(found.parent.name for found in folder.glob(f"*/{CONFIG_NAME}"))

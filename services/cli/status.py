@@ -10,22 +10,23 @@ from rich.table import Table
 
 from services.control import answers
 from services.control.runs import Run, Runs
-from services.errors import AnchorageError
-from services.run_folder import CONFIG_NAME
+from services.errors import NoSuchRun
+from services.run_folder import run_config
 
 
 def print_status(folder: Path, *, as_json: bool, console: Console) -> None:
     """Print how the run in `folder` stands.
 
     Raises:
-        AnchorageError: the folder holds no run.
+        NoSuchRun: the folder holds no run. ConfigError: its configuration is damaged.
     """
     folder = folder.resolve()
+    run_config(folder)
     runs = Runs(folder.parent)
     try:
-        run = runs.find(folder.name) if (folder / CONFIG_NAME).is_file() else None
+        run = runs.find(folder.name)
         if run is None:
-            raise AnchorageError(f"{folder} holds no {CONFIG_NAME}: name the folder of a run")
+            raise NoSuchRun(f"no run in {folder}: {folder.name!r} is not the name of a run")
         facts = collect(run)
     finally:
         runs.close()

@@ -14,9 +14,14 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from actors.engine_vllm import CPU_HEAD_SIZES
 from services.cli.environments import environment_class, make_data_known
+from services.cli.model_shape import engine_is_on_cpu
+from services.cli.output import folder_problem
 from services.config.load import portable_config
 from services.config.tree import Config, WarmstartPhase
+from services.errors import EnvironmentUnavailable, ModelUnavailable, PreflightFailed, first_line
+from services.model_folder import check_model_folder
 from services.run_folder import WARMSTART_NAME
 from services.schemas import Task
 from services.tasks import split_size
@@ -38,15 +43,17 @@ def make_starter(
     `on_progress` gets the tokens done so far and the mean loss of the last responses.
 
     Raises:
-        EnvironmentUnavailable: `env.data` holds nothing to play, or the environment lacks a split.
+        PreflightFailed: the environment, a split, `start`, `out` or the shape of the model is wrong.
     """
+    make_data_known(config.env)
+    if problems := [*_problems(config, out, start, first_phase)]:
+        raise PreflightFailed("\n".join(problems))
     import torch
 
     from actors.prompts import PromptBuilder, load_tokenizer
     from learner import warmstart
 
     torch.set_num_threads(config.warmstart.threads)
-    make_data_known(config.env)
     if start is None:
         tokenizer = warmstart.train_tokenizer(_texts(config), config.warmstart.vocab_size)
         limit = config.model.max_prompt_tokens + config.model.max_response_tokens
@@ -56,9 +63,7 @@ def make_starter(
         figures: list[dict[str, object]] = []
     else:
         tokenizer, model = load_tokenizer(start), warmstart.load(start)
-        figures = (
-            json.loads((start / WARMSTART_NAME).read_text())["phases"] if (start / WARMSTART_NAME).exists() else []
-        )
+        figures = _earlier_phases(start)
     prompts = PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens)
     tokens = 0
     for number, phase in enumerate(config.warmstart.phases[first_phase - 1 :], start=first_phase):
@@ -87,6 +92,48 @@ def make_starter(
     }
     (out / WARMSTART_NAME).write_text(json.dumps(recipe, indent=1) + "\n")
     return recipe
+
+
+def _problems(config: Config, out: Path, start: Path | None, first_phase: int) -> Iterator[str]:
+    """What is known to be wrong before anything is played or computed, one line each."""
+    phases, shape = config.warmstart.phases, config.warmstart
+    if first_phase > len(phases):
+        yield f"--first-phase must be <= {len(phases)}, the number of warmstart.phases, got {first_phase}"
+    if (problem := folder_problem(out)) is not None:
+        yield f"cannot write {out}: {problem}"
+    try:
+        sizes = environment_class(config.env).splits()
+        for split in dict.fromkeys(split for phase in phases for split in phase.splits or (config.env.split,)):
+            split_size(sizes, split, config.env.name)
+    except EnvironmentUnavailable as error:
+        yield str(error)
+    if start is not None:
+        try:
+            check_model_folder(start)
+            _earlier_phases(start)
+        except ModelUnavailable as error:
+            yield str(error)
+    elif shape.hidden_size % shape.heads or shape.heads % shape.kv_heads:
+        yield (
+            f"warmstart.hidden_size must be a multiple of warmstart.heads, and that of warmstart.kv_heads, got "
+            f"{shape.hidden_size}, {shape.heads} and {shape.kv_heads}"
+        )
+    elif engine_is_on_cpu() and shape.hidden_size // shape.heads not in CPU_HEAD_SIZES:
+        yield (
+            f"warmstart.hidden_size / warmstart.heads = {shape.hidden_size // shape.heads}: "
+            f"vLLM on CPU can do heads of size {', '.join(map(str, CPU_HEAD_SIZES))}"
+        )
+
+
+def _earlier_phases(start: Path) -> list[dict[str, object]]:
+    """Figures of the phases that made a folder; none where it does not tell. Raises ModelUnavailable."""
+    file = start / WARMSTART_NAME
+    try:
+        return [dict(phase) for phase in json.loads(file.read_text())["phases"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"cannot read {file}: {first_line(error)}; remove it, or copy it again") from None
 
 
 def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tuple[Task, random.Random]]:

@@ -20,9 +20,12 @@ from services.config.section import LARGEST, Seconds, Section, Temperature
 from services.config.warmstart import WarmstartConfig as WarmstartConfig
 from services.config.warmstart import WarmstartPhase as WarmstartPhase
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of a run's name, which is that of a folder and a part of Redis keys."""
+
 
 class RunConfig(Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
+    name: str = Field("run", pattern=NAME_PATTERN, max_length=120)
     """Name of the run: its folder below `dir`, and its name space in Redis."""
     dir: Path = Path("runs")
     """Folder that holds the runs."""

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from services.buffer import Buffer
 from services.cli.main import app
 from services.config.tree import BufferConfig
-from services.errors import RedisUnavailable
+from services.errors import NoSuchRun, RedisUnavailable
 from services.redis_server import EmbeddedRedis
 from services.schemas import Task, Ticket, Trajectory
 
@@ -72,7 +72,11 @@ def test_scale_is_a_wish_in_redis(buffer: Buffer, tmp_path: Path) -> None:
 
 def test_a_run_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
-    with pytest.raises(RedisUnavailable, match="there is no run"):
+    with pytest.raises(NoSuchRun, match="no run in"):
         run("buffer", "inspect", "--dir", str(tmp_path))
-    with pytest.raises(RedisUnavailable, match="nothing has no Redis that runs"):
+    with pytest.raises(NoSuchRun, match="no run in .*nothing"):
         run("buffer", "inspect", "nothing", "--dir", str(tmp_path))
+    (tmp_path / "ended").mkdir()
+    (tmp_path / "ended" / "config.yaml").write_text("")
+    with pytest.raises(RedisUnavailable, match="ended has no Redis that runs"):
+        run("buffer", "inspect", "ended", "--dir", str(tmp_path))
