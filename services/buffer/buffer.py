@@ -37,6 +37,7 @@ from services.buffer.integrity import damaged, find_damage
 from services.buffer.keys import MAX_GROUP_SIZE
 from services.buffer.owner import Found, Owner, in_use, parse_found
 from services.buffer.stats import BufferStats, Heartbeat, ServerStats, StreamStats, parse_info
+from services.buffer.suitability import check_server, evicts
 from services.codec import CodecError, decode, encode
 from services.config.tree import BufferConfig
 from services.errors import AnchorageError, BufferDamaged, RunTaken
@@ -346,6 +347,14 @@ class Buffer:
     def server(self) -> ServerStats:
         """How the Redis itself is, which other runs may share."""
         return parse_info(self._connection.call(self._client.info))
+
+    def check_server(self) -> list[str]:
+        """Lines to tell about a Redis of somebody else's. RedisUnsuitable when it cannot hold a run."""
+        return check_server(self._connection, self._cap_bytes // 2**20)
+
+    def evicts(self) -> str | None:
+        """Why this Redis loses data without an error by now; None while it does not."""
+        return evicts(self._connection)
 
     def contents(self) -> list[GroupContents]:
         """Every group and where each of its tickets is, in the order in which they are handed out."""

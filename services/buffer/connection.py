@@ -107,6 +107,8 @@ class Connection:
             return f"cannot reach Redis at {self.where}: {' '.join(str(error).split())}"
         if isinstance(error, exceptions.ReadOnlyError):
             return f"Redis at {self.where} is a read-only replica; name the primary in buffer.redis_url"
+        if isinstance(error, exceptions.MovedError | exceptions.AskError | exceptions.ClusterDownError):
+            return f"Redis at {self.where} is a node of a Redis Cluster; name a Redis of its own in buffer.redis_url"
         if _NO_ROOM.search(str(error)):
             return f"Redis at {self.where} cannot store anything: its memory or its disk is full"
         return None
@@ -134,5 +136,10 @@ _NOT_AN_ADDRESS = (
 
 def _is_final(error: exceptions.RedisError) -> bool:
     return isinstance(
-        error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError
+        error,
+        exceptions.AuthenticationError
+        | exceptions.AuthorizationError
+        | exceptions.NoPermissionError
+        | exceptions.MovedError
+        | exceptions.AskError,
     )

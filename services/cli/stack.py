@@ -25,7 +25,7 @@ from services.cli.environments import TOKEN_VARIABLE, info_of, make_data_known, 
 from services.cli.keeper import Keeper
 from services.config.load import dump_config, shown_config
 from services.config.tree import Config, EnvConfig
-from services.errors import AnchorageError, RayUnavailable, RunBusy, RunStalled, first_line
+from services.errors import AnchorageError, RayUnavailable, RedisUnsuitable, RunBusy, RunStalled, first_line
 from services.run_folder import CONFIG_NAME, REDIS_NAME, lineage
 from services.tasks import split_key
 from services.weights import WeightChannel, open_channel
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 NAMESPACE = "anchorage"
 STOP_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 2.0
+WATCH_EVERY_S = 10.0
 OBJECT_STORE_BYTES = 256 * 2**20
 MOST_ACTORS = 64
 """Places for rollout actors in a cluster of the run's own: `anchorage pool scale` may ask for so many."""
@@ -64,6 +65,8 @@ class Stack:
         self._redis: EmbeddedRedis | None = None
         self._servers: dict[str, ServerProcess] = {}
         self._checked = 0.0
+        self._watched = 0.0
+        self._eviction: str | None = None
 
     def __enter__(self) -> Stack:
         with ExitStack() as opened:
@@ -78,7 +81,7 @@ class Stack:
     def _open(self) -> None:
         config, folder = self.config, self.config.run.folder
         self._exit.enter_context(locked(folder))
-        keeper = Keeper([self._restart_redis, self._restart_environments])
+        keeper = Keeper([self._restart_redis, self._restart_environments, self._watch_redis])
         self._exit.callback(keeper.end)
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
@@ -89,6 +92,9 @@ class Stack:
             fewest_members=config.rollout.fewest_members,
         )
         self._exit.callback(self.buffer.close)
+        if self._redis is None:
+            for line in self.buffer.check_server():
+                log.warning("%s", line)
         owner = self._own_name(folder)
         _write_config(folder / CONFIG_NAME, config)
         env_urls = self._start_environments(folder)
@@ -151,6 +157,13 @@ class Stack:
     def _restart_redis(self) -> None:
         if self._redis is not None:
             self._redis.ensure_running()
+
+    def _watch_redis(self) -> None:
+        """Somebody else's Redis may be told to evict while the run goes on."""
+        now = time.monotonic()
+        if self._redis is None and now - self._watched >= WATCH_EVERY_S:
+            self._watched = now
+            self._eviction = self.buffer.evicts()
 
     def _restart_environments(self) -> None:
         for name, server in self._servers.items():
@@ -216,8 +229,11 @@ class Stack:
         Raises:
             RunStalled: the rollout actors keep dying.
             RunTaken: another process has taken the run's name.
+            RedisUnsuitable: the run's Redis has been told to evict data.
         """
         self._ownership.check()
+        if self._eviction is not None:
+            raise RedisUnsuitable(self._eviction)
         now = time.monotonic()
         if now - self._checked < CHECK_EVERY_S:
             return

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from services.buffer import Buffer
+from services.buffer.keys import NAMES, Keys
 from services.cli.main import app
 from services.config.tree import BufferConfig
-from services.errors import NoSuchRun, RedisUnavailable
+from services.errors import AnchorageError, NoSuchRun, RedisUnavailable
 from services.redis_server import EmbeddedRedis
 from services.schemas import Task, Ticket, Trajectory
 
@@ -74,9 +75,43 @@ def test_a_run_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("REDIS_URL", raising=False)
     with pytest.raises(NoSuchRun, match="no run in"):
         run("buffer", "inspect", "--dir", str(tmp_path))
-    with pytest.raises(NoSuchRun, match="no run in .*nothing"):
+    with pytest.raises(NoSuchRun, match=r"no run in .*nothing"):
         run("buffer", "inspect", "nothing", "--dir", str(tmp_path))
     (tmp_path / "ended").mkdir()
     (tmp_path / "ended" / "config.yaml").write_text("")
     with pytest.raises(RedisUnavailable, match="ended has no Redis that runs"):
         run("buffer", "inspect", "ended", "--dir", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_foreign_key_is_one_line_for_every_command_that_looks(buffer: Buffer, tmp_path: Path, name: str) -> None:
+    """Two types at least: one of them is not the key's own."""
+    buffer.set_state("running")
+    commands = [
+        ["buffer", "inspect", "mine", "--dir", str(tmp_path)],
+        ["buffer", "inspect", "--json", "--dir", str(tmp_path)],
+        ["pool", "scale", "2", "mine", "--dir", str(tmp_path)],
+        ["pool", "scale", "all", "mine", "--dir", str(tmp_path)],
+        ["status", str(tmp_path / "mine")],
+        ["status", "--json", str(tmp_path / "mine")],
+    ]
+    key = Keys("mine")[name]
+    for put in (lambda: buffer._client.set(key, b"\xff"), lambda: buffer._client.rpush(key, b"\xff")):
+        for command in commands:
+            buffer._client.delete(key)
+            put()
+            result = CliRunner().invoke(app, command)
+            if result.exit_code:
+                assert isinstance(result.exception, AnchorageError), result.exception
+                assert key in str(result.exception)
+                assert "\n" not in str(result.exception)
+    buffer._client.delete(key)
+
+
+def test_status_says_what_is_wrong_with_the_runs_data(buffer: Buffer, tmp_path: Path) -> None:
+    buffer.set_state("running")
+    buffer._client.set(Keys("mine")["queue"], "foreign")
+    (tmp_path / "mine" / "config.yaml").write_text("run: {name: mine}")
+    found = json.loads(run("status", "--json", str(tmp_path / "mine")))
+    assert found["run"]["state"] == "ended"
+    assert "Redis key anchorage:{mine}:queue is a string, but a run keeps a zset there" in found["run"]["note"]

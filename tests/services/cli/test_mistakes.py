@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import socket
@@ -11,8 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from redis import Redis
 
+from services.buffer import Buffer
+from services.buffer.owner import take
 from services.cli.main import main
+from services.config.tree import BufferConfig
+from services.redis_server import EmbeddedRedis
+from services.schemas import Task, Ticket
 from tests.control_runs import make_finished
 from tests.processes import Command
 
@@ -64,6 +71,35 @@ def test_redis_down(run: list[str]) -> None:
     assert code == 1
     assert "127.0.0.1:9" in line
     assert "hidden" not in line
+
+
+def test_a_redis_that_evicts(run: list[str], tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "foreign") as server, Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", 4 * 2**30)
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        code, line = fail(["train", DEMO, f"buffer.redis_url={server.url}", *run])
+        assert client.keys() == []
+    assert code == 1
+    assert "has maxmemory-policy allkeys-lru" in line
+
+
+@pytest.mark.parametrize(("command", "name"), [("train", "mistake"), ("eval", "mistake-eval")])
+def test_a_name_in_use_on_the_same_redis(
+    run: list[str], tmp_path: Path, redis_url: str, command: str, name: str
+) -> None:
+    """Another folder, as of a second user of a recipe: the lock of the folder cannot see it."""
+    buffer = Buffer.connect(redis_url, name, BufferConfig())
+    buffer.own(take(buffer, name, "other", 600.0))
+    buffer.set_state("running")
+    buffer.issue([Ticket(group=0, member=0, group_size=1, task=Task(env="e", split="s", index=0), seed=0)])
+    before = buffer.contents()
+    code, line = fail([command, DEMO, *run], {"REDIS_URL": redis_url})
+    assert code == 1
+    assert re.match(rf"anchorage: run {name} is in use by \S+ \(process {os.getpid()}\) since 20\d\d-", line)
+    assert (buffer.contents(), buffer.state()) == (before, "running")
+    assert not (tmp_path / name / "config.yaml").exists()
+    buffer.release_owner()
+    buffer.close()
 
 
 def test_folder_without_games(run: list[str], tmp_path: Path) -> None:

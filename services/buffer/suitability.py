@@ -1,0 +1,149 @@
+"""Whether a Redis of somebody else's can hold a run: asked before anything is put into it, and while the run goes on.
+
+Refused is what would lose data without an error, or stall the run later; told is what costs more work after a failure.
+
+Invariants
+- INFO is enough. Where it is forbidden CONFIG is tried, and where that is too, what is not known is told.
+- Only `allkeys-*` policies evict a run's keys: none of them has a time to live, so `volatile-*` cannot touch them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redis import exceptions
+
+from services.buffer.connection import Connection
+from services.errors import RedisUnavailable, RedisUnsuitable, first_line
+
+OLDEST = (6, 2)
+"""The oldest Redis that the tests run on."""
+MIB = 2**20
+
+
+def check_server(connection: Connection, max_mib: int) -> list[str]:
+    """Lines to tell; `max_mib` is what the run may store.
+
+    Raises:
+        RedisUnsuitable: it evicts, is a replica or part of a cluster, too old, or too small.
+    """
+    where = f"Redis at {connection.where}"
+    facts = _facts(connection)
+    if facts is None:
+        return [f"{where} lets this user read neither INFO nor CONFIG: whether it evicts or persists data is not known"]
+    for check in (_version, _cluster, _role, _eviction, _room):
+        problem = check(facts, max_mib)
+        if problem is not None:
+            raise RedisUnsuitable(f"{where} {problem}")
+    found = (_volatile(facts), _persistence(facts))
+    return [f"{where} {line}" for line in found if line is not None]
+
+
+def evicts(connection: Connection) -> str | None:
+    """Why the Redis loses data by now, although it did not at the start: its settings can be changed at any time."""
+    facts = _facts(connection)
+    problem = None if facts is None else _eviction(facts, 0)
+    return None if problem is None else f"Redis at {connection.where} {problem}"
+
+
+def _facts(connection: Connection) -> Mapping[str, Any] | None:
+    """INFO's answer, or what CONFIG tells of it; None where both are forbidden."""
+    asked: tuple[Callable[[], Mapping[str, Any]], ...] = (
+        lambda: connection.client.info(),
+        lambda: _as_info(connection.client.config_get("maxmemory*"), connection.client.config_get("appendonly")),
+    )
+    for question in asked:
+        try:
+            return connection.call(question)
+        except RedisUnavailable as error:
+            if not isinstance(error.__cause__, exceptions.NoPermissionError):
+                raise
+        except exceptions.ResponseError as error:  # renamed or disabled, as managed services do
+            if "unknown command" not in first_line(error).lower():
+                raise RedisUnavailable(f"Redis at {connection.where}: {first_line(error)}") from error
+    return None
+
+
+def _as_info(memory: Any, appendonly: Any) -> Mapping[str, Any]:
+    settings = {_text(name): _text(value) for name, value in [*memory.items(), *appendonly.items()]}
+    info: dict[str, Any] = {}
+    if "maxmemory" in settings:
+        info["maxmemory"] = settings["maxmemory"]
+    if "maxmemory-policy" in settings:
+        info["maxmemory_policy"] = settings["maxmemory-policy"]
+    if "appendonly" in settings:
+        info["aof_enabled"] = int(settings["appendonly"] == "yes")
+    return info
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _version(facts: Mapping[str, Any], _: int) -> str | None:
+    parts = str(facts.get("redis_version", "")).split(".")
+    if len(parts) < 2 or not all(part.isdecimal() for part in parts[:2]):
+        return None  # something that speaks as Redis does and has versions of its own
+    if (int(parts[0]), int(parts[1])) >= OLDEST:
+        return None
+    return f"is of version {'.'.join(parts)}; use {OLDEST[0]}.{OLDEST[1]} or newer"
+
+
+def _cluster(facts: Mapping[str, Any], _: int) -> str | None:
+    if not int(facts.get("cluster_enabled", 0)):
+        return None
+    return (
+        "is a node of a Redis Cluster, which the buffer does not support; name a Redis of its own in buffer.redis_url"
+    )
+
+
+def _role(facts: Mapping[str, Any], _: int) -> str | None:
+    if facts.get("role") not in ("slave", "replica"):
+        return None
+    return "is a replica; name the primary in buffer.redis_url"
+
+
+def _eviction(facts: Mapping[str, Any], _: int) -> str | None:
+    policy = str(facts.get("maxmemory_policy", ""))
+    if not _limit(facts) or not policy.startswith("allkeys-"):
+        return None
+    return (
+        f"has maxmemory-policy {policy}: when its memory is full it deletes tickets and trajectories without an error; "
+        "set maxmemory-policy noeviction"
+    )
+
+
+def _room(facts: Mapping[str, Any], max_mib: int) -> str | None:
+    limit = _limit(facts)
+    if not limit or limit >= max_mib * MIB:
+        return None
+    most = max(1, int(0.8 * limit) // MIB)
+    return (
+        f"has maxmemory {limit / MIB:.0f} MiB, but the run may store {max_mib} MiB; "
+        f"set buffer.max_mib={most} or give it more memory"
+    )
+
+
+def _volatile(facts: Mapping[str, Any]) -> str | None:
+    policy = str(facts.get("maxmemory_policy", ""))
+    if not _limit(facts) or not policy.startswith("volatile-"):
+        return None
+    return f"has maxmemory-policy {policy}, which spares a run's keys; noeviction says what is meant"
+
+
+def _persistence(facts: Mapping[str, Any]) -> str | None:
+    if "aof_enabled" not in facts:
+        return "does not say whether it keeps an append-only file"
+    if int(facts["aof_enabled"]):
+        failed = facts.get("aof_last_write_status", "ok") != "ok"
+        return "cannot write its append-only file; is its disk full?" if failed else None
+    return (
+        "keeps no append-only file (appendonly no): what it has stored is lost when it dies, at most back to its last "
+        "snapshot, and is played again"
+    )
+
+
+def _limit(facts: Mapping[str, Any]) -> int:
+    """Bytes; 0: no limit."""
+    return int(facts.get("maxmemory", 0) or 0)
