@@ -1,9 +1,12 @@
-"""A Redis that comes back with older data, as after a crash: all keys of a run, taken and put back."""
+"""What befalls a run: Redis comes back with older data, its clock is set, another process takes the run."""
 
 from __future__ import annotations
 
+import uuid
+
 from services.buffer import Buffer
 from services.buffer.keys import NAMES
+from services.buffer.owner import RECORD, Owner, Record
 
 
 def save_run(buffer: Buffer) -> dict[str, bytes]:
@@ -26,3 +29,17 @@ def restore_run(buffer: Buffer, saved: dict[str, bytes]) -> None:
 
 def delete_run(buffer: Buffer) -> None:
     restore_run(buffer, {})
+
+
+def set_clock(buffer: Buffer, seconds: int) -> None:
+    """Redis' clock steps by so many seconds: all that is known of it is how far it went since the run read it last."""
+    if buffer._client.exists(buffer._keys["clock"]):
+        buffer._client.hincrby(buffer._keys["clock"], "server", -1000 * seconds)
+
+
+def take_over(buffer: Buffer) -> None:
+    """`buffer` becomes the owner's, whoever has the run."""
+    record = RECORD.dump_json(Record.here(600.0)).decode()
+    token = buffer.take(buffer.owner(), uuid.uuid4().hex, "lineage", record)
+    assert token is not None
+    buffer.own(Owner(token, "lineage", record))

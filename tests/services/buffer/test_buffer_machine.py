@@ -1,9 +1,11 @@
-"""The buffer against a model of it in plain Python, over random histories, lost data included."""
+"""The buffer against a model of it in plain Python, over random histories: lost data, steps of the clock and processes
+that take the run over included."""
 
 from __future__ import annotations
 
 import copy
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,8 +22,9 @@ from hypothesis.stateful import (
 
 from services.buffer import Buffer, Stored
 from services.config.tree import BufferConfig
+from services.errors import RunTaken
 from services.schemas import Task, Ticket, Trajectory
-from tests.services.buffer.lost_data import delete_run, restore_run, save_run
+from tests.services.buffer.lost_data import delete_run, restore_run, save_run, set_clock, take_over
 from tests.tiers import examples
 
 MAX_ATTEMPTS = 2
@@ -29,6 +32,7 @@ SIZE = {0: 1, 1: 2, 2: 3}
 STREAMS = st.sampled_from(["train", "eval-1", "eval-2"])
 GROUPS = st.sampled_from(sorted(SIZE))
 ACTORS = st.sampled_from(["a", "b"])
+STEPS = st.sampled_from([3600, -3600, 10, -10, 86400 * 365, -86400 * 365])
 GroupKey = tuple[str, int]
 
 
@@ -49,15 +53,23 @@ def make(stream: str, group: int, member: int) -> Ticket:
 class Machine(RuleBasedStateMachine):
     def __init__(self, url: str) -> None:
         super().__init__()
-        self.buffer = Buffer.connect(url, f"machine-{uuid.uuid4().hex}", BufferConfig(), max_attempts=MAX_ATTEMPTS)
+        self.url, self.run = url, f"machine-{uuid.uuid4().hex}"
+        self.buffer = self.connect()
+        take_over(self.buffer)
+        self.before: Buffer | None = None  # of the process that had the run before
         self.model: dict[GroupKey, Group] = {}
         self.news: dict[str, object] = {}  # stream -> its last completion or cancellation
         self.told: dict[str, object] = {}  # stream -> what the last `wait` told of
         self.saved: tuple[dict[GroupKey, Group], dict[str, object], dict[str, bytes]] = ({}, {}, {})
 
+    def connect(self) -> Buffer:
+        return Buffer.connect(self.url, self.run, BufferConfig(), max_attempts=MAX_ATTEMPTS)
+
     def teardown(self) -> None:
         delete_run(self.buffer)
         self.buffer.close()
+        if self.before is not None:
+            self.before.close()
 
     def held(self, actors: str) -> list[Ticket]:
         return [
@@ -187,6 +199,42 @@ class Machine(RuleBasedStateMachine):
         """Redis dies and comes back with what it had on its disk, which may be nothing."""
         self.model, self.news = copy.deepcopy(self.saved[0]), dict(self.saved[1])
         restore_run(self.buffer, self.saved[2])
+
+    @rule(seconds=STEPS)
+    def set_clock(self, seconds: int) -> None:
+        """No live lease may end by it, and none may be kept: `expire` and `renew` check both."""
+        set_clock(self.buffer, seconds)
+
+    @rule()
+    def take_over(self) -> None:
+        """Another process takes the run: what the actors of the one before hold is free, no attempt counted."""
+        if self.before is not None:
+            self.before.close()
+        self.before, self.buffer = self.buffer, self.connect()
+        take_over(self.buffer)
+        self.told = {}  # it is told of everything
+        for group in self.model.values():
+            group.members = {m: "queued" if state in ("a", "b") else state for m, state in group.members.items()}
+
+    @precondition(lambda self: self.before is not None)
+    @rule(stream=STREAMS, group=GROUPS, actor=ACTORS, number=st.integers(0, 8))
+    def write_as_before(self, stream: str, group: int, actor: str, number: int) -> None:
+        """The process that lost the run, or an actor of it, goes on: nothing comes of it."""
+        before, ticket = self.before, make(stream, group, 0)
+        assert before is not None
+        calls: list[Callable[[], object]] = [
+            lambda: before.issue([ticket]),
+            lambda: before.lease(actor, 2, 600.0),
+            lambda: before.store(Trajectory(ticket, ())),
+            lambda: before.fail(actor, ticket.id, "failed"),
+            lambda: before.release(actor, [ticket.id]),
+            lambda: before.renew(actor, [ticket.id], 0.0),
+            before.expire,
+            lambda: before.cancel(stream, group, "cancelled"),
+            lambda: before.remove(stream, [group]),
+        ]
+        with pytest.raises(RunTaken):
+            calls[number]()
 
     @invariant()
     def agrees(self) -> None:

@@ -1,9 +1,12 @@
 """Dispatcher, intake, prefetcher, buffer and actors together over random histories: deaths at every point, late and
-repeated pushes, lost leases, Redis going back or losing everything. Every group is trained on at most once in the
+repeated pushes, lost leases, Redis going back or losing everything, its clock set, and learners that lose the run to
+another process while they stand still. Every group is trained on at most once in the
 history that survives, in order and fresh, and every history can still be brought to its end."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +22,11 @@ from learner.report import staleness
 from learner.sampling import Collected
 from services.buffer import Buffer, Stored
 from services.config.tree import BufferConfig, Config
+from services.errors import RunTaken
 from services.redis_server import EmbeddedRedis
 from services.schemas import TRAIN_STREAM, Ticket, Trajectory
 from tests.learner.synthetic import play
-from tests.services.buffer.lost_data import delete_run, restore_run, save_run
+from tests.services.buffer.lost_data import delete_run, restore_run, save_run, set_clock, take_over
 from tests.tiers import examples
 
 UPDATES, PER_UPDATE, STALENESS = 4, 2, 1
@@ -69,6 +73,7 @@ class Learner:
             assert played == [ticket for ticket in tickets if ticket in played]
             assert len(played) >= (self.config.rollout.fewest_members or len(tickets))
             assert staleness(self.version, group) <= STALENESS
+        self.buffer.beat()  # as the trainer does before anything comes of the update
         self.version += 1
         self.dispatcher.settle(list(collected.groups))
         self.ledger += [(self.version, group) for group in collected.groups]
@@ -91,8 +96,10 @@ class Learner:
 class Machine(RuleBasedStateMachine):
     def __init__(self, url: str, config: Config = WHOLE) -> None:
         super().__init__()
-        run, fewest = f"once-{uuid.uuid4().hex}", config.rollout.fewest_members
-        self.buffer = Buffer.connect(url, run, BufferConfig(), max_attempts=3 - bool(fewest), fewest_members=fewest)
+        self.url, self.run, self.config = url, f"once-{uuid.uuid4().hex}", config
+        self.buffer = self.connect()
+        take_over(self.buffer)
+        self.frozen: Learner | None = None  # has lost the run, and does not know it yet
         self.learner = Learner(config, self.buffer)
         self.announced = 0
         self.held: dict[str, list[Ticket]] = {"a": [], "b": [], "c": []}
@@ -100,12 +107,18 @@ class Machine(RuleBasedStateMachine):
         self.saved: dict[str, bytes] = {}
         self.learner.issue()
 
+    def connect(self) -> Buffer:
+        fewest = self.config.rollout.fewest_members
+        return Buffer.connect(self.url, self.run, BufferConfig(), max_attempts=3 - bool(fewest), fewest_members=fewest)
+
     def teardown(self) -> None:
         try:
             self.finish()
         finally:
             delete_run(self.buffer)
             self.buffer.close()
+            if self.frozen is not None:
+                self.frozen.buffer.close()
 
     def finish(self) -> None:
         """From wherever it is, the run comes to its end."""
@@ -157,6 +170,48 @@ class Machine(RuleBasedStateMachine):
     def restart_learner(self) -> None:
         self.learner.restart()
         self.announced = self.learner.version
+
+    @rule()
+    def take_over(self) -> None:
+        """Another process resumes the run while this one stands still; the actors of this one are its own."""
+        if self.frozen is not None:
+            self.frozen.buffer.close()
+        self.frozen = copy.copy(self.learner)
+        self.frozen.ledger = list(self.learner.ledger)
+        self.buffer = self.connect()
+        take_over(self.buffer)
+        self.learner.buffer = self.buffer
+        self.restart_learner()
+        self.held = {"a": [], "b": [], "c": []}
+
+    @precondition(lambda self: self.frozen is not None)
+    @rule(step=st.sampled_from(["update", "acknowledge", "issue", "push"]))
+    def thaw(self, step: str) -> None:
+        """The one that stood still goes on: it trains on nothing, and takes nothing away."""
+        frozen = self.frozen
+        assert frozen is not None
+        self.buffer.beat()
+        before = (len(frozen.ledger), self.buffer.contents())
+        with contextlib.suppress(RunTaken):
+            match step:
+                case "update":
+                    frozen.update()
+                case "acknowledge":
+                    frozen.acknowledge()
+                case "issue":
+                    frozen.issue()
+                case "push":
+                    for trajectory in self.pushed[-1:]:
+                        frozen.buffer.store(trajectory)
+        places = [[t.place for t in group.tickets] for group in before[1]]
+        assert (len(frozen.ledger), places) == (
+            before[0],
+            [[t.place for t in group.tickets] for group in self.buffer.contents()],
+        )
+
+    @rule(seconds=st.sampled_from([3600, -3600, 86400 * 365]))
+    def set_clock(self, seconds: int) -> None:
+        set_clock(self.buffer, seconds)
 
     @rule(actor=ACTORS, limit=st.integers(1, 6))
     def lease(self, actor: str, limit: int) -> None:
