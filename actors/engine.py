@@ -34,7 +34,7 @@ class Sample:
         token_ids: the R sampled tokens, end-of-sequence included where it was sampled.
         logprobs: R log-probabilities (nats) under the sampling distribution at the sampling temperature.
         versions: policy versions of the response in token order; their token counts sum to R.
-        text: the decoded response without special tokens.
+        text: the decoded response without EOS and padding; other special tokens are in it.
         finished: the response ended by itself, not by the token limit.
     """
 

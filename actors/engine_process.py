@@ -29,6 +29,7 @@ from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
 from actors.engine_messages import Answer, Messages, Request, pack
 from actors.engine_vllm import engine_environment
 from actors.prompts import load_tokenizer
+from actors.tokens import decode_response
 from actors.weight_transfer import init_facts, update_facts
 from services.config.tree import ModelConfig, RolloutConfig
 from services.errors import first_line
@@ -237,7 +238,7 @@ class EngineProcess(InferenceEngine):
             token_ids=answer.token_ids,
             logprobs=answer.logprobs,
             versions=tuple(VersionSpan(version, tokens) for version, tokens in answer.versions),
-            text=self._tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            text=decode_response(self._tokenizer, answer.token_ids, answer.finished),
             finished=answer.finished,
         )
         _settle(self._waiting.get(answer.id), sample)

@@ -5,7 +5,10 @@ demand for `<think>…</think><action>…</action>`; it goes through the tokeniz
 `compact` is for small policies: the episode so far as a terminal would show it, and the answer is the action alone.
 
 Invariants
-- A prompt never exceeds `max_prompt_tokens`: the oldest history goes first, then the left end of the text.
+- A prompt never exceeds `max_prompt_tokens`. The oldest history goes first, then the middle of the observation, then
+  that of the admissible actions; the chat template's header, the task and the end stay, and `truncated` says so.
+- What an environment says is text: no control token of the tokenizer comes from it (`tokens.py`).
+- What the tokenizer wants before a text, such as BOS, is there exactly once.
 - The ids are made here, once; nothing downstream tokenises a prompt again.
 - What the chat template writes of the answer itself, such as Qwen3's `<think>`, is known as `begun`: it is the
   response's beginning for whoever reads it.
@@ -16,11 +19,12 @@ Invariants
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from actors.tokens import PromptTokens
 from env_servers.protocol import StepResult
 from services.config.tree import PromptConfig
 from services.errors import ModelUnavailable
@@ -40,14 +44,24 @@ class Exchange:
 History = Sequence[Exchange]
 """Earlier steps of an episode, oldest first."""
 
+CUT = " [...] "
+FEWEST_CHARS = 256
+"""An observation is not cut below this before admissible actions are."""
+CUTS = 8
+"""Most tries to find out how much of an observation fits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Text and ids of a prompt; `begun` is what its end already holds of the answer."""
+    """Text and ids of a prompt.
+
+    `begun`: what its end already holds of the answer. `truncated`: something was left out for want of room.
+    """
 
     text: str
     ids: list[int]
     begun: str = ""
+    truncated: bool = False
 
 
 class PromptBuilder:
@@ -56,6 +70,7 @@ class PromptBuilder:
     def __init__(self, config: PromptConfig, tokenizer: Any, max_prompt_tokens: int) -> None:
         self._config = config
         self._tokenizer = tokenizer
+        self._tokens = PromptTokens(tokenizer)
         self._max_tokens = max_prompt_tokens
         self._chat = config.template == "think" and bool(getattr(tokenizer, "chat_template", None))
         self._switches = {} if config.thinking is None else {"enable_thinking": config.thinking}
@@ -67,15 +82,7 @@ class PromptBuilder:
         """The prompt for the state `result`, reached after `history`, on the way to `goal`."""
         if self._config.template == "compact":
             return self._compact(goal, history, result)
-        shown = min(self._config.history_length, len(history))
-        while True:
-            text = render_think(goal, history[len(history) - shown :], len(history), result)
-            ids = self._encode(text)
-            if len(ids) <= self._max_tokens:
-                return Prompt(text, list(ids), self._begun)
-            if shown == 0:
-                return Prompt(text, list(ids[-self._max_tokens :]), self._begun)
-            shown -= 1
+        return self._think(goal, history, result)
 
     def response(self, action: str) -> str:
         """What a policy without a thought writes after a prompt to take `action`."""
@@ -83,6 +90,79 @@ class PromptBuilder:
             return f" {action}"
         thought = "</think>" if self._begun else "<think></think>"
         return f"{'' if '</think>' in self._begun else thought}<action>{action}</action>"
+
+    def _think(self, goal: str | None, history: History, result: StepResult) -> Prompt:
+        most = min(self._config.history_length, len(history))
+
+        def render(shown: int, state: StepResult) -> Prompt:
+            recent = history[len(history) - shown :]
+            escape = self._tokens.escape
+            text = render_think(
+                escape(goal) if goal else goal,
+                [replace(past, observation=escape(past.observation), action=escape(past.action)) for past in recent],
+                len(history),
+                _escaped(state, escape),
+            )
+            return Prompt(self._tokens.unescape(text), list(self._encode(text)), self._begun)
+
+        for shown in range(most, -1, -1):
+            prompt = render(shown, result)
+            if len(prompt.ids) <= self._max_tokens:
+                return replace(prompt, truncated=shown < most)
+        return replace(self._cut_think(lambda state: render(0, state), result), truncated=True)
+
+    def _cut_think(self, render: Callable[[StepResult], Prompt], result: StepResult) -> Prompt:
+        """The prompt with what fits of the observation, and of the admissible actions where that is too little."""
+        seen, actions = result.observation, result.admissible or []
+
+        def with_chars(count: int) -> StepResult:
+            return result.model_copy(update={"observation": shortened(seen, count)})
+
+        prompt, chars = self._largest(lambda count: render(with_chars(count)), len(seen))
+        least = min(FEWEST_CHARS, len(seen))
+        if prompt is not None and (chars >= least or not actions):
+            return prompt
+        for chars in (least, 0):
+
+            def with_actions(count: int, chars: int = chars) -> StepResult:
+                return with_chars(chars).model_copy(update={"admissible": _fewer(actions, count)})
+
+            fewer, _ = self._largest(lambda count: render(with_actions(count)), len(actions))
+            if fewer is not None:
+                return fewer
+        return self._cut_middle(render(with_actions(0)))
+
+    def _largest(self, render: Callable[[int], Prompt], whole: int) -> tuple[Prompt | None, int]:
+        """About the largest part of `whole` that fits, and its prompt; None where not even 0 does."""
+        limit = self._max_tokens
+        best, low, high = render(0), 0, whole
+        if len(best.ids) > limit:
+            return None, 0
+        longest = render(whole)
+        if len(longest.ids) <= limit:
+            return longest, whole
+        # Tokens are about proportional to characters, so the first guess is near.
+        guess = int(whole * (limit - len(best.ids)) / (len(longest.ids) - len(best.ids)))
+        for _ in range(CUTS):
+            if not low < guess < high:
+                guess = (low + high) // 2
+            if high - low <= max(1, whole // 256):
+                break
+            prompt = render(guess)
+            if len(prompt.ids) <= limit:
+                best, low = prompt, guess
+            else:
+                high = guess
+            guess = (low + high) // 2 if high - low < whole // 16 else low + (low or 16) // 16
+        return best, low
+
+    def _cut_middle(self, prompt: Prompt) -> Prompt:
+        """The last resort: the first quarter of the room for the beginning, the rest for the end."""
+        limit = self._max_tokens
+        if len(prompt.ids) <= limit:
+            return prompt
+        first = limit // 4
+        return replace(prompt, ids=[*prompt.ids[:first], *prompt.ids[len(prompt.ids) - limit + first :]])
 
     def _compact(self, goal: str | None, history: History, result: StepResult) -> Prompt:
         """First what was seen at the start, then response and observation in turn.
@@ -101,26 +181,50 @@ class PromptBuilder:
                 text += exchange.response + seen
                 ids += exchange.response_ids
                 ids += seen_ids
-            if len(ids) <= self._max_tokens or len(turns) <= 1:
-                return Prompt(text, ids[-self._max_tokens :])
+            if len(ids) <= self._max_tokens:
+                return Prompt(text, ids, truncated=len(turns) < len(history))
+            if len(turns) <= 1:
+                return replace(self._cut_compact(goal, observations, history[-1:]), truncated=True)
             turns = turns[len(turns) // 2 :]
+
+    def _cut_compact(self, goal: str | None, observations: Sequence[str], turn: History) -> Prompt:
+        """The opening and the last turn with what fits of both observations; else goal and last observation."""
+        first, last = observations[0], observations[-1]
+
+        def both(count: int) -> Prompt:
+            opening, ids = self._encode_opening(goal, shortened(first, max(0, count - len(last)), goal))
+            seen, seen_ids = self._encode_seen(shortened(last, count))
+            return Prompt(opening + turn[0].response + seen, [*ids, *turn[0].response_ids, *seen_ids])
+
+        def alone(count: int) -> Prompt:
+            opening, ids = self._encode_opening(goal, shortened(last, count, goal))
+            return Prompt(opening, list(ids))
+
+        prompt, chars = self._largest(both, len(first) + len(last)) if turn else (None, 0)
+        if prompt is None or chars < min(FEWEST_CHARS, len(last)):
+            other, of_last = self._largest(alone, len(last))
+            prompt = other if other is not None and of_last > chars else prompt
+        return self._cut_middle(alone(len(last))) if prompt is None else prompt
 
     def _encode_opening(self, goal: str | None, observation: str) -> tuple[str, tuple[int, ...]]:
         opening = render_opening(goal, observation)
-        return opening, self._encode(opening)
+        return opening, self._tokens.begin(self._tokens.encode(self._tokens.escape(opening)))
 
     def _encode_seen(self, observation: str) -> tuple[str, tuple[int, ...]]:
         seen = render_observation(observation)
-        return seen, self._encode(seen)
+        return seen, self._tokens.encode(self._tokens.escape(seen))
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        if self._chat:
-            ids = self._tokenizer.apply_chat_template(
-                _asked(text), add_generation_prompt=True, return_dict=False, **self._switches
-            )
-        else:
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return tuple(ids)
+        """Ids of a `think` prompt, whose foreign parts are escaped."""
+        tokens = self._tokens
+        if not self._chat:
+            return tokens.begin(tokens.encode(text))
+        chat = functools.partial(
+            self._tokenizer.apply_chat_template, _asked(text), add_generation_prompt=True, **self._switches
+        )
+        if not tokens.known:
+            return tuple(chat(return_dict=False))
+        return tokens.begin(tokens.encode(chat(tokenize=False)))
 
     def _answer_begun(self) -> str:
         """The thought that the template opens, or opens and closes, before the model writes anything."""
@@ -132,6 +236,43 @@ class PromptBuilder:
         )
         _, thought, rest = answered[len(asked) :].partition("<think>")
         return str(thought + rest)
+
+
+def _escaped(state: StepResult, escape: Callable[[str], str]) -> StepResult:
+    observation, actions = escape(state.observation), state.admissible
+    if actions is not None:
+        actions = [escape(action) for action in actions]
+    if observation == state.observation and actions == state.admissible:
+        return state
+    return state.model_copy(update={"observation": observation, "admissible": actions})
+
+
+def shortened(text: str, chars: int, keep: str | None = None) -> str:
+    """About `chars` characters of a text, from its two ends; `keep`, where it is in the text, stays whole.
+
+    Example: `shortened("0123456789", 4)` is `"01 [...] 89"`.
+    """
+    if chars >= len(text):
+        return text
+    if keep and keep in text:
+        before, _, after = text.partition(keep)
+        return (
+            shortened(before, chars * len(before) // len(text))
+            + keep
+            + shortened(after, chars * len(after) // len(text))
+        )
+    first = chars // 2
+    return f"{text[:first]}{CUT}{text[len(text) - chars + first :]}".strip(" ")
+
+
+def _fewer(actions: Sequence[str], count: int) -> list[str]:
+    """The first and the last of the actions, `count` of them."""
+    first = (count + 1) // 2
+    return [
+        *actions[:first],
+        *([CUT.strip()] if count < len(actions) else []),
+        *actions[len(actions) - count + first :],
+    ]
 
 
 def _asked(text: str) -> list[dict[str, str]]:

@@ -54,7 +54,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Parameter type in the learner and in vLLM."""
     max_prompt_tokens: int = Field(512, ge=8)
-    """Prompts longer than this are cut: oldest history first, then the left end of the text."""
+    """Prompts longer than this are cut: oldest history first, then the middle of the observation."""
     max_response_tokens: int = Field(24, ge=1)
     """Sampling limit of one response."""
     lora: LoraConfig | None = None
