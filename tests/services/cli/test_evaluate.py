@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from services import manifest
 from services.buffer import Buffer
-from services.cli.evaluate import _SoFar, evaluation_config, run_evaluation
+from services.cli.evaluate import _model_of, _SoFar, evaluation_config, run_evaluation
 from services.config import ConfigError
 from services.config.tree import BufferConfig
-from services.errors import ModelUnavailable, PreflightFailed
+from services.errors import FolderDamaged, ModelUnavailable, PreflightFailed
 from services.schemas import Task, Ticket
 from services.tasks import panel_tasks
 from tests.control_runs import play
@@ -102,6 +104,18 @@ def test_what_is_no_policy_is_refused_before_anything_is_played(tmp_path: Path) 
     config = evaluation_config(DEMO, ["evaluation.split=nowhere"], [])
     with pytest.raises(PreflightFailed, match="nowhere"):
         run_evaluation(config, ["expert"], json_file=None, markdown_file=None, console=Console())
+
+
+def test_the_newest_intact_checkpoint_of_a_run_is_evaluated(tmp_path: Path) -> None:
+    for version in (2, 4):
+        folder = tmp_path / "run" / "checkpoints" / f"{version:06d}"
+        shutil.copytree("models/starter", folder / "policy")
+        manifest.write(folder, {"kind": "checkpoint", "run": "run", "update": version, "ranks": 1})
+    assert _model_of(str(tmp_path / "run")) == folder / "policy"
+    (folder / "policy" / "config.json").write_text("{}")
+    assert _model_of(str(tmp_path / "run")) == folder.with_name("000002") / "policy"
+    with pytest.raises(FolderDamaged, match=r"policy/config\.json has 2 bytes"):
+        _model_of(str(folder))
 
 
 def test_an_evaluation_tells_its_success_so_far(redis_url: str, run_name: str) -> None:
