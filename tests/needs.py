@@ -15,6 +15,9 @@ KUBERNETES_VALIDATE = "kubernetes-validate is missing: pip install -r requiremen
 WANDB = "wandb is missing: pip install -r requirements/dev.txt"
 VLLM = "vLLM is missing: make setup"
 DOCKER_COMPOSE = "docker-compose is missing: apt-get install docker-compose"
+LIBFAKETIME = "libfaketime is missing: apt-get install libfaketime"
+REDIS_SERVER = "another redis-server than the packaged one is missing: apt-get install redis-server"
+ROOT = "root is missing: a small file system can be mounted by root alone"
 GPUS = "two GPUs are missing: these tests run vLLM and NCCL on a machine that has them"
 NO_GPU = "not applicable: this machine has a GPU"
 KUBERAY = "KubeRay's ray.io_rayclusters.yaml is missing: set RAYCLUSTER_CRD to its path"
@@ -24,7 +27,7 @@ TRANSCRIPTS = "recordings of the original environments are missing: set REFERENC
 
 
 def debian(*packages: str) -> str:
-    """The reason where packages of Debian's are missing."""
+    """The reason where Debian packages are missing."""
     return f"{', '.join(packages)} missing: apt-get install {' '.join(packages)}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Command
+from tests.tiers import long
 
 pytestmark = pytest.mark.timeout(1800)  # on a busy machine; a quiet one takes two minutes
 
@@ -75,6 +76,7 @@ def assert_its_policy_can_be_evaluated(folder: Path) -> None:
     assert result["valid_fraction"] > 0.5
 
 
+@long
 def test_killed_actor_and_killed_rank_are_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     with Command(["train", *SMALL, f"run.dir={tmp_path}"]) as command:
@@ -92,7 +94,7 @@ def test_killed_actor_and_killed_rank_are_replaced(tmp_path: Path) -> None:
     assert_each_group_trained_once(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=long)])
 def test_a_signal_leaves_a_checkpoint_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "small"
     with Command(["train", *SMALL, f"run.dir={tmp_path}", "checkpoint.every=100"]) as command:

@@ -19,6 +19,7 @@ from services.buffer import Buffer
 from services.config.tree import BufferConfig
 from services.errors import RedisUnavailable
 from services.redis_server import EmbeddedRedis
+from tests import needs
 from tests.waiting import until
 
 BUNDLED = redis_server._executable()
@@ -31,7 +32,7 @@ NOISE = bytes(range(256)) * 2
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis up to 6 keeps one file, from 7 on a folder: the bundled one is a 6."""
     if request.param is None or (request.param == BUNDLED and request.param_index == 1):
-        pytest.skip("there is no other redis-server on PATH")
+        pytest.skip(needs.REDIS_SERVER)
     monkeypatch.setattr(redis_server, "_executable", lambda: request.param)
 
 
@@ -205,7 +206,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True)
     if made.returncode:
-        pytest.skip("a small file system can be mounted by root alone")
+        pytest.skip(needs.ROOT)
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

@@ -18,6 +18,7 @@ from services.redis_server import _executable, _free_port
 from services.schemas import Task, Ticket
 from services.weights.board import WISH_TTL_S, Board
 from services.weights.rounds import Wish
+from tests import needs
 from tests.waiting import until
 
 LIBRARIES = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), *Path("/usr/lib").glob("faketime/libfaketime.so.1")]
@@ -26,7 +27,7 @@ LEASE_S = 3.0
 MARGIN_S = 10.0
 """For a busy machine. What the clock must not cost is an hour."""
 
-pytestmark = pytest.mark.skipif(not LIBRARIES, reason="libfaketime is not installed (apt install libfaketime)")
+pytestmark = pytest.mark.skipif(not LIBRARIES, reason=needs.LIBFAKETIME)
 
 
 @pytest.fixture(scope="module")

@@ -298,7 +298,7 @@ def test_a_mistake_is_its_lines_and_an_exit_code(
         assert line.startswith("anchorage: ")
         assert part.replace("{}", str(folders)) in line
     assert {path for path in folders.rglob("*") if path.name != "run.lock"} == before
-    assert {child.pid for child in psutil.Process().children(recursive=True)} == children
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= children
 
 
 @pytest.mark.parametrize(

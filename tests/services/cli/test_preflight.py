@@ -14,6 +14,7 @@ import pytest
 from services.cli.preflight import Start, preflight
 from services.config import Config
 from services.errors import PreflightFailed
+from tests import needs
 from tests.env_servers.launching import launch
 
 STARTER = Path("models/starter")
@@ -153,7 +154,7 @@ def test_a_redis_that_is_away_is_told_where_nothing_else_is_wrong(tmp_path: Path
 
 
 def test_the_head_sizes_are_those_of_the_vllm_that_is_installed() -> None:
-    backend = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
+    backend = pytest.importorskip("vllm.v1.attention.backends.cpu_attn", reason=needs.VLLM)
     from actors.engine_vllm import CPU_HEAD_SIZES
 
     assert tuple(backend.CPUAttentionBackend.get_supported_head_sizes()) == CPU_HEAD_SIZES
