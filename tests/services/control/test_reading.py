@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from services.archive import files, numbers_of, read_index
+from services.buffer.keys import KINDS, NAMES, Keys
 from services.config.load import dump_config
 from services.control.json_lines import JsonLines
 from tests.control_runs import GROUP_SIZE, HOSTILE, UPDATES, beat, make_config, make_finished
@@ -247,3 +248,25 @@ def test_every_error_is_a_problem_document(api):
         response = api.get(path)
         assert response.headers["content-type"] == "application/problem+json"
         assert response.json()["status"] == response.status_code
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_foreign_keys_of_a_run_are_no_error_of_the_server(api, live, run_name, name):
+    """Every route that looks at Redis answers, and the run says which key is wrong where its data cannot be read."""
+    routes = ("", "/actors", "/buffer", "/leases", "/commands", "/environments", "/metrics")
+    key = Keys(run_name)[name]
+    for value in (b"\xff", b"-1"):
+        live._client.delete(key)
+        live._client.rpush(key, value) if KINDS[name] == "string" else live._client.set(key, value)
+        statuses = {route: api.get(f"/api/v1/runs/{run_name}{route}").status_code for route in routes}
+        assert set(statuses.values()) <= {200, 409}, statuses
+    assert api.get("/metrics").status_code == 200
+
+
+def test_a_run_whose_data_cannot_be_read_says_why(api, live, run_name):
+    live._client.delete(Keys(run_name)["queue"])
+    live._client.set(Keys(run_name)["queue"], "foreign")
+    found = get(api, f"/runs/{run_name}")
+    assert found["live"] is False
+    assert f"Redis key anchorage:{{{run_name}}}:queue is a string" in found["note"]
+    assert "queue is a string" in get(api, f"/runs/{run_name}/leases", 409)["detail"]
