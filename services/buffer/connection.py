@@ -36,6 +36,8 @@ _MAX_CONNECTIONS = 32
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 2.0
 _SCHEMES = ("redis", "rediss", "unix")
+_ALSO = {"take": ("install_owner",), "restore_owner": ("install_owner",)}
+"""Parts that some scripts share beside the prelude of all."""
 _NO_ROOM = re.compile(r"maxmemory|MISCONF")
 
 
@@ -63,7 +65,8 @@ class Connection:
     def script(self, name: str, of: keys.Keys) -> Callable[[Sequence[Arg]], Any]:
         """The script `lua/<name>.lua` on a run's keys, as a function of its arguments."""
         folder = resources.files("services.buffer") / "lua"
-        body = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", name))
+        parts = ("prelude", *_ALSO.get(name, ()), name)
+        body = "".join((folder / f"{part}.lua").read_text() for part in parts)
         named = keys.named_in(body)
         script, names = self.client.register_script(keys.bindings(named) + body), of.of(named)
         return lambda args: self.call(lambda: script(keys=names, args=args))

@@ -30,6 +30,8 @@ from services.errors import AnchorageError, RedisUnavailable, RunTaken
 
 BEATS_A_LEASE = 8
 POLL_S = 0.1
+PROMPT_S = 1.0
+"""An answer of Redis that took longer says nothing of whether the owner was silent meanwhile."""
 _PROC = Path("/proc")
 _DEAD = ("X", "Z")
 _STOPPED = ("T", "t")
@@ -115,14 +117,19 @@ def take(buffer: Names, run: str, lineage: str, lease_s: float, waiting: Callabl
     record = RECORD.dump_json(Record.here(lease_s)).decode()
     unique = uuid.uuid4().hex
     watched: tuple[Found, float] | None = None
+    told = False
     while True:
+        asked = time.monotonic()
         found = buffer.owner()
+        if time.monotonic() - asked > PROMPT_S:
+            watched = None  # Redis was away: its owner could not show itself either
         if found is None or _may_be_replaced(run, found, watched, lease_s):
             token = buffer.take(found, unique, lineage, record)
             if token is not None:
                 return Owner(token, lineage, record)
             continue
-        if watched is None:
+        if watched is None and not told:
+            told = True
             waiting(f"run {run} was not released by {found.record or 'its owner'}; waiting for a sign of life")
         if watched is None or watched[0] != found:
             watched = (found, time.monotonic())

@@ -249,7 +249,7 @@ class BufferConfig(Section):
     """How long to retry before a lost Redis is an error."""
     max_mib: int = Field(2048, ge=1)
     """Cap on the stored trajectories; beyond it actors wait."""
-    owner_lease_s: float = Field(20.0, gt=0)
+    owner_lease_s: float = Field(30.0, gt=0)
     """A run that gave no sign of life for so long may be replaced by another process that wants its name."""
 
 

@@ -245,3 +245,23 @@ def test_older_data_of_another_lineage_is_not_taken_up(connect, redis_url, run_n
     assert buffer.known("train") == set()
     with pytest.raises(RunTaken):
         earlier.issue([ticket(0)])
+
+
+def test_a_redis_that_was_away_is_no_silence_of_the_owner(connect, run_name, monkeypatch):
+    """Who waited for Redis for longer than the lease has not watched the owner in that time."""
+    monkeypatch.setattr("services.buffer.owner.PROMPT_S", 0.2)
+    far, buffer = connect(), connect()
+    far.own(Owner(far.take(None, "x", "lineage", elsewhere(SHORT_S)), "lineage", elsewhere(SHORT_S)))
+    ask, answers = buffer.owner, []
+
+    def owner():
+        if len(answers) == 2:
+            time.sleep(2 * SHORT_S)  # Redis is away, for the owner too
+        answers.append(ask())
+        if len(answers) == 4:
+            far.beat()
+        return answers[-1]
+
+    monkeypatch.setattr(buffer, "owner", owner)
+    with pytest.raises(RunTaken):
+        take(buffer, run_name, "lineage", SHORT_S)
