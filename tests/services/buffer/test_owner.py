@@ -23,7 +23,7 @@ from services.schemas import Task, Ticket, Trajectory
 from tests.waiting import until
 
 LONG_S = 600.0
-SHORT_S = 0.8
+SHORT_S = 2.0
 
 CHILD = """
 import sys

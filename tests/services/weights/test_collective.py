@@ -15,13 +15,14 @@ from actors.engine import EngineFailed
 from actors.weights import WeightFollower
 from services.config.tree import BufferConfig, WeightsConfig
 from services.weights import TransferLost, WeightsError, WeightsGone, WeightsUnavailable, open_channel
-from services.weights.board import WISH_TTL_S, Board
+from services.weights.board import Board
 from services.weights.collective import CollectiveChannel, Incoming
 from services.weights.digest import digest
 from services.weights.meeting import meet
 from services.weights.rounds import Wish
 from tests.actors.scripted_engine import ScriptedEngine, tokenizer_folder
 from tests.services.weights.gloo import GlooReceiver, GlooSender
+from tests.waiting import until
 
 TIMEOUT_S = 20.0
 
@@ -226,10 +227,7 @@ def test_a_wish_that_is_not_repeated_is_void(redis_url: str, run_name: str) -> N
     board = Board(redis_url, run_name, BufferConfig())
     board.wish(Wish("dead", "v", 1))
     assert [wish.reader for wish in board.wishes()] == ["dead"]
-    deadline = time.monotonic() + 10 * WISH_TTL_S
-    while board.wishes():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not board.wishes())
     board.close()
 
 
