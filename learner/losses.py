@@ -102,7 +102,7 @@ def policy_loss(batch: TokenBatch, config: LossConfig, total: float) -> LossTerm
     metrics = {
         "ratio": ratio,
         "clip_fraction": clipped,
-        "logprob_gap": (current - batch.behaviour).abs(),
+        "logprob_gap": ((current if batch.old is None else old) - batch.behaviour).abs(),
         # The tokens come from μ: an estimate of KL(μ ‖ π_old), the sampler's distance from the learner.
         "sampler_kl": divergence(batch.behaviour, current if batch.old is None else old, "k3"),
         **corrected,

@@ -29,7 +29,9 @@ from learner.attention import PackingUnsupported
 from learner.batching import MIN_SHARED, Ids, Row, plan
 from learner.forward import Forward
 from learner.policy import Policy, Route, inputs, load_policy
+from services.config.tree import Config
 from services.errors import ModelUnavailable, first_line
+from services.model_folder import WEIGHT_PATTERNS
 
 Packing = Literal["auto", "packed", "rows"]
 
@@ -56,6 +58,8 @@ LEAST_EFFECT = 1e-4
 SCORED = 256
 """Most tokens that are compared in a row, the last ones."""
 SEED = 20260
+SMALL_BYTES = 256 * 2**20
+"""Weights that a command line loads itself to measure them. Others are measured by the ranks that have them anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,19 @@ def measure_folder(folder: Path, dtype: str, max_tokens: int, packing: Packing =
         ModelUnavailable: it cannot be loaded.
     """
     return measure(load_policy(folder, dtype, 1.0, route=Route(packed=False)), packing, max_tokens)
+
+
+def check_small_folder(folder: Path, config: Config) -> None:
+    """`require_exact` of a folder whose weights take at most `SMALL_BYTES`; others take longer than seconds here.
+
+    Raises:
+        ModelUnavailable: the model cannot be loaded, or the learner would not train what it computes.
+    """
+    if sum(file.stat().st_size for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)) > SMALL_BYTES:
+        return
+    context = config.model.max_prompt_tokens + config.model.max_response_tokens
+    policy = load_policy(folder, config.model.dtype, 1.0, route=Route(packed=False))
+    require_exact(policy, config.learner.packing, context)
 
 
 def require_exact(policy: Policy, packing: Packing, max_tokens: int) -> Parity:

@@ -200,6 +200,8 @@ def load_policy(
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"model.path: cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
+    if lm.config.is_encoder_decoder:
+        raise ModelUnavailable(f"model.path {folder}: {type(lm).__name__} is half of an encoder-decoder model")
     missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")

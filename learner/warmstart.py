@@ -24,7 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.config.tree import WarmstartConfig, WarmstartPhase
+from learner.forward import Forward
+from learner.parity import require_exact
+from learner.policy import Route, load_policy
+from services.config.tree import Config, WarmstartConfig, WarmstartPhase
+from services.errors import ModelUnavailable
 from services.model_folder import share_weights
 
 END_OF_TEXT = "<|endoftext|>"
@@ -115,7 +119,7 @@ def fit(
     """Train `model` in place until the examples run out or `phase.tokens` were seen; answers where it ended."""
     optimizers = _optimizers(model, phase.lr)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    model.train()
+    model.eval()  # without dropout: what is trained is the function that is sampled
     tokens = 0
     progress = FitProgress(0, 0, math.nan, math.nan, 0.0)
     recent: list[tuple[float, float]] = []
@@ -138,15 +142,20 @@ def fit(
         on_progress(progress)
         if tokens >= phase.tokens:
             break
-    model.eval()
     return progress
 
 
-def load(folder: Path) -> Any:
-    """The model of a folder that `save` wrote, in float32."""
-    from transformers import AutoModelForCausalLM
+def load(folder: Path, config: Config) -> Any:
+    """The model of a folder, in float32.
 
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
+    Raises:
+        ModelUnavailable: there is none, or `fit` would not train what its own forward pass computes.
+    """
+    policy = load_policy(folder, "float32", temperature=1.0, route=Route(packed=False))
+    parity = require_exact(policy, "rows", config.model.max_prompt_tokens + config.model.max_response_tokens)
+    if not parity.route.halves or not parity.route.prefixes:
+        raise ModelUnavailable(f"{folder}: the warm start cannot train {parity.architecture}: {parity.reasons[0]}")
+    return policy.lm
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -214,11 +223,11 @@ def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor
         ids[number, :length] = torch.tensor(example.tokens)
         imitate[number, 1:length] = torch.tensor([bool(wanted) for wanted in example.targets[1:]])
         prompt[number, 1:length] = ~imitate[number, 1:length] & (number % _PROMPT_ROWS == 0)
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    forward = Forward(model)
+    output = forward.body(ids[:, :-1])
 
     def logits(mask: Tensor) -> Tensor:
-        scores: Tensor = model.lm_head(hidden[mask[:, 1:]])
-        return scores.float()
+        return forward.head(output, output.last_hidden_state[mask[:, 1:]]).float()
 
     wanted = [targets for example in batch for targets in example.targets[1:] if targets]
     divergence, astray = _divergence(logits(imitate), wanted)

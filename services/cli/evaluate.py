@@ -152,7 +152,10 @@ def _evaluate(
         total = config.evaluation.most_episodes
         with bar(console, name, total, "episodes") as tell:
             return evaluate_baseline(name, config, lambda done, won: tell(done, play_summary(won, done)))
+    from learner.parity import check_small_folder
+
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
+    check_small_folder(model, config)
     with Stack(config, announce=console.print) as stack:
         stack.publish_initial()
         return evaluate_on(stack, name, 0, console=console, should_stop=should_stop)

@@ -42,6 +42,8 @@ def shape_problems(folder: Path, config: Config) -> Iterator[str]:
         return
     if not whole.get("architectures"):
         yield f'{file} names no architectures; add it, as in "architectures": ["Qwen2ForCausalLM"]'
+    if whole.get("is_encoder_decoder"):
+        yield f"{file} is of an encoder-decoder model ({whole['model_type']}); take a causal language model"
     nested = whole.get("text_config")
     text = nested if isinstance(nested, dict) else whole
     yield from _length(file, text, config)

@@ -62,7 +62,7 @@ def make_starter(
         )
         figures: list[dict[str, object]] = []
     else:
-        tokenizer, model = load_tokenizer(start), warmstart.load(start)
+        tokenizer, model = load_tokenizer(start), warmstart.load(start, config)
         figures = _earlier_phases(start)
     prompts = PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens)
     tokens = 0

@@ -147,7 +147,7 @@ def test_metrics_are_weighted_sums_and_maxima():
     assert sums["tokens"] == batch.weight.sum()
     torch.testing.assert_close(sums["ratio"], ratio[counted].sum())
     torch.testing.assert_close(sums["clip_fraction"], (batch.weight * outside).sum())
-    torch.testing.assert_close(sums["logprob_gap"], (batch.weight * (batch.logprob - batch.behaviour).abs()).sum())
+    torch.testing.assert_close(sums["logprob_gap"], (batch.weight * (batch.old - batch.behaviour).abs()).sum())
     torch.testing.assert_close(sums["entropy"], batch.entropy[counted].sum())
     torch.testing.assert_close(sums["importance"], weight[counted].sum())
     torch.testing.assert_close(sums["masked_fraction"], (batch.weight * ((weight > 1.5) | (weight < 1 / 1.5))).sum())

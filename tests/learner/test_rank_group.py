@@ -11,14 +11,15 @@ from safetensors.torch import load_file, save_file
 from learner import rank_group
 from learner.dispatch import Dispatcher
 from learner.losses import TokenBatch, policy_loss
-from learner.policy import inputs, load_policy
+from learner.policy import Route, inputs, load_policy
 from learner.rank_group import RankFailed, start_ranks
 from learner.rows import prepare
 from learner.shards import ShardReader
 from services.config.tree import Config
-from services.errors import CheckpointFailed, RunStalled
+from services.errors import CheckpointFailed, ModelUnavailable, RunStalled
 from services.model_folder import read_weights
 from services.weights.adapter import is_adapter, merged
+from tests.learner.architectures import PACKED, ROWS, write_architecture
 from tests.learner.synthetic import play
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -52,14 +53,15 @@ def ranks():
         group.stop()
 
 
-def plain_pytorch(config, rates):
+def plain_pytorch(config, rates, route=None):
     """After one update in plain PyTorch: weights, Adam's mean gradients, and the last gradient's norm before its clip.
 
     AdamW at these learning rates, clipped gradients, unpacked rows.
     """
     whole = changed(config, learner={"ranks": 1, "microbatch_tokens": 10_000})
     (steps,) = prepare(groups(config), whole, 0).work
-    policy, frozen = (load_policy(config.model.path, "float32", config.rollout.temperature) for _ in range(2))
+    temperature = config.rollout.temperature
+    policy, frozen = (load_policy(config.model.path, "float32", temperature, route=route) for _ in range(2))
     optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
     arrays = [inputs(batch, torch.device("cpu")) for step in steps for batch in step.batches]
     fixed = [frozen(*each)[0].detach() for each in arrays]
@@ -85,9 +87,9 @@ def plain_pytorch(config, rates):
     return {name: parameter.detach() for name, parameter in parameters.items()}, moments, float(norm)
 
 
-def assert_plain_pytorch(config, group, metrics, rates):
+def assert_plain_pytorch(config, group, metrics, rates, route=None):
     """Weights to 1e-5, and the gradient's scale, which AdamW's step does not depend on."""
-    weights, moments, norm = plain_pytorch(config, rates)
+    weights, moments, norm = plain_pytorch(config, rates, route)
     assert_same(group.weights(), weights, 1e-5)
     if config.learner.zero_stage > 0:
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
@@ -151,6 +153,34 @@ def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(t
         group.update(prepare(groups(wider), wider, update).work)
     assert_same(group.weights(), expected, 1e-5)
     assert_random_states_survive(group, folder, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("name", "learner"),
+    [
+        ("lfm2", {"ranks": 2, "zero_stage": 3, "activation_checkpointing": True, "reference": "sharded"}),
+        ("gpt2", {"ranks": 1, "zero_stage": 2}),
+        ("falcon_alibi", {"ranks": 2, "zero_stage": 1}),
+    ],
+)
+def test_other_architectures_are_plain_pytorch(tiny_config, ranks, tmp_path, name, learner):
+    """Rows one by one on unevenly loaded ranks; dropout, which GPT-2 has here, is off."""
+    folder = write_architecture(tmp_path / name, (PACKED | ROWS)[name]())
+    model = {"path": folder, "max_prompt_tokens": 100}
+    config = changed(tiny_config, loss=TERMS, learner=learner, model=model)
+    group = ranks(config)
+    route = Route(packed=name in PACKED)
+    assert group.parity.route == route
+    assert group.sharing == ("lines" if name in PACKED else "prefixes")
+    metrics = group.update(prepare(groups(config), config, 0, group.sharing).work)
+    assert_plain_pytorch(config, group, metrics, [1e-3], route)
+
+
+def test_what_cannot_be_trained_is_refused_by_the_ranks(tiny_config, ranks, tmp_path):
+    folder = write_architecture(tmp_path / "gpt2", PACKED["gpt2"]())
+    config = changed(tiny_config, model={"path": folder, "max_prompt_tokens": 400})
+    with pytest.raises(ModelUnavailable, match=r"fails on a row of 424 tokens"):
+        ranks(config)
 
 
 def test_two_ranks_are_plain_pytorch_also_after_one_was_killed(tiny_config, ranks):
