@@ -61,14 +61,12 @@ class Forward:
             logits: Tensor = self.lm(input_ids=ids, **self._without_cache).logits
         return logits[0]
 
-    def whole(self, input_ids: Tensor, last: int = 0) -> Tensor:
-        """Logits [B, P, V] of the model's own forward pass, undivided.
-
-        P is L, or where the model can do that, the number of `last` positions wanted (0: all).
-        """
-        keep = {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(self.lm.forward).parameters else {}
+    def whole(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits [B, P, V] of the model's own forward pass, undivided; at `positions`, int64 [P], none: at all."""
+        accepts = "logits_to_keep" in inspect.signature(self.lm.forward).parameters
+        keep = {"logits_to_keep": positions} if positions is not None and accepts else {}
         logits: Tensor = self.lm(input_ids=input_ids, **self._without_cache, **keep).logits
-        return logits
+        return logits if positions is None or accepts else logits[:, positions]
 
     @contextmanager
     def _standing_in(self, output: Any) -> Iterator[None]:

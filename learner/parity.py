@@ -57,6 +57,8 @@ LEAST_EFFECT = 1e-4
 """Nats. Where the context changes a score by less, a leak between rows could not be told from rounding."""
 SCORED = 256
 """Most tokens that are compared in a row, the last ones."""
+PREFIX = 24
+"""Tokens of the beginning of the longest row that are scored without the rest of it."""
 SEED = 20260
 SMALL_BYTES = 256 * 2**20
 """Weights that a command line loads itself to measure them. Others are measured by the ranks that have them anyway."""
@@ -263,7 +265,7 @@ class _Measurement:
             raise _Refused("its forward pass rewrites its own weights")
         again = self._compare("repeated", self._plain(row), self.expected[1])
         if not self._agrees(again):
-            raise _Refused(f"the same row scored twice differs by {again.largest:.2g} nats")
+            raise _Refused(f"what it scored before changes what it scores now, by {again.largest:.2g} nats")
         half = len(row) // 2
         other = np.concatenate([row[:half], self._tokens.draw(len(row) - half)])
         early = self._plain(other)[: half - 1]
@@ -272,9 +274,10 @@ class _Measurement:
             raise _Refused(f"it is not causal: later tokens change the score of earlier ones by {causal.largest:.2g}")
         other = np.concatenate([self._tokens.draw(half), row[half:]])
         self._effect = float((self._plain(other)[half:] - self.expected[1][half:]).abs().mean())
-        cut = longest[:-7]
-        kept = self.expected[-1][: len(cut) - len(longest)]
-        self._prefixes = self._agrees(self._compare("prefixes", self._plain(cut)[-len(kept) :], kept))
+        # Short against long: whatever length something changes at, it lies between the two.
+        cut = longest[:PREFIX]
+        begun = self._plain(longest, range(len(cut) - 1))
+        self._prefixes = self._agrees(self._compare("prefixes", self._plain(cut), begun))
 
     def _choose(self, packing: Packing) -> Route:
         if not self._prefixes:
@@ -327,15 +330,17 @@ class _Measurement:
         owner = torch.tensor(batch.advantage, device=self._device)
         return {number: logprob[owner == number] for number in numbers}
 
-    def _plain(self, tokens: Ids) -> Tensor:
-        """Log-probabilities of the last tokens of a row under the model's own forward pass, at most `SCORED`.
+    def _plain(self, tokens: Ids, places: range | None = None) -> Tensor:
+        """Log-probabilities of a row's tokens under the model's own forward pass: those after `places`, or the last.
 
         Raises:
             _Refused: it fails, or they are no numbers.
         """
         ids = torch.tensor(tokens, dtype=torch.long, device=self._device)
+        places = places or range(max(0, len(tokens) - 1 - SCORED), len(tokens) - 1)
+        positions = torch.arange(places.start, places.stop, device=self._device)
         try:
-            logits = self._forward.whole(ids[None], SCORED + 1)[0, -SCORED - 1 : -1]
+            logits = self._forward.whole(ids[None], positions)[0]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever an architecture ends in
@@ -344,7 +349,7 @@ class _Measurement:
                 f"{first_line(error)[:160]}"
             ) from error
         logs = (logits.float() / self._policy.temperature).log_softmax(-1)
-        chosen = logs.gather(1, ids[-len(logs) :, None])[:, 0]
+        chosen = logs.gather(1, ids[positions + 1, None])[:, 0]
         if not bool(chosen.isfinite().all()):
             raise _Refused("its log-probabilities are not finite")
         return chosen

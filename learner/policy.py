@@ -191,17 +191,19 @@ def load_policy(
         PackingUnsupported: `route` is packed, as it is by default, and the model takes no attention function.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     check_model_folder(folder)
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        # Loaded for causal language modelling it would be the decoder alone.
+        if getattr(config, "is_encoder_decoder", False):
+            raise ValueError(f"{config.model_type} is an encoder-decoder model; take a causal language model")
         lm, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"model.path: cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
-    if lm.config.is_encoder_decoder:
-        raise ModelUnavailable(f"model.path {folder}: {type(lm).__name__} is half of an encoder-decoder model")
     missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")

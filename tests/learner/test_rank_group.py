@@ -159,12 +159,12 @@ def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(t
     ("name", "learner"),
     [
         ("lfm2", {"ranks": 2, "zero_stage": 3, "activation_checkpointing": True, "reference": "sharded"}),
-        ("gpt2", {"ranks": 1, "zero_stage": 2}),
+        ("stablelm", {"ranks": 1, "zero_stage": 2}),
         ("falcon_alibi", {"ranks": 2, "zero_stage": 1}),
     ],
 )
 def test_other_architectures_are_plain_pytorch(tiny_config, ranks, tmp_path, name, learner):
-    """Rows one by one on unevenly loaded ranks; dropout, which GPT-2 has here, is off."""
+    """Rows one by one on unevenly loaded ranks; dropout, which StableLM has here, is off."""
     folder = write_architecture(tmp_path / name, (PACKED | ROWS)[name]())
     model = {"path": folder, "max_prompt_tokens": 100}
     config = changed(tiny_config, loss=TERMS, learner=learner, model=model)
