@@ -67,9 +67,10 @@ class Mended:
     total: int
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether all commands are whole, as far as can be told without loading them."""
-    return not _lacks_manifest(folder) and all(sound_length(path) == path.stat().st_size for path in _logs(folder))
+def lacks_manifest(folder: Path) -> bool:
+    """A server would not find the data: it would begin with none, over those that are there."""
+    parts = folder / FOLDER_NAME
+    return parts.is_dir() and not (parts / MANIFEST_NAME).exists() and any(parts.iterdir())
 
 
 def mend(folder: Path, log: str = "") -> Mended:
@@ -143,18 +144,6 @@ def _commands(data: mmap.mmap, position: int) -> Iterator[tuple[bytes, int]]:
             name = data[begin:end] if number == 0 else name
             position = end + 2
         yield name, position
-
-
-def _logs(folder: Path) -> list[Path]:
-    """The files that hold commands."""
-    parts = [folder / FOLDER_NAME / name for name, _, _ in _parts(folder / FOLDER_NAME)]
-    return [path for path in (folder / FILE_NAME, *parts) if path.is_file() and path.suffix != ".rdb"]
-
-
-def _lacks_manifest(folder: Path) -> bool:
-    """A server would not find the data: it would begin with none, over those that are there."""
-    parts = folder / FOLDER_NAME
-    return parts.is_dir() and not (parts / MANIFEST_NAME).exists() and any(parts.iterdir())
 
 
 def _new_folder(folder: Path) -> Path:

@@ -5,7 +5,8 @@ Invariants
   lives: two servers never share a folder.
 - A restart of the same object keeps its address and password; a restart in the same folder has the data back.
 - A stopped server loses nothing; a killed one at most what it had not handed to the kernel (seconds on a busy disk).
-- Damaged data stop nobody: they are set aside (`append_only.py`), and the server starts with what of them is sound.
+- Damaged data stop nobody: they are set aside (`append_only.py`), and the server starts with what of them is sound. It
+  does not cut a torn end itself (aof-load-truncated), since it would do so within a transaction.
 - The password reaches the server through its standard input: it is on no command line. While the server runs, its
   address lies in a file that only its owner may read, for commands that look at a run.
 """
@@ -59,6 +60,7 @@ databases 1
 save ""
 appendonly yes
 appendfsync everysec
+aof-load-truncated no
 maxmemory-policy noeviction
 """
 
@@ -164,8 +166,8 @@ class EmbeddedRedis:
 
     def _start_on_what_is_sound(self, executable: str, lock: int) -> None:
         """Start; where the data are damaged, with their sound beginning, and where that does not help, with none."""
-        if not self._moved(lambda: append_only.is_whole(self._folder)):
-            self._mend(f"the last commands of the redis-server in {self._folder} are not whole", "")
+        if self._moved(lambda: append_only.lacks_manifest(self._folder)):
+            self._mend(f"the data of the redis-server in {self._folder} lack their manifest", "")
         for repair in (self._mend, self._start_over, None):
             try:
                 self._start_on_a_port(executable, lock)

@@ -29,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from services.errors import AnchorageError, RedisUnavailable, RunTaken
 
 BEATS_A_LEASE = 8
+CLOSING_S = 10.0
 POLL_S = 0.1
 PROMPT_S = 1.0
 """An answer of Redis that took longer says nothing of whether the owner was silent meanwhile."""
@@ -108,8 +109,18 @@ class Names(Protocol):
     def release_owner(self) -> None: ...
 
 
-def take(buffer: Names, run: str, lineage: str, lease_s: float, waiting: Callable[[str], object] = log.info) -> Owner:
+def take(
+    buffer: Names,
+    run: str,
+    lineage: str,
+    lease_s: float,
+    *,
+    alone: bool = False,
+    waiting: Callable[[str], object] = log.info,
+) -> Owner:
     """Own the run's name. An owner that may be dead is watched for its lease; `waiting` is told so once.
+
+    `alone`: nobody else can use this Redis, so whoever is named there is gone, or is the original of a copied folder.
 
     Raises:
         RunTaken: another process runs it.
@@ -123,7 +134,7 @@ def take(buffer: Names, run: str, lineage: str, lease_s: float, waiting: Callabl
         found = buffer.owner()
         if time.monotonic() - asked > PROMPT_S:
             watched = None  # Redis was away: its owner could not show itself either
-        if found is None or _may_be_replaced(run, found, watched, lease_s):
+        if alone or found is None or _may_be_replaced(run, found, watched, lease_s):
             token = buffer.take(found, unique, lineage, record)
             if token is not None:
                 return Owner(token, lineage, record)
@@ -177,8 +188,10 @@ class Ownership:
     def release(self) -> None:
         """Let go of the name. Whoever has taken it keeps it."""
         self._ended.set()
-        self._thread.join()
-        if self._lost is None:
+        self._thread.join(CLOSING_S)
+        if self._thread.is_alive():
+            log.warning("Redis is away: the run's name is not released, its lease will run out")
+        elif self._lost is None:
             try:
                 self._buffer.release_owner()
             except AnchorageError as error:

@@ -113,7 +113,8 @@ class Stack:
         """Own the run's name in Redis until the stack is closed. RunTaken while another process does."""
         config = self.config
         found = lineage(folder, resume=self._resume)
-        owner = take(self.buffer, config.run.name, found, config.buffer.owner_lease_s, waiting=self._announce)
+        lease_s, alone = config.buffer.owner_lease_s, self._redis is not None
+        owner = take(self.buffer, config.run.name, found, lease_s, alone=alone, waiting=self._announce)
         self.buffer.own(owner)
         self._ownership = Ownership(self.buffer, config.buffer.owner_lease_s)
         self._exit.callback(self._ownership.release)

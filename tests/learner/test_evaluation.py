@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from learner.evaluation import Outcome, Rate, effective_episodes, evaluate, panel, summarise
 from services.buffer import Buffer
+from services.buffer.keys import ticket_field
 from services.config.tree import Config, EvaluationConfig
 from services.errors import EnvironmentUnavailable, RunStalled
 from tests.learner.synthetic import play
@@ -83,6 +84,41 @@ def test_evaluation_beside_training_leaves_nothing_behind(buffer, run_name):
     assert progress[-1] == (7, 7)
     assert buffer.known("eval-3") == set()
     assert buffer.known("train") == {0}
+
+
+@pytest.mark.parametrize("heals", [True, False])
+def test_an_episode_that_cannot_be_read_is_played_again(buffer, run_name, monkeypatch, heals):
+    """Damaged, or another ticket's in its place; where that does not end, the evaluation says so."""
+    config, finished, damaged = configured(run_name), threading.Event(), []
+    read = buffer.read
+
+    def damage_then_read(stream, group):
+        if group in (2, 3) and (not heals or group not in damaged):
+            damaged.append(group)
+            field, other = ticket_field(stream, group, 0), ticket_field(stream, 0, 0)
+            foreign = b"foreign" if group == 2 else buffer._client.hget(buffer._keys["trajectories"], other)
+            buffer._client.hset(buffer._keys["trajectories"], field, foreign)
+        return read(stream, group)
+
+    def actors():
+        while not finished.is_set():
+            for ticket in buffer.lease("actor", 2, 30.0):
+                buffer.store(play(ticket, version=3))
+
+    monkeypatch.setattr(buffer, "read", damage_then_read)
+    thread = threading.Thread(target=actors, daemon=True)
+    thread.start()
+    try:
+        if heals:
+            result = evaluate(config, buffer, SPLITS, stream="eval-3")
+            assert (result.success.episodes, result.complete, sorted(damaged)) == (7, True, [2, 3])
+        else:
+            with pytest.raises(RunStalled, match="2 episodes could not be read"):
+                evaluate(config, buffer, SPLITS, stream="eval-3")
+    finally:
+        finished.set()
+        thread.join()
+    assert buffer.known("eval-3") == set()
 
 
 def test_stop_and_stall(buffer, run_name):

@@ -265,3 +265,9 @@ def test_a_redis_that_was_away_is_no_silence_of_the_owner(connect, run_name, mon
     monkeypatch.setattr(buffer, "owner", owner)
     with pytest.raises(RunTaken):
         take(buffer, run_name, "lineage", SHORT_S)
+
+
+def test_in_a_redis_of_its_own_a_run_waits_for_nobody(connect, child, run_name):
+    """A copied folder holds the record of the original, which may run."""
+    child(LONG_S)
+    take(connect(), run_name, "lineage", LONG_S, alone=True)
