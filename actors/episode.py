@@ -195,6 +195,7 @@ class _Attempt:
             terminated=after.terminated,
             truncated=after.truncated,
             finished=sample.finished,
+            prompt_truncated=prompt.truncated,
         )
         return step, after
 

@@ -141,19 +141,17 @@ class PromptBuilder:
         longest = render(whole)
         if len(longest.ids) <= limit:
             return longest, whole
-        # Tokens are about proportional to characters, so the first guess is near.
-        guess = int(whole * (limit - len(best.ids)) / (len(longest.ids) - len(best.ids)))
+        # Regula falsi: tokens are about proportional to characters.
+        used, over = len(best.ids), len(longest.ids)
         for _ in range(CUTS):
+            guess = low + (high - low) * (limit - used) // (over - used)
             if not low < guess < high:
-                guess = (low + high) // 2
-            if high - low <= max(1, whole // 256):
                 break
             prompt = render(guess)
             if len(prompt.ids) <= limit:
-                best, low = prompt, guess
+                best, low, used = prompt, guess, len(prompt.ids)
             else:
-                high = guess
-            guess = (low + high) // 2 if high - low < whole // 16 else low + (low or 16) // 16
+                high, over = guess, len(prompt.ids)
         return best, low
 
     def _cut_middle(self, prompt: Prompt) -> Prompt:

@@ -36,6 +36,7 @@ class UpdateReport:
         step_group_sizes: number of step groups of each size. step_group_size_mean: over step groups.
         staleness_mean / staleness_max: over groups, in updates.
         dropped_stale / dropped_equal / dropped_unreadable / cancelled: groups, since the update before.
+        prompt_truncated: share of the prompts from which something was left out for want of room.
         loss: metrics of the ranks, averaged over the tokens trained on.
         tokens_per_second: prompt and response tokens that went through the model over the ranks' seconds.
     """
@@ -62,6 +63,7 @@ class UpdateReport:
     tokens_per_second: float
     timings: Timings
     loss: dict[str, float]
+    prompt_truncated: float = 0.0
 
     def scalars(self) -> dict[str, float]:
         """The record as named numbers."""
@@ -71,6 +73,7 @@ class UpdateReport:
             "rollout/mean_steps": self.mean_steps,
             "rollout/valid_fraction": self.valid_fraction,
             "rollout/cut_fraction": self.cut_fraction,
+            "rollout/prompt_truncated": self.prompt_truncated,
             "rollout/episodes": self.episodes,
             "advantage/step_group_size": self.step_group_size_mean,
             "advantage/deviation": self.advantage_deviation,
@@ -124,6 +127,7 @@ def describe(
         step_group_sizes=dict(sorted(Counter(sizes.tolist()).items())),
         step_group_size_mean=float(sizes.mean()),
         advantage_deviation=prepared.advantage_deviation,
+        prompt_truncated=sum(step.prompt_truncated for step in steps) / len(steps),
         cut_fraction=prepared.cut_fraction,
         staleness_mean=sum(ages) / len(ages),
         staleness_max=max(ages),

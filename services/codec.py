@@ -44,6 +44,7 @@ _PLAIN = (
     "terminated",
     "truncated",
     "finished",
+    "prompt_truncated",
 )
 """Fields of a step that are stored as they are, in the order in which `Step` takes them after its arrays."""
 
@@ -79,6 +80,8 @@ class _WireSteps(BaseModel):
     truncated: list[bool]
     finished: list[bool] | None = None
     """None in documents from before there was this column: all true, as `Step` has it by default."""
+    prompt_truncated: list[bool] | None = None
+    """Likewise: all false."""
 
 
 class _WireTrajectory(BaseModel):
@@ -209,6 +212,8 @@ def _from_wire(wire: _WireSteps) -> tuple[Step, ...]:
     _check_finite(wire)
     if wire.finished is None:
         wire.finished = [True] * len(wire.spans)
+    if wire.prompt_truncated is None:
+        wire.prompt_truncated = [False] * len(wire.spans)
     columns = (
         _cut(_from_bytes(wire.prompt_ids, np.int32), wire.prompt_tokens),
         _cut(_from_bytes(wire.response_ids, np.int32), wire.response_tokens),

@@ -77,6 +77,7 @@ class Step:
         terminated / truncated: of the transition.
         prompt: text of the prompt.
         finished: the response ended by itself, not by the token limit.
+        prompt_truncated: something was left out of the prompt for want of room.
     """
 
     prompt_ids: IntArray
@@ -93,6 +94,7 @@ class Step:
     terminated: bool = False
     truncated: bool = False
     finished: bool = True
+    prompt_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from actors.parsing import ParsedAction, parse_action
-from actors.prompts import Exchange, Prompt, PromptBuilder, load_tokenizer, render_think
+from actors.prompts import Exchange, Prompt, PromptBuilder, load_tokenizer, render_think, shortened
 from env_servers.protocol import StepResult
 from services.config.tree import PromptConfig
 from services.errors import ModelUnavailable
@@ -156,3 +156,64 @@ def test_a_thought_that_the_chat_template_opened_belongs_to_the_response(
     assert parse_action("think", prompt.begun + response, ["look"], "admissible") == ParsedAction("look", True)
     if begun:
         assert not parse_action("think", response, ["look"], "admissible").valid
+
+
+LONG = "You see " + ", ".join(f"a thing {number}" for number in range(400)) + ". The end."
+
+
+@pytest.mark.parametrize("goal", ["find a pen", None])
+@pytest.mark.parametrize("actions", [None, ["look", "open desk 1"], [f"go to desk {n}" for n in range(300)]])
+def test_a_think_prompt_that_is_too_long_keeps_header_goal_and_end(
+    model_folder: Path, goal: str | None, actions: list[str] | None
+) -> None:
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.chat_template = QWEN3
+    builder = PromptBuilder(PromptConfig(template="think"), tokenizer, 1500)
+    prompt = builder.build(goal, HISTORY, result(LONG, actions))
+    said = tokenizer.decode(prompt.ids)
+    assert 1200 < len(prompt.ids) <= 1500
+    assert prompt.truncated
+    assert said.startswith("<|im_start|>user\nYou are an expert agent")
+    assert said.endswith("<action> </action> tags.<|im_end|>\n<|im_start|>assistant\n")
+    assert ("Your task is to: find a pen" in said) == (goal is not None)
+    assert "current observation is: You see a thing 0" in said
+    assert "The end." in said
+    assert actions is None or "'look'" in said or "'go to desk 0', " in said
+    whole = PromptBuilder(PromptConfig(template="think"), tokenizer, 50_000).build(goal, HISTORY, result(LONG, actions))
+    assert not whole.truncated
+    assert LONG in whole.text
+
+
+@pytest.mark.parametrize("limit", [900, 400, 300])
+@pytest.mark.parametrize("history", [[], HISTORY[:1], HISTORY])
+def test_a_compact_prompt_that_is_too_long_keeps_its_goal_and_end(limit: int, history: list[Exchange]) -> None:
+    first = (
+        [exchange(f"Welcome. {LONG} Your task: find a pen. {LONG}", history[0].action), *history[1:]] if history else []
+    )
+    prompt = compact(first, limit, LONG)
+    said = "".join(map(chr, prompt.ids))
+    assert limit * 0.8 < len(prompt.ids) <= limit
+    assert prompt.truncated
+    assert "find a pen" in said
+    assert said.endswith("The end.\n>")
+    assert said == prompt.text
+
+
+def test_dropped_history_counts_as_truncated() -> None:
+    whole = compact(HISTORY)
+    assert not whole.truncated
+    assert compact(HISTORY, len(whole.ids) - 1).truncated
+
+
+def test_shortened_keeps_both_ends_and_what_it_is_told() -> None:
+    assert shortened("0123456789", 4) == "01 [...] 89"
+    assert shortened("0123456789", 10) == "0123456789"
+    assert shortened("0123456789", 0) == "[...]"
+    assert "GOAL" in shortened("x" * 100 + "GOAL" + "y" * 100, 10, "GOAL")
+
+
+@pytest.mark.parametrize("limit", [8, 9, 30, 100])
+@pytest.mark.parametrize("template", ["think", "compact"])
+def test_no_limit_is_too_small(template: str, limit: int) -> None:
+    builder = PromptBuilder(PromptConfig.model_validate({"template": template}), Characters(), limit)
+    assert 0 < len(builder.build("g" * 500, HISTORY, result(LONG, ["look"])).ids) <= limit
