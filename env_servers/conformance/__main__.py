@@ -20,7 +20,7 @@ from env_servers.conformance.finding import Finding
 from env_servers.conformance.run import Options, Report, check_server
 from env_servers.settings import TOKEN_VARIABLE, token_from
 
-MARKS = {"ok": "ok", "fail": "FAIL"}
+MARKS = {"ok": "ok", "fail": "FAIL", "note": "note"}
 WIDEST = 120
 
 
@@ -69,6 +69,7 @@ def _document(report: Report) -> dict[str, object]:
         "info": report.info.model_dump(),
         "fit": report.fit,
         "findings": [asdict(finding) for finding in report.findings],
+        "notes": [asdict(note) for note in report.notes],
     }
 
 

@@ -12,7 +12,8 @@ from env_servers.client_interface import EnvironmentClient
 from env_servers.conformance.play import Plan
 from env_servers.protocol import EnvInfo
 
-Verdict = Literal["ok", "fail"]
+Verdict = Literal["ok", "fail", "note"]
+"""`note`: the server is fit, and something about it costs."""
 
 
 class Unfit(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +11,24 @@ from functools import partial
 import aiohttp
 from pydantic import ValidationError
 
-from env_servers.client import OPENENV_PREFIX, HttpClient, open_client
-from env_servers.client_interface import EnvironmentUnavailableError, RequestRejected, SessionLost, one_line
-from env_servers.conformance import asking, playing
+from env_servers.client import OPENENV_PREFIX, HttpClient, OpenEnvClient, open_client
+from env_servers.client_interface import (
+    EnvironmentClient,
+    EnvironmentUnavailableError,
+    RequestRejected,
+    SessionLost,
+    one_line,
+)
+from env_servers.conformance import asking, notes, playing
 from env_servers.conformance.finding import Check, Finding, Subject, Unfit
 from env_servers.conformance.play import Plan, sample_tasks
 from env_servers.conformance.speed import speed
 from env_servers.protocol import EnvInfo
 
 PATIENCE_S = 5.0
+EXAMPLES = 64
+
+Look = Callable[[Subject], Awaitable[Finding]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Options:
         sessions, seconds: of the measurement of speed.
         least_steps_per_s: below this rate the server is not fit.
         timeout_s: longest answer. check_limit_s: longest check.
-        actions: tried where the server does not say what it accepts; empty: some common ones.
+        actions: tried where the server does not say what it accepts; empty: what its schemas suggest, or common ones.
     """
 
     tasks: int = 8
@@ -51,6 +60,8 @@ class Report:
     url: str
     info: EnvInfo
     findings: tuple[Finding, ...]
+    notes: tuple[Finding, ...] = ()
+    """What is no condition of fitness."""
 
     @property
     def fit(self) -> bool:
@@ -76,7 +87,7 @@ async def check_server(
         tasks = sample_tasks(info, options.tasks)
         if not tasks:
             raise EnvironmentUnavailableError(f"the server at {url} serves no tasks")
-        plan = Plan(tasks, options.steps, tuple(options.actions) or Plan.actions)
+        plan = Plan(tasks, options.steps, tuple(options.actions) or await _examples(client) or Plan.actions)
         http = None
         if not url.startswith(OPENENV_PREFIX):
             http = await stack.enter_async_context(_raw(url, token, options.timeout_s))
@@ -86,7 +97,26 @@ async def check_server(
             finding = await _run(name, check, subject, options.check_limit_s)
             tell(finding)
             findings.append(finding)
-        return Report(url, info, tuple(findings))
+        told = []
+        for name, look in (("actions", notes.actions), ("facts", notes.facts), ("repeats", notes.repeats)):
+            note = await _look(name, look, subject, options.check_limit_s)
+            tell(note)
+            told.append(note)
+        return Report(url, info, tuple(findings), tuple(told))
+
+
+async def _examples(client: EnvironmentClient) -> tuple[str, ...]:
+    """Valid actions by the server's schemas, where it has any."""
+    return tuple(await client.example_actions(EXAMPLES)) if isinstance(client, OpenEnvClient) else ()
+
+
+async def _look(name: str, look: Look, subject: Subject, limit_s: float) -> Finding:
+    """A note, also on what could not be seen: that is a failed check's business."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await look(subject)
+    except (TimeoutError, EnvironmentUnavailableError, RequestRejected, SessionLost) as error:
+        return Finding(name, "note", f"could not be seen: {one_line(str(error)) or f'not done within {limit_s:g} s'}")
 
 
 def _checks(subject: Subject, options: Options) -> list[tuple[str, Check]]:

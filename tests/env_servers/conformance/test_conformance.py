@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -160,3 +161,91 @@ async def test_no_server_is_one_line(closed_port: int, capsys: pytest.CaptureFix
     assert await asyncio.to_thread(main, [f"http://127.0.0.1:{closed_port}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be used, after" in line
+
+
+class Counter(sloppy.Sound):
+    """Says how many actions were taken."""
+
+    taken = 0
+
+    def step(self, action: str) -> Observation:
+        self.taken += 1
+        return super().step(action)
+
+    def _observe(self, reward: float) -> Observation:
+        seen = super()._observe(reward)
+        return replace(seen, text=f"Step {self.taken}. {seen.text}", terminated=False)
+
+
+class History(Counter):
+    """Shows all that happened."""
+
+    told = ""
+
+    def step(self, action: str) -> Observation:
+        self.told += f"\n> {action}\n"
+        return super().step(action)
+
+    def _observe(self, reward: float) -> Observation:
+        seen = super()._observe(reward)
+        self.told += seen.text
+        return replace(seen, text=self.told, state="")
+
+
+class Terse(sloppy.Sound):
+    """Tells nothing beside its texts, and takes no action of a check's."""
+
+    def _observe(self, reward: float) -> Observation:
+        return Observation("Well?", accepted=False)
+
+
+def notes(report: Report) -> dict[str, tuple[str, str]]:
+    return {note.check: (note.verdict, note.seen) for note in report.notes}
+
+
+async def test_anchors_that_repeat() -> None:
+    verdict, seen = notes(await checked(app_of(sloppy.Sound)))["repeats"]
+    assert verdict == "ok"
+    by_observation, by_state = (
+        re.search(rf"by {kind}, of (\d+) steps (\d+) .* (\d+) with one", seen) for kind in ("observation", "state")
+    )
+    for found in (by_observation, by_state):
+        assert found is not None
+        steps, shared, again = map(int, found.groups())
+        assert steps >= shared >= again > steps / 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "cause"),
+    [
+        (Counter, "a step counter or a time, in the observation; env.anchor=state would help"),
+        (History, "the observation holds the history; give the last state only"),
+    ],
+)
+async def test_anchors_that_never_repeat(environment: type[Environment], cause: str) -> None:
+    report = await checked(app_of(environment), replace(QUICK, steps=12))
+    verdict, seen = notes(report)["repeats"]
+    assert verdict == "note"
+    assert "0 with one at another time" in seen
+    assert "GiGPO would be GRPO" in seen
+    assert seen.endswith(cause)
+    assert report.fit
+
+
+async def test_missing_facts_are_told_with_what_they_cost() -> None:
+    report = await checked(app_of(Terse))
+    assert report.fit
+    verdict, seen = notes(report)["facts"]
+    assert verdict == "note"
+    for missing in ("no won: success is", "no goal", "no task_type", "no admissible actions", "no state digests"):
+        assert missing in seen
+    assert notes(report)["actions"] == (
+        "note",
+        "0 of 18 were accepted; sent as written; at most 4,096 characters: "
+        "little was checked, give valid actions with --action",
+    )
+    assert notes(await checked(app_of(sloppy.Sound)))["facts"][1].startswith("no goal")
+
+
+async def test_a_task_that_cannot_be_played_leaves_its_notes_out() -> None:
+    assert notes(await checked(app_of(Counting)))["facts"][1].startswith("could not be seen: broken/0")

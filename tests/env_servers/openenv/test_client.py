@@ -18,6 +18,7 @@ from env_servers.client import (
     SessionLost,
     open_client,
 )
+from env_servers.conformance.run import Options, check_server
 from env_servers.launch import ServerProcess
 from env_servers.protocol import ResetRequest
 
@@ -259,3 +260,14 @@ async def test_other_servers_are_recognised() -> None:
         await client.close()
     with pytest.raises(ValueError, match="http://host:port"):
         OpenEnvClient("localhost")
+
+
+@pytest.mark.parametrize("kind", ["tools", "plain"])
+async def test_the_check_plays_a_real_server(kind: str, echo: Callable[..., ServerProcess]) -> None:
+    options = Options(tasks=2, steps=4, sessions=4, seconds=0.2)
+    server = echo(kind)
+    report = await check_server(f"openenv+{server.url}", options=options)
+    assert [finding.seen for finding in report.findings if finding.verdict == "fail"] == []
+    notes = {note.check: note.seen for note in report.notes}
+    assert notes["actions"].startswith("16 of 16 were accepted")
+    assert "no won" in notes["facts"]
