@@ -27,7 +27,7 @@ def run_training(config: Config, *, resume: Resume, console: Console) -> bool:
     with stop_on_signals() as stopped, Stack(config, announce=console.print, resume=going_on) as stack:
         console.print("starting the learner")
         ranks = start_ranks(config)
-        console.print(ranks.parity.line(), highlight=False)
+        console.print(ranks.parity.line(), highlight=False, markup=False)
         try:
             train_on(stack, ranks, resume=going_on, console=console, should_stop=stopped)
         finally:
