@@ -107,10 +107,9 @@ def test_the_clock_follows_redis_while_nobody_sets_it(buffer):
     buffer.lease("a", 1, 600.0)
     left = [buffer.contents()[0].tickets[0].lease_s]
     began = time.monotonic()
-    until(lambda: left.append(buffer.contents()[0].tickets[0].lease_s) or time.monotonic() - began > 2.0)
-    passed = time.monotonic() - began
+    until(lambda: left.append(buffer.contents()[0].tickets[0].lease_s) or left[0] - left[-1] > 1.5)
     assert left == sorted(left, reverse=True)
-    assert abs(left[0] - left[-1] - passed) < 0.5
+    assert left[0] - left[-1] < time.monotonic() - began + 0.2
 
 
 def test_a_time_in_which_nobody_calls_ends_no_lease_at_once(buffer, server, run_name):

@@ -24,6 +24,8 @@ from tests.waiting import until
 
 LONG_S = 600.0
 SHORT_S = 2.0
+MIDDLE_S = 4.0
+"""Long enough for a busy machine to show a sign of life in."""
 
 CHILD = """
 import sys
@@ -122,8 +124,8 @@ def test_a_pid_that_is_used_again_is_not_the_owner(connect, run_name):
 
 def test_an_owner_elsewhere_that_beats_is_alive(connect, run_name):
     far = connect()
-    far.own(Owner(far.take(None, "x", "lineage", elsewhere(SHORT_S)), "lineage", elsewhere(SHORT_S)))
-    kept = Ownership(far, SHORT_S)
+    far.own(Owner(far.take(None, "x", "lineage", elsewhere(MIDDLE_S)), "lineage", elsewhere(MIDDLE_S)))
+    kept = Ownership(far, MIDDLE_S)
     told: list[str] = []
     with pytest.raises(RunTaken, match="is in use by far-away"):
         take(connect(), run_name, "lineage", SHORT_S, waiting=told.append)
@@ -249,14 +251,13 @@ def test_older_data_of_another_lineage_is_not_taken_up(connect, redis_url, run_n
 
 def test_a_redis_that_was_away_is_no_silence_of_the_owner(connect, run_name, monkeypatch):
     """Who waited for Redis for longer than the lease has not watched the owner in that time."""
-    monkeypatch.setattr("services.buffer.owner.PROMPT_S", 0.2)
     far, buffer = connect(), connect()
-    far.own(Owner(far.take(None, "x", "lineage", elsewhere(SHORT_S)), "lineage", elsewhere(SHORT_S)))
+    far.own(Owner(far.take(None, "x", "lineage", elsewhere(MIDDLE_S)), "lineage", elsewhere(MIDDLE_S)))
     ask, answers = buffer.owner, []
 
     def owner():
         if len(answers) == 2:
-            time.sleep(2 * SHORT_S)  # Redis is away, for the owner too
+            time.sleep(1.2 * MIDDLE_S)  # Redis is away, for the owner too
         answers.append(ask())
         if len(answers) == 4:
             far.beat()
