@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,13 +15,15 @@ from actors import episode
 from actors.engine import Sample
 from actors.episode import EpisodeFailed, play, step_seed
 from actors.prompts import PromptBuilder, load_tokenizer
-from env_servers.client import LocalClient, RequestRejected, SessionLost
+from env_servers.client import LocalClient, RequestRejected, SessionLost, open_client
 from env_servers.environment import Environment, Observation
+from env_servers.launch import start_server
 from env_servers.protocol import MAX_ACTION_CHARS, StepResult
 from services.config.tree import Config
 from services.schemas import Task, Ticket, Trajectory
 from tests.actors.scripted_engine import ScriptedEngine
 from tests.env_servers.counting import Counting
+from tests.env_servers.openenv.venvs import NoOpenEnv, python_with_openenv
 
 
 def ticket(index: int = 1, seed: int = 7, split: str = "train") -> Ticket:
@@ -276,3 +279,24 @@ async def test_a_log_probability_that_is_no_number_fails_the_ticket(config: Conf
 
     with pytest.raises(EpisodeFailed, match=f"log-probability {value} .* policy version 3"):
         await play_with(config, Recording(), ticket(), Numberless(config.model.path))
+
+
+async def test_malformed_calls_of_a_real_tool_server_are_steps(config: Config, tmp_path: Path) -> None:
+    try:
+        python = str(python_with_openenv("0.10"))
+    except NoOpenEnv as error:
+        pytest.skip(str(error))
+    server = Path(__file__).parents[1] / "env_servers" / "openenv" / "echo_server.py"
+    ready = tmp_path / "ready"
+    config = config.model_copy(update={"env": config.env.model_copy(update={"max_steps": 5})})
+    engine = Saying(config.model.path)
+    engine.texts = [" echo_message[<b>A  b</b>]", " echo_message[", " shout[x]", ' echo_message[{"a": 1}]', " {nothing"]
+    with start_server([python, str(server), "tools", "--ready-file", str(ready)], ready, timeout_s=120) as process:
+        client = open_client(f"openenv+{process.url}")
+        played = await play_with(config, client, ticket(), engine)  # type: ignore[arg-type]
+    assert [step.valid for step in played.steps] == [True, False, False, True, False]
+    assert played.steps[1].observation == "<b>A  b</b>"
+    assert "must be tool[argument]" in played.steps[2].observation
+    assert "no tool 'shout'" in played.steps[3].observation
+    assert played.steps[4].observation == '{"a": 1}'
+    assert (played.steps[-1].truncated, played.reward, played.won) == (True, 0.0, False)
