@@ -246,6 +246,54 @@ async def test_a_reward_that_is_no_number_is_the_servers_fault(bad: str, reward:
     await runner.cleanup()
 
 
+class Failing:
+    """A server whose environment fails at the action `bad`, and answers `rpc` and `half` in odd ways."""
+
+    async def schema(self, _: web.Request) -> web.Response:
+        return web.json_response({"action": {"properties": {"message": {"type": "string"}}, "required": ["message"]}})
+
+    async def play(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            data = message.json().get("data", {})
+            match data.get("message"):
+                case "bad":
+                    failure = {"message": "no such move", "code": "EXECUTION_ERROR"}
+                    await socket.send_json({"type": "error", "data": failure})
+                case "rpc":
+                    failure = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32602, "message": "Invalid params"}}
+                    await socket.send_json({"type": "mcp", "data": failure})
+                case "half":
+                    await socket.send_json({"type": "observation", "data": {"observation": {"text": "a\ud800b"}}})
+                case _:
+                    await socket.send_json({"type": "observation", "data": {"observation": {"text": "x"}, "reward": 1}})
+        return socket
+
+
+async def test_an_environment_that_fails_at_an_action(unused_tcp_port: int) -> None:
+    server = Failing()
+    app = web.Application()
+    app.add_routes([web.get("/schema", server.schema), web.get("/ws", server.play)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", unused_tcp_port).start()
+    client = OpenEnvClient(f"http://127.0.0.1:{unused_tcp_port}")
+    session = (await client.reset(TASK.model_copy(update={"max_steps": 50}))).session
+    step = 0
+    for action in ("bad", "good", "rpc", "bad", "bad", "bad"):
+        step += 1
+        seen = await client.step(session, step, action)
+        assert (seen.step, seen.accepted, seen.reward) == (step, action == "good", float(action == "good"))
+        said = {"bad": "no such move", "rpc": "Invalid params", "good": "x"}[action]
+        assert seen.observation.endswith(said)
+    with pytest.raises(RequestRejected, match="failed at 4 step"):
+        await client.step(session, step + 1, "bad")
+    assert (await client.step(session, step + 1, "half")).observation == "a\ufffdb"
+    await client.close()
+    await runner.cleanup()
+
+
 async def test_other_servers_are_recognised() -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
