@@ -42,7 +42,16 @@ class Replicas:
         self._of_session: dict[str, _Replica] = {}
 
     async def info(self) -> EnvInfo:
-        return await self._replicas[0].client.info()
+        """What the first server says of itself that can be reached."""
+        failure: EnvironmentUnavailableError | None = None
+        for replica in self._by_load():
+            try:
+                return await replica.client.info()
+            except EnvironmentUnavailableError as error:
+                self._failed(replica, error)
+                failure = error
+        assert failure is not None
+        raise failure
 
     async def reset(self, request: ResetRequest) -> StepResult:
         """Open a session on the server with the fewest; after a failure on the next, each tried once."""

@@ -99,3 +99,14 @@ async def test_episodes_outlive_the_server_they_began_on(servers: list[ServerPro
     assert all(trajectory.steps[-1].terminated or trajectory.steps[-1].truncated for trajectory in trajectories)
     assert held(client) == [0, 0]
     await client.close()
+
+
+async def test_any_server_that_is_up_says_what_is_served(servers: list[ServerProcess]) -> None:
+    client = replicas(servers)
+    kill(servers[0])
+    for _ in range(2):
+        assert (await client.info()).name == "counting"
+    kill(servers[1])
+    with pytest.raises(EnvironmentUnavailableError):
+        await client.info()
+    await client.close()
