@@ -42,12 +42,14 @@ class Row:
         logprobs: float32 [R], of the response under the sampler.
         advantage: of every response token.
         counts: its tokens are trained on; if not, they only fill a batch.
+        fresh: bool [R], sampled by the policy version that is being updated; None: none of them.
     """
 
     tokens: NDArray[np.int32]
     logprobs: Floats
     advantage: float
     counts: bool = True
+    fresh: NDArray[np.bool_] | None = None
 
     @property
     def response_tokens(self) -> int:
@@ -66,6 +68,7 @@ class MicroBatch:
         behaviour: float32 [T], the sampler's log-probabilities.
         advantage: float32 [T].
         weight: float32 [T], 1 or 0.
+        fresh: float32 [T], 1 where the policy version that is being updated sampled the token, else 0.
         sequence: int64 [T], number within the micro-batch of the row that each response token belongs to.
         tokens: L, or 0 in a batch that only fills.
         widest: the largest T of the passes that run at the same time, one on each rank.
@@ -81,6 +84,7 @@ class MicroBatch:
     behaviour: Floats
     advantage: Floats
     weight: Floats
+    fresh: Floats
     sequence: Ids
     tokens: int
     widest: int
@@ -201,7 +205,7 @@ def _bins(units: list[list[_Family]], ranks: int, budget: int) -> list[list[list
 
 def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
     line, place, paths, starts = [], [], [], [0]
-    positions, targets, behaviour, advantage, weight = [], [], [], [], []
+    positions, targets, behaviour, advantage, weight, fresh = [], [], [], [], [], []
     before: NDArray[np.int32] = np.zeros(0, np.int32)
     path: Ids = np.zeros(0, np.int64)
     for family in families:
@@ -224,6 +228,7 @@ def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
             behaviour.append(row.logprobs)
             advantage.append(np.full(row.response_tokens, row.advantage))
             weight.append(np.full(row.response_tokens, row.counts))
+            fresh.append(np.zeros(row.response_tokens, np.bool_) if row.fresh is None else row.fresh)
     return MicroBatch(
         input_ids=np.concatenate(line).astype(np.int64)[None],
         position_ids=np.concatenate(place).astype(np.int64)[None],
@@ -235,6 +240,7 @@ def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
         behaviour=np.concatenate(behaviour).astype(np.float32),
         advantage=np.concatenate(advantage).astype(np.float32),
         weight=np.concatenate(weight).astype(np.float32),
+        fresh=np.concatenate(fresh).astype(np.float32),
         sequence=np.repeat(np.arange(len(targets)), [len(some) for some in targets]),
         tokens=starts[-1],
         widest=sum(map(len, targets)),

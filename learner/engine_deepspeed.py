@@ -3,6 +3,7 @@
 Invariants
 - `accumulate` may be called any number of times before `step`, equally often on every rank. Losses are sums over one
   token count for the whole step: DeepSpeed's averaging over ranks is undone here, and it scales by nothing else.
+- A step whose gradient is not finite is refused on every rank, whatever the ZeRO stage, and changes nothing.
 - The learning rate is a function of the number of optimizer steps done, which the checkpoint holds.
 - A checkpoint holds whole tensors under the parameters' names, not what each rank had: any number of ranks and any
   ZeRO stage can go on from it.
@@ -14,6 +15,7 @@ import datetime
 import importlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -33,7 +35,7 @@ from learner.policy import DTYPES, LOGITS_PER_MIB, Policy, Route, inputs, load_p
 from learner.schedule import rate_factor
 from learner.shards import ShardReader, ShardWriter
 from services.config.tree import Config
-from services.errors import CheckpointFailed
+from services.errors import CheckpointFailed, UpdateNotFinite
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 MASTER = "master"
@@ -117,9 +119,10 @@ class DeepSpeedEngine:
             lora.adapt(policy, config.model.lora)
         if config.learner.activation_checkpointing:
             recompute_layers(policy.lm)
-        self._engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=_adamw(policy, config), config=_deepspeed_config(config)
-        )
+        optimizer = _adamw(policy, config)
+        if self._stage == 0:
+            optimizer = _refusing(optimizer, config.optimizer.grad_clip)
+        self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=_deepspeed_config(config))
         self._engine.train()
 
     def _agreed(self, route: Route) -> Route:
@@ -149,15 +152,25 @@ class DeepSpeedEngine:
         """Forward and backward pass; the gradient is added to what `step` will apply."""
         entropy_gradient = self._config.loss.entropy_coef > 0
         terms = loss(*self._engine(*inputs(batch, self._device), entropy_gradient))
-        self._engine.backward(terms.loss * self._ranks, scale_wrt_gas=False)
+        # A loss that is not finite can have a finite gradient, which is all that the step looks at.
+        sound = torch.where(terms.loss.detach().isfinite(), 1.0, math.nan)
+        self._engine.backward(terms.loss * sound * self._ranks, scale_wrt_gas=False)
         return terms
 
     def step(self) -> dict[str, float]:
-        """Clip, apply and clear the gradient; answers `learning_rate` and, where DeepSpeed knows it, `grad_norm`."""
+        """Clip, apply and clear the gradient; returns `learning_rate` and `grad_norm`.
+
+        Raises:
+            UpdateNotFinite: on every rank, a loss or the gradient's norm is not finite. The gradient is cleared, and
+                all else is as it was before.
+        """
         rate = self._config.optimizer.lr * rate_factor(self.steps, self._config)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()
+        if not self._engine.was_step_applied():
+            self._engine.global_steps -= 1  # DeepSpeed counts what it has skipped
+            raise UpdateNotFinite("the loss or the gradient is not finite")
         norm = self._engine.get_global_grad_norm()
         return {"learning_rate": rate} | ({} if norm is None else {"grad_norm": float(norm)})
 
@@ -339,6 +352,26 @@ def _adamw(policy: Policy, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, fused=True, **settings)
 
 
+def _refusing(optimizer: torch.optim.Optimizer, clip: float) -> torch.optim.Optimizer:
+    """The optimizer, which clips by itself and skips a step whose gradient is not finite, as those of ZeRO do.
+
+    Without ZeRO DeepSpeed applies whatever there is. It reads the two attributes after each step.
+    """
+    apply: Callable[[], object] = optimizer.step
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def step() -> None:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        optimizer._global_grad_norm = norm  # type: ignore[attr-defined]
+        optimizer.overflow = not bool(norm.isfinite())  # type: ignore[attr-defined]
+        if not optimizer.overflow:  # type: ignore[attr-defined]
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            apply()
+
+    optimizer.step = step  # type: ignore[method-assign,assignment]
+    return optimizer
+
+
 def _common(config: Config) -> dict[str, Any]:
     bf16 = config.model.dtype == "bfloat16"
     settings = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 2**31}
@@ -355,7 +388,7 @@ def _deepspeed_config(config: Config) -> dict[str, Any]:
     return _common(config) | {
         # `step` alone ends an accumulation: the number of micro-batches differs from update to update.
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.optimizer.grad_clip,
+        "gradient_clipping": config.optimizer.grad_clip if learner.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # PyTorch's fused AdamW runs on the CPU as well, and needs no compiler.

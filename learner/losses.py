@@ -42,6 +42,7 @@ class TokenBatch:
         behaviour: log μ, as the sampler reported it.
         advantage: of the token's step.
         weight: 1, or 0 for tokens that only fill a batch.
+        fresh: 1 for tokens that π itself sampled, else 0: there |log π − log μ| should be 0; None: not known.
         old: log π_old; None: π_old = μ.
         reference: log π_ref; only read when kl_coef > 0.
         entropy: H(π) at the token's position, with gradient when entropy_coef > 0.
@@ -56,6 +57,7 @@ class TokenBatch:
     reference: Tensor | None = None
     entropy: Tensor | None = None
     sequence: Tensor | None = None
+    fresh: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,12 @@ def policy_loss(batch: TokenBatch, config: LossConfig, total: float) -> LossTerm
     if batch.entropy is not None:
         token_loss = token_loss - config.entropy_coef * batch.entropy
     current = batch.logprob.detach()
+    gap = ((current if batch.old is None else old) - batch.behaviour).abs()
     metrics = {
         "ratio": ratio,
         "clip_fraction": clipped,
-        "logprob_gap": ((current if batch.old is None else old) - batch.behaviour).abs(),
+        "logprob_gap": gap,
+        **({} if batch.fresh is None else {"fresh_gap": batch.fresh * gap, "fresh_fraction": batch.fresh}),
         # The tokens come from μ: an estimate of KL(μ ‖ π_old), the sampler's distance from the learner.
         "sampler_kl": divergence(batch.behaviour, current if batch.old is None else old, "k3"),
         **corrected,

@@ -22,6 +22,7 @@ from learner.losses import LossTerms, TokenBatch, denominator, policy_loss
 from learner.parity import Parity
 from learner.rows import OptimizerStep
 from services.config.tree import Config
+from services.errors import UpdateNotFinite
 
 
 class Rank:
@@ -65,6 +66,11 @@ class Rank:
         Returns:
             This rank's token sums of the loss metrics (`tokens` is their denominator) as `sum/NAME`, their maxima as
             `max/NAME`, and the last optimizer step's own figures as they are.
+
+        Raises:
+            UpdateNotFinite: on every rank, when the first optimizer step's loss or gradient is not finite; nothing has
+                changed.
+            RuntimeError: the same of a later one; the ones before it were taken.
         """
         old = self._old_logprobs(steps)
         reference = self._reference_logprobs(steps)
@@ -72,18 +78,24 @@ class Rank:
         maxima: dict[str, Tensor] = {}
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._engine.device))
         figures: dict[str, float] = {}
-        for step in steps:
+        for number, step in enumerate(steps):
             total = denominator(self._config.loss, step.total_tokens, step.total_rows, limit)
             for batch in step.batches:
-                terms = self._accumulate(batch, old.get(id(batch)), reference.get(id(batch)), total)
+                own_old, own_reference = old.get(id(batch)), reference.get(id(batch))
+                terms = self._accumulate(batch, own_old, own_reference, total, first=number == 0)
                 for name, value in terms.sums.items():
                     sums[name] += value
                 for name, value in terms.maxima.items():
                     maxima[name] = torch.maximum(maxima.get(name, value), value)
                 sums["loss"] += terms.loss.detach()
-            figures = self._engine.step()
+            figures = self._step(number, len(steps))
         figures |= {f"max/{name}": float(value) for name, value in maxima.items()}
         return figures | {f"sum/{name}": float(value) for name, value in sums.items()}
+
+    def finite(self, steps: Sequence[OptimizerStep]) -> bool:
+        """Whether this rank's share has finite log-probabilities under the policy."""
+        scored = [self._engine.logprobs(batch).isfinite().all() for step in steps for batch in step.batches]
+        return all(bool(each) for each in scored)
 
     def weights(self) -> dict[str, Tensor]:
         """The whole model on rank 0, nothing on the others."""
@@ -95,7 +107,17 @@ class Rank:
     def load(self, folder: Path) -> None:
         self._engine.load(folder)
 
-    def _accumulate(self, batch: MicroBatch, old: Tensor | None, reference: Tensor | None, total: float) -> LossTerms:
+    def _step(self, number: int, steps: int) -> dict[str, float]:
+        try:
+            return self._engine.step()
+        except UpdateNotFinite as error:
+            if number == 0:
+                raise
+            raise RuntimeError(f"optimizer step {number + 1} of {steps} in an update: {error}") from error
+
+    def _accumulate(
+        self, batch: MicroBatch, old: Tensor | None, reference: Tensor | None, total: float, *, first: bool
+    ) -> LossTerms:
         config = self._config.loss
         old_is_current = config.importance_cap is not None and old is None
 
@@ -111,6 +133,8 @@ class Rank:
                 reference=reference,
                 entropy=entropy,
                 sequence=sequence,
+                # Only before the first optimizer step is π the version that sampled them.
+                fresh=torch.tensor(batch.fresh, device=logprob.device) if first else None,
             )
             return policy_loss(tokens, config, total)
 

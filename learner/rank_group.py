@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from learner.batching import Sharing
@@ -21,7 +22,7 @@ from learner.parity import Parity
 from learner.rank import Rank
 from learner.rows import OptimizerStep
 from services.config.tree import Config
-from services.errors import AnchorageError, RunStalled
+from services.errors import AnchorageError, RunStalled, UpdateNotFinite
 
 PLACEMENT_TIMEOUT_S = 120.0
 CALL_TIMEOUT_S = 3600.0
@@ -93,7 +94,14 @@ class RankGroup:
         """One policy update; `work[r]` is rank r's.
 
         Answers the loss metrics, averaged over all tokens trained on, and the largest of some of them as `NAME_max`.
+        `fresh_gap` is the mean |log π − log μ| over the tokens that this very version sampled; missing without such.
+
+        Raises:
+            UpdateNotFinite: an advantage, a log-probability, the loss or the gradient is not finite; nothing has
+                changed.
+            RankFailed: a rank died, or a later optimizer step of the update was not finite.
         """
+        _require_finite(work)
         answers = _gather([a.update.remote(w) for a, w in zip(self._actors, work, strict=True)])
         sums = {k[4:]: sum(a[k] for a in answers) for k in answers[0] if k.startswith("sum/")}
         tokens = max(sums.pop("tokens"), 1.0)
@@ -101,7 +109,13 @@ class RankGroup:
         maxima = {k[4:]: max(a[k] for a in answers) for k in answers[0] if k.startswith("max/")}
         figures = {name: value for name, value in answers[0].items() if not name.startswith(("sum/", "max/"))}
         figures |= {f"{name}_max": value for name, value in maxima.items()}
+        fresh = sums.pop("fresh_gap", 0.0), sums.get("fresh_fraction", 0.0)
+        figures |= {"fresh_gap": fresh[0] / fresh[1]} if fresh[1] > 0 else {}
         return figures | {name: value / tokens for name, value in sums.items()} | {"loss": loss}
+
+    def finite(self, work: Sequence[Sequence[OptimizerStep]]) -> bool:
+        """Whether the policy gives finite log-probabilities to these rows; `work[r]` is rank r's. Changes nothing."""
+        return all(_gather([a.finite.remote(w) for a, w in zip(self._actors, work, strict=True)]))
 
     def weights(self) -> dict[str, Tensor]:
         """The whole model under its Hugging Face names, on the CPU."""
@@ -172,6 +186,14 @@ def _environment(threads: int, gpus: int) -> dict[str, str]:
     # PASSIVE: threads that wait must not spin, the actors need the cores.
     own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return own if gpus else own | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _require_finite(work: Sequence[Sequence[OptimizerStep]]) -> None:
+    batches = (batch for own in work for step in own for batch in step.batches)
+    for batch in batches:
+        for name, values in (("an advantage", batch.advantage), ("a sampler's log-probability", batch.behaviour)):
+            if not np.isfinite(values).all():
+                raise UpdateNotFinite(f"{name} of the update is not finite")
 
 
 def _gather(references: list[Any]) -> list[Any]:

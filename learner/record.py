@@ -3,9 +3,12 @@ which panels were played."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +18,13 @@ from learner.ledger import Entry, Ledger
 from learner.rows import PreparedUpdate
 from services.archive import GroupArchive, GroupRecord, StepNumbers
 from services.config.tree import Config
-from services.run_folder import LEDGER_NAME
+from services.run_folder import LEDGER_NAME, WARNINGS_NAME
 from services.schemas import Trajectory
 from services.telemetry import METRICS_NAME
 
 SUCCESS = "evaluation/success_rate"
+
+log = logging.getLogger(__name__)
 
 Groups = Mapping[int, Sequence[Trajectory]]
 
@@ -43,6 +48,28 @@ class History:
         self._archive.cut(update)
 
 
+class WarningLog:
+    """The warnings that a run gave, in its folder: none is given twice, also after a resumption."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / WARNINGS_NAME
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def append(self, update: int, name: str, text: str) -> None:
+        """Add one. A file that cannot be written costs the warning's place in it, not the run."""
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"update": update, "name": name, "text": text}) + "\n")
+        except OSError as error:
+            log.warning("cannot write %s: %s", self._path, error.strerror)
+
+    def names(self) -> set[str]:
+        """Names of the warnings given; a broken line holds none."""
+        return {str(record["name"]) for record in _records(self._path) if "name" in record}
+
+
 def group_records(groups: Groups, prepared: PreparedUpdate, config: Config) -> list[GroupRecord]:
     """One record a group. `prepared` was made of the same groups in the same order, so its rows follow theirs."""
     table, advantages = prepared.table, prepared.advantages
@@ -61,16 +88,24 @@ def _entry(update: int, number: int, group: Sequence[Trajectory]) -> Entry:
 
 def evaluated_versions(folder: Path) -> set[int]:
     """Policy versions whose panels stand in the metrics of a run's folder; a broken line holds none."""
-    try:
-        lines = (folder / METRICS_NAME).read_bytes().splitlines()
-    except OSError:
-        return set()
     versions = set()
-    for line in lines:
+    for record in _records(folder / METRICS_NAME):
         try:
-            record = json.loads(line)
             if SUCCESS in record:
                 versions.add(int(record["step"]))
         except (ValueError, KeyError, TypeError):
             continue
     return versions
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; no file holds none, nor does a broken line."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [record for record in found if isinstance(record, dict)]

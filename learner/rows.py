@@ -81,7 +81,7 @@ def prepare(
         total = sum(len(steps[i].response_ids) for i in part)
         # With nothing left, one row of advantage 0 keeps the optimizer step (its momentum moves on).
         trained = [i for i in part if kept[i]] or part[:1]
-        chosen = [_row(steps[i], float(advantages[i]), counts=not ignored[i]) for i in trained]
+        chosen = [_row(steps[i], float(advantages[i]), update, counts=not ignored[i]) for i in trained]
         shares = plan(chosen, ranks, config.learner.microbatch_tokens, sharing)
         for own, batches in zip(work, shares, strict=True):
             own.append(OptimizerStep(total_tokens=total, batches=batches, total_rows=len(part)))
@@ -130,10 +130,12 @@ def _kept(advantages: NDArray[np.float64], config: Config) -> NDArray[np.bool_]:
     return np.abs(advantages) > ZERO_ADVANTAGE
 
 
-def _row(step: Step, advantage: float, *, counts: bool) -> Row:
+def _row(step: Step, advantage: float, version: int, *, counts: bool) -> Row:
+    spans = step.versions
     return Row(
         tokens=np.concatenate([step.prompt_ids, step.response_ids]).astype(np.int32),
         logprobs=step.logprobs,
         advantage=advantage,
         counts=counts,
+        fresh=np.repeat([span.version == version for span in spans], [span.tokens for span in spans]),
     )

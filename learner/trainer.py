@@ -25,13 +25,15 @@ from learner.dispatch import Dispatcher
 from learner.intake import Intake
 from learner.prefetch import Prefetcher
 from learner.rank_group import RankFailed
-from learner.record import SUCCESS, History, evaluated_versions
+from learner.record import SUCCESS, History, WarningLog, evaluated_versions
 from learner.report import Timings, UpdateReport, describe
-from learner.rows import OptimizerStep, prepare
+from learner.rows import OptimizerStep, PreparedUpdate, prepare
+from learner.signal import Signal, figures
+from learner.soundness import Groups, Tries, culprits, unusable
 from services.buffer import Buffer
 from services.buffer.commands import Action
 from services.config.tree import Config
-from services.errors import RunStalled
+from services.errors import RunStalled, UpdateNotFinite
 from services.run_folder import CHECKPOINTS_NAME
 from services.schemas import TRAIN_STREAM
 from services.telemetry import MetricsWriter, open_metrics
@@ -50,6 +52,7 @@ class Ranks(Protocol):
     @property
     def sharing(self) -> Sharing: ...
     def update(self, work: Sequence[Sequence[OptimizerStep]]) -> dict[str, float]: ...
+    def finite(self, work: Sequence[Sequence[OptimizerStep]]) -> bool: ...
     def weights(self) -> dict[str, Tensor]: ...
     def save(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
@@ -95,6 +98,9 @@ class Trainer:
         self._saved_version = 0
         self._seconds = 0.0
         self._restarts = 0
+        self._tries = Tries()
+        self._signal = Signal()
+        self._warned = WarningLog(folder)
         self._evaluated: set[int] = set()
         self._metrics: MetricsWriter | None = None
 
@@ -108,10 +114,12 @@ class Trainer:
 
         Raises:
             CheckpointFailed: a checkpoint cannot be written or read, or the folder holds one and `resume` is false.
-            RunStalled: nothing (usable) completes, or the ranks keep dying.
+            RunStalled: nothing (usable) completes, no update can be made, sampler and learner are too far apart, or the
+                ranks keep dying.
         """
         if resume:
             self._evaluated = evaluated_versions(self._folder)
+            self._signal.given = self._warned.names()
         else:
             self._clear()
         with self._prefetch:
@@ -161,9 +169,11 @@ class Trainer:
             return
         groups = collected.groups
         waited = time.monotonic()
-        prepared = prepare(list(groups.values()), self._config, self._version, self._ranks.sharing)
+        prepared = self._prepared(groups)
         ready = time.monotonic()
-        loss = self._ranks.update(prepared.work)
+        loss = self._trained(groups, prepared)
+        if loss is None:
+            return
         self._buffer.beat()  # RunTaken: what follows would be in another run's way
         updated = time.monotonic()
         self._version += 1
@@ -184,9 +194,38 @@ class Trainer:
             loss=loss,
         )
         self._record("update", report.update, report.scalars())
+        self._warn(groups, prepared, loss)
         self._on_update(report)
         if self._version % self._config.checkpoint.every == 0:
             self._save(weights)
+
+    def _prepared(self, groups: Groups) -> PreparedUpdate:
+        return prepare(list(groups.values()), self._config, self._version, self._ranks.sharing)
+
+    def _trained(self, groups: Groups, prepared: PreparedUpdate) -> dict[str, float] | None:
+        """The update's metrics; None where it cannot be made of these groups, which are then less those at fault."""
+        wrong = unusable(groups, prepared)
+        if not wrong:
+            try:
+                loss = self._ranks.update(prepared.work)
+            except UpdateNotFinite as error:
+                finite = lambda some: self._ranks.finite(self._prepared(some).work)  # noqa: E731
+                wrong = culprits(groups, finite, str(error))
+            else:
+                self._tries.made()
+                return loss
+        for group, reason in wrong.items():
+            self._buffer.cancel(TRAIN_STREAM, group, reason)
+        self._tries.failed(self._version + 1, wrong)
+        return None
+
+    def _warn(self, groups: Groups, prepared: PreparedUpdate, loss: Mapping[str, float]) -> None:
+        """Say once what makes training pointless. Raises RunStalled where the sampler is not the policy."""
+        seen = figures(groups.values(), prepared.step_group_sizes.tolist(), loss)
+        for name, text in self._signal.judge(self._version, seen, self._config).items():
+            log.warning("%s", text)
+            self._warned.append(self._version, name, text)
+            self._buffer.append_metrics({"kind": "warning", "update": self._version, "name": name, "text": text})
 
     def _interrupted(self) -> bool:
         self._keep_published()
@@ -242,6 +281,7 @@ class Trainer:
     def _clear(self) -> None:
         """A new run starts from nothing."""
         checkpoint.require_none(self._checkpoints)
+        self._warned.clear()
         self._buffer.remove(TRAIN_STREAM, sorted(self._buffer.known(TRAIN_STREAM)))
 
     def _restore(self) -> None:

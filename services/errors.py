@@ -52,6 +52,10 @@ class RunStalled(AnchorageError):
     """No group completed within `learner.group_timeout_s`, or a part of the run kept dying."""
 
 
+class UpdateNotFinite(AnchorageError):
+    """The loss or the gradient of an optimizer step is not finite: it was not taken, and nothing has changed."""
+
+
 class RunBusy(AnchorageError):
     """The run's folder is in use or cannot be written."""
 

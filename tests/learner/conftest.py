@@ -50,7 +50,13 @@ def tiny_settings(tiny_model: Path) -> dict[str, dict[str, object]]:
         "model": {"path": tiny_model},
         "loss": {"kl_coef": 0.0},
         "optimizer": {"lr": 1e-3},
-        "learner": {"groups_per_update": 2, "group_size": 2, "microbatch_tokens": 64, "group_timeout_s": 60},
+        "learner": {
+            "groups_per_update": 2,
+            "group_size": 2,
+            "microbatch_tokens": 64,
+            "group_timeout_s": 60,
+            "max_logprob_gap": None,  # synthetic log-probabilities are nobody's
+        },
         "checkpoint": {"every": 2},
         "telemetry": {"tensorboard": False},
     }

@@ -2,7 +2,9 @@
 
 import os
 import signal
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -14,9 +16,10 @@ from learner.losses import TokenBatch, policy_loss
 from learner.policy import Route, inputs, load_policy
 from learner.rank_group import RankFailed, start_ranks
 from learner.rows import prepare
+from learner.schedule import rate_factor
 from learner.shards import ShardReader
 from services.config.tree import Config
-from services.errors import CheckpointFailed, ModelUnavailable, RunStalled
+from services.errors import CheckpointFailed, ModelUnavailable, RunStalled, UpdateNotFinite
 from services.model_folder import read_weights
 from services.weights.adapter import is_adapter, merged
 from tests.learner.architectures import PACKED, ROWS, write_architecture
@@ -301,3 +304,45 @@ def test_more_ranks_than_gpus_are_refused_and_not_put_on_the_cpu(tiny_config, mo
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0, "learner": 3.0})
     with pytest.raises(RunStalled, match=r"learner\.ranks=2: each takes a GPU, and the Ray cluster has 1"):
         start_ranks(changed(tiny_config, learner={"ranks": 2}))
+
+
+def poisoned(work, value, step):
+    """The work with every advantage of one optimizer step replaced by a number that no gradient can hold."""
+    spoil = lambda batch: replace(batch, advantage=np.full_like(batch.advantage, value))  # noqa: E731
+    return [
+        [replace(each, batches=[spoil(b) for b in each.batches]) if n == step else each for n, each in enumerate(own)]
+        for own in work
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "count"), [(0, "float32", 2), (1, "float32", 2), (2, "bfloat16", 1), (3, "float32", 2)]
+)
+def test_an_update_that_is_not_finite_changes_nothing(tiny_config, ranks, tmp_path, stage, dtype, count):
+    """Neither weights, moments, step count nor learning rate: what comes after is what would have come without it."""
+    config = changed(
+        tiny_config,
+        model={"dtype": dtype},
+        optimizer={"schedule": "linear"},
+        learner={"ranks": count, "zero_stage": stage, "minibatches": 2},
+    )
+    work = [prepare(groups(config), config, update).work for update in range(2)]
+    group = ranks(config)
+    group.update(work[0])
+    before = group.weights()
+    (tmp_path / "start").mkdir()
+    group.save(tmp_path / "start")
+    for bad in (float("nan"), float("inf"), 3e38):
+        with pytest.raises(UpdateNotFinite, match="not finite"):
+            group.update(poisoned(work[1], bad, step=0))
+        assert_same(group.weights(), before, 0)
+    assert group.finite(work[1])
+    after_all = group.update(work[1])
+    weights = group.weights()
+    group.load(tmp_path / "start")
+    without = group.update(work[1])
+    assert_same(weights, group.weights(), 0)
+    assert after_all == without
+    assert after_all["learning_rate"] == pytest.approx(config.optimizer.lr * rate_factor(3, config))
+    with pytest.raises(RankFailed, match="optimizer step 2 of 2"):
+        group.update(poisoned(work[1], 3e38, step=1))

@@ -1,0 +1,150 @@
+"""What an update's figures say of the training signal: is there one, and does it come from the policy that is trained.
+
+Invariants
+- Pure functions of the figures that every update reports, and of a small state: nothing here looks at text or weights.
+- Each warning is given once in a run, resumed or not, with its likely cause.
+- The gap is that of tokens which the learner's current version sampled: there sampler and learner should agree,
+  whatever the staleness. Where no token is of that version nothing is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from learner.sampling import has_equal_rewards
+from services.config.tree import Config
+from services.errors import RunStalled
+from services.schemas import Trajectory
+
+GAP_WARNING = 0.05
+"""Nats, of the mean |log π − log μ|. The same weights are about 1e-5 apart in float32, 0.01 in bfloat16."""
+GAP_UPDATES = 3
+"""Updates in a row above `learner.max_logprob_gap` that end the run: one may be an odd batch."""
+EQUAL_UPDATES = 5
+ANCHOR_UPDATES = 3
+MOST = 0.5
+"""Share of the responses that is "most" of them."""
+
+GAP, INVALID, EQUAL, CUT, ANCHORS = "logprob_gap", "no_valid_action", "equal_rewards", "cut_responses", "lone_anchors"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is judged of one update.
+
+    Attributes:
+        steps / valid / cut: steps played, those whose action was valid, those whose response hit the sampling limit.
+        equal_groups: every group's episodes all have the same reward.
+        repeated_anchors: steps whose state another step of their group was taken in.
+        gap: mean |log π − log μ| in nats over tokens of the current version; None without such tokens.
+    """
+
+    steps: int
+    valid: int
+    cut: int
+    equal_groups: bool
+    repeated_anchors: int
+    gap: float | None = None
+
+
+def figures(
+    groups: Iterable[Sequence[Trajectory]], step_group_sizes: Sequence[int], loss: Mapping[str, float]
+) -> Figures:
+    """Those of an update: its groups, the sizes of its step groups, and the metrics of its loss."""
+    played = list(groups)
+    steps = [step for group in played for trajectory in group for step in trajectory.steps]
+    return Figures(
+        steps=len(steps),
+        valid=sum(step.valid for step in steps),
+        cut=sum(not step.finished for step in steps),
+        equal_groups=all(has_equal_rewards(group) for group in played),
+        repeated_anchors=sum(size for size in step_group_sizes if size > 1),
+        gap=loss.get("fresh_gap"),
+    )
+
+
+@dataclass(slots=True)
+class Signal:
+    """Counts over the updates of a run. `given`: warnings that are not given again."""
+
+    given: set[str] = field(default_factory=set)
+    equal: int = 0
+    lone: int = 0
+    wide: int = 0
+
+    def judge(self, update: int, seen: Figures, config: Config) -> dict[str, str]:
+        """Warnings after update number `update`, by name.
+
+        Raises:
+            RunStalled: sampler and learner are too far apart, see `learner.max_logprob_gap`.
+        """
+        self.equal = self.equal + 1 if seen.equal_groups else 0
+        self.lone = self.lone + 1 if seen.repeated_anchors == 0 else 0
+        self._judge_gap(update, seen.gap, config.learner.max_logprob_gap)
+        due = {
+            GAP: seen.gap is not None and seen.gap > GAP_WARNING,
+            INVALID: seen.valid == 0,
+            EQUAL: self.equal >= EQUAL_UPDATES,
+            CUT: seen.cut > MOST * seen.steps,
+            ANCHORS: self.lone >= ANCHOR_UPDATES and config.algorithm in ("gigpo", "hgpo"),
+        }
+        names = [name for name, is_due in due.items() if is_due and name not in self.given]
+        new = {name: f"update {update}: {TEXTS[name](seen, config)}" for name in names}
+        self.given |= new.keys()
+        return new
+
+    def _judge_gap(self, update: int, gap: float | None, limit: float | None) -> None:
+        if gap is None or limit is None:
+            return
+        self.wide = self.wide + 1 if gap > limit else 0
+        if self.wide >= GAP_UPDATES:
+            raise RunStalled(
+                f"update {update}: sampler and learner are {gap:.3g} nats apart (mean |log π − log μ|) on tokens of "
+                f"the same policy version, more than learner.max_logprob_gap={limit:g} in {GAP_UPDATES} updates in a "
+                "row: the engine does not play the policy that is trained; run `anchorage model check` on the model"
+            )
+
+
+def _gap(seen: Figures, config: Config) -> str:
+    return (
+        f"sampler and learner are {seen.gap or 0.0:.3g} nats apart (mean |log π − log μ|) on tokens of the same policy "
+        f"version, more than {GAP_WARNING:g}: other kernels, a low precision (model.dtype={config.model.dtype}), or an "
+        "engine that does not hold the learner's weights; see `anchorage model check`"
+    )
+
+
+def _invalid(seen: Figures, config: Config) -> str:
+    rules = config.prompt
+    return (
+        f"none of the {seen.steps} actions was valid: does the model know the format of prompt.template="
+        f"{rules.template}, and is prompt.validity={rules.validity} what this environment needs?"
+    )
+
+
+def _equal(seen: Figures, config: Config) -> str:
+    return (
+        f"in the last {EQUAL_UPDATES} updates all episodes of each group had the same reward, so there was nothing to "
+        "compare: are the tasks too hard or too easy for the model, or does the environment give no reward?"
+    )
+
+
+def _cut(seen: Figures, config: Config) -> str:
+    return (
+        f"{seen.cut} of {seen.steps} responses were cut by model.max_response_tokens="
+        f"{config.model.max_response_tokens}: raise it, or ask for shorter responses"
+    )
+
+
+def _lone_anchors(seen: Figures, config: Config) -> str:
+    effect = "GiGPO is GRPO here" if config.algorithm == "gigpo" else "HGPO compares nothing, every advantage is 0"
+    return (
+        f"{effect}: no state was met twice within a group in the last {ANCHOR_UPDATES} updates. Is there a step "
+        "counter or the history in the observation? See env.anchor and advantage.similarity"
+    )
+
+
+TEXTS: Mapping[str, Callable[[Figures, Config], str]] = MappingProxyType(
+    {GAP: _gap, INVALID: _invalid, EQUAL: _equal, CUT: _cut, ANCHORS: _lone_anchors}
+)
