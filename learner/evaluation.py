@@ -8,6 +8,7 @@ Survey Methodology 24, 1998; with Wilson's interval: Franco et al., J. Survey St
 Invariants
 - Runs in a stream of its own, so it may go on while training does, and leaves nothing of it in the buffer.
 - Seeds depend on the task's place in the panel alone: two evaluations of a run are paired.
+- Each of several splits has panels and figures of its own.
 - Cancelled episodes (an environment that failed) are counted apart and are no result.
 """
 
@@ -18,8 +19,8 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from learner.dispatch import ticket_seed
@@ -28,7 +29,7 @@ from services.codec import CodecError
 from services.config.tree import Config
 from services.errors import RunStalled
 from services.schemas import Ticket, Trajectory
-from services.tasks import panel_tasks
+from services.tasks import split_tasks
 
 Key = TypeVar("Key", int, str)
 
@@ -112,7 +113,7 @@ def mean(values: Sequence[float]) -> Mean:
 class Outcome:
     """What an episode of a panel came to. `score` is the environment's, None where it has none.
 
-    `task` is the task's number in the panels, `seed` that of the episode among the task's.
+    `task` is the task's number in the panels of all splits, `seed` that of the episode among the task's.
     """
 
     panel: int
@@ -123,14 +124,15 @@ class Outcome:
     valid: int
     task: int
     seed: int = 0
+    split: str = ""
 
     @classmethod
     def of(cls, ticket: Ticket, facts: Mapping[str, object], config: Config, *, steps: int, valid: int) -> Outcome:
         """Of the episode that was played for a panel's ticket, by the environment's facts."""
         score = facts.get("score")
-        seed, task = divmod(ticket.group, config.evaluation.episodes * config.evaluation.panels)
+        seed, task = divmod(ticket.group, _numbers(config) * max(1, len(config.evaluation.splits)))
         return cls(
-            panel=task // config.evaluation.episodes,
+            panel=task % _numbers(config) // config.evaluation.episodes,
             task_type=str(facts.get("task_type", "")),
             won=bool(facts.get("won", False)),
             score=float(score) if isinstance(score, int | float) else None,
@@ -138,6 +140,7 @@ class Outcome:
             valid=valid,
             task=task,
             seed=seed,
+            split=ticket.task.split,
         )
 
 
@@ -146,11 +149,13 @@ class EvaluationResult:
     """What a policy's panels showed.
 
     Attributes:
-        stream: its name. split: of its tasks. version: the policy it was asked for; None: whatever was served.
+        stream: its name. split: of its tasks; of several the names, with commas.
+        version: the policy it was asked for; None: whatever was served.
         success: over all finished episodes. panels, seeds: the same by panel and by seed. task_types: by `task_type`.
         score: of the environment's `score`; None where it has none. mean_steps: per episode. valid_fraction: of steps.
         oldest_version / newest_version: of the policy that played, None without episodes.
         cancelled: episodes that could not be played. complete: the panels were not cut short by a stop.
+        splits: the result of each split by itself, where several were asked for.
     """
 
     stream: str
@@ -167,27 +172,31 @@ class EvaluationResult:
     newest_version: int | None
     cancelled: int
     complete: bool
+    splits: Mapping[str, EvaluationResult] = field(default_factory=dict)
 
-    def scalars(self) -> dict[str, float]:
-        """The record as named numbers."""
+    def scalars(self, prefix: str = "evaluation") -> dict[str, float]:
+        """The record as named numbers; those of each of several splits also as `evaluation/SPLIT/NAME`."""
         low, high = self.success.interval
-        return {
-            "evaluation/success_rate": self.success.value,
-            "evaluation/success_low": low,
-            "evaluation/success_high": high,
-            "evaluation/mean_score": self.success.value if self.score is None else self.score.value,
-            "evaluation/mean_steps": self.mean_steps,
-            "evaluation/valid_fraction": self.valid_fraction,
+        own = {
+            f"{prefix}/success_rate": self.success.value,
+            f"{prefix}/success_low": low,
+            f"{prefix}/success_high": high,
+            f"{prefix}/mean_score": self.success.value if self.score is None else self.score.value,
+            f"{prefix}/mean_steps": self.mean_steps,
+            f"{prefix}/valid_fraction": self.valid_fraction,
         }
+        for split, result in self.splits.items():
+            own |= result.scalars(f"{prefix}/{split}")
+        return own
 
 
 def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket]:
-    """The tickets of all panels: groups of one, the tasks of `panel_tasks` once for each seed.
+    """The tickets of all panels: groups of one, the tasks of `split_tasks` once for each seed.
 
     Raises:
         EnvironmentUnavailable: the environment has no such split, or too few tasks for the panels.
     """
-    tasks, every = panel_tasks(config, splits), config.evaluation.episodes * config.evaluation.panels
+    parts, every = split_tasks(config, splits), _numbers(config)
     return [
         Ticket(
             stream=stream,
@@ -199,8 +208,14 @@ def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket
             temperature=config.evaluation.temperature,
         )
         for seed in range(config.evaluation.seeds)
-        for group, task in enumerate(tasks, start=seed * every)
+        for place, tasks in enumerate(parts)
+        for group, task in enumerate(tasks, start=(seed * len(parts) + place) * every)
     ]
+
+
+def _numbers(config: Config) -> int:
+    """How many numbers the tasks of one split's panels have."""
+    return config.evaluation.episodes * config.evaluation.panels
 
 
 def evaluate(
@@ -241,15 +256,47 @@ def evaluate(
     if reasons and not played:
         raise RunStalled(f"evaluation {stream}: no episode could be played; {next(iter(reasons.values()))}")
     versions = [span.version for episode in played for step in episode.steps for span in step.versions]
-    return summarise(
+    result = summarise_splits(
+        config,
         [_outcome(episode, config) for episode in played],
+        tickets,
         stream=stream,
-        split=tickets[0].task.split,
         version=version,
         served=(min(versions, default=None), max(versions, default=None)),
-        cancelled=len(reasons),
-        complete=len(played) + len(reasons) == len(tickets),
+        cancelled=set(reasons),
     )
+    return replace(result, complete=len(played) + len(reasons) == len(tickets))
+
+
+def summarise_splits(
+    config: Config,
+    outcomes: Sequence[Outcome],
+    tickets: Sequence[Ticket],
+    *,
+    stream: str,
+    version: int | None = None,
+    served: tuple[int | None, int | None] = (None, None),
+    cancelled: Collection[int] = (),
+) -> EvaluationResult:
+    """Sum up the episodes of all splits, and of each by itself; `cancelled` are the groups that were."""
+    split_of = {ticket.group: ticket.task.split for ticket in tickets}
+
+    def part(name: str, chosen: Sequence[Outcome], lost: int) -> EvaluationResult:
+        return summarise(chosen, stream=stream, split=name, version=version, served=served, cancelled=lost)
+
+    named = config.evaluation.splits
+    whole = part(", ".join(named) or tickets[0].task.split, outcomes, len(cancelled))
+    if len(named) < 2:
+        return whole
+    parts = {
+        name: part(
+            name,
+            [outcome for outcome in outcomes if outcome.split == name],
+            sum(split_of[group] == name for group in cancelled),
+        )
+        for name in named
+    }
+    return replace(whole, splits=parts)
 
 
 def summarise(

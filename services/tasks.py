@@ -102,14 +102,24 @@ def shares(weights: Sequence[float]) -> list[int]:
 
 
 def panel_tasks(config: Config, splits: Mapping[str, int]) -> list[Task]:
-    """The tasks of all panels, each once: the first of each environment's held-out split.
+    """The tasks of all panels of all splits, each once; see `split_tasks`."""
+    return [task for tasks in split_tasks(config, splits) for task in tasks]
 
-    One panel ends with the split; several must all be full.
+
+def split_tasks(config: Config, splits: Mapping[str, int]) -> list[list[Task]]:
+    """The tasks of the panels of each split of `evaluation.split`: the first of each environment's.
+
+    Without a split named it is each environment's first held-out one. One panel ends with the split; several must all
+    be full.
 
     Raises:
         EnvironmentUnavailable: an environment has no such split, or it has too few tasks for the panels.
     """
-    mix, asked = Mix(config), config.evaluation.split
+    return [_tasks_of(config, splits, split) for split in config.evaluation.splits or (None,)]
+
+
+def _tasks_of(config: Config, splits: Mapping[str, int], asked: str | None) -> list[Task]:
+    mix = Mix(config)
     wanted = config.evaluation.episodes * config.evaluation.panels
     tasks = []
     for number in range(wanted):

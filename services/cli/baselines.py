@@ -34,7 +34,7 @@ def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int
     """
     from env_servers.client import EnvironmentUnavailableError, RequestRejected
     from env_servers.environment import TaskError
-    from learner.evaluation import panel, summarise
+    from learner.evaluation import panel, summarise_splits
 
     async def play_all() -> EvaluationResult:
         clients = {env.name: _client(env) for env in config.environments}
@@ -49,7 +49,7 @@ def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int
         finally:
             for client in clients.values():
                 await client.close()
-        return summarise(outcomes, stream=name, split=tickets[0].task.split)
+        return summarise_splits(config, outcomes, tickets, stream=name)
 
     try:
         return asyncio.run(play_all())

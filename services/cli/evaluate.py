@@ -201,7 +201,11 @@ class _SoFar:
 
 
 def results_table(results: Mapping[str, EvaluationResult]) -> Table:
-    """Success overall, by task type and by panel, a column for each result; 95 % intervals in brackets."""
+    """Success overall, by task type and by panel; 95 % intervals in brackets.
+
+    A column for each result, or for each split of a result that has several.
+    """
+    results = {title: part for name, result in results.items() for title, part in _by_split(name, result)}
     table = Table("success", *results)
     for kind in sorted({kind for result in results.values() for kind in result.task_types}):
         name = f"{kind} ({PUBLISHED_NAMES[kind]})" if kind in PUBLISHED_NAMES else kind
@@ -219,9 +223,15 @@ def results_table(results: Mapping[str, EvaluationResult]) -> Table:
     return table
 
 
+def _by_split(name: str, result: EvaluationResult) -> list[tuple[str, EvaluationResult]]:
+    """The columns of a result and their titles."""
+    return [(f"{name}, {split}", part) for split, part in result.splits.items()] or [(name, result)]
+
+
 def as_json(result: EvaluationResult) -> dict[str, object]:
     """The result as plain data, rates with their intervals."""
     record = dataclasses.asdict(result)
+    record["splits"] = {split: as_json(part) for split, part in result.splits.items()}
     record["success"] = _rate_json(result.success)
     record["panels"] = [_rate_json(rate) for rate in result.panels]
     record["seeds"] = [_rate_json(rate) for rate in result.seeds]

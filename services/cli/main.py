@@ -72,7 +72,9 @@ def evaluate(
         ),
     ] = None,
     env: Annotated[str | None, typer.Option(help="Environment to play; of several, the one to choose.")] = None,
-    split: Annotated[str | None, typer.Option(help="Short for evaluation.split.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Short for evaluation.split; several: [valid_seen, valid_unseen].")
+    ] = None,
     episodes: Annotated[int | None, typer.Option(help="Of a panel; short for evaluation.episodes.")] = None,
     panels: Annotated[int | None, typer.Option(help="Of different tasks; short for evaluation.panels.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Episodes of each task; short for evaluation.seeds.")] = None,

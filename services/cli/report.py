@@ -122,7 +122,9 @@ def _results(folder: Path) -> str:
     """Success before and after training, overall and by task type, where the run has compared the two."""
     try:
         summary = json.loads((folder / SUMMARY_NAME).read_text())
-        results = {f"{name} training": summary[name] for name in ("before", "after")}
+        results = {
+            title: part for name in ("before", "after") for title, part in _by_split(f"{name} training", summary[name])
+        }
         kinds = sorted({kind for result in results.values() for kind in result["task_types"]})
         rows = [[kind, *(_rate(result["task_types"].get(kind)) for result in results.values())] for kind in kinds]
         rows.append(["all tasks", *(_rate(result["success"]) for result in results.values())])
@@ -134,19 +136,29 @@ def _results(folder: Path) -> str:
     return _table("Success", ["task type", *results], rows)
 
 
+def _by_split(title: str, result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The columns of a result: one, or one for each of several splits."""
+    return [(f"{title}, {split}", part) for split, part in result.get("splits", {}).items()] or [(title, result)]
+
+
+def _played_splits(record: Mapping[str, Any]) -> list[str]:
+    """The splits with figures of their own in a record of the metrics; none where there is one split."""
+    parts = [name.split("/") for name in record if name.startswith("evaluation/")]
+    return list(dict.fromkeys(part[1] for part in parts if len(part) == 3))
+
+
 def _evaluations(records: Sequence[Mapping[str, Any]]) -> str:
     rows = []
-    for record in records:
-        rate, low, high = (record.get(f"evaluation/success_{name}") for name in ("rate", "low", "high"))
+    for record, split in [(each, split) for each in records for split in _played_splits(each) or [""]]:
+        prefix = f"evaluation/{split}/" if split else "evaluation/"
+        rate, low, high = (record.get(f"{prefix}success_{name}") for name in ("rate", "low", "high"))
         if rate is None:
             continue
         interval = "–" if low is None or high is None else f"{_percent(low)} – {_percent(high)}"
-        score, steps, valid = (
-            record.get(f"evaluation/{name}") for name in ("mean_score", "mean_steps", "valid_fraction")
-        )
+        score, steps, valid = (record.get(f"{prefix}{name}") for name in ("mean_score", "mean_steps", "valid_fraction"))
         rows.append(
             [
-                str(record["step"]),
+                str(record["step"]) + (f", {split}" if split else ""),
                 _percent(rate),
                 interval,
                 _shown(score, "{:.3f}".format),

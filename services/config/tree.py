@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from services.config.addresses import HttpAddress, RedisAddress
 from services.config.objective import AdvantageConfig as AdvantageConfig
@@ -225,8 +226,10 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    split: str | None = Field(None, min_length=1)
-    """Split of the evaluation panel; none: the first of `valid_unseen`, `valid_seen`, `test` there is."""
+    split: str | tuple[str, ...] | None = None
+    """Split of the evaluation panels, or several, as in `[valid_seen, valid_unseen]`: each has panels and figures of
+    its own, and success over all of them decides on the best policy. none: the first of `valid_unseen`, `valid_seen`,
+    `test` there is."""
     episodes: int = Field(128, ge=1)
     """Tasks of a panel, from the first of the split on. One panel is the whole split where that is smaller."""
     panels: int = Field(1, ge=1)
@@ -238,10 +241,25 @@ class EvaluationConfig(Section):
     every: int | None = Field(None, ge=1)
     """Play the panel before a training run and after every so many updates, the learner waiting; none: never."""
 
+    @field_validator("split", mode="before")
+    @classmethod
+    def _names_splits(cls, value: object) -> object:
+        names = [value] if value is None or isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str | None) for n in names):
+            raise ValueError("must be the name of a split, or a list of several")
+        if "" in names:
+            raise PydanticCustomError("string_too_short", "must not be empty")
+        return value
+
     @property
     def most_episodes(self) -> int:
         """Episodes of all panels; fewer where a single one is larger than its split."""
-        return self.episodes * self.panels * self.seeds
+        return self.episodes * self.panels * self.seeds * max(1, len(self.splits))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are named, each once."""
+        return (self.split,) if isinstance(self.split, str) else tuple(dict.fromkeys(self.split or ()))
 
 
 class BufferConfig(Section):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.evaluation import Outcome, Rate, effective_episodes, evaluate, panel, summarise
+from learner.evaluation import Outcome, Rate, effective_episodes, evaluate, panel, summarise, summarise_splits
 from services.buffer import Buffer
 from services.buffer.keys import ticket_field
 from services.config.tree import Config, EvaluationConfig
@@ -216,3 +216,63 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
         held_by_episodes += low <= 0.5 <= high
     assert 0.92 < held / times < 0.98
     assert held_by_episodes / times < 0.85
+
+
+def two_splits(**settings):
+    several = EvaluationConfig(split=("valid_seen", "valid_unseen"), **settings)
+    return configured("run").model_copy(update={"evaluation": several})
+
+
+def test_each_split_has_panels_and_figures_of_its_own():
+    config = two_splits(episodes=2, panels=2, seeds=2)
+    tickets = panel(config, {"valid_seen": 9, "valid_unseen": 4}, "eval")
+    assert [ticket.task.split for ticket in tickets] == 2 * (4 * ["valid_seen"] + 4 * ["valid_unseen"])
+    assert [ticket.task.index for ticket in tickets] == 4 * [0, 1, 2, 3]
+    assert len({ticket.group for ticket in tickets}) == len({ticket.seed for ticket in tickets}) == 16
+    assert len(tickets) == config.evaluation.most_episodes
+    won = {("valid_seen", 0), ("valid_seen", 1), ("valid_unseen", 3)}
+    outcomes = [
+        Outcome.of(t, {"won": (t.task.split, t.task.index) in won, "score": 0.5}, config, steps=2, valid=1)
+        for t in tickets
+    ]
+    assert [(o.panel, o.task, o.seed) for o in outcomes[2:6]] == [(1, 2, 0), (1, 3, 0), (0, 4, 0), (0, 5, 0)]
+    result = summarise_splits(config, outcomes[:-1], tickets, stream="eval", cancelled={tickets[-1].group})
+    assert (result.split, result.success.won, result.success.episodes) == ("valid_seen, valid_unseen", 5, 15)
+    seen, unseen = result.splits.values()
+    assert (seen.success.won, seen.success.episodes, seen.cancelled) == (4, 8, 0)
+    assert [rate.won for rate in seen.panels] == [4, 0]
+    assert (unseen.success.won, unseen.success.episodes, unseen.cancelled, result.cancelled) == (1, 7, 1, 1)
+    scalars = result.scalars()
+    assert scalars["evaluation/valid_seen/success_rate"] == 0.5
+    assert scalars["evaluation/valid_unseen/success_rate"] == pytest.approx(1 / 7)
+    assert scalars["evaluation/success_rate"] == pytest.approx(1 / 3)
+    low, high = unseen.success.interval
+    assert (scalars["evaluation/valid_unseen/success_low"], scalars["evaluation/valid_unseen/success_high"]) == (
+        low,
+        high,
+    )
+
+
+def test_a_panel_larger_than_one_of_the_splits_is_that_split():
+    tickets = panel(two_splits(episodes=5), {"valid_seen": 9, "valid_unseen": 3}, "eval")
+    assert [(t.task.split, t.task.index) for t in tickets[4:]] == [("valid_seen", 4)] + [
+        ("valid_unseen", number) for number in range(3)
+    ]
+
+
+def test_one_split_in_a_list_is_the_split_alone():
+    alone, listed = (
+        configured("run").model_copy(update={"evaluation": EvaluationConfig(split=split, episodes=3)})
+        for split in ("test", ("test",))
+    )
+    tickets = panel(alone, {"test": 9}, "eval")
+    assert panel(listed, {"test": 9}, "eval") == tickets
+    outcomes = [Outcome.of(ticket, {}, listed, steps=1, valid=1) for ticket in tickets]
+    result = summarise_splits(listed, outcomes, tickets, stream="eval")
+    assert (result.split, result.splits) == ("test", {})
+
+
+@pytest.mark.parametrize("split", ["", (), ("",), 3, {"a": 1}])
+def test_what_names_no_split_is_refused(split):
+    with pytest.raises(ValueError, match=r"must (not be empty|be the name of a split, or a list of several)"):
+        EvaluationConfig(split=split)

@@ -24,6 +24,21 @@ ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "configs" / "demo.yaml"
 
 
+def test_each_of_several_splits_is_a_column_and_a_result_of_its_own(tmp_path: Path) -> None:
+    overrides = ["evaluation.episodes=4", "env.max_steps=30", "evaluation.split=[valid_seen, valid_unseen]"]
+    config = evaluation_config(DEMO, overrides, [])
+    console = Console(record=True, width=200)
+    figures = tmp_path / "eval.json"
+    run_evaluation(config, ["expert"], json_file=figures, markdown_file=None, console=console)
+    table = console.export_text()
+    assert "expert, valid_seen" in table
+    assert "expert, valid_unseen" in table
+    result = json.loads(figures.read_text())["expert"]
+    assert result["splits"].keys() == {"valid_seen", "valid_unseen"}
+    assert [part["success"]["episodes"] for part in result["splits"].values()] == [4, 4]
+    assert result["success"]["episodes"] == 8
+
+
 @pytest.mark.parametrize(("env", "least"), [("alfworld", 0.9), ("webshop", 0.9)])
 def test_chance_and_the_expert_on_the_same_panels(env: str, least: float, tmp_path: Path) -> None:
     overrides = [f"env.name={env}", "env.max_steps=30", "evaluation.episodes=30", "evaluation.panels=2"]

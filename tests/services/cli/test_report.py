@@ -59,6 +59,19 @@ def test_a_training_run_has_tables_and_every_curve(tmp_path: Path, monkeypatch: 
     assert [sum(title.startswith(name) for title in drawn) for name in wanted] == [1, 1, 1, 1]
 
 
+def test_each_of_several_splits_has_rows_and_columns_of_its_own(tmp_path: Path) -> None:
+    rates = {"evaluation/success_rate": 0.3, "evaluation/seen/success_rate": 0.5, "evaluation/unseen/success_rate": 0.1}
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        metrics.write(0, rates | {"evaluation/seen/success_low": 0.4, "evaluation/seen/success_high": 0.6})
+    part = {"success": RATE, "task_types": {}}
+    result = part | {"splits": {"seen": part, "unseen": part}}
+    (tmp_path / SUMMARY_NAME).write_text(json.dumps({"before": result, "after": result}))
+    text = report.write(tmp_path, Config()).read_text()
+    assert "<td>0, seen</td><td>50.0 %</td><td>40.0 % – 60.0 %</td>" in text
+    assert "<td>0, unseen</td><td>10.0 %</td>" in text
+    assert all(f">{when} training, {split}<" in text for when in ("before", "after") for split in ("seen", "unseen"))
+
+
 def test_a_torn_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run(tmp_path, 3)
     with (folder / "metrics.jsonl").open("ab") as file:
