@@ -56,11 +56,15 @@ class Session:
         )
 
 
+class WrongValue(ValueError):
+    """What an environment told cannot be; the message says what, and may be shown to clients."""
+
+
 def checked(observation: Observation) -> Observation:
-    """The observation itself; raises ValueError where its reward or facts are not what they must be."""
+    """The observation itself; raises WrongValue where its reward or facts are not what they must be."""
     problem = fault(observation.reward, observation.facts)
     if problem is not None:
-        raise ValueError(f"the environment gave a wrong value: {problem}")
+        raise WrongValue(f"the environment gave a wrong value: {problem}")
     return observation
 
 

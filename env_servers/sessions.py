@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 from env_servers.calls import BlockingCalls, CallTimeout, NoThread
 from env_servers.environment import Environment, TaskError
 from env_servers.protocol import MAX_ACTION_CHARS, EnvInfo, ResetRequest, StepRequest, StepResult
-from env_servers.session import Session, checked, close_environment, limited, sendable
+from env_servers.session import Session, WrongValue, checked, close_environment, limited, sendable
 
 logger = logging.getLogger(__name__)
 
@@ -303,6 +303,9 @@ class SessionTable:
         if isinstance(error, CallTimeout):
             logger.error("environment %s at %s: %s", self._factory.name, doing, error)
             return EnvironmentFault(f"the environment failed at {doing}: {error} (--call-seconds)")
+        if isinstance(error, WrongValue):
+            logger.error("environment %s at %s: %s", self._factory.name, doing, error)
+            return EnvironmentFault(f"{error} (at {doing})")
         logger.error("environment %s failed at %s", self._factory.name, doing, exc_info=error)
         return EnvironmentFault(f"the environment failed at {doing}: {type(error).__name__}; see the server's log")
 

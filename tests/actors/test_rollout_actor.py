@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from actors.engine import EngineFailed
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, LocalClient
+from env_servers.environment import Observation
 from env_servers.protocol import ResetRequest, StepResult
 from services.buffer import Buffer, Stored
 from services.config.tree import Config
@@ -255,6 +257,31 @@ async def test_a_task_that_cannot_be_played_cancels_its_group_alone(make: MakeSc
         await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [1])
         await until(lambda: scene.buffer.cancelled(TRAIN_STREAM))
     assert "damaged" in scene.buffer.cancelled(TRAIN_STREAM)[0]
+
+
+class Numberless(Counting):
+    """Some of its tasks give a score that is none."""
+
+    def step(self, action: str) -> Observation:
+        seen = super().step(action)
+        facts = {**seen.facts, "score": math.nan} if self.numberless else seen.facts
+        return replace(seen, facts=facts)
+
+    def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
+        self.numberless = index == 1
+        return super().reset(split, index, expert=expert)
+
+
+async def test_a_wrong_value_cancels_its_group_alone_and_says_which_it_was(make: MakeScene) -> None:
+    scene = make()
+    scene.client = LocalClient(Numberless)
+    scene.__post_init__()
+    scene.publish(0)
+    scene.buffer.issue([ticket for number in range(3) for ticket in group(number)])
+    async with scene.playing():
+        await until(lambda: scene.buffer.cancelled(TRAIN_STREAM) and len(scene.buffer.complete(TRAIN_STREAM)) == 2)
+    assert scene.buffer.complete(TRAIN_STREAM) == [0, 2]
+    assert "facts.score is nan" in scene.buffer.cancelled(TRAIN_STREAM)[1]
 
 
 async def test_an_episode_that_takes_too_long_fails(make: MakeScene) -> None:
