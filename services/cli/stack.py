@@ -240,6 +240,7 @@ class Stack:
             return
         self._checked = now
         if (reason := self.pool_error()) is not None:
+            self.buffer.beat()  # RunTaken, where that is what ended the actors
             raise RunStalled(f"the rollout actors cannot run: {reason}")
 
     def pool_error(self) -> str | None:
