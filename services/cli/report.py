@@ -104,11 +104,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
+    """A record with a whole number for a step and numbers for the rest; None for anything else."""
     try:
         record = json.loads(line)
-    except ValueError:
+        if not isinstance(record["step"], int):
+            return None
+        numbers = all(value is None or isinstance(value, int | float) for value in record.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if isinstance(record, dict) and "step" in record else None
+    return record if numbers else None
 
 
 def _overview(records: Sequence[Mapping[str, Any]], config: Config) -> str:

@@ -149,12 +149,12 @@ def _last(records: list[dict[str, Any]], name: str) -> float | None:
 
 
 def _checkpoint(path: Path) -> CheckpointView | None:
-    """None for one that is being removed."""
+    """None for one that is being removed, or whose state is damaged."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        seconds = json.loads((path / "state.json").read_text())["seconds"]
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         written = (path / "state.json").stat().st_mtime
-    except (OSError, ValueError):
+        seconds = float(seconds)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    seconds = state.get("seconds")
     return CheckpointView(version=int(path.name), bytes=size, written_at=written, training_seconds=seconds)

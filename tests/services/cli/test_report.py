@@ -107,3 +107,12 @@ def test_a_picture_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> N
 def test_the_curve_in_the_terminal_needs_an_update() -> None:
     assert report_curves.terminal_curve([], "success") == "no update was made"
     assert "success" in report_curves.terminal_curve([(1, 0.2), (2, 0.4)], "success")
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": "x"}', '{"step": NaN}', '{"step": 1e400}', '{"step": 1, "a": "NaN"}', "[]", "null", "{"]
+)
+def test_a_broken_line_of_the_metrics_is_left_out(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss/loss": 0.5}}\n{line}\n')
+    assert report.read_metrics(tmp_path) == [{"step": 1, "loss/loss": 0.5}]
+    assert "1 broken of 2 lines" in caplog.text
