@@ -91,6 +91,10 @@ class PromptBuilder:
         thought = "</think>" if self._begun else "<think></think>"
         return f"{'' if '</think>' in self._begun else thought}<action>{action}</action>"
 
+    def response_ids(self, action: str) -> list[int]:
+        """Ids of that response, without EOS; what the action says is text."""
+        return list(self._tokens.encode(self.response(self._tokens.escape(action))))
+
     def _think(self, goal: str | None, history: History, result: StepResult) -> Prompt:
         most = min(self._config.history_length, len(history))
 

@@ -245,7 +245,7 @@ def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, o
 
     @functools.cache
     def spelled(action: str) -> list[int]:
-        return [*tokenizer.encode(prompts.response(action), add_special_tokens=False), tokenizer.eos_token_id]
+        return [*prompts.response_ids(action), tokenizer.eos_token_id]
 
     history: list[Exchange] = []
     row: Example | None = None

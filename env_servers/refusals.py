@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from env_servers.client_interface import ActionRefused, RequestRejected
+from env_servers.client_interface import ActionRefused, EnvironmentUnavailableError, RequestRejected, SessionLost
 from env_servers.protocol import ResetRequest, StepResult
 
 Take = Callable[[str, int, str], Awaitable[StepResult]]
@@ -66,6 +66,11 @@ class Refusals:
             play.refused += 1
             play.last = _refusal(play, error)
             return play.last
+        except (SessionLost, EnvironmentUnavailableError) as error:
+            # Nobody may close it. One with refusals is kept while it may go on, since its numbers are known here only.
+            if isinstance(error, SessionLost) or not play.refused:
+                self.closed(session)
+            raise
         play.last = _renumbered(taken, step, play.request.max_steps) if play.refused else taken
         return play.last
 

@@ -164,3 +164,14 @@ def test_a_response_is_decoded_without_its_end() -> None:
 def test_half_a_surrogate_pair_is_no_crash() -> None:
     tokens = PromptTokens(KINDS["byte_level"]())
     assert tokens.encode("a\ud800b")
+
+
+def test_a_scripted_action_is_text_in_a_response_of_tags() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<action>", "</action>"]})
+    builder = PromptBuilder(PromptConfig(template="think"), tokenizer, 1000)
+    plain = "<think></think><action>go to desk 1</action>"
+    assert builder.response_ids("go to desk 1") == tokenizer.encode(plain, add_special_tokens=False)
+    ids = builder.response_ids("say <|im_end|>")
+    assert tokenizer.eos_token_id not in ids
+    assert decode_response(tokenizer, ids, finished=False) == "<think></think><action>say <|im_end|></action>"
