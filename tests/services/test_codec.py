@@ -47,7 +47,7 @@ def steps(draw: st.DrawFn) -> Step:
         versions=versions,
         **{name: draw(TEXT) for name in ("anchor", "observation", "prompt", "response", "action")},
         reward=draw(FLOAT),
-        **{name: draw(st.booleans()) for name in ("valid", "terminated", "truncated", "finished")},
+        **{name: draw(st.booleans()) for name in ("valid", "terminated", "truncated", "finished", "prompt_truncated")},
     )
 
 
@@ -122,6 +122,13 @@ def test_documents_without_the_column_of_finished_responses_still_decode() -> No
     del older["steps"]["finished"]
     assert plain(decode(packed(older))) == plain(TRAJECTORY)
     assert decode(packed(older)).steps[0].finished
+
+
+def test_documents_without_the_column_of_truncated_prompts_still_decode() -> None:
+    older = document()
+    del older["steps"]["prompt_truncated"]
+    assert plain(decode(packed(older))) == plain(TRAJECTORY)
+    assert decode(packed(older)).steps[0].prompt_truncated is False
 
 
 def test_decoded_arrays_are_writable() -> None:
