@@ -59,6 +59,8 @@ class PreparedUpdate:
     advantages: Advantages
 
 
+# An advantage that float32 cannot hold becomes infinite here, and its group is found in `learner.soundness`.
+@np.errstate(over="ignore")
 def prepare(
     groups: Sequence[Sequence[Trajectory]], config: Config, update: int, sharing: Sharing = "lines"
 ) -> PreparedUpdate:
