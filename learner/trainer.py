@@ -209,8 +209,7 @@ class Trainer:
             try:
                 loss = self._ranks.update(prepared.work)
             except UpdateNotFinite as error:
-                finite = lambda some: self._ranks.finite(self._prepared(some).work)  # noqa: E731
-                wrong = culprits(groups, finite, str(error))
+                wrong = culprits(groups, self._finite, str(error))
             else:
                 self._tries.made()
                 return loss
@@ -218,6 +217,10 @@ class Trainer:
             self._buffer.cancel(TRAIN_STREAM, group, reason)
         self._tries.failed(self._version + 1, wrong)
         return None
+
+    def _finite(self, groups: Groups) -> bool:
+        """Whether the policy gives finite log-probabilities to the groups' responses."""
+        return self._ranks.finite(self._prepared(groups).work)
 
     def _warn(self, groups: Groups, prepared: PreparedUpdate, loss: Mapping[str, float]) -> None:
         """Say once what makes training pointless. Raises RunStalled where the sampler is not the policy."""
