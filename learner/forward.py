@@ -51,7 +51,7 @@ class Forward:
 
     def body(self, input_ids: Tensor, **more: Any) -> Any:
         """The output of the body, which has `last_hidden_state` [B, L, H]; int64 `input_ids` [B, L]."""
-        return self.lm.base_model(input_ids=input_ids, **self._without_cache, **more)
+        return self.lm._modules[self._body](input_ids=input_ids, **self._without_cache, **more)
 
     def head(self, output: Any, hidden: Tensor) -> Tensor:
         """Logits [T, V] of hidden states [T, H]; `output` is a body's, for what else is in it."""
@@ -70,13 +70,25 @@ class Forward:
 
     @contextmanager
     def _standing_in(self, output: Any) -> Iterator[None]:
-        prefix = self.lm.base_model_prefix
-        body = self.lm._modules[prefix]
-        self.lm._modules[prefix] = _StandIn(body, output)
+        body = self.lm._modules[self._body]
+        self.lm._modules[self._body] = _StandIn(body, output)
         try:
             yield
         finally:
-            self.lm._modules[prefix] = body
+            self.lm._modules[self._body] = body
+
+    @cached_property
+    def _body(self) -> str:
+        """Name of the body among the model's parts. Raises ValueError where it has none of its own."""
+        from transformers import PreTrainedModel
+
+        if self.lm.base_model_prefix in self.lm._modules:
+            return str(self.lm.base_model_prefix)
+        # Llama 4's prefix is that of the model with pictures.
+        inner = [name for name, part in self.lm._modules.items() if isinstance(part, PreTrainedModel)]
+        if len(inner) != 1:
+            raise ValueError("its body cannot be told from its head")
+        return inner[0]
 
     @cached_property
     def _without_cache(self) -> dict[str, bool]:

@@ -81,6 +81,7 @@ def _only(name: str, **more: Any) -> Callable[[], Any]:
 PACKED: dict[str, Callable[[], Any]] = {
     "llama": _like("LlamaConfig"),
     "llama_untied_with_biases": _like("LlamaConfig", tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+    "llama4": _like("Llama4TextConfig", **EXPERTS, attention_chunk_size=POSITIONS, intermediate_size_mlp=48),
     "mistral_window": _like("MistralConfig", sliding_window=12),
     "ministral": _like("MinistralConfig", sliding_window=12, layer_types=["sliding_attention", "full_attention"]),
     "qwen2": _like("Qwen2Config"),
@@ -159,6 +160,7 @@ PACKED: dict[str, Callable[[], Any]] = {
 """Those for which a line of packed rows is the model's own function."""
 
 ROWS: dict[str, Callable[[], Any]] = {
+    "llama4_chunks": _like("Llama4TextConfig", **EXPERTS, attention_chunk_size=12, intermediate_size_mlp=48),
     "gemma2": _like("Gemma2Config", query_pre_attn_scalar=8, sliding_window=12, attn_logit_softcapping=2.0),
     "vaultgemma": _like("VaultGemmaConfig", query_pre_attn_scalar=8, sliding_window=12),
     "gpt_oss": _like("GptOssConfig", **EXPERTS, sliding_window=12),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learner.batching import MIN_SHARED, Row, plan
-from learner.forward import recompute_layers
+from learner.forward import Forward, recompute_layers
 from learner.parity import require_exact
 from learner.policy import Policy, Route, inputs
 from services.errors import ModelUnavailable
@@ -57,7 +57,6 @@ def learned(policy, some, budget):
             own = logprob.detach()[advantage == torch.tensor(row.advantage, dtype=torch.float32)]
             if len(own):
                 scores[number] = own
-    assert len(batches) == 1 or sharing != "lines" or budget < 1000
     return [scores[n] for n in range(len(some))], {n: p.grad for n, p in policy.lm.named_parameters()}
 
 
@@ -71,7 +70,24 @@ def test_trained_on_its_own_function(name):
     assert parity.route.halves
     assert bool(parity.reasons) == (name in ROWS)
     recompute_layers(policy.lm)
-    found, own = learned(policy, rows(), 4000)
+    assert_same(learned(policy, rows(), 4000), (expected, gradients))
+
+
+def test_a_model_that_cannot_be_divided_is_trained_whole(monkeypatch):
+    def undivided(self):
+        raise ValueError("its body cannot be told from its head")
+
+    monkeypatch.setattr(Forward, "_body", property(undivided))
+    model = random_model(TRAINED["lfm2"]())
+    expected = plain(copy.deepcopy(model), rows())
+    policy = Policy(model, TEMPERATURE, route=Route(packed=False)).train()
+    assert require_exact(policy, "auto", POSITIONS - 2).route == Route(packed=False, halves=False)
+    assert_same(learned(policy, rows(), 4000), expected)
+
+
+def assert_same(found, wanted):
+    """Scores, and gradients to a thousandth."""
+    (found, own), (expected, gradients) = found, wanted
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
     # Some gradients are 0 but for rounding, such as that of a bias of keys.
