@@ -88,7 +88,7 @@ class Forward:
         inner = [name for name, part in self.lm._modules.items() if isinstance(part, PreTrainedModel)]
         if len(inner) != 1:
             raise ValueError("its body cannot be told from its head")
-        return inner[0]
+        return str(inner[0])
 
     @cached_property
     def _without_cache(self) -> dict[str, bool]:
