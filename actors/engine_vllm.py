@@ -14,11 +14,13 @@ Invariants
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from actors.engine import EngineStats
@@ -104,6 +106,8 @@ class VllmCore:
             disable_log_stats=True,
             weight_transfer_config={"backend": BACKEND},
         )
+        if cpu:
+            _fit_to_cpu(arguments)
         self.engine = LLMEngine.from_engine_args(arguments)
         self.engine.set_weight_version("0")
 
@@ -200,3 +204,37 @@ class VllmCore:
 
     def _ask_workers(self, method: str, **arguments: object) -> None:
         self.engine.collective_rpc(method, kwargs=arguments)
+
+
+def _fit_to_cpu(arguments: Any) -> None:
+    """Adapt the arguments to what vLLM's CPU backend can do with this model.
+
+    Raises:
+        ValueError: it cannot run the model; found out here, since vLLM itself would only fail at the first request.
+    """
+    try:
+        model = arguments.create_model_config()
+    except Exception as error:
+        raise ValueError(f"vLLM cannot load this model: {_cause(arguments.model, error)}") from error
+    if model.is_hybrid or model.has_inner_state:
+        # A state cannot be cut off at a block: caching prefixes of it takes chunked prefill, which is off.
+        arguments.enable_prefix_caching = False
+        arguments.block_size = None
+    size = model.get_head_size()
+    if not (model.use_mla or model.is_attention_free) and size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        raise ValueError(f"attention heads of size {size}: vLLM on CPU can do {sizes}; take another model, or a GPU")
+
+
+def _cause(folder: str, error: Exception) -> str:
+    """Why vLLM refuses a model: where it only says that it could not import the model's code, what that raised."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    if "inspect" in str(error):
+        architectures = json.loads((Path(folder) / "config.json").read_text()).get("architectures") or []
+        for architecture in set(architectures) & ModelRegistry.models.keys():
+            try:
+                ModelRegistry.models[architecture].load_model_cls()
+            except Exception as reason:
+                return f"{architecture}: {first_line(reason)}"
+    return first_line(error)

@@ -144,7 +144,7 @@ class _Attempt:
                 split=self.ticket.task.split,
                 index=self.ticket.task.index,
                 anchor=env.anchor,
-                max_steps=env.max_steps,
+                max_steps=min(env.max_steps, self.ticket.max_steps or env.max_steps),
             )
         )
         try:

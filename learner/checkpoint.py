@@ -33,7 +33,7 @@ from services import manifest
 from services.config.tree import Config
 from services.errors import CheckpointFailed, FolderDamaged
 from services.manifest import MANIFEST_NAME
-from services.model_folder import read_weights, share_weights
+from services.model_folder import read_others, read_weights, share_weights
 from services.run_folder import WARMSTART_NAME
 from services.weights.adapter import is_adapter, merged
 
@@ -291,8 +291,13 @@ def _score(found: Path) -> float:
 
 
 def whole_policy(weights: Mapping[str, Tensor], model: Path) -> Mapping[str, Tensor]:
-    """The weights, or where they are adapters those of `model` with the adapters added."""
-    return merged(weights, read_weights(model)) if is_adapter(weights) else weights
+    """All that a folder holds: the weights, or those of `model` with the adapters added, and what was not trained.
+
+    Such is the vision tower of a larger model of which the learner trains the part for text.
+    """
+    if is_adapter(weights):
+        return merged(weights, read_weights(model))
+    return {**weights, **dict(read_others(model, weights))}
 
 
 def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from learner import lora
 from learner.batching import MicroBatch
+from learner.disk_names import DiskForm, persistent_buffers
 from learner.forward import recompute_layers
 from learner.losses import LossTerms
 from learner.parity import Parity, require_exact
@@ -115,8 +116,9 @@ class DeepSpeedEngine:
         parity = require_exact(policy, config.learner.packing, context)
         policy.route = self._agreed(parity.route)
         self.parity = replace(parity, route=policy.route)
-        if config.model.lora is not None:
-            lora.adapt(policy, config.model.lora)
+        self._disk = DiskForm(policy.lm, config.model.path)
+        adapters = config.model.lora
+        self._adapters = lora.adapt(policy, adapters, self._disk) if adapters is not None else None
         if config.learner.activation_checkpointing:
             recompute_layers(policy.lm)
         optimizer = _adamw(policy, config)
@@ -177,18 +179,21 @@ class DeepSpeedEngine:
     def weights(self) -> dict[str, Tensor]:
         """What the actors need, on the CPU in `model.dtype`; empty on all ranks but 0.
 
-        The whole model under its Hugging Face names, or its adapters as in `services.weights.adapter`.
+        The whole model as a checkpoint on disk has it, or its adapters as in `services.weights.adapter`.
         """
         wanted = torch.distributed.get_rank() == 0
         dtype = DTYPES[self._config.model.dtype]
         gathered: dict[str, Tensor] = {}
-        # Tied parameters come once, under their first name, as Hugging Face saves them.
         for name, parameter in self._trained():
             with self._whole(parameter):
                 if wanted:
                     gathered[name] = parameter.detach().to("cpu", dtype, copy=True).contiguous()
-        adapters = self._config.model.lora
-        return gathered if adapters is None else lora.broadcast(gathered, adapters)
+        if not wanted:
+            return {}
+        if self._adapters is not None:
+            return self._adapters.broadcast(gathered)
+        buffers = persistent_buffers(self._engine.module.lm)
+        return self._disk.published(gathered | {name: buffer.cpu() for name, buffer in buffers.items()})
 
     def checkpoint_bytes(self) -> int:
         """About what `save` writes: float32 parameters and two moments of each."""

@@ -8,6 +8,7 @@ Invariants
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections import defaultdict
@@ -96,6 +97,17 @@ class Rank:
         """Whether this rank's share has finite log-probabilities under the policy."""
         scored = [self._engine.logprobs(batch).isfinite().all() for step in steps for batch in step.batches]
         return all(bool(each) for each in scored)
+
+    def gap(self, batches: Sequence[MicroBatch]) -> tuple[float, float, int]:
+        """Differences of the batches' log-probabilities from the sampler's: largest, sum (nats), and their number."""
+        largest, total, count = 0.0, 0.0, 0
+        for batch in batches:
+            counted = torch.tensor(batch.weight) > 0
+            scored = self._engine.logprobs(batch).float().cpu()
+            off = (scored - torch.tensor(batch.behaviour)).abs().nan_to_num(math.inf)[counted]
+            largest = max(largest, float(off.max()) if len(off) else 0.0)
+            total, count = total + float(off.sum()), count + len(off)
+        return largest, total, count
 
     def weights(self) -> dict[str, Tensor]:
         """The whole model on rank 0, nothing on the others."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from learner.batching import Sharing
+from learner.batching import Row, Sharing, plan
 from learner.parity import Parity
 from learner.rank import Rank
 from learner.rows import OptimizerStep
@@ -116,6 +116,14 @@ class RankGroup:
     def finite(self, work: Sequence[Sequence[OptimizerStep]]) -> bool:
         """Whether the policy gives finite log-probabilities to these rows; `work[r]` is rank r's. Changes nothing."""
         return all(_gather([a.finite.remote(w) for a, w in zip(self._actors, work, strict=True)]))
+
+    def gap(self, rows: Sequence[Row]) -> tuple[float, float]:
+        """Largest and mean difference (nats) between the rows' log-probabilities and the learner's."""
+        learner = self._config.learner
+        work = plan(rows, learner.ranks, learner.microbatch_tokens, self.sharing)
+        answers = _gather([a.gap.remote(w) for a, w in zip(self._actors, work, strict=True)])
+        largest, totals, counts = zip(*answers, strict=True)
+        return max(largest), sum(totals) / max(1, sum(counts))
 
     def weights(self) -> dict[str, Tensor]:
         """The whole model under its Hugging Face names, on the CPU."""

@@ -62,9 +62,10 @@ class Ranks(Protocol):
 class Trainer:
     """One run of the learner. `folder` is the run's; `splits` are the environment's split sizes.
 
-    `on_update` is called after each published update; `evaluate` before the first update and after every
-    `evaluation.every` of them, for numbers to record (none where it was cut short), with the version and a question to
-    ask while it waits: whether to stop. `should_stop` is asked while waiting and between updates.
+    `on_start` is called with the version once it has been published, before any group is dispatched. `on_update` is
+    called after each published update; `evaluate` before the first update and after every `evaluation.every` of them,
+    for numbers to record (none where it was cut short), with the version and a question to ask while it waits: whether
+    to stop. `should_stop` is asked while waiting and between updates.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Trainer:
         ranks: Ranks,
         folder: Path,
         splits: Mapping[str, int],
+        on_start: Callable[[int], None] = lambda version: None,
         on_update: Callable[[UpdateReport], None] = lambda report: None,
         evaluate: Evaluate = lambda version, should_stop: {},
         should_stop: Callable[[], bool] = lambda: False,
@@ -87,6 +89,7 @@ class Trainer:
         self._checkpoints = folder / CHECKPOINTS_NAME
         self._history = History(folder, config)
         self._splits = splits
+        self._on_start: Callable[[int], None] | None = on_start
         self._on_update = on_update
         self._evaluate = evaluate
         self._should_stop = should_stop
@@ -131,6 +134,7 @@ class Trainer:
             self._start()
             while True:
                 try:
+                    self._begin()
                     self._commands.obey()
                     self._play_panel()
                     if self._over():
@@ -141,6 +145,12 @@ class Trainer:
                     self._start(failure)
         finally:
             self._close_metrics()
+
+    def _begin(self) -> None:
+        """Once: what has to be right before anything is played."""
+        if self._on_start is not None and not self._stopping():
+            self._on_start(self._version)
+        self._on_start = None
 
     def _start(self, failure: RankFailed | None = None) -> None:
         """Restore; after a failure of the ranks restart them first, as often as the run allows."""

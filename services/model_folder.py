@@ -6,8 +6,10 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from services import manifest
 from services.errors import FolderDamaged, ModelUnavailable, first_line
@@ -99,22 +101,58 @@ def share_weights(folder: Path) -> None:
         file.chmod(mode)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model, in order; none where its weights are in another format.
+
+    Folders may hold the same weights twice, in another layout (`consolidated.safetensors`): an index, or
+    `model.safetensors`, says which ones count.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelUnavailable(f"cannot read {index}: {first_line(error)}") from None
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the folder's tensors; none where its weights are in another format. Raises ModelUnavailable."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(folder):
+        with _opened(file) as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
+
+
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of the folder's safetensors files, by name.
 
     Raises:
         ModelUnavailable: there are none, or one cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    if not weight_files(folder):
         raise ModelUnavailable(f"no *.safetensors in {folder}; give a local Hugging Face model folder (model.path)")
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ModelUnavailable(f"cannot read {file}: {error}") from None
-    return weights
+    return dict(read_others(folder, ()))
+
+
+def read_others(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The folder's tensors but `names`, one by one. Raises ModelUnavailable."""
+    left_out = frozenset(names)
+    for file in weight_files(folder):
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                if name not in left_out:
+                    yield name, opened.get_tensor(name)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (OSError, SafetensorError) as error:
+        raise ModelUnavailable(f"cannot read {file}: {error}") from None

@@ -36,7 +36,8 @@ class Ticket(BaseModel):
 
     `stream` separates training (`train`) from evaluation panels (`eval-000040`), whose groups are
     numbered apart.
-    `seed` seeds the sampling of this episode; `temperature` is the sampling temperature.
+    `seed` seeds the sampling of this episode; `temperature` is the sampling temperature. `max_steps` cuts the episode
+    short of the environment's `max_steps`; None: it does not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,7 @@ class Ticket(BaseModel):
     task: Task
     seed: int
     temperature: FiniteFloat = 1.0
+    max_steps: int | None = None
 
     @property
     def id(self) -> str:

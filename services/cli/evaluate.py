@@ -158,7 +158,23 @@ def _evaluate(
     check_small_folder(model, config)
     with Stack(config, announce=console.print) as stack:
         stack.publish_initial()
+        _check_sampler(stack, console, watched(stack, should_stop))
         return evaluate_on(stack, name, 0, console=console, should_stop=should_stop)
+
+
+def _check_sampler(stack: Stack, console: Console, should_stop: Callable[[], bool]) -> None:
+    """Compare what the actors sample with the model's own function, where this machine has room for it."""
+    from learner.evaluation import panel
+    from learner.sampler_check import EPISODES, STREAM, require_agreement
+    from services.cli.local_scorer import LocalScorer, fits
+
+    config = stack.config
+    if not fits(config.model.path, config.model.dtype):
+        console.print("the sampler is not compared with the model: it does not fit into this machine's memory")
+        return
+    tasks = [ticket.task for ticket in panel(config, stack.splits, STREAM)[:EPISODES]]
+    scorer = LocalScorer(config.model.path, config.model.dtype, config.rollout.temperature)
+    require_agreement(config, stack.buffer, tasks, scorer, should_stop)
 
 
 def evaluate_on(

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from services.cli import buffer, pool
+from services.cli import buffer, model, pool
 from services.cli.resuming import Resume
 from services.config import Config, ConfigError, load_config
 from services.config.masking import masked
@@ -26,6 +26,7 @@ from services.telemetry import setup_logging
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 env_app = typer.Typer(no_args_is_help=True, help="Environment servers.")
 app.add_typer(env_app, name="env")
+app.add_typer(model.app, name="model")
 app.add_typer(buffer.app, name="buffer")
 app.add_typer(pool.app, name="pool")
 console = Console()

@@ -21,6 +21,7 @@ from pathlib import Path
 from services.cli.environments import environment_class, info_of, make_data_known
 from services.cli.model_shape import engine_is_on_cpu, shape_problems
 from services.cli.output import folder_problem, nearest_folder
+from services.cli.tokenizer_check import tokenizer_problems
 from services.config.tree import Config, EnvConfig
 from services.errors import (
     EnvironmentUnavailable,
@@ -98,7 +99,7 @@ def disk_space(start: Start) -> Iterator[str]:
 
 
 def models(start: Start) -> Iterator[str]:
-    """Each model folder is complete, and vLLM and the configured lengths can do with its shape."""
+    """Each model folder is complete, its tokenizer is its own, and vLLM and the configured lengths suit its shape."""
     for folder in start.models:
         try:
             check_model_folder(folder)
@@ -107,6 +108,7 @@ def models(start: Start) -> Iterator[str]:
         except ModelUnavailable as error:
             yield str(error)
             continue
+        yield from tokenizer_problems(folder)
         yield from shape_problems(folder, start.config)
 
 

@@ -45,8 +45,10 @@ def train_on(
     on_report: Callable[[object], None] = lambda report: None,
 ) -> int:
     """Train on a running stack; answers the policy version reached."""
+    from learner.dispatch import Dispatcher
     from learner.evaluation import evaluate
     from learner.report import UpdateReport
+    from learner.sampler_check import EPISODES, require_agreement
     from learner.trainer import Trainer
 
     config = stack.config
@@ -59,6 +61,11 @@ def train_on(
             before = (min(episodes) - 1) * report.episodes  # of a run that goes on; its updates are as large
             tell(report.update, summary(report, before + sum(episodes.values())))
             on_report(report)
+
+        def check_sampler(version: int) -> None:
+            order = Dispatcher(config, stack.splits)
+            tasks = [order.task(group) for group in range(EPISODES)]
+            require_agreement(config, stack.buffer, tasks, ranks, stop)  # type: ignore[arg-type]
 
         def play_panel(version: int, should_stop: Callable[[], bool]) -> Mapping[str, float]:
             stream = f"eval-{version:06d}"
@@ -74,6 +81,7 @@ def train_on(
             ranks,  # type: ignore[arg-type]
             config.run.folder,
             stack.splits,
+            on_start=check_sampler,
             on_update=note,
             evaluate=play_panel,
             should_stop=stop,

@@ -16,8 +16,9 @@ from typing import Any
 
 from actors.engine_vllm import CPU_HEAD_SIZES
 from services.cli.environments import environment_class, make_data_known
-from services.cli.model_shape import engine_is_on_cpu
+from services.cli.model_shape import engine_is_on_cpu, shape_problems
 from services.cli.output import folder_problem
+from services.cli.tokenizer_check import tokenizer_problems
 from services.config.load import portable_config
 from services.config.tree import Config, WarmstartPhase
 from services.errors import EnvironmentUnavailable, ModelUnavailable, PreflightFailed, first_line
@@ -44,6 +45,7 @@ def make_starter(
 
     Raises:
         PreflightFailed: the environment, a split, `start`, `out` or the shape of the model is wrong.
+        ModelUnavailable: the warm start cannot train the model in `start`.
     """
     make_data_known(config.env)
     if problems := [*_problems(config, out, start, first_phase)]:
@@ -113,6 +115,9 @@ def _problems(config: Config, out: Path, start: Path | None, first_phase: int) -
             _earlier_phases(start)
         except ModelUnavailable as error:
             yield str(error)
+            return
+        yield from tokenizer_problems(start)
+        yield from shape_problems(start, config)
     elif shape.hidden_size % shape.heads or shape.heads % shape.kv_heads:
         yield (
             f"warmstart.hidden_size must be a multiple of warmstart.heads, and that of warmstart.kv_heads, got "

@@ -45,8 +45,8 @@ class LoraConfig(Section):
     """Rank of the adapters."""
     alpha: float = Field(32.0, gt=0)
     """Adapters are added times alpha / rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers that get one, by the end of their names."""
+    targets: tuple[str, ...] = Field(("all-linear",), min_length=1)
+    """Linear layers that get one, by the end of their names; `all-linear`: all but the head and routed experts."""
 
 
 class ModelConfig(Section):

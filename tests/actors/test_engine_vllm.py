@@ -17,9 +17,9 @@ from actors.engine import EngineFailed, Sample
 from actors.engine_process import EngineProcess
 from actors.engine_vllm import CPU_BATCH_TOKENS, CPU_BLOCK_TOKENS
 from learner.batching import Row, plan
-from learner.engine_deepspeed import inputs
-from learner.lora import adapt, broadcast
-from learner.policy import Policy, load_policy
+from learner.disk_names import DiskForm
+from learner.lora import adapt
+from learner.policy import Policy, inputs, load_policy
 from services.config.tree import LoraConfig, ModelConfig, RolloutConfig
 from services.errors import ModelUnavailable
 from tests.actors.tiny import VOCABULARY, make_model, reference_logprobs, weights_of, write_model
@@ -101,14 +101,14 @@ async def test_logprobs_are_the_learners_also_with_adapters(setup: Setup) -> Non
     assert await mean_difference(setup, policy) <= 1e-4
 
     lora = LoraConfig(rank=4, alpha=8)
-    adapt(policy, lora)
+    adapters = adapt(policy, lora, DiskForm(policy.lm, setup.folder))
     with torch.no_grad():
         for name, parameter in policy.lm.named_parameters():
             if parameter.requires_grad:
                 parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
     trained = {name: parameter for name, parameter in policy.lm.named_parameters() if parameter.requires_grad}
     assert await mean_difference(setup, policy) > 0.1
-    await setup.engine.load_weights(8, broadcast(trained, lora))
+    await setup.engine.load_weights(8, adapters.broadcast(trained))
     assert await mean_difference(setup, policy) <= 1e-4
     await setup.engine.load_weights(9, weights_of(setup.models[0]))
 

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from learner import batching
 from learner.batching import MIN_SHARED, Row, plan
-from learner.lora import adapt, broadcast, switched_off
+from learner.disk_names import DiskForm
+from learner.lora import adapt, switched_off
 from learner.policy import inputs, load_policy
 from services.config.tree import LoraConfig
 from services.errors import ModelUnavailable
@@ -160,7 +161,7 @@ def test_adapters_are_the_model_plus_their_product(tiny_model):
     lora = LoraConfig(rank=2, alpha=3)
     base = load_policy(tiny_model, "float32", 1.0)
     adapted = load_policy(tiny_model, "float32", 1.0)
-    adapt(adapted, lora)
+    adapters = adapt(adapted, lora, DiskForm(adapted.lm, tiny_model))
     trained = {name: parameter for name, parameter in adapted.lm.named_parameters() if parameter.requires_grad}
     with torch.no_grad():
         for parameter in trained.values():
@@ -171,13 +172,11 @@ def test_adapters_are_the_model_plus_their_product(tiny_model):
     assert float((alone - with_adapters).detach().abs().max()) > 0.1
     with switched_off(adapted):
         torch.testing.assert_close(adapted(*given)[0], alone)
-    weights = merged(broadcast(trained, lora), dict(base.lm.named_parameters()))
+    weights = merged(adapters.broadcast(trained), dict(base.lm.named_parameters()))
     with torch.no_grad():
         for name, parameter in base.lm.named_parameters():
             parameter.copy_(weights[name])
     torch.testing.assert_close(base(*given)[0], with_adapters, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ModelUnavailable, match=r"model\.lora"):
-        adapt(load_policy(tiny_model, "float32", 1.0), LoraConfig(targets=("nothing",)))
 
 
 def test_no_model(tmp_path):

@@ -1,0 +1,144 @@
+"""The sampler against the learner at the start of a run, before any group is dispatched.
+
+A few episodes of two steps are played as all episodes are, by the rollout actors with the policy that was just
+published, and the learner scores what they sampled. So it covers what a run stands on: the names and the layout of the
+weights, vLLM's model and its update, the prompts, and what crosses Redis.
+
+Invariants
+- It runs in a stream of its own and leaves nothing of it in the buffer.
+- What is off is one line that names the model; episodes that cannot be played are not this check's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from learner.batching import Row
+from learner.dispatch import ticket_seed
+from learner.parity import BOUND, MEAN_BFLOAT16
+from services.buffer import Buffer
+from services.codec import CodecError
+from services.config.tree import Config
+from services.errors import ModelUnavailable, RunStalled
+from services.schemas import Task, Ticket, Trajectory
+
+STREAM = "check"
+EPISODES = 8
+STEPS = 2
+POLL_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class Scorer(Protocol):
+    """Who computes the learner's log-probabilities."""
+
+    def gap(self, rows: Sequence[Row]) -> tuple[float, float]:
+        """Largest and mean absolute difference between the rows' log-probabilities and the learner's, in nats."""
+        ...
+
+
+def bounds(dtype: str) -> tuple[float, float]:
+    """Largest and mean difference that are allowed, in nats, of a policy in this type.
+
+    float32: rounding makes 1e-6 to 1e-4. bfloat16: both round every layer, in other orders, so single tokens may be far
+    off although nothing is wrong, and only the mean says anything; see `learner.parity.MEAN_BFLOAT16`.
+    """
+    return (BOUND, BOUND) if dtype == "float32" else (math.inf, MEAN_BFLOAT16)
+
+
+def require_agreement(
+    config: Config,
+    buffer: Buffer,
+    tasks: Sequence[Task],
+    scorer: Scorer,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Play `tasks`, score and compare. The version to check must have been published.
+
+    Raises:
+        ModelUnavailable: sampler and learner disagree.
+        RunStalled: no episode ended for `learner.group_timeout_s`.
+    """
+    played = _play(config, buffer, tasks, should_stop)
+    rows = [
+        Row(np.concatenate([step.prompt_ids, step.response_ids]).astype(np.int32), step.logprobs, 0.0)
+        for episode in played
+        for step in episode.steps
+    ]
+    if not rows:
+        return
+    largest, mean = scorer.gap(rows)
+    log.info("sampler and learner differ by %.2g nats at most, %.2g on average", largest, mean)
+    most, most_mean = bounds(config.model.dtype)
+    if not (largest <= most and mean <= most_mean):
+        raise ModelUnavailable(
+            f"model.path {config.model.path}: vLLM samples with other log-probabilities than the learner computes, "
+            f"off by {largest:.2g} nats, {mean:.2g} on average: this model cannot be trained; see anchorage model check"
+        )
+
+
+def _play(config: Config, buffer: Buffer, tasks: Sequence[Task], should_stop: Callable[[], bool]) -> list[Trajectory]:
+    tickets = _tickets(config, tasks)
+    groups = [ticket.group for ticket in tickets]
+    buffer.remove(STREAM, sorted(buffer.known(STREAM)))
+    buffer.issue(tickets)
+    try:
+        if not _wait(config, buffer, tickets, should_stop):
+            return []
+        for reason in buffer.cancelled(STREAM).values():
+            log.warning("an episode for the check of the sampler could not be played: %s", reason)
+        return [episode for group in buffer.complete(STREAM) for episode in _read(buffer, group)]
+    finally:
+        buffer.remove(STREAM, groups)
+
+
+def _tickets(config: Config, tasks: Sequence[Task]) -> list[Ticket]:
+    """Groups of one."""
+    return [
+        Ticket(
+            stream=STREAM,
+            group=group,
+            member=0,
+            group_size=1,
+            task=task,
+            seed=ticket_seed(config.run.seed, STREAM, group, 0),
+            temperature=config.rollout.temperature,
+            max_steps=STEPS,
+        )
+        for group, task in enumerate(tasks)
+    ]
+
+
+def _wait(config: Config, buffer: Buffer, tickets: Sequence[Ticket], should_stop: Callable[[], bool]) -> bool:
+    """Whether all have ended; False after a stop."""
+    limit, before, quiet_since = config.learner.group_timeout_s, 0, time.monotonic()
+    while not should_stop():
+        ended = len(buffer.complete(STREAM)) + len(buffer.cancelled(STREAM))
+        if ended >= len(tickets):
+            return True
+        if ended > before:
+            before, quiet_since = ended, time.monotonic()
+        if time.monotonic() - quiet_since > limit:
+            raise RunStalled(
+                f"no episode ended for {limit:g} s (learner.group_timeout_s) at the start of the run: are the rollout "
+                "actors and the environment server up?"
+            )
+        if not buffer.wait(STREAM, POLL_S):
+            known = buffer.known(STREAM)
+            buffer.issue([ticket for ticket in tickets if ticket.group not in known])
+    return False
+
+
+def _read(buffer: Buffer, group: int) -> list[Trajectory]:
+    try:
+        return list(buffer.read(STREAM, group))
+    except (KeyError, CodecError) as error:  # lost by Redis meanwhile
+        log.warning("an episode for the check of the sampler cannot be read: %s", error)
+        return []
