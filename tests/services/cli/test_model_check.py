@@ -1,0 +1,93 @@
+"""`anchorage model check`: what is off with a folder, without vLLM (tests/actors/test_engine_updates.py is with it)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from services.cli.main import main
+from services.cli.preflight import Start, preflight
+from services.cli.tokenizer_check import tokenizer_findings
+from services.config import Config
+from services.errors import PreflightFailed
+from tests.actors.many_models import make, write
+
+STARTER = Path("models/starter")
+
+
+def checked(capsys: pytest.CaptureFixture[str], folder: Path, code: int) -> dict[str, dict[str, str]]:
+    """The findings by name, of the command's JSON."""
+    arguments = ["model", "check", str(folder), "--json", "--no-engine"]
+    if code:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == code
+    else:
+        main(arguments)
+    told = json.loads(capsys.readouterr().out)
+    assert told["fit"] is (code == 0)
+    return {finding["name"]: finding for finding in told["findings"]}
+
+
+def test_a_model_that_is_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    found = checked(capsys, STARTER, 0)
+    assert found["tokens"]["value"] == "1127 tokens, 1127 embedding rows"
+    assert found["learner: path"]["value"] == "packed"
+    assert {"learner: rows alone", "learner: packed rows", "learner: shared beginnings"} <= found.keys()
+    assert found["LoRA"]["value"].startswith("21 layers: down_proj, ")
+    assert found["vLLM"]["verdict"] == "skipped"
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["model", "check", str(STARTER), "--no-engine"])
+    out = capsys.readouterr().out
+    assert "learner: packed rows" in out
+    assert "note: the tokenizer has no chat template" in out
+
+
+def test_a_model_whose_rows_go_alone_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = checked(capsys, write(tmp_path, make("gemma2")), 0)
+    assert found["learner: path"]["value"] == "rows"
+    assert "softcap" in found["learner: path"]["line"]
+
+
+def test_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "is not a folder" in checked(capsys, tmp_path / "none", 1)["folder"]["line"]
+    assert "holds no config.json" in checked(capsys, tmp_path, 1)["folder"]["line"]
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    shutil.copy(STARTER / "tokenizer.json", tmp_path)
+    shutil.copy(STARTER / "model.safetensors", tmp_path)
+    assert checked(capsys, tmp_path, 1)["learner"]["verdict"] == "problem"
+
+
+def changed(folder: Path, name: str, **values: object) -> Path:
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "line"),
+    [
+        ("config.json", {"vocab_size": 1000}, "has 1127 tokens .* the model 1000 embedding rows"),
+        ("tokenizer_config.json", {"eos_token": None}, "has no eos_token"),
+        ("tokenizer_config.json", {"eos_token": "<|end|>"}, "does not know its own eos_token '<|end|>'"),
+    ],
+)
+def test_tokenizers_that_do_not_fit_are_refused_before_a_run_starts(
+    tmp_path: Path, file: str, values: dict[str, object], line: str
+) -> None:
+    folder = changed(shutil.copytree(STARTER, tmp_path / "model"), file, **values)
+    config = Config.model_validate({"run": {"dir": tmp_path}, "model": {"path": folder}})
+    with pytest.raises(PreflightFailed, match=line.replace("|", r"\|")):
+        preflight(Start(config, models=(folder,), trains=True))
+
+
+def test_another_end_token_than_the_model_has_is_told(tmp_path: Path) -> None:
+    folder = changed(shutil.copytree(STARTER, tmp_path / "model"), "config.json", eos_token_id=[5, 7])
+    (end,) = (finding for finding in tokenizer_findings(folder) if finding.name == "EOS")
+    assert end.verdict == "note"
+    assert "config.json has eos_token_id=[5, 7]" in end.line
