@@ -116,7 +116,7 @@ class Loading:
 
         for prefix, layer in self._model.named_modules():
             info = get_layerwise_info(layer)
-            if not info.can_load() or info.load_numel > 0:
+            if not info.can_load() or info.load_numel > 0 or not info.load_numel_total:
                 continue
             for name in layer._parameters:
                 if f"{prefix}.{name}" in (self._loaded or ()):
