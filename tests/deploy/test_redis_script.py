@@ -14,6 +14,7 @@ import pytest
 from redis import Redis, exceptions
 
 from services.redis_server import _free_port
+from tests import needs
 from tests.waiting import until
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "redis.sh"
@@ -29,9 +30,7 @@ def _version() -> int:
     return int(found.group(1)) if found else 0
 
 
-pytestmark = pytest.mark.skipif(
-    _version() < 7, reason="redis-server 7 and redis-check-aof are not on PATH (apt install redis)"
-)
+pytestmark = pytest.mark.skipif(_version() < 7, reason=needs.REDIS_SERVER)
 
 
 @contextmanager
