@@ -13,7 +13,7 @@ from env_servers.protocol import StepResult
 from services.cli import warmstart
 from services.cli.warmstart import make_starter
 from services.config import Config, load_config
-from services.errors import EnvironmentUnavailable
+from services.errors import PreflightFailed
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -53,13 +53,13 @@ def test_the_data_that_the_recipe_names_are_played(tmp_path: Path, monkeypatch: 
     game_source.cache_clear()
     config = small("starter.yaml")
     config = config.model_copy(update={"env": config.env.model_copy(update={"data": tmp_path})})
-    with pytest.raises(EnvironmentUnavailable, match=f"no ALFWorld games below {tmp_path}"):
+    with pytest.raises(PreflightFailed, match=f"no ALFWorld games below {tmp_path}"):
         make_starter(config, tmp_path / "out", lambda tokens, loss: None)
 
 
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     phases = "[{tokens: 6000, splits: [nowhere]}]"
-    with pytest.raises(EnvironmentUnavailable, match="no tasks in split 'nowhere'"):
+    with pytest.raises(PreflightFailed, match="no tasks in split 'nowhere'"):
         make_starter(small("starter.yaml", phases), tmp_path / "out", lambda tokens, loss: None)
 
 
