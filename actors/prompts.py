@@ -27,7 +27,7 @@ from typing import Any
 from actors.tokens import PromptTokens
 from env_servers.protocol import StepResult
 from services.config.tree import PromptConfig
-from services.errors import ModelUnavailable
+from services.errors import ModelUnavailable, first_line
 from services.model_folder import check_model_folder
 
 
@@ -330,6 +330,6 @@ def load_tokenizer(path: Path) -> Any:
 
     check_model_folder(path)
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"cannot load the tokenizer of {path}: {str(error).splitlines()[0]}") from None
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever files of somebody else's end in
+        raise ModelUnavailable(f"cannot load the tokenizer of {path}: {first_line(error)}") from None

@@ -149,7 +149,10 @@ def target_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
 
 
 def adaptable_layers(policy: Policy) -> list[str]:
-    """Names of the linear layers, but the head and routed experts, that a forward pass calls."""
+    """Names of the linear layers, but the head and routed experts, that a forward pass calls as linear layers.
+
+    A router that is a linear layer by its class and returns what it chose (Phi-MoE, Llama 4) is none.
+    """
     from transformers.pytorch_utils import Conv1D
 
     lm, head = policy.lm, policy.lm.get_output_embeddings()
@@ -163,16 +166,21 @@ def adaptable_layers(policy: Policy) -> list[str]:
         and "experts" not in name.split(".")
         and _peft_takes(lm, name)
     }
-    called: set[str] = set()
+    called: dict[str, bool] = {}
+
+    def note(name: str, output: object) -> None:
+        called[name] = called.get(name, True) and isinstance(output, Tensor)
+
     hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, module in linear.items()
+        module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        for name, module in linear.items()
     ]
     try:
         _call(policy)
     finally:
         for hook in hooks:
             hook.remove()
-    return [name for name in linear if name in called]
+    return [name for name in linear if called.get(name)]
 
 
 @torch.no_grad()

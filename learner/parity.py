@@ -267,13 +267,14 @@ class _Measurement:
         if not self._agrees(again):
             raise _Refused(f"what it scored before changes what it scores now, by {again.largest:.2g} nats")
         half = len(row) // 2
+        other = np.concatenate([self._tokens.draw(half), row[half:]])
+        # Before the next comparison: in new weights later tokens show no more than earlier ones do.
+        self._effect = float((self._plain(other)[half:] - self.expected[1][half:]).abs().mean())
         other = np.concatenate([row[:half], self._tokens.draw(len(row) - half)])
         early = self._plain(other)[: half - 1]
         causal = self._compare("causal", early, self.expected[1][: half - 1])
         if not self._agrees(causal):
             raise _Refused(f"it is not causal: later tokens change the score of earlier ones by {causal.largest:.2g}")
-        other = np.concatenate([self._tokens.draw(half), row[half:]])
-        self._effect = float((self._plain(other)[half:] - self.expected[1][half:]).abs().mean())
         # Short against long: whatever length something changes at, it lies between the two.
         cut = longest[:PREFIX]
         begun = self._plain(longest, range(len(cut) - 1))

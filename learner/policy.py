@@ -190,25 +190,40 @@ def load_policy(
         ModelUnavailable: the folder holds no model that can be loaded, or not all of its weights.
         PackingUnsupported: `route` is packed, as it is by default, and the model takes no attention function.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_model_folder(folder)
+    # Code in the folder is not run. Without a word about it transformers would ask whoever is at the terminal.
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, **local)
         # Loaded for causal language modelling it would be the decoder alone.
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"{config.model_type} is an encoder-decoder model; take a causal language model")
         lm, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True
+            folder, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **local
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelUnavailable(f"model.path: cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
-    missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+    except Exception as error:  # whatever a configuration or a file of somebody else's ends in
+        raise ModelUnavailable(f"model.path: cannot load {folder}: {_cause(error)}") from error
+    if loading["mismatched_keys"]:
+        name, stored, wanted = min(loading["mismatched_keys"])
+        raise ModelUnavailable(
+            f"model.path {folder}: {name} has shape {tuple(stored)} in the weights files and {tuple(wanted)} by "
+            "config.json, which is another model's"
+        )
+    missing = sorted(loading["missing_keys"])
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelUnavailable(f"model.path {folder}: the weights files lack {some}, which would be random numbers")
     return Policy(lm, temperature, max_logits, route)
+
+
+def _cause(error: Exception) -> str:
+    """One line; a KeyError and the like say only what was missing, so they are named."""
+    if "trust_remote_code" in str(error):
+        return "the model is code in its own folder, which is not run; take an architecture that transformers has"
+    told = " ".join(str(error).split())[:300]
+    return told if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {told}"
 
 
 def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout, int]:

@@ -46,7 +46,7 @@ def check(
     """
     from services.cli.model_check import check_model, is_fit
 
-    setup_logging("ERROR")
+    setup_logging("CRITICAL")  # what is wrong is found and told; the engine's process would log it as well
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console()

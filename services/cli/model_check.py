@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from services.cli.model_shape import shape_problems
+from services.cli.model_shape import positions, shape_problems
 from services.cli.tokenizer_check import Finding, tokenizer_findings
 from services.config.tree import Config, LoraConfig
 from services.errors import AnchorageError, ModelUnavailable, first_line
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16"]
 
 CONTEXT = 256
-"""Most tokens of a row that is compared. Windows beyond it do not show."""
+"""Most tokens of a row that is compared, fewer for a model with fewer positions. Windows beyond it do not show."""
+RESPONSE = 24
 LEARNER_CASES = {
     "halves": "learner: rows alone",
     "packed alone": "learner: packed, one row",
@@ -68,9 +69,12 @@ def is_fit(findings: list[Finding]) -> bool:
 
 
 def _config(folder: Path, dtype: Dtype) -> Config:
+    context = max(2, min(CONTEXT, positions(folder) or CONTEXT))
+    response = min(RESPONSE, context // 2)
+    lengths = {"max_prompt_tokens": context - response, "max_response_tokens": response}
     return Config.model_validate(
         {
-            "model": {"path": folder, "dtype": dtype, "max_prompt_tokens": CONTEXT - 24, "max_response_tokens": 24},
+            "model": {"path": folder, "dtype": dtype, **lengths},
             "rollout": {"episodes_in_flight": 8},
         }
     )

@@ -7,7 +7,7 @@ Invariants
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from actors.engine_vllm import CPU_HEAD_SIZES
 from services.config.tree import Config
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
 _SCALED_ALREADY = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 """Kinds of RoPE scaling that the stated length includes, as in vLLM's `_get_and_verify_max_len`."""
 
@@ -50,30 +52,51 @@ def shape_problems(folder: Path, config: Config) -> Iterator[str]:
     yield from _heads(file, text, config)
 
 
-def _length(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]:
-    needed = config.model.max_prompt_tokens + config.model.max_response_tokens
+def positions(folder: Path) -> int | None:
+    """How long the model's rows may be, by its `config.json`; None where that does not say."""
+    try:
+        whole = json.loads((folder / "config.json").read_text())
+        nested = whole.get("text_config")
+    except (OSError, ValueError, AttributeError):
+        return None
+    found = _stated_length(nested if isinstance(nested, dict) else whole)
+    return None if found is None else found[1]
+
+
+def _stated_length(text: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The shortest length that the configuration states, with its key; None where a RoPE scaling makes another."""
     lengths = {key: text[key] for key in _LENGTHS if isinstance(text.get(key), int)}
     scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else None
     if kind not in _SCALED_ALREADY or not lengths:
-        return
-    key = min(lengths, key=lambda name: lengths[name])
-    if needed > lengths[key]:
+        return None
+    return min(lengths.items(), key=lambda stated: stated[1])
+
+
+def _first(text: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    """The first of the values that is there and a number."""
+    return next((text[name] for name in names if isinstance(text.get(name), int)), None)
+
+
+def _length(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]:
+    needed = config.model.max_prompt_tokens + config.model.max_response_tokens
+    stated = _stated_length(text)
+    if stated is not None and needed > stated[1]:
         yield (
             f"model.max_prompt_tokens + model.max_response_tokens = {needed} is beyond the model's context of "
-            f"{lengths[key]} tokens ({key} in {file}): lower one of them"
+            f"{stated[1]} tokens ({stated[0]} in {file}): lower one of them"
         )
 
 
 def _heads(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]:
-    heads, hidden, size = (text.get(key) for key in ("num_attention_heads", "hidden_size", "head_dim"))
-    if not isinstance(heads, int) or heads < 1:
+    heads, hidden, size = _first(text, _HEADS), _first(text, _WIDTHS), text.get("head_dim")
+    if heads is None or heads < 1:
         return
     if heads % config.rollout.tensor_parallel:
         yield f"rollout.tensor_parallel={config.rollout.tensor_parallel} does not divide the {heads} heads of {file}"
     if "kv_lora_rank" in text:
         return  # latent attention has another size of its own
-    if not isinstance(size, int) and isinstance(hidden, int):
+    if not isinstance(size, int) and hidden is not None:
         size = hidden // heads
     if engine_is_on_cpu() and isinstance(size, int) and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))

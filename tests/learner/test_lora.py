@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from services.errors import ModelUnavailable
 from services.model_folder import read_weights
 from services.weights import WeightsCorrupt
 from services.weights.adapter import DELTA, A, B, is_adapter, merged
-from tests.actors.many_models import make, write
+from tests.actors.many_models import SHAPE, make, write
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 DENSE = {"gate_proj", "up_proj", "down_proj"}
@@ -126,3 +128,21 @@ def test_adapters_in_either_form() -> None:
         merged({"other" + DELTA: torch.ones(2, 2)}, base)
     with pytest.raises(WeightsCorrupt, match="the adapter of b makes"):
         merged({"b" + DELTA: torch.ones(3, 2)}, base)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: transformers.PhimoeConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+        lambda: transformers.Llama4TextConfig(
+            **SHAPE, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=64
+        ),
+    ],
+)
+def test_a_router_that_returns_its_choice_gets_none(config: Callable[[], Any], tmp_path: Path) -> None:
+    """By its class it is a linear layer: peft would take what it returns for a tensor."""
+    folder = write(tmp_path, transformers.AutoModelForCausalLM.from_config(config()))
+    _, adapters, _ = adapted(folder, LoraConfig(rank=2))
+    kinds = {name.rpartition(".")[2] for name in adapters.layers}
+    assert kinds >= ATTENTION
+    assert "router" not in kinds

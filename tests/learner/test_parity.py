@@ -46,6 +46,14 @@ def test_a_state_that_leaks_is_seen_in_new_weights_too(name, dtype):
     assert (found.path, found.refusal) == ("rows", None)
 
 
+@pytest.mark.parametrize("name", ["bert", "xlnet"])
+def test_later_tokens_are_seen_in_new_weights_too(name):
+    config, reason = REFUSED[name]
+    refusal = measure(unmeasured(fresh(config())), "auto", CONTEXT).refusal
+    assert refusal is not None
+    assert reason in refusal
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3_moe", "gemma3_window", "gpt2", "opt"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_new_weights_are_packed_where_that_is_exact(name, dtype):

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 
+from learner.policy import Route, load_policy
 from services.cli.main import main
 from services.cli.preflight import Start, preflight
 from services.cli.tokenizer_check import tokenizer_findings
 from services.config import Config
-from services.errors import PreflightFailed
-from tests.actors.many_models import make, write
+from services.errors import ModelUnavailable, PreflightFailed
+from tests.actors.many_models import CONFIGS, make, write
 
 STARTER = Path("models/starter")
 
@@ -21,6 +23,7 @@ STARTER = Path("models/starter")
 def checked(capsys: pytest.CaptureFixture[str], folder: Path, code: int) -> dict[str, dict[str, str]]:
     """The findings by name, of the command's JSON."""
     arguments = ["model", "check", str(folder), "--json", "--no-engine"]
+    capsys.readouterr()  # what making the model printed
     if code:
         with pytest.raises(SystemExit) as ended:
             main(arguments)
@@ -61,6 +64,37 @@ def test_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     shutil.copy(STARTER / "tokenizer.json", tmp_path)
     shutil.copy(STARTER / "model.safetensors", tmp_path)
     assert checked(capsys, tmp_path, 1)["learner"]["verdict"] == "problem"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_untied"])
+def test_a_model_with_few_positions_is_checked_within_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    config = CONFIGS[name]()
+    config.max_position_embeddings = 64  # GPT-2's n_positions
+    checked(capsys, write(tmp_path, transformers.AutoModelForCausalLM.from_config(config)), 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"hidden_act": "nosuch"}, "KeyError: 'nosuch'"),
+        ({"num_attention_heads": "4"}, "cannot load"),
+        ({"num_key_value_heads": 2}, r"k_proj\.bias has shape \(128,\) in the weights files and \(64,\) by config"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot load"),
+        (
+            {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}},
+            "the model is code in its own folder, which is not run",
+        ),
+    ],
+)
+def test_folders_that_cannot_be_loaded_are_refused_in_one_line(
+    tmp_path: Path, values: dict[str, object], line: str
+) -> None:
+    folder = changed(shutil.copytree(STARTER, tmp_path / "model"), "config.json", **values)
+    with pytest.raises(ModelUnavailable, match=line) as raised:
+        load_policy(folder, "float32", 1.0, route=Route(packed=False))
+    assert "\n" not in str(raised.value)
 
 
 def changed(folder: Path, name: str, **values: object) -> Path:

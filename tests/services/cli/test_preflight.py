@@ -122,6 +122,9 @@ def written(name: str, text: str) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (edited(num_attention_heads=16), "attention heads of size 8"),
+        # As GPT-2, and as MPT.
+        (edited(num_attention_heads=None, hidden_size=None, n_head=16, n_embd=128), "attention heads of size 8"),
+        (edited(num_attention_heads=None, hidden_size=None, n_heads=16, d_model=128), "attention heads of size 8"),
         (edited(max_position_embeddings=128), "beyond the model's context of 128 tokens"),
         (edited(architectures=[]), "names no architectures"),
         (edited(model_type=None), "names no model_type"),
