@@ -384,10 +384,13 @@ class Buffer:
         try:
             return self._script(script)((*args, fence))
         except ResponseError as error:
-            if owner is not None and str(error).startswith("FORGOTTEN"):
-                # Redis has lost data, the owner's among it.
-                self._script("restore_owner")((owner.token, owner.lineage, owner.record, ""))
-                return self._script(script)((*args, fence))
+            if owner is None or not str(error).startswith("FORGOTTEN"):
+                raise self._explained(error) from error
+        # Redis has lost data, the owner's among it.
+        try:
+            self._script("restore_owner")((owner.token, owner.lineage, owner.record, ""))
+            return self._script(script)((*args, fence))
+        except ResponseError as error:
             raise self._explained(error) from error
 
     def _call(self, command: str, key: str, *args: object) -> Any:

@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from services.buffer import keys
 from services.config.tree import BufferConfig
-from services.errors import RedisUnavailable
+from services.errors import RedisUnavailable, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,10 @@ _SCHEMES = ("redis", "rediss", "unix")
 _ALSO = {"take": ("install_owner",), "restore_owner": ("install_owner",)}
 """Parts that some scripts share beside the prelude of all."""
 _NO_ROOM = re.compile(r"maxmemory|MISCONF")
+# By text, too: what a command within a script is answered reaches the client as an error of the script.
+_READ_ONLY = re.compile(r"\bREADONLY\b")
+_DENIED = re.compile(r"\bNOPERM\b|user executing the script can't run|ACL failure in script")
+_NOT_NOW = re.compile(r"\b(?:BUSY|NOREPLICAS|MASTERDOWN)\b")
 
 
 class Connection:
@@ -102,14 +106,19 @@ class Connection:
         """The line for the user, or none for an error that is not about Redis being available."""
         if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
             return f"Redis at {self.where} refuses the user or password; check buffer.redis_url"
-        if isinstance(error, exceptions.NoPermissionError):
+        if isinstance(error, exceptions.NoPermissionError) or _DENIED.search(str(error)):
             return f"Redis at {self.where} denies the user a command the buffer needs; check the user's ACL"
         if isinstance(error, exceptions.BusyLoadingError):
             return f"Redis at {self.where} is still loading its data"
         if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError):
             return f"cannot reach Redis at {self.where}: {' '.join(str(error).split())}"
-        if isinstance(error, exceptions.ReadOnlyError):
+        if isinstance(error, exceptions.ReadOnlyError) or _READ_ONLY.search(str(error)):
             return f"Redis at {self.where} is a read-only replica; name the primary in buffer.redis_url"
+        reason = _NOT_NOW.search(str(error))
+        if reason is not None or isinstance(error, exceptions.MasterDownError):
+            # Behind the name of the script, where one has met it.
+            said = first_line(error) if reason is None else str(error)[reason.start() :].partition("\n")[0]
+            return f"Redis at {self.where} cannot serve at the moment: {said}"
         if isinstance(error, exceptions.MovedError | exceptions.AskError | exceptions.ClusterDownError):
             return f"Redis at {self.where} is a node of a Redis Cluster; name a Redis of its own in buffer.redis_url"
         if _NO_ROOM.search(str(error)):
@@ -138,7 +147,7 @@ _NOT_AN_ADDRESS = (
 
 
 def _is_final(error: exceptions.RedisError) -> bool:
-    return isinstance(
+    return _DENIED.search(str(error)) is not None or isinstance(
         error,
         exceptions.AuthenticationError
         | exceptions.AuthorizationError

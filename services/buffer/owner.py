@@ -22,10 +22,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from services.config.tree import LONGEST_LEASE_S
 from services.errors import AnchorageError, RedisUnavailable, RunTaken
 
 BEATS_A_LEASE = 8
@@ -33,6 +34,8 @@ CLOSING_S = 10.0
 POLL_S = 0.1
 PROMPT_S = 1.0
 """An answer of Redis that took longer says nothing of whether the owner was silent meanwhile."""
+_LATEST = 1e11
+"""Unix seconds that every platform can write as a date."""
 _PROC = Path("/proc")
 _DEAD = ("X", "Z")
 _STOPPED = ("T", "t")
@@ -51,13 +54,13 @@ class Record:
         lease_s: after so many seconds without a sign of life it may be replaced.
     """
 
-    host: str
+    host: Annotated[str, Field(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
     boot: str
     namespace: str
     pid: int
     started: int
-    since: float
-    lease_s: float
+    since: Annotated[float, Field(ge=0, le=_LATEST)]
+    lease_s: Annotated[float, Field(gt=0, le=LONGEST_LEASE_S)]
 
     @classmethod
     def here(cls, lease_s: float) -> Record:
@@ -71,7 +74,9 @@ class Record:
         if not self.boot or not self.namespace or (self.boot, self.namespace) != (_boot(), _namespace()):
             return None
         found = _process(self.pid)
-        return "X" if found is None or found[1] != self.started else found[0]
+        if found is None:
+            return None if _is_hidden(self.pid) else "X"
+        return found[0] if found[1] == self.started else "X"
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since).astimezone()
@@ -230,6 +235,19 @@ def _process(pid: int) -> tuple[str, int] | None:
     except OSError:
         return None
     return fields[0], int(fields[19])
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process although `/proc` does not show it: another user's, under `hidepid`."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _boot() -> str:

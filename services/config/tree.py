@@ -262,6 +262,10 @@ class EvaluationConfig(Section):
         return (self.split,) if isinstance(self.split, str) else tuple(dict.fromkeys(self.split or ()))
 
 
+LONGEST_LEASE_S = 86_400.0
+"""Of an owner: a longer one in Redis is not of a run's making, and nobody would wait for its end."""
+
+
 class BufferConfig(Section):
     redis_url: RedisAddress | None = None
     """Redis to use; none: `$REDIS_URL`, else a redis-server of the run's own with its data in the run's folder."""
@@ -271,7 +275,7 @@ class BufferConfig(Section):
     """How long to retry before a lost Redis is an error."""
     max_mib: int = Field(2048, ge=1)
     """Cap on the stored trajectories; beyond it actors wait."""
-    owner_lease_s: float = Field(30.0, gt=0)
+    owner_lease_s: float = Field(30.0, gt=0, le=LONGEST_LEASE_S)
     """A run that gave no sign of life for so long may be replaced by another process that wants its name."""
 
 

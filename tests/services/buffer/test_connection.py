@@ -129,3 +129,74 @@ def test_a_repeated_call_after_a_lost_answer_changes_nothing(redis_url: str, run
     buffer.remove("train", [1])
     assert buffer.stats().trajectory_bytes == size
     buffer.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "role", "line"),
+    [
+        ({}, ("127.0.0.1", "9"), "is a read-only replica; name the primary"),
+        ({"min-replicas-to-write": 1}, None, "cannot serve at the moment: NOREPLICAS"),
+        ({"replica-serve-stale-data": "no"}, ("127.0.0.1", "9"), "cannot serve at the moment"),
+    ],
+)
+def test_a_redis_that_does_not_serve_for_a_while_is_waited_for(
+    tmp_path: Path, run_name: str, settings: dict[str, Any], role: tuple[str, str] | None, line: str
+) -> None:
+    """As while its primary is replaced. What a command within a script is answered is an error of the script."""
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
+        impatient, patient = (
+            Buffer.connect(server.url, run_name, config) for config in (IMPATIENT, BufferConfig(reconnect_s=LONG_S))
+        )
+        before = {name: client.config_get(name)[name] for name in settings}
+        for name, value in settings.items():
+            client.config_set(name, value)
+        if role is not None:
+            client.execute_command("REPLICAOF", *role)
+        for call in (lambda: impatient.issue([ticket(0)]), lambda: impatient.set_state("running")):
+            with pytest.raises(RedisUnavailable, match=line) as caught:
+                call()
+            assert type(caught.value) is RedisUnavailable
+            assert "\n" not in str(caught.value)
+        with ThreadPoolExecutor() as pool:
+            issued = pool.submit(patient.issue, [ticket(0)])
+            for name, value in before.items():
+                client.config_set(name, value)
+            client.execute_command("REPLICAOF", "NO", "ONE")
+            assert issued.result() == 1
+        impatient.close()
+        patient.close()
+
+
+def test_a_redis_that_is_busy_with_a_script_is_waited_for(tmp_path: Path, run_name: str) -> None:
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
+        buffer = Buffer.connect(server.url, run_name, IMPATIENT)
+        client.config_set("lua-time-limit", 50)
+        with ThreadPoolExecutor() as pool:
+            busy = pool.submit(Redis.from_url(server.url).eval, "while true do end", 0)
+            until(lambda: is_busy(client))
+            with pytest.raises(RedisUnavailable, match="cannot serve at the moment: BUSY") as caught:
+                buffer.issue([ticket(0)])
+            assert type(caught.value) is RedisUnavailable
+            client.script_kill()
+            assert busy.exception() is not None
+        assert buffer.issue([ticket(0)]) == 1
+        buffer.close()
+
+
+def is_busy(client: Redis) -> bool:
+    try:
+        client.ping()
+    except Exception as error:
+        return "BUSY" in str(error)
+    return False
+
+
+def test_a_user_who_may_not_use_a_command_of_a_script_is_told_so(tmp_path: Path, run_name: str) -> None:
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "me", "on", ">secret", "~*", "+@all", "-zadd")
+        address = server.url.partition("@")[2]
+        buffer = Buffer.connect(f"redis://me:secret@{address}", run_name, BufferConfig(reconnect_s=3600))
+        with pytest.raises(RedisUnavailable, match="denies the user a command the buffer needs") as caught:
+            buffer.issue([ticket(0)])
+        assert type(caught.value) is RedisUnavailable
+        buffer.close()

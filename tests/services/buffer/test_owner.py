@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
 import signal
 import subprocess
@@ -15,10 +17,11 @@ import pytest
 from redis import Redis
 
 from services.buffer import Buffer
+from services.buffer import owner as owner_module
 from services.buffer.keys import KINDS, Keys
-from services.buffer.owner import RECORD, Owner, Ownership, Record, take
+from services.buffer.owner import RECORD, Owner, Ownership, Record, in_use, take
 from services.config.tree import BufferConfig
-from services.errors import RunTaken
+from services.errors import BufferDamaged, RunTaken
 from services.schemas import Task, Ticket, Trajectory
 from tests.waiting import until
 
@@ -146,6 +149,40 @@ def test_a_record_that_cannot_be_read_is_watched(connect, run_name):
     own(connect(), run_name, lease_s=SHORT_S)
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"since": 1e300},
+        {"since": math.nan},
+        {"lease_s": 1e12},
+        {"lease_s": math.nan},
+        {"host": "a\nb"},
+        {"pid": 10**30},
+    ],
+)
+def test_a_record_of_impossible_facts_is_watched_for_our_own_lease(connect, run_name, strange):
+    """Else it were a traceback, a wait without an end, or a line that is several."""
+    record = dataclasses.asdict(Record.here(SHORT_S)) | {"boot": "another"} | strange
+    connect().take(None, "x", "lineage", json.dumps(record))
+    buffer = connect()
+    assert "\n" not in in_use(run_name, buffer.owner().record)
+    own(buffer, run_name, lease_s=0.5)
+
+
+def test_an_owner_that_proc_hides_is_not_dead(monkeypatch, tmp_path):
+    """As another user's processes are under `hidepid`."""
+    (tmp_path / "self" / "ns").mkdir(parents=True)
+    (tmp_path / "sys" / "kernel" / "random").mkdir(parents=True)
+    (tmp_path / "sys" / "kernel" / "random" / "boot_id").write_text("boot")
+    (tmp_path / "self" / "ns" / "pid").symlink_to("pid:[1]")
+    record = dataclasses.replace(Record.here(LONG_S), boot="boot", namespace="pid:[1]")
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    monkeypatch.setattr(owner_module, "_PROC", tmp_path)
+    assert record.state() is None
+    assert dataclasses.replace(record, pid=ended.pid).state() == "X"
+
+
 def test_a_frozen_owner_is_replaced_after_its_lease_and_cannot_write_again(connect, child, run_name):
     process = child(SHORT_S)
     os.kill(process.pid, signal.SIGSTOP)
@@ -226,6 +263,16 @@ def test_an_owner_that_redis_has_lost_is_put_back(connect, redis_url, run_name):
         client.delete(Keys(run_name)["owner"])
     assert other.issue([ticket(0)]) == 1
     assert buffer.owner().token == owner.token
+
+
+def test_what_goes_wrong_after_the_owner_is_put_back_is_one_line(connect, redis_url, run_name):
+    buffer, keys = connect(), Keys(run_name)
+    own(buffer, run_name)
+    with Redis.from_url(redis_url) as client:
+        client.hset(keys["owner"], "token", "5-earlier")  # of the same lineage: its data stay
+        client.set(keys["sizes"], "foreign")
+        with pytest.raises(BufferDamaged, match="sizes is a string"):
+            buffer.issue([ticket(0)])
 
 
 def test_older_data_of_another_lineage_is_not_taken_up(connect, redis_url, run_name):
