@@ -32,6 +32,8 @@ from services.weights import TransferLost
 
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 2048
+MOST_SEQUENCES = CPU_BATCH_TOKENS
+"""Sequences that vLLM runs at the same time, others wait: it wants no more of them than tokens in a batch."""
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM's attention on CPU is compiled for; a test compares it with the vLLM that is installed."""
 
@@ -89,7 +91,7 @@ class VllmCore:
             dtype=self._model.dtype,
             seed=self._seed,
             max_model_len=context,
-            max_num_seqs=self._rollout.episodes_in_flight,
+            max_num_seqs=min(self._rollout.episodes_in_flight, MOST_SEQUENCES),
             tensor_parallel_size=self._rollout.tensor_parallel,
             gpu_memory_utilization=self._rollout.gpu_memory_utilization,
             kv_cache_memory_bytes=self._rollout.kv_cache_mib * 2**20 if cpu else None,
@@ -120,22 +122,22 @@ class VllmCore:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        params = SamplingParams(
-            temperature=request.temperature,
-            top_p=1.0,
-            top_k=0,
-            seed=request.seed,
-            max_tokens=request.max_tokens,
-            logprobs=0,
-            flat_logprobs=True,
-            skip_clone=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         try:
+            params = SamplingParams(
+                temperature=request.temperature,
+                top_p=1.0,
+                top_k=0,
+                seed=request.seed,
+                max_tokens=request.max_tokens,
+                logprobs=0,
+                flat_logprobs=True,
+                skip_clone=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
             self.engine.add_request(str(request.id), tokens_input(request.prompt_ids), params)
         except Exception as error:
-            raise ValueError(f"vLLM refuses the prompt: {first_line(error)}") from error
+            raise ValueError(f"vLLM refuses the request: {first_line(error)}") from error
         self.busy = True
 
     def drop(self, request: int) -> None:

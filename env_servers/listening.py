@@ -45,9 +45,22 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
 
 
+def require_place(ready_file: Path) -> None:
+    """Raise ServerError where the ready file cannot be written. Leaves no trace."""
+    try:
+        _draft(ready_file).touch()
+        _draft(ready_file).unlink()
+    except OSError as error:
+        raise ServerError(f"cannot write {ready_file}: {error.strerror}") from None
+
+
+def _draft(ready_file: Path) -> Path:
+    return ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+
+
 def announce(ready_file: Path, url: str) -> None:
     """Write the ready file."""
-    draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+    draft = _draft(ready_file)
     draft.write_text(f"{url}\n")
     draft.replace(ready_file)
 

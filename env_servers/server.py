@@ -15,7 +15,7 @@ from env_servers import serving
 from env_servers.app import create_app
 from env_servers.environment import Environment, TaskError
 from env_servers.errors import ServerError
-from env_servers.listening import announce, listen, url_of
+from env_servers.listening import announce, listen, require_place, url_of
 from env_servers.settings import ServerSettings
 from env_servers.workers.supervisor import supervise
 
@@ -29,8 +29,11 @@ def serve(environment: type[Environment], settings: ServerSettings) -> None:
 
     Raises:
         ServerError: the address cannot be listened on, or is beyond loopback while there is no token, or the
-            environment has no tasks to offer, or its worker processes do not stay up.
+            environment has no tasks to offer, or the ready file cannot be written, or its worker processes do not stay
+            up.
     """
+    if settings.ready_file is not None:
+        require_place(settings.ready_file)
     _allow_many_connections()
     try:
         if settings.workers > 1:

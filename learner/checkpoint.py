@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 _BEST = "best-"
 _DAMAGED = "damaged-"
 _SCORE = "best.json"
+_STATE = "state.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -103,21 +104,37 @@ def newest_intact(folder: Path) -> Path | None:
     Raises:
         CheckpointFailed: there are checkpoints, and all of them are damaged.
     """
+    found, damaged = _newest(folder, only="")
+    if found is not None:
+        for problem in damaged:
+            log.warning("%s; using %s instead", problem, found.name)
+    return found
+
+
+def newest_with_state(folder: Path) -> Path | None:
+    """As `newest_intact`, but of the files only the state is read, and nothing is said of damaged ones.
+
+    Raises:
+        CheckpointFailed: no checkpoint can be resumed from, as far as that is known without its weights.
+    """
+    return _newest(folder, only=_STATE)[0]
+
+
+def _newest(folder: Path, only: str) -> tuple[Path | None, list[FolderDamaged]]:
+    """The newest checkpoint whose files beginning with `only` are intact, and what is wrong with newer ones."""
     damaged: list[FolderDamaged] = []
     for found in sorted(_complete(folder), reverse=True):
         try:
-            _verify(found)
+            _verify(found, only)
         except FolderDamaged as error:
             damaged.append(error)
             continue
-        for problem in damaged:
-            log.warning("%s; using %s instead", problem, found.name)
-        return found
+        return found, damaged
     if damaged:
         raise CheckpointFailed(
             f"no checkpoint in {folder} is intact; {damaged[0]}: copy one back, or start a run of another name"
         )
-    return None
+    return None, damaged
 
 
 def set_aside_after(folder: Path, version: int) -> None:
@@ -129,11 +146,11 @@ def set_aside_after(folder: Path, version: int) -> None:
             found.rename(aside)
 
 
-def _verify(checkpoint: Path) -> None:
+def _verify(checkpoint: Path, only: str) -> None:
     update = manifest.read(checkpoint).get("update")
     if update != int(checkpoint.name):
         raise FolderDamaged(f"{checkpoint} is damaged: its {MANIFEST_NAME} is that of update {update}")
-    manifest.verify(checkpoint)
+    manifest.verify(checkpoint, only)
 
 
 def read_state(checkpoint: Path, config: Config) -> TrainerState:
@@ -143,7 +160,7 @@ def read_state(checkpoint: Path, config: Config) -> TrainerState:
         CheckpointFailed: it cannot be read, or was written by a run that this one cannot go on from.
     """
     try:
-        state = TrainerState(**json.loads((checkpoint / "state.json").read_text()))
+        state = TrainerState(**json.loads((checkpoint / _STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointFailed(f"cannot read {checkpoint / 'state.json'}: {error}") from error
     written_by = manifest.read(checkpoint).get("run")
@@ -193,7 +210,7 @@ def save(
         (partial / "engine").mkdir(parents=True)
         engine(partial / "engine")
         export_policy(partial / "policy", policy, model)
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        (partial / _STATE).write_text(json.dumps(asdict(state), indent=1))
         manifest.write(partial, {"kind": "checkpoint", "run": run, "update": state.version, "ranks": ranks})
         if final.exists():
             _discard(final)

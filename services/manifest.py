@@ -97,9 +97,10 @@ def sync(path: Path) -> None:
 
 
 def _in(folder: Path) -> Iterator[Path]:
-    """The files of the folder, hidden ones and the manifest apart, in the order of their names."""
+    """The files of the folder in the order of their names, without the manifest, hidden files and hidden folders."""
     for file in sorted(folder.rglob("*")):
-        if not file.is_dir() and not file.name.startswith(".") and file != folder / MANIFEST_NAME:
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not file.is_dir() and not hidden and file != folder / MANIFEST_NAME:
             yield file
 
 

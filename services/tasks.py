@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from services.config.tree import Config, EnvConfig
-from services.errors import EnvironmentUnavailable
+from services.errors import EnvironmentUnavailable, did_you_mean
 from services.schemas import Task
 
 MIX_BLOCK = 100
@@ -36,7 +36,9 @@ def split_size(splits: Mapping[str, int], split: str, env: str) -> int:
     size = splits.get(split, 0)
     if size < 1:
         offered = ", ".join(f"{name} ({count})" for name, count in splits.items()) or "none"
-        raise EnvironmentUnavailable(f"{env} has no tasks in split '{split}'; it offers {offered}")
+        own = [name for name, count in splits.items() if count and name.rpartition("/")[0] == split.rpartition("/")[0]]
+        hint = did_you_mean(split, own)
+        raise EnvironmentUnavailable(f"{env} has no tasks in split '{split}'{hint}; it offers {offered}")
     return size
 
 
@@ -115,13 +117,15 @@ def split_tasks(config: Config, splits: Mapping[str, int]) -> list[list[Task]]:
     Raises:
         EnvironmentUnavailable: an environment has no such split, or it has too few tasks for the panels.
     """
-    return [_tasks_of(config, splits, split) for split in config.evaluation.splits or (None,)]
+    return [tasks_of_split(config, splits, split) for split in config.evaluation.splits or (None,)]
 
 
-def _tasks_of(config: Config, splits: Mapping[str, int], asked: str | None) -> list[Task]:
+def tasks_of_split(config: Config, splits: Mapping[str, int], asked: str | None) -> list[Task]:
+    """Those of one split, None: the first held-out one; see `split_tasks`."""
     mix = Mix(config)
     wanted = config.evaluation.episodes * config.evaluation.panels
-    tasks = []
+    tasks: list[Task] = []
+    used_up: set[str] = set()
     for number in range(wanted):
         _, env, place = mix.place(number)
         offered = (name for name in HELD_OUT if splits.get(split_key(config, env.name, name)))
@@ -129,7 +133,11 @@ def _tasks_of(config: Config, splits: Mapping[str, int], asked: str | None) -> l
         size = split_size(splits, split_key(config, env.name, split), env.name)
         if place < size:
             tasks.append(Task(env=env.name, split=split, index=place))
-        elif config.evaluation.panels > 1:
+        elif config.evaluation.panels == 1:
+            used_up.add(env.name)
+            if len(used_up) == len(config.environments):
+                break
+        else:
             raise EnvironmentUnavailable(
                 f"{config.evaluation.panels} panels of {config.evaluation.episodes} take {wanted} different tasks, and "
                 f"split '{split}' of {env.name} has {size}: fewer panels, fewer episodes, or evaluation.seeds instead"

@@ -7,6 +7,7 @@ Invariants
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,15 @@ class WandbUnavailable(AnchorageError):
     """The package is not installed, or there is no key, or no answer."""
 
 
+def wandb_problem(mode: Literal["offline", "online"]) -> str | None:
+    """Why nothing can be sent or written; None where nothing is known. Does not import the package."""
+    if mode == "online" and not os.environ.get(KEY_VARIABLE):
+        return f"telemetry.wandb=online needs a key in {KEY_VARIABLE}; or say telemetry.wandb=offline"
+    if importlib.util.find_spec("wandb") is None:
+        return "telemetry.wandb needs the package wandb: pip install 'anchorage[wandb]', or say telemetry.wandb=off"
+    return None
+
+
 class WandbRun:
     """Sends records until it is closed. A resumed run of the same name goes on where it was."""
 
@@ -31,16 +41,11 @@ class WandbRun:
         Raises:
             WandbUnavailable: see there.
         """
-        if mode == "online" and not os.environ.get(KEY_VARIABLE):
-            raise WandbUnavailable(
-                f"telemetry.wandb=online needs a key in {KEY_VARIABLE}; or say telemetry.wandb=offline"
-            )
-        try:
-            import wandb
-        except ImportError:
-            raise WandbUnavailable(
-                "telemetry.wandb needs the package wandb: pip install 'anchorage[wandb]', or say telemetry.wandb=off"
-            ) from None
+        problem = wandb_problem(mode)
+        if problem is not None:
+            raise WandbUnavailable(problem)
+        import wandb
+
         # Nothing of the machine, of the code or of the console is told: only the run's own numbers.
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, save_code=False, x_disable_stats=True

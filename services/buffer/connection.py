@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from services.buffer import keys
+from services.config.addresses import is_redis_address
 from services.config.tree import BufferConfig
 from services.errors import RedisUnavailable, first_line
 
@@ -35,7 +36,6 @@ _T = TypeVar("_T")
 _MAX_CONNECTIONS = 32
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 2.0
-_SCHEMES = ("redis", "rediss", "unix")
 _ALSO = {"take": ("install_owner",), "restore_owner": ("install_owner",)}
 """Parts that some scripts share beside the prelude of all."""
 _NO_ROOM = re.compile(r"maxmemory|MISCONF")
@@ -128,20 +128,16 @@ class Connection:
 
 def mask(url: str) -> str:
     """The address without user, password and options. Raises RedisUnavailable when it is not one of a Redis."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "localhost", parts.port or 6379
-    except ValueError:
-        raise RedisUnavailable(_NOT_AN_ADDRESS) from None
-    if parts.scheme not in _SCHEMES or not url.startswith(f"{parts.scheme}://"):
+    if not is_redis_address(url):
         raise RedisUnavailable(_NOT_AN_ADDRESS)
+    parts = urlsplit(url)
     if parts.scheme == "unix":
         return f"unix://{parts.path}"
-    return f"{parts.scheme}://{host}:{port}{parts.path}"
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
 
 
 _NOT_AN_ADDRESS = (
-    "buffer.redis_url is not the address of a Redis; "
+    "buffer.redis_url (or $REDIS_URL) is not the address of a Redis; "
     "write redis://host:6379/0 (rediss:// for TLS, unix:// for a socket)"
 )
 

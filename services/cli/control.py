@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from services.cli.output import require_writable
 from services.control.settings import ADMIN_TOKEN_VARIABLE, READ_TOKEN_VARIABLE, ControlSettings, token_from
 
 
@@ -15,6 +16,7 @@ def run_control(
     """Serve until a signal comes. Raises ControlRefused where that would be unsafe or cannot be."""
     from services.control.serving import serve
 
+    require_writable(ready_file)
     settings = ControlSettings(
         runs=runs,
         host=host,

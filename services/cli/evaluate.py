@@ -55,7 +55,7 @@ def evaluation_config(
     Raises:
         ConfigError: nothing says how a policy is to be asked, or `env` is none of the tree's.
     """
-    if recipe is not None and "=" in recipe.name and not recipe.exists():
+    if recipe is not None and "=" in str(recipe) and not recipe.exists():
         recipe, overrides = None, [str(recipe), *overrides]  # without a recipe the first override stands in its place
     models = [Path(policy) for policy in policies if policy not in BASELINES]
     if recipe is None and not policies:

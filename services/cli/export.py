@@ -25,6 +25,7 @@ def export(source: Path, out: Path, *, best: bool) -> Path:
     """
     policy = policy_of(source, best=best)
     check_model_folder(policy)
+    out = out.absolute()  # `.` has no name for the partial copy to lie beside
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointFailed(f"{out} is there already: name a folder that is new or empty")
     partial = out.with_name(f".{out.name}.partial")
@@ -38,10 +39,17 @@ def export(source: Path, out: Path, *, best: bool) -> Path:
             out.rmdir()
         partial.rename(out)
     except OSError as error:
-        raise CheckpointFailed(f"cannot write {out}: {error.strerror}") from None
+        raise CheckpointFailed(f"cannot write {out}: {_reason(error)}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return policy
+
+
+def _reason(error: OSError) -> str:
+    """`copytree` collects the errors of all files: (from, to, text) of each."""
+    if isinstance(error, shutil.Error):
+        return str(error.args[0][0][2])
+    return error.strerror or str(error)
 
 
 def policy_of(source: Path, *, best: bool = False) -> Path:

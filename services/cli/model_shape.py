@@ -7,6 +7,7 @@ Invariants
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,9 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _SCALED_ALREADY = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 """Kinds of RoPE scaling that the stated length includes, as in vLLM's `_get_and_verify_max_len`."""
+_SMALLER_CACHES = ("lora_rank", "kv_shared")
+_STATES = ("mamba", "ssm", "conv", "linear_", "attn_layer", "attn_idx", "block", "hybrid")
+"""Parts of the keys of models whose layers compress or share their caches, or keep a state in place of one."""
 
 
 def engine_is_on_cpu() -> bool:
@@ -50,6 +54,7 @@ def shape_problems(folder: Path, config: Config) -> Iterator[str]:
     text = nested if isinstance(nested, dict) else whole
     yield from _length(file, text, config)
     yield from _heads(file, text, config)
+    yield from _cache(file, text, config)
 
 
 def positions(folder: Path) -> int | None:
@@ -88,16 +93,52 @@ def _length(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str
         )
 
 
-def _heads(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]:
+def _cache(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """vLLM on CPU starts only where its KV cache holds one sequence of the greatest length."""
+    layers, size = _attending_layers(text), _head_size(text)
+    heads = text.get("num_key_value_heads")
+    if not engine_is_on_cpu() or layers is None or size is None or not isinstance(heads, int):
+        return
+    tokens = config.model.max_prompt_tokens + config.model.max_response_tokens
+    number_bytes = 2 if config.model.dtype == "bfloat16" else 4
+    needed = tokens * layers * 2 * heads * size * number_bytes / config.rollout.tensor_parallel
+    if needed > config.rollout.kv_cache_mib * 2**20:
+        yield (
+            f"rollout.kv_cache_mib={config.rollout.kv_cache_mib} is too small for one sequence of {tokens} tokens "
+            f"(model.max_prompt_tokens + model.max_response_tokens), which takes {math.ceil(needed / 2**20):,} MiB: "
+            "raise it, or lower one of those"
+        )
+
+
+def _attending_layers(text: Mapping[str, Any]) -> int | None:
+    """Layers that keep all keys and values of a sequence; None where the file does not say so for sure."""
+    if any(part in key for key in text for part in _SMALLER_CACHES):
+        return None
+    kinds = text.get("layer_types")
+    if isinstance(kinds, list):
+        return kinds.count("full_attention")
+    slides = isinstance(text.get("sliding_window"), int) and text.get("use_sliding_window", True)
+    layers = text.get("num_hidden_layers")
+    if slides or any(part in key for key in text for part in _STATES):
+        return None
+    return layers if isinstance(layers, int) else None
+
+
+def _head_size(text: Mapping[str, Any]) -> int | None:
     heads, hidden, size = _first(text, _HEADS), _first(text, _WIDTHS), text.get("head_dim")
+    if isinstance(size, int):
+        return size
+    return hidden // heads if hidden is not None and heads is not None and heads > 0 else None
+
+
+def _heads(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]:
+    heads, size = _first(text, _HEADS), _head_size(text)
     if heads is None or heads < 1:
         return
     if heads % config.rollout.tensor_parallel:
         yield f"rollout.tensor_parallel={config.rollout.tensor_parallel} does not divide the {heads} heads of {file}"
     if "kv_lora_rank" in text:
         return  # latent attention has another size of its own
-    if not isinstance(size, int) and hidden is not None:
-        size = hidden // heads
-    if engine_is_on_cpu() and isinstance(size, int) and size not in CPU_HEAD_SIZES:
+    if engine_is_on_cpu() and size is not None and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         yield f"attention heads of size {size} ({file}): vLLM on CPU can do {sizes}; take another model, or a GPU"

@@ -28,11 +28,11 @@ from services.errors import (
     ModelUnavailable,
     PreflightFailed,
     RedisUnavailable,
-    did_you_mean,
 )
 from services.model_folder import check_model_folder, check_tokenizer, stored_parameters
 from services.run_folder import CHECKPOINTS_NAME
-from services.tasks import panel_tasks, split_key, split_size
+from services.tasks import split_key, split_size, tasks_of_split
+from services.wandb_run import wandb_problem
 
 BYTES_PER_PARAMETER = 12
 """Of the learner's part of a checkpoint: the float32 parameter and two moments."""
@@ -75,6 +75,20 @@ def run_folder(start: Start) -> Iterator[str]:
     problem = folder_problem(start.config.run.folder)
     if problem is not None:
         yield f"cannot write the run's folder {start.config.run.folder}: {problem} (run.dir, run.name)"
+
+
+def outputs(start: Start) -> Iterator[str]:
+    """What is written outside the run's folder can be: the weights of a channel, the figures for Weights & Biases."""
+    config = start.config
+    folder = config.weights.directory
+    if start.models and config.weights.channel == "directory" and folder is not None:
+        problem = folder_problem(folder)
+        if problem is not None:
+            yield f"cannot write the weights to {folder}: {problem} (weights.directory)"
+    if start.trains and config.telemetry.wandb != "off":
+        problem = wandb_problem(config.telemetry.wandb)
+        if problem is not None:
+            yield problem
 
 
 def disk_space(start: Start) -> Iterator[str]:
@@ -143,10 +157,11 @@ def environments(start: Start) -> Iterator[str]:
         if start.trains:
             yield from _lacking(splits, env)
     if not unknown and (start.plays_panels or start.config.evaluation.split is not None):
-        try:
-            panel_tasks(start.config, sizes)
-        except EnvironmentUnavailable as error:
-            yield str(error)
+        for split in start.config.evaluation.splits or (None,):
+            try:
+                tasks_of_split(start.config, sizes, split)
+            except EnvironmentUnavailable as error:
+                yield f"evaluation.split: {error}"
 
 
 def environment_splits(env: EnvConfig) -> dict[str, int]:
@@ -178,7 +193,7 @@ def redis(start: Start) -> Iterator[str]:
         yield str(error)
 
 
-CHECKS: tuple[Check, ...] = (run_folder, models, disk_space, machine, environments)
+CHECKS: tuple[Check, ...] = (run_folder, outputs, models, disk_space, machine, environments)
 LAST: tuple[Check, ...] = (redis,)
 
 
@@ -186,4 +201,4 @@ def _lacking(splits: dict[str, int], env: EnvConfig) -> Iterator[str]:
     try:
         split_size(splits, env.split, env.name)
     except EnvironmentUnavailable as error:
-        yield f"env.split: {error}{did_you_mean(env.split, splits)}"
+        yield f"env.split: {error}"

@@ -7,12 +7,10 @@ Invariants
 
 from __future__ import annotations
 
-import contextlib
 from enum import StrEnum
 
-from services import manifest
 from services.config.tree import Config
-from services.errors import CheckpointFailed, FolderDamaged, did_you_mean
+from services.errors import CheckpointFailed, did_you_mean
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, runs_in
 
 
@@ -31,8 +29,8 @@ def check_resumption(config: Config, resume: Resume) -> bool:
     """Whether to resume.
 
     Raises:
-        CheckpointFailed: there is no run to resume, or one is in the way of a new run, or the newest checkpoint was
-            written with other settings.
+        CheckpointFailed: there is no run to resume, or one is in the way of a new run, or no checkpoint is intact, or
+            the newest that is was written with other settings.
     """
     from learner import checkpoint
 
@@ -46,9 +44,7 @@ def check_resumption(config: Config, resume: Resume) -> bool:
             f"no run to resume in {folder}{did_you_mean(config.run.name, runs_in(config.run.dir))} "
             "(--resume=auto starts it where there is none)"
         )
-    newest = checkpoint.latest(folder / CHECKPOINTS_NAME)
+    newest = checkpoint.newest_with_state(folder / CHECKPOINTS_NAME)
     if newest is not None:
-        with contextlib.suppress(FolderDamaged):  # told, and replaced by an older one, when it is loaded
-            manifest.verify(newest, only="state.json")
-            checkpoint.read_state(newest, config)
+        checkpoint.read_state(newest, config)
     return exists

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -17,8 +18,16 @@ def _http(url: str) -> str:
     return url
 
 
-def _redis(url: str) -> str:
+def is_redis_address(url: str) -> bool:
+    """Whether it names a Redis, and of its databases one by its number: redis-py takes any other path for 0."""
     if not _is_address(url, _REDIS):
+        return False
+    parts = urlsplit(url)
+    return parts.scheme == "unix" or re.fullmatch(r"/?[0-9]*", parts.path) is not None
+
+
+def _redis(url: str) -> str:
+    if not is_redis_address(url):
         raise ValueError(
             "must be the address of a Redis: redis://host:6379/0 (rediss:// for TLS, unix:// for a socket)"
         )

@@ -85,16 +85,21 @@ def _mistakes(tree: dict[str, Any]) -> Iterator[str]:
             return
         except ValidationError as error:
             yield from mistakes.lines(error, Config)
-            if not all(_drop(rest, details["loc"]) for details in error.errors()):
+            dropped = [_drop(rest, details["loc"]) for details in error.errors()]
+            if not any(dropped):
                 return
 
 
-def _drop(tree: Any, location: Sequence[str | int]) -> bool:
-    """Remove what is at a place of the tree. False: it cannot be, being within a list, or not the tree's own."""
+def _drop(tree: dict[Any, Any], location: Sequence[str | int]) -> bool:
+    """Remove what is at a place of the tree, or the list that it is in. False: the tree does not hold it."""
     *above, last = location or ("",)
     for name in above:
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return isinstance(tree, dict) and tree.pop(last, tree) is not tree
+        inner = tree.get(name)
+        if not isinstance(inner, dict):
+            last = name
+            break
+        tree = inner
+    return tree.pop(last, tree) is not tree
 
 
 def _read(recipe: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def _read(recipe: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    if not isinstance(base, str):
+    if not isinstance(base, str) or "\0" in base:
         raise ConfigError(f"{recipe}: extends must name one recipe, got {mistakes.shown('extends', base)}")
     parent = (recipe.parent / base).resolve()
     if parent in (*seen, recipe.resolve()):
@@ -128,7 +133,7 @@ def _mapping(text: str, source: str) -> dict[str, Any]:
 
 def _other_recipe(recipe: Path) -> str:
     """What may have been meant by a recipe that is not there."""
-    if "=" in recipe.name:
+    if "=" in str(recipe):
         return "; the recipe comes first, then the overrides, as in configs/demo.yaml learner.updates=50"
     recipes = [*recipe.parent.glob("*.yaml"), *Path("configs").glob("*.yaml")]
     named = [str(found) for found in recipes if found.stem == recipe.stem]

@@ -88,6 +88,8 @@ def shown(key: str, value: object) -> str:
 def _lines(details: Any, tree: type[BaseModel]) -> Iterator[str]:
     location, kind, context = details["loc"], details["type"], details.get("ctx", {})
     key = dotted(location)
+    if kind == "too_short" and len(details["input"]) >= context["min_length"]:
+        return  # only because entries are wrong, which have lines of their own
     if kind == "extra_forbidden":
         yield unknown_key(location, tree)
     elif kind == "value_error":

@@ -3,10 +3,12 @@
 Invariants
 - No number is infinite or NaN, and none is larger than 2³¹ − 1 either way: each fits every place that takes it.
 - True and false are no numbers.
+- No text and no path contains a null character, which no file's name, environment variable or command line can hold.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -15,8 +17,9 @@ LARGEST = 2**31 - 1
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 """A time limit, of at most a year: what waits for it takes no longer ones."""
-Temperature = Annotated[float, Field(ge=0.01, le=100)]
-"""Of sampling. vLLM takes a lower one for 0.01, and its log-probabilities would not be those of the learner."""
+Temperature = Annotated[float, Field(ge=0.01, le=2)]
+"""Of sampling. vLLM refuses a higher one, and takes a lower one for 0.01: its log-probabilities would not be those of
+the learner."""
 
 
 class Section(BaseModel):
@@ -32,9 +35,11 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _in_range(cls, value: Any) -> Any:
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int | float) and abs(number) > LARGEST:
-                raise ValueError(f"must be at most {LARGEST:,}, got {number:g}")
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, int | float) and abs(part) > LARGEST:
+                raise ValueError(f"must be at most {LARGEST:,}, got {part:g}")
+            if isinstance(part, str | Path) and "\0" in str(part):
+                raise ValueError("must not contain a null character")
         return value
 
 

@@ -244,11 +244,15 @@ class EvaluationConfig(Section):
     @field_validator("split", mode="before")
     @classmethod
     def _names_splits(cls, value: object) -> object:
-        names = [value] if value is None or isinstance(value, str) else value
-        if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str | None) for n in names):
+        if value is None:
+            return value
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) for n in names):
             raise ValueError("must be the name of a split, or a list of several")
-        if "" in names:
+        if value == "":
             raise PydanticCustomError("string_too_short", "must not be empty")
+        if "" in names:
+            raise ValueError("must not hold an empty name")
         return value
 
     @property

@@ -281,6 +281,8 @@ def test_a_folder_of_another_checkpoint_is_noticed(two_checkpoints, tmp_path, pa
 def test_what_does_not_belong_to_a_checkpoint_is_noticed(two_checkpoints, tmp_path, caplog):
     folder = shutil.copytree(two_checkpoints, tmp_path / "c")
     (folder / "000004" / ".nfs0001").touch()
+    (folder / "000004" / "policy" / ".git").mkdir()
+    (folder / "000004" / "policy" / ".git" / "config").touch()
     assert newest_intact(folder).name == "000004"
     (folder / "000004" / "engine" / "state-00003.safetensors").touch()
     assert newest_intact(folder).name == "000002"
@@ -325,6 +327,26 @@ def test_a_damaged_score_is_no_best_policy(tmp_path, tiny_config, caplog):
     keep_best(folder, 4, 0.25, weights, model)
     assert best(folder) == (folder / "best-000004", 0.25)
     assert names(folder) == ["best-000004", "damaged-best-000002"]
+
+
+def test_an_export_into_the_current_folder(tmp_path, tiny_config, monkeypatch):
+    checkpoint = write(tmp_path / "c", tiny_config)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(checkpoint, Path(), best=False)
+    load_policy(tmp_path / "here", "float32", 1.0)
+    assert names(tmp_path) == ["c", "here"]
+
+
+def test_an_export_that_cannot_be_written_says_why(tmp_path, tiny_config, monkeypatch):
+    def full(source, target, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    checkpoint = write(tmp_path / "c", tiny_config)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(CheckpointFailed, match=r"cannot write .*out: .*No space left on device"):
+        export(checkpoint, tmp_path / "out", best=False)
+    assert names(tmp_path) == ["c"]
 
 
 def test_damaged_policies_are_not_exported(tmp_path, tiny_config):

@@ -38,7 +38,7 @@ def written(url: str) -> bool:
     "url", ["http://user:hunter2@h:1/0", "hunter2", "hunter2://x", "redis://:hunter2@h:port/0", "redis:hunter2", ""]
 )
 def test_what_is_no_address_is_refused(run_name: str, url: str) -> None:
-    with pytest.raises(RedisUnavailable, match=r"buffer\.redis_url is not the address") as caught:
+    with pytest.raises(RedisUnavailable, match=r"buffer\.redis_url \(or \$REDIS_URL\) is not the address") as caught:
         Buffer.connect(url, run_name, IMPATIENT)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)

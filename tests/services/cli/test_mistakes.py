@@ -176,6 +176,17 @@ def test_a_new_run_is_refused_where_one_exists(run: list[str], tmp_path: Path) -
     assert "resume" in line
 
 
+def test_checkpoints_that_are_all_damaged_are_told_before_anything_starts(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for version in ("000008", "000009"):  # beside those that the run has, without a manifest
+        (folders / "finished" / "checkpoints" / version).mkdir()
+    with pytest.raises(SystemExit):
+        main(["train", DEMO, f"run.dir={folders}", "run.name=finished", "--resume", "model.path=/nope"])
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(r"no checkpoint in .* is intact; .*000009 is damaged: manifest\.json is missing", line)
+
+
 def test_a_run_that_does_not_exist_is_not_resumed(run: list[str], tmp_path: Path) -> None:
     make_finished(tmp_path, "mistook")
     code, line = fail(["train", DEMO, "--resume", *run])
@@ -212,6 +223,7 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ("train configs/dmo.yaml", 2, ["did you mean configs/demo.yaml?"]),
     ("train demo", 2, ["did you mean configs/demo.yaml?"]),
     ("train learner.updates=3 configs/demo.yaml", 2, ["the recipe comes first"]),
+    ("train run.dir={}", 2, ["the recipe comes first"]),
     ("train {}", 2, ["Is a directory"]),
     ("train {}/broken/config.yaml", 2, ["broken/config.yaml is not a recipe: line "]),
     ("train configs/demo.yaml learner.updates", 2, ["'learner.updates' is not an override"]),
@@ -240,6 +252,7 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ),
     ("warmstart {}/out configs/starter.yaml warmstart.heads=3", 1, ["must be a multiple of warmstart.heads"]),
     ("warmstart {}/out configs/starter.yaml warmstart.hidden_size=64 warmstart.heads=4", 1, ["heads = 16"]),
+    ("eval model.path={}/nothing", 2, ["{}/nothing is no run"]),
     ("eval --policy {}/nothing", 2, ["{}/nothing is no run"]),
     ("eval --policy {}/broken", 2, ["broken/config.yaml is not a recipe"]),
     ("eval --policy {}/odd", 2, ["did you mean learner.updates?"]),
@@ -268,6 +281,7 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ("status {}/file", 1, ["no run in {}/file"]),
     ("control {}/nothing", 1, ["{}/nothing"]),
     ("control {}/file", 1, ["{}/file"]),
+    ("control {} --port 0 --ready-file {}/no/x", 1, ["cannot write {}/no/x"]),
     ("control {} --port 99999", 2, ["Invalid value for '--port'"]),
     ("control {} --host 0.0.0.0", 1, ["without a token"]),
     ("buffer inspect --dir {}/empty", 1, ["no run in {}/empty"]),
@@ -312,6 +326,8 @@ def test_a_mistake_is_its_lines_and_an_exit_code(
         ("serve alfworld --port 70000", "port"),
         ("serve alfworld --workers 0", "workers"),
         ("serve alfworld --host 999.1.1.1", "999.1.1.1"),
+        ("serve alfworld --port 0 --ready-file {}/no/x", "cannot write {}/no/x"),
+        ("serve alfworld --port 0 --workers 2 --ready-file {}/no/x", "cannot write {}/no/x"),
         ("check", "the following arguments are required: url"),
         ("check nonsense", "'nonsense'"),
         ("check http://127.0.0.1:9", "http://127.0.0.1:9"),

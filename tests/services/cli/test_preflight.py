@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from services.cli import model_shape
 from services.cli.preflight import Start, preflight
 from services.config import Config
 from services.errors import PreflightFailed
@@ -91,6 +92,30 @@ def test_panels_that_a_split_cannot_fill_are_refused(tmp_path: Path) -> None:
     preflight(Start(made(tmp_path, evaluation={"episodes": 100_000}), plays_panels=True))  # the whole split
 
 
+def test_each_split_that_is_not_there_is_told_with_its_key(tmp_path: Path) -> None:
+    found = problems(made(tmp_path, evaluation={"split": ["valid_sen", "valid_seen", "valid_unsen"]}))
+    assert len(found) == 2
+    for line, meant in zip(found, ("valid_seen", "valid_unseen"), strict=True):
+        assert re.match(rf"evaluation\.split: .* did you mean {meant}\?", line)
+
+
+def test_more_episodes_than_any_split_has_take_no_time(tmp_path: Path) -> None:
+    mix = [{"name": "alfworld"}, {"name": "webshop"}]
+    for envs in [], mix:
+        config = made(tmp_path, envs=envs, evaluation={"episodes": 2**31 - 1})  # type: ignore[arg-type]
+        preflight(Start(config, plays_panels=True))
+
+
+def test_what_is_written_elsewhere_must_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (tmp_path / "file").touch()
+    weights: dict[str, object] = {"channel": "directory", "directory": tmp_path / "file" / "weights"}
+    found = problems(made(tmp_path, weights=weights, telemetry={"wandb": "online"}))
+    assert len(found) == 2
+    assert "is a file (weights.directory)" in found[0]
+    assert "WANDB_API_KEY" in found[1]
+
+
 def test_a_remote_environment_is_asked_for_its_splits(tmp_path: Path) -> None:
     with launch(tmp_path / "server") as server:
         config = made(tmp_path, env={"name": "counting", "url": server.url, "split": "tran"})
@@ -159,6 +184,34 @@ def test_settings_that_the_model_or_the_machine_cannot_do(tmp_path: Path) -> Non
         assert any(part in line for line in found), part
 
 
+@pytest.mark.parametrize(
+    ("shape", "needed_mib"),
+    [
+        ({}, 200),
+        ({"num_key_value_heads": 1}, 50),
+        ({"head_dim": 64}, 400),
+        ({"sliding_window": 512, "use_sliding_window": False}, 200),
+        ({"layer_types": 100 * ["full_attention", "sliding_attention"]}, 50),
+        ({"sliding_window": 512, "use_sliding_window": True}, 0),
+        ({"mamba_d_state": 16}, 0),
+        ({"kv_lora_rank": 16}, 0),
+        ({"num_key_value_heads": None}, 0),
+    ],
+)
+def test_the_cache_must_hold_one_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, shape: dict[str, object], needed_mib: int
+) -> None:
+    """400 layers, with keys and values of 4 heads of 32 float32 numbers, of 512 tokens; 0: nothing is known."""
+    monkeypatch.setattr(model_shape, "engine_is_on_cpu", lambda: True)
+    edited(**{"num_hidden_layers": 400, "layer_types": None} | shape)(model)
+    lengths = {"max_prompt_tokens": 500, "max_response_tokens": 12}
+    for mib in {16, max(16, needed_mib - 1), max(16, needed_mib)}:
+        config = made(tmp_path, model=lengths, rollout={"kv_cache_mib": mib})
+        found = [line for line in model_shape.shape_problems(model, config) if "kv_cache_mib" in line]
+        assert len(found) == (mib < needed_mib)
+        assert not found or f"takes {needed_mib} MiB" in found[0]
+
+
 def test_a_redis_that_is_away_is_told_where_nothing_else_is_wrong(tmp_path: Path) -> None:
     buffer: dict[str, object] = {"redis_url": "redis://:hidden@127.0.0.1:9", "reconnect_s": 0.2}
     [line] = problems(made(tmp_path, buffer=buffer))
@@ -166,6 +219,17 @@ def test_a_redis_that_is_away_is_told_where_nothing_else_is_wrong(tmp_path: Path
     assert "hidden" not in line
     [line] = problems(made(tmp_path, buffer=buffer, model={"path": "/no/such/model"}))
     assert "/no/such/model" in line
+
+
+def test_vllm_takes_the_temperatures_that_a_configuration_may_have_and_no_others() -> None:
+    sampling = pytest.importorskip("vllm.sampling_params", reason=needs.VLLM)
+    for taken in 0.01, 2.0:
+        config = Config.model_validate({"rollout": {"temperature": taken}, "evaluation": {"temperature": taken}})
+        assert sampling.SamplingParams(temperature=config.rollout.temperature).temperature == taken
+    assert sampling.SamplingParams(temperature=0.009).temperature == 0.01
+    refusal = pytest.importorskip("vllm.exceptions").VLLMValidationError
+    with pytest.raises(refusal, match="temperature"):
+        sampling.SamplingParams(temperature=2.01)
 
 
 def test_the_head_sizes_are_those_of_the_vllm_that_is_installed() -> None:

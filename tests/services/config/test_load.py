@@ -93,6 +93,14 @@ def mistakes(*overrides: str, recipe: Path | None = None) -> list[str]:
         ("env.urls=['http://a:1', 'http://']", "env.urls.1: must be the address of a server"),
         ("env.url=http://a:99999", "env.url: must be the address of a server"),
         ("buffer.redis_url=http://a:1", "buffer.redis_url: must be the address of a Redis"),
+        ("rollout.temperature=2.1", "rollout.temperature: must be <= 2.0, got 2.1"),
+        ("evaluation.temperature=50", "evaluation.temperature: must be <= 2.0, got 50"),
+        ("buffer.redis_url=redis://a:6379/runs", "buffer.redis_url: must be the address of a Redis"),
+        ('run.dir="a\\0b"', "run.dir: must not contain a null character"),
+        ('model.lora.targets=["a", "b\\0"]', "model.lora.targets: must not contain a null character"),
+        ("evaluation.split=[valid_seen, null]", "evaluation.split: must be the name of a split, or a list of several"),
+        ("evaluation.split=[valid_seen, '']", "evaluation.split: must not hold an empty name"),
+        ("warmstart.phases=[{tokens: 10}]", "warmstart.phases.0.tokens: must be >= 1000, got 10"),
         ("checkpoint.keep=1", "checkpoint.keep: must be >= 2, got 1"),
         ("evaluation.split=''", "evaluation.split: must not be empty, got ''"),
     ],
@@ -131,6 +139,21 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         "optimizer.lr:",
         "learner.updatse:",
         "learner.zero_stage:",
+    ]
+
+
+def test_a_mistake_in_a_list_hides_no_other() -> None:
+    said = mistakes(
+        "envs=[{name: a, splt: x, weight: 0}]",
+        "optimizer.betas=[0.9, 1.0]",
+        "learner.zero_stage=0",
+        "learner.offload_optimizer=true",
+    )
+    assert [line.partition(" ")[0] for line in said] == [
+        "envs.0.weight:",
+        "envs.0.splt:",
+        "optimizer.betas.1:",
+        "learner.offload_optimizer:",
     ]
 
 
@@ -180,6 +203,7 @@ def test_values_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("a: " + 3000 * "[" + "\n", "is not a recipe: "),
         ("extends: recipe.yaml\n", "extends itself"),
         ("extends: [a]\n", "extends must name one recipe, got a list"),
+        ('extends: "a\\0b"\n', "extends must name one recipe, got "),
         ("extends: gone.yaml\n", "cannot read the recipe "),
         ("a: \x00\n", "is not a recipe: "),
         ("run:\n", "run: must be a section (key: value), got nothing"),
