@@ -236,6 +236,7 @@ def _exit_if_stopped(finished: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script. Raises SystemExit where the exit code is not 0."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading a model: standard error is for messages
     try:
         code = app(args=arguments, standalone_mode=False)
     except typer.TyperException as error:  # wrong arguments; empty where it has printed the help
