@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict
 from enum import StrEnum
@@ -46,7 +47,9 @@ def check(
     """
     from services.cli.model_check import check_model, is_fit
 
-    setup_logging("CRITICAL")  # what is wrong is found and told; the engine's process would log it as well
+    setup_logging("CRITICAL")
+    # The engine's process takes this level too: what is wrong is a finding, not a traceback.
+    logging.getLogger().setLevel(logging.CRITICAL)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console()
