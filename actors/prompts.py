@@ -44,11 +44,16 @@ class Exchange:
 History = Sequence[Exchange]
 """Earlier steps of an episode, oldest first."""
 
+PROBE = "Is this text in the prompt?"
+REMEDY = "give the model's folder one that takes a single user message whose content is a text, or none"
+
 CUT = " [...] "
 FEWEST_CHARS = 256
 """An observation is not cut below this before admissible actions are."""
 CUTS = 8
 """Most tries to find out how much of an observation fits."""
+SLACK = 64
+"""The tries end when less than this part of the limit is left free: each encodes the whole prompt again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,11 @@ class Prompt:
 
 
 class PromptBuilder:
-    """Renders prompts for one tokenizer."""
+    """Renders prompts for one tokenizer.
+
+    Raises:
+        ModelUnavailable: its chat template cannot write a user's message, or its control tokens cannot be renamed.
+    """
 
     def __init__(self, config: PromptConfig, tokenizer: Any, max_prompt_tokens: int) -> None:
         self._config = config
@@ -113,16 +122,22 @@ class PromptBuilder:
             prompt = render(shown, result)
             if len(prompt.ids) <= self._max_tokens:
                 return replace(prompt, truncated=shown < most)
-        return replace(self._cut_think(lambda state: render(0, state), result), truncated=True)
+        return replace(self._cut_think(lambda state: render(0, state), result, prompt), truncated=True)
 
-    def _cut_think(self, render: Callable[[StepResult], Prompt], result: StepResult) -> Prompt:
-        """The prompt with what fits of the observation, and of the admissible actions where that is too little."""
+    def _cut_think(self, render: Callable[[StepResult], Prompt], result: StepResult, longest: Prompt) -> Prompt:
+        """The prompt with what fits of the observation, and of the admissible actions where that is too little.
+
+        `longest`: with all of both, which does not fit.
+        """
         seen, actions = result.observation, result.admissible or []
 
         def with_chars(count: int) -> StepResult:
             return result.model_copy(update={"observation": shortened(seen, count)})
 
-        prompt, chars = self._largest(lambda count: render(with_chars(count)), len(seen))
+        def shows(count: int) -> Prompt:
+            return longest if count >= len(seen) else render(with_chars(count))
+
+        prompt, chars = self._largest(shows, len(seen))
         least = min(FEWEST_CHARS, len(seen))
         if prompt is not None and (chars >= least or not actions):
             return prompt
@@ -145,11 +160,11 @@ class PromptBuilder:
         longest = render(whole)
         if len(longest.ids) <= limit:
             return longest, whole
-        # Regula falsi: tokens are about proportional to characters.
-        used, over = len(best.ids), len(longest.ids)
+        # Regula falsi: tokens are about proportional to characters. The aim is the middle of what is near enough.
+        used, over, slack = len(best.ids), len(longest.ids), limit // SLACK
         for _ in range(CUTS):
-            guess = low + (high - low) * (limit - used) // (over - used)
-            if not low < guess < high:
+            guess = low + (high - low) * (limit - slack // 2 - used) // (over - used)
+            if used >= limit - slack or not low < guess < high:
                 break
             prompt = render(guess)
             if len(prompt.ids) <= limit:
@@ -194,8 +209,11 @@ class PromptBuilder:
         first, last = observations[0], observations[-1]
 
         def both(count: int) -> Prompt:
-            opening, ids = self._encode_opening(goal, shortened(first, max(0, count - len(last)), goal))
-            seen, seen_ids = self._encode_seen(shortened(last, count))
+            # What is whole or cut to nothing is asked for again and again, what is cut otherwise hardly ever.
+            room = max(0, count - len(last))
+            encode = self._encode_opening if 0 < room < len(first) else self._opening
+            opening, ids = encode(goal, shortened(first, room, goal))
+            seen, seen_ids = self._seen(last) if count >= len(last) else self._encode_seen(shortened(last, count))
             return Prompt(opening + turn[0].response + seen, [*ids, *turn[0].response_ids, *seen_ids])
 
         def alone(count: int) -> Prompt:
@@ -230,12 +248,19 @@ class PromptBuilder:
 
     def _answer_begun(self) -> str:
         """The thought that the template opens, or opens and closes, before the model writes anything."""
-        asked, answered = (
-            self._tokenizer.apply_chat_template(
-                _asked("?"), add_generation_prompt=begin, tokenize=False, **self._switches
+        from jinja2 import TemplateError
+
+        try:
+            asked, answered = (
+                self._tokenizer.apply_chat_template(
+                    _asked(PROBE), add_generation_prompt=begin, tokenize=False, **self._switches
+                )
+                for begin in (False, True)
             )
-            for begin in (False, True)
-        )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ModelUnavailable(f"the chat template cannot write a user's message: {error}; {REMEDY}") from error
+        if PROBE not in asked:  # one for lists of parts writes nothing of a text, and says nothing
+            raise ModelUnavailable(f"the chat template leaves out the text of a user's message; {REMEDY}")
         _, thought, rest = answered[len(asked) :].partition("<think>")
         return str(thought + rest)
 

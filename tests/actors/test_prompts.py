@@ -158,6 +158,24 @@ def test_a_thought_that_the_chat_template_opened_belongs_to_the_response(
         assert not parse_action("think", response, ["look"], "admissible").valid
 
 
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}", "leaves out the text"),
+        ("{{ raise_exception('a system message must come first') }}", "a system message must come first"),
+        ("{{ messages[1].content.strip() }}", "cannot write a user's message"),
+        ("{% for m in messages %}", "cannot write a user's message"),
+    ],
+)
+def test_a_chat_template_that_cannot_write_the_prompt_is_one_line(model_folder: Path, template: str, told: str) -> None:
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.chat_template = template
+    with pytest.raises(ModelUnavailable, match=told) as refused:
+        PromptBuilder(PromptConfig(template="think"), tokenizer, 1500)
+    assert "\n" not in str(refused.value)
+    PromptBuilder(PromptConfig(template="compact"), tokenizer, 1500)
+
+
 LONG = "You see " + ", ".join(f"a thing {number}" for number in range(400)) + ". The end."
 
 
@@ -197,6 +215,21 @@ def test_a_compact_prompt_that_is_too_long_keeps_its_goal_and_end(limit: int, hi
     assert "find a pen" in said
     assert said.endswith("The end.\n>")
     assert said == prompt.text
+
+
+def test_cutting_encodes_little_more_than_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def encode(self: Characters, text: str, add_special_tokens: bool) -> list[int]:
+        read.append(len(text))
+        return [ord(character) for character in text]
+
+    monkeypatch.setattr(Characters, "encode", encode)
+    builder = PromptBuilder(PromptConfig(template="compact"), Characters(), 1000)
+    prompt = builder.build("find a pen", HISTORY[:1], result(LONG))
+    assert prompt.truncated
+    assert 980 <= len(prompt.ids) <= 1000
+    assert sum(read) < len(LONG) + 2 * 1000
 
 
 def test_dropped_history_counts_as_truncated() -> None:
