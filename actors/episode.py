@@ -4,6 +4,9 @@ Invariants
 - The step's anchor is the key of the state in which the action was chosen, not of the state that it led to.
 - All randomness of a step comes from the ticket's seed and the step's number: the same policy replays the same episode.
 - A lost session restarts the episode from reset; no step of the lost attempt is kept.
+- An action at which the session is lost again and again, where it survives another action, is the last step of the
+  episode: invalid, and without a reward. The policy can end its environment (`raise SystemExit`), and a failed ticket
+  would be played the same way again.
 - The session is closed however the episode ends.
 - A refused action is a step like any other, and invalid (`env_servers/refusals.py`).
 - Every trajectory has the fact `won`: the environment's word, else whether the episode terminated with a reward.
@@ -12,6 +15,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import math
@@ -24,7 +28,7 @@ import numpy as np
 from actors.engine import Sample, Sampler
 from actors.parsing import ParsedAction, parse_action
 from actors.prompts import Exchange, Prompt, PromptBuilder
-from env_servers.client import EnvironmentClient, SessionLost
+from env_servers.client import EnvironmentClient, RequestRejected, SessionLost
 from env_servers.protocol import ActionForm, ResetRequest, StepResult
 from services.config.tree import Config, EnvConfig
 from services.schemas import Step, Ticket, Trajectory
@@ -32,6 +36,9 @@ from services.schemas import Step, Ticket, Trajectory
 logger = logging.getLogger(__name__)
 
 RESTARTS = 5
+LOSSES = 3
+"""As often in a row the same action must have lost its session before it is asked whether the action is the cause."""
+ANY_ACTION = "look"
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
 
@@ -108,18 +115,38 @@ async def play(
     attempt = _Attempt(ticket, client, engine, prompts, config, form)
     started = time.time()
     delay = FIRST_DELAY_S
+    losses: list[_LostAtAction] = []
     for _ in range(RESTARTS + 1):
         try:
-            steps, facts = await attempt.play()
+            if _same_actions(losses[-LOSSES:]):
+                steps, facts = await attempt.without(losses[-1])
+                logger.warning("ticket %s: the action of step %d ends its session", ticket.id, len(steps))
+            else:
+                steps, facts = await attempt.play()
             break
         except SessionLost as error:
             logger.warning("ticket %s: session lost (%s), restarting in %.1f s", ticket.id, error, delay)
+            losses = [*losses, error] if isinstance(error, _LostAtAction) else []
             lost = error
         await asyncio.sleep(delay)
         delay = min(2 * delay, LONGEST_DELAY_S)
     else:
         raise EpisodeFailed(f"the environment lost the session {RESTARTS + 1} times: {lost}")
     return Trajectory(ticket, steps, facts, actor, started, time.time())
+
+
+class _LostAtAction(SessionLost):
+    """The session was lost at the last of these steps, which is an invalid end here. `facts`: the episode's."""
+
+    def __init__(self, steps: tuple[Step, ...], facts: dict[str, object], cause: SessionLost) -> None:
+        super().__init__(str(cause))
+        self.steps = steps
+        self.facts = facts
+
+
+def _same_actions(losses: Sequence[_LostAtAction]) -> bool:
+    """Whether these are `LOSSES` losses after the same actions."""
+    return len(losses) == LOSSES and len({tuple(step.action for step in loss.steps) for loss in losses}) == 1
 
 
 async def action_form(client: EnvironmentClient, config: Config, environment: str) -> ActionForm:
@@ -139,14 +166,7 @@ class _Attempt:
     async def play(self) -> tuple[tuple[Step, ...], dict[str, object]]:
         """The steps of one session and the episode's facts, later ones over earlier ones."""
         env = self.config.environment(self.ticket.task.env)
-        state = await self.client.reset(
-            ResetRequest(
-                split=self.ticket.task.split,
-                index=self.ticket.task.index,
-                anchor=env.anchor,
-                max_steps=min(env.max_steps, self.ticket.max_steps or env.max_steps),
-            )
-        )
+        state = await self._reset()
         try:
             if state.done:
                 raise EpisodeFailed("the environment ended before the first action")
@@ -155,8 +175,10 @@ class _Attempt:
             history: list[Exchange] = []
             steps: list[Step] = []
             while not state.done:
-                step, after = await self._step(state, goal, history)
+                step, after, lost = await self._step(state, goal, history)
                 steps.append(step)
+                if lost is not None:
+                    raise _LostAtAction(tuple(steps), facts, lost) from lost
                 history.append(Exchange(state.observation, step.action, step.response, step.response_ids.tolist()))
                 facts.update(after.facts)
                 state = after
@@ -164,7 +186,39 @@ class _Attempt:
         finally:
             await self.client.close_session(state.session)
 
-    async def _step(self, state: StepResult, goal: str | None, history: Sequence[Exchange]) -> tuple[Step, StepResult]:
+    async def without(self, loss: _LostAtAction) -> tuple[tuple[Step, ...], dict[str, object]]:
+        """The lost attempt's steps, where a session survives another action in the place of the last one.
+
+        Raises:
+            SessionLost: it does not: the action is not the cause.
+        """
+        state = await self._reset()
+        try:
+            for step in loss.steps[:-1]:
+                state = await self.client.step(state.session, state.step + 1, step.action)
+            known = state.admissible or [ANY_ACTION]
+            other = next((action for action in known if action != loss.steps[-1].action), ANY_ACTION)
+            with contextlib.suppress(RequestRejected):  # which is an answer too
+                await self.client.step(state.session, state.step + 1, other)
+        finally:
+            await self.client.close_session(state.session)
+        return loss.steps, {**loss.facts, "won": False}
+
+    async def _reset(self) -> StepResult:
+        task, env = self.ticket.task, self.config.environment(self.ticket.task.env)
+        return await self.client.reset(
+            ResetRequest(
+                split=task.split,
+                index=task.index,
+                anchor=env.anchor,
+                max_steps=min(env.max_steps, self.ticket.max_steps or env.max_steps),
+            )
+        )
+
+    async def _step(
+        self, state: StepResult, goal: str | None, history: Sequence[Exchange]
+    ) -> tuple[Step, StepResult, SessionLost | None]:
+        """The next step, the state after it, and where its action lost the session, that."""
         config = self.config
         ticket = self.ticket
         prompt, sample, parsed = await respond(
@@ -179,7 +233,11 @@ class _Attempt:
             form=self.form,
         )
         _check_sampled(sample)
-        after = await self.client.step(state.session, state.step + 1, parsed.action)
+        lost = None
+        try:
+            after = await self.client.step(state.session, state.step + 1, parsed.action)
+        except SessionLost as error:
+            lost, after = error, _ended_by_action(state)
         step = Step(
             prompt_ids=np.asarray(prompt.ids, dtype=np.int32),
             response_ids=np.asarray(sample.token_ids, dtype=np.int32),
@@ -197,7 +255,13 @@ class _Attempt:
             finished=sample.finished,
             prompt_truncated=prompt.truncated,
         )
-        return step, after
+        return step, after, lost
+
+
+def _ended_by_action(state: StepResult) -> StepResult:
+    """What an action led to that ended its session."""
+    end = {"step": state.step + 1, "reward": 0.0, "terminated": True, "truncated": False, "accepted": False}
+    return state.model_copy(update=end)
 
 
 def _check_sampled(sample: Sample) -> None:

@@ -19,6 +19,7 @@ from env_servers.client import LocalClient, RequestRejected, SessionLost, open_c
 from env_servers.environment import Environment, Observation
 from env_servers.launch import start_server
 from env_servers.protocol import MAX_ACTION_CHARS, StepResult
+from services.codec import decode, encode
 from services.config.tree import Config
 from services.schemas import Task, Ticket, Trajectory
 from tests.actors.scripted_engine import ScriptedEngine
@@ -142,6 +143,32 @@ async def test_a_session_that_is_always_lost_fails(config: Config, monkeypatch: 
     with pytest.raises(EpisodeFailed, match="lost the session 6 times: the server was restarted"):
         await play_with(config, client, ticket())
     assert client.resets == client.closes == 6
+
+
+class Killed(Recording):
+    """Loses the session at one action of step 2: the first that it is asked for."""
+
+    killer: str | None = None
+
+    async def step(self, session: str, step: int, action: str) -> StepResult:
+        self.killer = self.killer or (action if step == 2 else None)
+        if step == 2 and action == self.killer:
+            raise SessionLost("the server closed the connection")
+        return await super().step(session, step, action)
+
+
+async def test_an_action_that_ends_its_environment_is_an_invalid_end(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episode, "FIRST_DELAY_S", 0.001)
+    client = Killed()
+    trajectory = await play_with(config, client, ticket())
+    first, last = trajectory.steps
+    assert (first.valid, first.terminated) == (True, False)
+    assert (last.action, last.reward, last.valid, last.terminated) == (client.killer, 0.0, False, True)
+    assert trajectory.facts["won"] is False
+    assert decode(encode(trajectory)).facts == trajectory.facts
+    assert client.resets == client.closes == episode.LOSSES + 1
 
 
 async def test_a_task_that_cannot_be_played_is_told(config: Config) -> None:
