@@ -19,7 +19,6 @@ from typing import TypeVar
 import aiohttp
 import orjson
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 from yarl import URL
 
 from env_servers.client_interface import (
@@ -32,6 +31,7 @@ from env_servers.client_interface import (
     persevere,
 )
 from env_servers.coalescing import Coalescer
+from env_servers.foreign_json import read_json
 from env_servers.numbers import fault
 from env_servers.protocol import (
     BatchResetRequest,
@@ -105,7 +105,7 @@ class HttpClient:
         if not self._asked:
             await self._ask_for_batching()
         first = self._parse_result(await self._request("POST", "reset", _encode(request.model_dump())))
-        return self._refusals.opened(request, first)
+        return self._refusals.opened(request, self._in_place(first, first.session, 0))
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
         """Take action number `step` (from 1). One that the server refuses gives a result that says so."""
@@ -113,13 +113,11 @@ class HttpClient:
 
     async def _take(self, session: str, step: int, action: str) -> StepResult:
         body = _encode_step(session, step, action)
-        if self._coalescer is None:
-            return await self._step_alone(body)
-        answer = await self._coalescer.step(body)
+        answer = await (self._step_alone(body) if self._coalescer is None else self._coalescer.step(body))
+        if isinstance(answer, Problem) and answer.status in RETRIED_STATUSES:
+            answer = await self._step_alone(body)
         if isinstance(answer, StepResult):
-            return answer
-        if answer.status in RETRIED_STATUSES:
-            return await self._step_alone(body)
+            return self._in_place(answer, session, step)
         if answer.status in LOST_STATUSES:
             raise SessionLost(answer.detail)
         if answer.status in UNACCEPTABLE_STATUSES:
@@ -242,14 +240,15 @@ class HttpClient:
             raise EnvironmentUnavailableError(f"{self._name} does not speak the step API: {problem}") from error
 
     def _parse_result(self, answer: bytes) -> StepResult:
-        """Raises RequestRejected where a value of the answer is wrong: the episode fails, the server is not away."""
+        """Raises RequestRejected for JSON that is no right result: the episode fails, the server is not away."""
         try:
             result = self._checked(StepResult.model_validate_json(answer))
-        except ValidationError as error:
-            problem = _wrong_value(error)
-            if problem is None:
+        except ValidationError:
+            try:
+                item = read_json(answer)
+            except ValueError:
                 return self._parse(StepResult, answer)
-            result = self._wrong(problem)
+            result = self._parse_item(item)
         if isinstance(result, Problem):
             raise RequestRejected(result.detail)
         return result
@@ -266,11 +265,19 @@ class HttpClient:
         try:
             return self._checked(StepResult.model_validate(item))
         except ValidationError as error:
-            problem = _wrong_value(error)
-        if problem is not None:
-            return self._wrong(problem)
-        (only,) = self._parse(BatchResult, orjson.dumps({"items": [item]})).items
-        return only
+            found = error
+        try:
+            return Problem.model_validate(item)
+        except ValidationError:
+            return self._wrong(_wrong_value(found))
+
+    def _in_place(self, result: StepResult, session: str, step: int) -> StepResult:
+        """The result, unless it is another step's or session's, whose reward this step would then be given."""
+        if result.session != session:
+            raise RequestRejected(f"{self._name} answered step {step} with the state of another session")
+        if result.step != step:
+            raise RequestRejected(f"{self._name} answered step {step} as if it were step {result.step}")
+        return result
 
     def _checked(self, result: StepResult | Problem) -> StepResult | Problem:
         problem = None if isinstance(result, Problem) else fault(result.reward, result.facts)
@@ -305,19 +312,17 @@ def _detail(answer: bytes) -> str:
         return one_line(answer.decode(errors="replace"))
 
 
-def _wrong_value(error: ValidationError) -> str | None:
-    """What is wrong with the reward or the facts, where nothing else is wrong."""
+def _wrong_value(error: ValidationError) -> str:
+    """What is wrong with an answer, the reward first."""
     found = error.errors()
-    if {e["loc"][:1] for e in found} - {("reward",), ("facts",)}:
-        return None
-    rewards = [e["input"] for e in found if e["loc"] == ("reward",)]
+    rewards = [e["input"] for e in found if e["loc"] == ("reward",) and e["type"] != "missing"]
     return (fault(rewards[0], {}) if rewards else None) or summary(error)
 
 
 def _items(answer: bytes) -> list[object] | None:
     """The items of a batch's answer as they came; None where it is not one."""
     try:
-        items = from_json(answer)["items"]
+        items = read_json(answer)["items"]
     except (ValueError, KeyError, TypeError):
         return None
     return items if isinstance(items, list) else None

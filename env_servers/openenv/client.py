@@ -6,7 +6,8 @@ Invariants
 - OpenEnv knows no repeats: a step whose answer was lost loses the session. What was answered is repeated from here.
 - `done` is a termination, unless the observation says `truncated` or the session's own step limit was reached.
 - A malformed call, here or by the server's word, is a transition in which the action was refused. An environment that
-  fails at `FAILURES_IN_A_ROW` steps in a row is taken to be broken: the request is rejected.
+  fails at `FAILURES_IN_A_ROW` steps in a row is taken to be broken, and the request is rejected, unless other sessions
+  took steps meanwhile: then the actions are the cause, and a policy may well choose many such.
 """
 
 from __future__ import annotations
@@ -49,13 +50,17 @@ FIRST_SEEDS = {"train": 0, "test": SEEDS}
 
 @dataclass
 class OpenSession:
-    """One socket and where its episode stands."""
+    """One socket and where its episode stands.
+
+    `failures`: steps in a row that the environment failed at. `taken`: the client's `_taken` before them.
+    """
 
     socket: Socket
     request: ResetRequest
     tools: list[Tool]
     last: StepResult
     failures: int = 0
+    taken: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -95,6 +100,8 @@ class OpenEnvClient:
         self._mapping: ActionMapping | None = None
         self._sessions: dict[str, OpenSession] = {}
         self._refusals = Refusals()
+        self._taken = 0
+        """Steps that the environment did not fail at, of all sessions."""
 
     async def info(self) -> EnvInfo:
         """What the server says of itself. Its session limit and idle limit are not known."""
@@ -125,7 +132,7 @@ class OpenEnvClient:
         if tools:
             seen = replace(seen, text=f"{seen.text}\n{introduce(tools)}".strip())
         result = _result(secrets.token_urlsafe(16), 0, replace(seen, reward=0.0), request.max_steps)
-        self._sessions[result.session] = OpenSession(socket, request, tools, result)
+        self._sessions[result.session] = OpenSession(socket, request, tools, result, taken=self._taken)
         return self._refusals.opened(request, result)
 
     async def example_actions(self, count: int, seed: int = 0) -> list[str]:
@@ -196,7 +203,8 @@ class OpenEnvClient:
             raise ActionRefused(f"the action is no JSON: {error}") from error
         if failure := failure_of(data):
             raise self._refusal(open_session, ServerRefusal(ErrorCode.VALIDATION_ERROR, failure))
-        open_session.failures = 0
+        self._taken += 1
+        open_session.failures, open_session.taken = 0, self._taken
         return data
 
     def _refusal(self, open_session: OpenSession, error: ServerRefusal) -> RequestRejected:
@@ -205,7 +213,8 @@ class OpenEnvClient:
         if error.code in REFUSALS:
             return ActionRefused(message)
         open_session.failures += 1
-        if error.code != ErrorCode.EXECUTION_ERROR or open_session.failures >= FAILURES_IN_A_ROW:
+        broken = open_session.failures >= FAILURES_IN_A_ROW and open_session.taken == self._taken
+        if error.code != ErrorCode.EXECUTION_ERROR or broken:
             return RequestRejected(f"{self._name} failed at {open_session.failures} step(s) in a row: {message}")
         return ActionRefused(message)
 

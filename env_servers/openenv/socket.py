@@ -8,11 +8,12 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import aiohttp
 import orjson
+
+from env_servers.foreign_json import read_json
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
@@ -90,7 +91,7 @@ def _data_of(message: aiohttp.WSMessage) -> dict[str, Any]:
     if message.type is not aiohttp.WSMsgType.TEXT and message.type is not aiohttp.WSMsgType.BINARY:
         raise SocketLost("the server closed the connection")
     try:
-        answer = _loads(message.data)
+        answer = read_json(message.data)
     except ValueError as error:
         raise SocketLost("the server does not speak OpenEnv: its answer is no JSON") from error
     data = answer.get("data") if isinstance(answer, dict) else None
@@ -99,18 +100,6 @@ def _data_of(message: aiohttp.WSMessage) -> dict[str, Any]:
     if answer.get("type") == "error":
         raise ServerRefusal(str(data.get("code", "")), _reason(data))
     return data
-
-
-def _loads(text: str | bytes) -> Any:
-    """The text's JSON. Half a surrogate pair, which Python's servers send and no text can hold, becomes U+FFFD.
-
-    NaN and Infinity, which they send as well, are read: which value is wrong can then be said.
-    """
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        whole = json.dumps(json.loads(text), ensure_ascii=False)
-        return json.loads(whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _reason(data: dict[str, Any]) -> str:

@@ -18,10 +18,10 @@ from env_servers.protocol import Problem, ResetRequest, StepRequest, StepResult
 from tests.env_servers.counting import Counting
 
 TASK = ResetRequest(split="train", index=0)
-NOT_NUMBERS = ["NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400, '"ten"', "[]", "{}"]
+NOT_NUMBERS = ["NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400, "9" * 5000, '"ten"', "[]", "{}"]
 NOT_BOOLEANS = ['"no"', "0", "1", "NaN", "[]", '""']
 BAD = [(value, "{}") for value in NOT_NUMBERS] + [("1.0", f'{{"won": {value}}}') for value in NOT_BOOLEANS]
-BAD += [("1.0", f'{{"score": {value}}}') for value in NOT_NUMBERS[:5]]
+BAD += [("1.0", f'{{"score": {value}}}') for value in NOT_NUMBERS[:6]]
 BAD += [("1.0", f'{{"parts": {{"price": [0.5, {value}]}}}}') for value in NOT_NUMBERS[:4]]
 GOOD = [("1.5", "{}"), ("-3", '{"won": true}'), ("1e300", '{"won": null, "score": 0.5}'), ("0", '{"won": false}')]
 
@@ -125,6 +125,48 @@ async def test_what_is_right_passes(foreign: Any, protocol: str, reward: str, fa
     after = await client.step(state.session, 1, "go")
     assert after.reward == float(reward)
     assert after.facts.get("won") == json.loads(facts).get("won")
+    await client.close()
+
+
+RESULT = {
+    "session": "s", "step": 1, "observation": "o", "reward": 1.0, "terminated": True, "truncated": False, "anchor": "o"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (RESULT | {"step": 0}, "answered step 1 as if it were step 0"),
+        (RESULT | {"step": 7}, "answered step 1 as if it were step 7"),
+        (RESULT | {"session": "other"}, "the state of another session"),
+        ({name: value for name, value in RESULT.items() if name != "reward"}, "reward: Field required"),
+        ({name: value for name, value in RESULT.items() if name != "anchor"}, "anchor: Field required"),
+        (RESULT | {"observation": None}, "observation: "),
+        ([], "wrong value"),
+    ],
+)
+@pytest.mark.parametrize("coalesce", [False, True])
+async def test_an_answer_that_is_none_to_the_step_fails_the_episode(
+    foreign: Any, monkeypatch: pytest.MonkeyPatch, answer: object, told: str, coalesce: bool
+) -> None:
+    server, url = foreign
+    client = HttpClient(url, coalesce=coalesce)
+    state = await client.reset(TASK)
+    monkeypatch.setattr(server, "result", lambda *_: json.dumps(answer))
+    with pytest.raises(RequestRejected) as refused:
+        await client.step(state.session, 1, "go")
+    assert told in str(refused.value)
+    assert len(str(refused.value)) < 300
+    await client.close()
+
+
+@pytest.mark.parametrize("protocol", ["http", "openenv"])
+async def test_half_a_surrogate_pair_in_a_fact_can_be_read(foreign: Any, protocol: str) -> None:
+    server, url = foreign
+    server.facts = r'{"said": "a\ud800b"}'
+    client = client_of(protocol, url)
+    state = await client.reset(TASK)
+    assert (await client.step(state.session, 1, "go")).facts["said"] == "a\ufffdb"
     await client.close()
 
 

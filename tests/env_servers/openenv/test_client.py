@@ -20,6 +20,7 @@ from env_servers.client import (
 )
 from env_servers.conformance.run import Options, check_server
 from env_servers.launch import ServerProcess
+from env_servers.openenv.client import FAILURES_IN_A_ROW
 from env_servers.protocol import ResetRequest
 
 TASK = ResetRequest(split="train", index=7, max_steps=4)
@@ -262,8 +263,8 @@ class Failing:
                     failure = {"message": "no such move", "code": "EXECUTION_ERROR"}
                     await socket.send_json({"type": "error", "data": failure})
                 case "rpc":
-                    failure = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32602, "message": "Invalid params"}}
-                    await socket.send_json({"type": "mcp", "data": failure})
+                    rpc = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32602, "message": "Invalid params"}}
+                    await socket.send_json({"type": "mcp", "data": rpc})
                 case "half":
                     await socket.send_json({"type": "observation", "data": {"observation": {"text": "a\ud800b"}}})
                 case _:
@@ -290,6 +291,12 @@ async def test_an_environment_that_fails_at_an_action(unused_tcp_port: int) -> N
     with pytest.raises(RequestRejected, match="failed at 4 step"):
         await client.step(session, step + 1, "bad")
     assert (await client.step(session, step + 1, "half")).observation == "a\ufffdb"
+    step, other = step + 1, (await client.reset(TASK)).session
+    assert (await client.step(other, 1, "good")).accepted
+    for number in range(1, 2 * FAILURES_IN_A_ROW):
+        if number == FAILURES_IN_A_ROW - 1:  # the environment works meanwhile
+            assert (await client.step(other, 2, "good")).accepted
+        assert not (await client.step(session, step + number, "bad")).accepted
     await client.close()
     await runner.cleanup()
 
