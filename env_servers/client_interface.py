@@ -35,6 +35,10 @@ class RequestRejected(Exception):
     """The server refused the request, or failed at it, for good. The message is the problem's detail."""
 
 
+class WrongAnswer(RequestRejected):
+    """The server took the request, and answered with the state of another step or session."""
+
+
 class ActionRefused(RequestRejected):
     """The server does not take this action; the session is as it was. The message says what was wrong with it.
 

@@ -27,6 +27,7 @@ from env_servers.client_interface import (
     RequestRejected,
     SessionLost,
     TryAgain,
+    WrongAnswer,
     one_line,
     persevere,
 )
@@ -274,9 +275,9 @@ class HttpClient:
     def _in_place(self, result: StepResult, session: str, step: int) -> StepResult:
         """The result, unless it is another step's or session's, whose reward this step would then be given."""
         if result.session != session:
-            raise RequestRejected(f"{self._name} answered step {step} with the state of another session")
+            raise WrongAnswer(f"{self._name} answered step {step} with the state of another session")
         if result.step != step:
-            raise RequestRejected(f"{self._name} answered step {step} as if it were step {result.step}")
+            raise WrongAnswer(f"{self._name} answered step {step} as if it were step {result.step}")
         return result
 
     def _checked(self, result: StepResult | Problem) -> StepResult | Problem:
