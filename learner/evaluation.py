@@ -345,6 +345,7 @@ def _wait(
     """Wait until every episode has ended, or for a stop."""
     total, before, quiet_since = len(tickets), -1, time.monotonic()
     while True:
+        buffer.expire()  # as at the intake of groups: no actor may be alive to do it
         ended = len(buffer.complete(stream)) + len(buffer.cancelled(stream))
         if ended != before:
             before, quiet_since = ended, time.monotonic()

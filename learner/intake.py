@@ -58,6 +58,7 @@ class Intake:
 
     def look(self, version: int, collected: Collected) -> bool:
         """Take what is there, send out what is missing; True once `collected` holds the whole window, in order."""
+        self._buffer.expire()  # the actors do, too; while none is alive this keeps the run's clock going
         self._give_up_cancelled(collected)
         self._issue(version)
         self._read_complete(collected, version)

@@ -53,12 +53,13 @@ def lineage(folder: Path, *, resume: bool) -> str:
     """What the run in `folder` is called in Redis beside its name: a new id for a new start, a resumed run's own.
 
     A copy of the folder is another run from then on, and gets an id of its own: what the original left in a Redis is
-    not the copy's.
+    not the copy's. A folder is known by its inode and its file system's id. That id, unlike the number of the device,
+    usually outlives a reboot; where the file system has none it is 0.
 
     Raises:
         RunBusy: the folder cannot be written.
     """
-    path, place = folder / LINEAGE_NAME, str(folder.stat().st_ino)
+    path, place = folder / LINEAGE_NAME, _place(folder)
     try:
         known, _, made_for = path.read_text().strip().partition(" ")
         if resume and known and made_for == place:
@@ -73,6 +74,11 @@ def lineage(folder: Path, *, resume: bool) -> str:
     except OSError as error:
         raise RunBusy(f"cannot write the run's folder {folder}: {error.strerror} (run.dir, run.name)") from None
     return new
+
+
+def _place(folder: Path) -> str:
+    """Which folder it is, wherever it is moved to within its file system."""
+    return f"{folder.stat().st_ino}@{os.statvfs(folder).f_fsid:x}"
 
 
 def redis_url(folder: Path, config: Config, environment: Mapping[str, str] = os.environ) -> str | None:

@@ -276,6 +276,15 @@ class Buffer:
         if found is not None:
             raise BufferDamaged(found)
 
+    def mend(self) -> list[tuple[str, int]]:
+        """Remove the open groups of which a ticket is in no place, so that they are issued again: stream and group.
+
+        Also what belongs to no group, and a wrong count of stored bytes. For keys that `check` has found sound.
+        """
+        removed = self._run("mend")
+        with self._understood():
+            return sorted(map(keys.parse_group, removed))
+
     def set_manifest(self, text: str) -> None:
         self._run("set_manifest", text)
 

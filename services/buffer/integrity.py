@@ -16,6 +16,7 @@ from redis import Redis, exceptions
 from services.buffer.commands import Answer, Command
 from services.buffer.keys import KINDS, MAX_GROUP_SIZE, Keys
 from services.errors import BufferDamaged, first_line
+from services.schemas import Ticket
 
 _NAME = rb"[A-Za-z0-9][A-Za-z0-9._-]*"
 _GROUP = re.compile(rb"[01] " + _NAME + rb" \d{12}")
@@ -23,7 +24,8 @@ _TICKET = re.compile(_GROUP.pattern + rb" \d{6}")
 _STREAM = re.compile(_NAME)
 _WHOLE = re.compile(rb"-?\d{1,18}")
 _SHOWN_CHARS = 60
-ADVICE = "another program wrote it; delete that key, or give the run another run.name or Redis"
+_LARGEST_SCORE = 2**53
+"""Beyond it adding a millisecond to a time changes nothing."""
 
 Check = Callable[[bytes], bool]
 
@@ -61,6 +63,11 @@ def _is_whole(text: bytes) -> bool:
     return _WHOLE.fullmatch(text) is not None
 
 
+def _is_ticket_json(text: bytes) -> bool:
+    Ticket.model_validate_json(text)
+    return True
+
+
 def _is_command(text: bytes) -> bool:
     Command.model_validate_json(text)
     return True
@@ -73,7 +80,7 @@ def _is_answer(text: bytes) -> bool:
 
 _FIELDS: Mapping[str, tuple[Check, Check]] = {
     "holders": (_is_ticket, _is_text),
-    "tickets": (_is_ticket, _is_object),
+    "tickets": (_is_ticket, _is_ticket_json),
     "attempts": (_is_ticket, _is_count),
     "given_up": (_is_ticket, _is_text),
     "sizes": (_is_group, _is_size),
@@ -94,6 +101,8 @@ _MEMBERS: Mapping[str, Check] = {
     "actor_deadlines": _is_text,
     "command_order": _is_text,
 }
+_TIMES = ("leases", "actor_deadlines")
+"""Sorted sets scored with times; all scores of the others are 0."""
 _VALUES: Mapping[str, Check] = {
     "bytes": _is_whole,
     "sequence": _is_whole,
@@ -110,6 +119,11 @@ def damaged(client: Redis, keys: Keys, error: Exception) -> BufferDamaged:
     return BufferDamaged(find_damage(client, keys) or f"the run's data in Redis cannot be used: {first_line(error)}")
 
 
+def damaged_value(keys: Keys, name: str, value: bytes) -> BufferDamaged:
+    """The error to raise for a value of a key that its reader does not understand."""
+    return BufferDamaged(_holds_foreign(keys, name, value))
+
+
 def find_damage(client: Redis, keys: Keys) -> str | None:
     """The first key that holds what no run writes there, as a line for people; None when all are sound."""
     for name, kind in KINDS.items():
@@ -117,13 +131,26 @@ def find_damage(client: Redis, keys: Keys) -> str | None:
         try:
             found = str(client.type(key), "ascii")  # type: ignore[arg-type]
             if found not in (kind, "none"):
-                return f"Redis key {key} is a {found}, but a run keeps a {kind} there: {ADVICE}"
+                return f"Redis key {key} is a {found}, but a run keeps a {kind} there: {_advice(keys)}"
             wrong = _first_wrong(client, name, key)
         except exceptions.RedisError as error:
             return f"Redis key {key} cannot be read: {first_line(error)}"
         if wrong is not None:
-            return f"Redis key {key} (a {kind}) holds {_shown(wrong)}, which no run writes there: {ADVICE}"
+            return _holds_foreign(keys, name, wrong)
     return None
+
+
+def _holds_foreign(keys: Keys, name: str, value: bytes) -> str:
+    found = f"Redis key {keys[name]} (a {KINDS[name]}) holds {_shown(value)}, which no run writes there"
+    return f"{found}: {_advice(keys)}"
+
+
+def _advice(keys: Keys) -> str:
+    """All keys, since a run cannot go on without one of them: `sizes` without `tickets`, for example."""
+    return (
+        f"another program wrote it; delete all keys {keys.pattern} (what they held is played again), "
+        "or give the run another run.name or Redis"
+    )
 
 
 def _first_wrong(client: Any, name: str, key: str) -> bytes | None:
@@ -135,14 +162,23 @@ def _first_wrong(client: Any, name: str, key: str) -> bytes | None:
         found = client.hgetall(key)
         return _wrong_of(found, of_field) or _wrong_of(found.values(), of_value)
     if name in _MEMBERS:
-        members = client.lrange(key, 0, -1) if KINDS[name] == "list" else client.zrange(key, 0, -1)
-        return _wrong_of(members, _MEMBERS[name])
+        if KINDS[name] == "list":
+            return _wrong_of(client.lrange(key, 0, -1), _MEMBERS[name])
+        scores = dict(client.zrange(key, 0, -1, withscores=True))
+        return _wrong_of(scores, _MEMBERS[name]) or _wrong_score(scores, name)
     if name in _VALUES:
         value = client.get(key)
         return None if value is None else _wrong_of([value], _VALUES[name])
     if name == "metrics":
         return _wrong_of((fields.get(b"json", b"") for _, fields in client.xrange(key)), _is_object)
     return None  # clock and owner mend themselves
+
+
+def _wrong_score(scores: Mapping[bytes, float], name: str) -> bytes | None:
+    """A member with a score that no run gives it, and that score."""
+    largest = _LARGEST_SCORE if name in _TIMES else 0
+    wrong = ((member, score) for member, score in scores.items() if not 0 <= score <= largest)
+    return next((b"%b with score %g" % found for found in wrong), None)
 
 
 def _wrong_of(values: Iterable[bytes], check: Check) -> bytes | None:

@@ -67,6 +67,11 @@ class Keys:
         """Key of one of `NAMES`."""
         return self._prefix + NAMES[NAMES.index(name)]
 
+    @property
+    def pattern(self) -> str:
+        """Matches every key of the run, as SCAN and `redis-cli --pattern` read it."""
+        return f"{self._prefix}*"
+
     def of(self, names: Sequence[str]) -> list[str]:
         """Keys of some of `NAMES`."""
         return [self[name] for name in names]

@@ -4,7 +4,9 @@ Refused is what would lose data without an error, or stall the run later; told i
 
 Invariants
 - INFO is enough. Where it is forbidden CONFIG is tried, and where that is too, what is not known is told.
-- Only `allkeys-*` policies evict a run's keys: none of them has a time to live, so `volatile-*` cannot touch them.
+- With a limit of memory only `noeviction` and `volatile-*` are accepted: a run's keys have no time to live, so the
+  latter cannot touch them. Any other policy may evict them.
+- Redis needs memory of its own beside what is stored: the run may store `SHARE` of the limit.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from services.errors import RedisUnavailable, RedisUnsuitable, first_line
 OLDEST = (6, 2)
 """The oldest Redis that the tests run on."""
 MIB = 2**20
+SHARE = 0.8
+"""Of `maxmemory`, for the run's trajectories."""
 
 
 def check_server(connection: Connection, max_mib: int) -> list[str]:
@@ -36,7 +40,7 @@ def check_server(connection: Connection, max_mib: int) -> list[str]:
         problem = check(facts, max_mib)
         if problem is not None:
             raise RedisUnsuitable(f"{where} {problem}")
-    found = (_volatile(facts), _persistence(facts))
+    found = (_policy(facts), _persistence(facts))
     return [f"{where} {line}" for line in found if line is not None]
 
 
@@ -106,29 +110,29 @@ def _role(facts: Mapping[str, Any], _: int) -> str | None:
 
 def _eviction(facts: Mapping[str, Any], _: int) -> str | None:
     policy = str(facts.get("maxmemory_policy", ""))
-    if not _limit(facts) or not policy.startswith("allkeys-"):
+    if not _limit(facts) or policy in ("", "noeviction") or policy.startswith("volatile-"):
         return None
     return (
-        f"has maxmemory-policy {policy}: when its memory is full it deletes tickets and trajectories without an error; "
-        "set maxmemory-policy noeviction"
+        f"has maxmemory-policy {policy}: when its memory is full it may delete tickets and trajectories without an "
+        "error; set maxmemory-policy noeviction"
     )
 
 
 def _room(facts: Mapping[str, Any], max_mib: int) -> str | None:
     limit = _limit(facts)
-    if not limit or limit >= max_mib * MIB:
+    most = int(SHARE * limit) // MIB
+    if not limit or max_mib <= most:
         return None
-    most = max(1, int(0.8 * limit) // MIB)
-    return (
-        f"has maxmemory {limit / MIB:.0f} MiB, but the run may store {max_mib} MiB; "
-        f"set buffer.max_mib={most} or give it more memory"
-    )
+    fits = f"set buffer.max_mib={most} (a fifth of the memory is left to Redis itself) or " if most else ""
+    return f"has maxmemory {limit / MIB:.0f} MiB, but the run may store {max_mib} MiB; {fits}give it more memory"
 
 
-def _volatile(facts: Mapping[str, Any]) -> str | None:
+def _policy(facts: Mapping[str, Any]) -> str | None:
     policy = str(facts.get("maxmemory_policy", ""))
-    if not _limit(facts) or not policy.startswith("volatile-"):
+    if not _limit(facts) or policy == "noeviction":
         return None
+    if not policy:
+        return "does not say its maxmemory-policy; see that it is noeviction"
     return f"has maxmemory-policy {policy}, which spares a run's keys; noeviction says what is meant"
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from services.buffer import BufferStats, GroupContents, TicketContents
 from services.buffer.owner import Found
 from services.cli.attach import attach
+from services.cli.output import literal_console
 
 Run = Annotated[str | None, typer.Argument(help="Name of the run. None: the one started last.")]
 RunsFolder = Annotated[Path, typer.Option("--dir", help="Folder that holds the runs.")]
@@ -45,7 +45,7 @@ def inspect(
         body = {**facts, **_totals(stats), "actors": actors, "groups": [_plain(group) for group in groups]}
         typer.echo(json.dumps(body, indent=2))
         return
-    console = Console()
+    console = literal_console()
     console.print(
         f"run {name}: {stats.queued} tickets wait, {stats.leased} are leased by {len(actors)} actors, "
         f"{stats.trajectory_bytes / 2**20:.1f} of {stats.cap_bytes / 2**20:.0f} MiB"

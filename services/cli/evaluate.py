@@ -16,7 +16,7 @@ from rich.table import Table
 
 from services.cli.baselines import BASELINES, evaluate_baseline
 from services.cli.export import policy_of
-from services.cli.output import require_writable, write_text
+from services.cli.output import literal_console, require_writable, write_text
 from services.cli.preflight import Start, preflight
 from services.cli.progress import bar, play_summary
 from services.cli.stack import Stack, stop_on_signals, watched
@@ -286,5 +286,5 @@ def _score(result: EvaluationResult) -> str:
 def _markdown(table: Table) -> str:
     table.box = box.MARKDOWN
     text = io.StringIO()
-    Console(file=text, width=400).print(table)
+    literal_console(text, 400).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip("|- \n")) + "\n"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand
 
 from services.cli import buffer, model, pool
+from services.cli.output import literal_console, require_writable
 from services.cli.resuming import Resume
 from services.config import Config, ConfigError, load_config
 from services.config.masking import masked
@@ -29,7 +29,7 @@ app.add_typer(env_app, name="env")
 app.add_typer(model.app, name="model")
 app.add_typer(buffer.app, name="buffer")
 app.add_typer(pool.app, name="pool")
-console = Console()
+console = literal_console()
 
 Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: the first policy's own.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in learner.updates=50 algorithm=grpo.")]
@@ -147,7 +147,6 @@ def report(
 ) -> None:
     """Write each run's tables and curves as HTML. Example: anchorage report runs/gigpo runs/grpo --picture a.png"""
     from services.cli import report as report_page
-    from services.cli.output import require_writable
 
     configs = {run: run_config(run) for run in runs}
     require_writable(*(run / report_page.PAGE_NAME for run in runs), picture)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from services.cli.tokenizer_check import Finding
@@ -52,7 +53,7 @@ def check(
     logging.getLogger().setLevel(logging.CRITICAL)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    console = Console()
+    console = Console(emoji=False)
     with Console(stderr=True).status("reading the folder") as status:
         findings = check_model(folder, dtype.value, engine=engine, tell=status.update)
     if as_json:
@@ -67,9 +68,9 @@ def check(
 
 def show(folder: Path, findings: list[Finding], console: Console) -> None:
     """The table, then a line for each thing that is off or worth knowing."""
-    table = Table(str(folder), "found", "")
+    table = Table(escape(str(folder)), "found", "")
     for finding in findings:
-        table.add_row(finding.name, finding.value, MARKS[finding.verdict])
+        table.add_row(escape(finding.name), escape(finding.value), MARKS[finding.verdict])
     console.print(table)
     for verdict in ("problem", "note"):
         for finding in findings:

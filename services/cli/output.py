@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import IO
+
+from rich.console import Console
 
 from services.errors import AnchorageError
+
+
+def literal_console(file: IO[str] | None = None, width: int | None = None) -> Console:
+    """A console that prints text as it is: in a reason, a name or a path `[/x]` is no markup and `:x:` no emoji."""
+    return Console(file=file, width=width, markup=False, emoji=False)
 
 
 def require_writable(*files: Path | None) -> None:

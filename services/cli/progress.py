@@ -23,7 +23,7 @@ def bar(console: Console, title: str, total: int, unit: str) -> Iterator[Callabl
         yield _plain(console, title, total, unit)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn(unit),

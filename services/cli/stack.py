@@ -119,6 +119,8 @@ class Stack:
         self._ownership = Ownership(self.buffer, config.buffer.owner_lease_s)
         self._exit.callback(self._ownership.release)
         self.buffer.check()
+        for stream, group in self.buffer.mend():
+            log.warning("the data of group %s/%d in Redis are damaged; it is played again", stream, group)
         return owner
 
     def _close_weights(self) -> None:

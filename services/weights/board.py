@@ -14,10 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import ResponseError
 
 from services.buffer.connection import Connection
-from services.buffer.integrity import damaged
+from services.buffer.integrity import damaged, damaged_value
 from services.buffer.keys import Keys
 from services.config.tree import BufferConfig
-from services.errors import BufferDamaged
 from services.weights.channel import WeightVersion
 from services.weights.rounds import Round, Wish
 
@@ -73,7 +72,7 @@ class Board:
 
     def announced(self) -> Announcement | None:
         answer = self._call("get", "weights_announced")
-        return None if answer is None else self._parsed(_ANNOUNCEMENT, answer)
+        return None if answer is None else self._parsed(_ANNOUNCEMENT, "weights_announced", answer)
 
     def wish(self, wish: Wish) -> None:
         """Say it, or say it again."""
@@ -85,7 +84,7 @@ class Board:
 
     def wishes(self) -> list[Wish]:
         """The wishes that hold; void ones are cleared away."""
-        posted = [self._parsed(_POSTED, answer) for answer in self._call("hvals", "weights_wishes")]
+        posted = [self._parsed(_POSTED, "weights_wishes", answer) for answer in self._call("hvals", "weights_wishes")]
         now = self._now()
         held = [entry.wish for entry in posted if now - WISH_TTL_S <= entry.at <= now]
         self.withdraw(*(entry.wish.reader for entry in posted if entry.wish not in held))
@@ -98,7 +97,7 @@ class Board:
     def round(self) -> Round | None:
         """The round called last."""
         answer = self._call("get", "weights_round")
-        return None if answer is None else self._parsed(_ROUND, answer)
+        return None if answer is None else self._parsed(_ROUND, "weights_round", answer)
 
     def _now(self) -> float:
         seconds, microseconds = self._connection.call(self._connection.client.time)
@@ -109,13 +108,11 @@ class Board:
         try:
             return self._connection.call(lambda: method(self._keys[key], *args))
         except ResponseError as error:
-            raise self._damaged(error) from error
+            problem = error
+        raise self._connection.call(lambda: damaged(self._connection.client, self._keys, problem)) from problem
 
-    def _parsed(self, kind: TypeAdapter[_T], answer: bytes) -> _T:
+    def _parsed(self, kind: TypeAdapter[_T], key: str, answer: bytes) -> _T:
         try:
             return kind.validate_json(answer)
         except ValidationError as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> BufferDamaged:
-        return self._connection.call(lambda: damaged(self._connection.client, self._keys, error))
+            raise damaged_value(self._keys, key, answer) from error

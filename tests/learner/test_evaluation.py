@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.evaluation import Outcome, Rate, effective_episodes, evaluate, panel, summarise, summarise_splits
+from learner.evaluation import Outcome, Rate, _wait, effective_episodes, evaluate, panel, summarise, summarise_splits
 from services.buffer import Buffer
 from services.buffer.keys import ticket_field
 from services.config.tree import Config, EvaluationConfig
@@ -276,3 +276,13 @@ def test_one_split_in_a_list_is_the_split_alone():
 def test_what_names_no_split_is_refused(split):
     with pytest.raises(ValueError, match=r"must (not be empty|be the name of a split, or a list of several)"):
         EvaluationConfig(split=split)
+
+
+def test_the_lease_of_a_dead_actor_ends_while_no_other_lives(buffer, run_name):
+    """Nobody but the evaluation calls then, and one attempt is all that a ticket has here."""
+    config = configured(run_name, timeout_s=10.0)
+    tickets = panel(config, SPLITS, "eval")
+    buffer.issue(tickets)
+    assert len(buffer.lease("dead", 100, 0.3)) == len(tickets)
+    _wait(buffer, "eval", tickets, config.learner.group_timeout_s, lambda: False, lambda *_: None)
+    assert len(buffer.cancelled("eval")) == len(tickets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,6 +19,7 @@ from services.codec import encode
 from services.config.tree import BufferConfig, Config
 from services.schemas import TRAIN_STREAM, Ticket, Trajectory
 from tests.learner.synthetic import play
+from tests.waiting import until
 
 CONFIG = Config.model_validate({"learner": {"updates": 2, "groups_per_update": 2, "group_size": 2, "max_staleness": 0}})
 SPLITS = {"train": 5}
@@ -96,3 +98,14 @@ def test_the_right_ones_are_taken(buffer, dispatcher, intake):
     play_all(buffer)
     assert intake.look(0, collected)
     assert collected.unreadable == 0
+
+
+def test_a_lease_ends_in_its_time_while_no_actor_lives(buffer, intake):
+    """The run's clock counts a gap between two calls as a second at most: the learner's own calls keep it going."""
+    intake.look(0, Collected())
+    buffer.lease("dead", 100, 0.5)
+    assert buffer.stats().queued == 0
+    began = time.monotonic()
+    until(lambda: intake.look(0, Collected()) or buffer.stats().leased == 0)
+    assert buffer.stats().queued == 4
+    assert time.monotonic() - began >= 0.4

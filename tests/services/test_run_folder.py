@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +34,15 @@ def test_a_copied_folder_is_another_run(folder: Path, tmp_path: Path) -> None:
     assert copied != first
     assert lineage(tmp_path / "copy", resume=True) == copied
     assert lineage(folder, resume=True) == first
+
+
+def test_a_copy_with_the_same_inode_on_another_file_system_is_another_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lineage(folder, resume=False)
+    elsewhere = SimpleNamespace(f_fsid=os.statvfs(folder).f_fsid + 1)
+    monkeypatch.setattr(os, "statvfs", lambda path: elsewhere)
+    assert lineage(folder, resume=True) != first
 
 
 def test_a_moved_folder_is_the_same_run(folder: Path, tmp_path: Path) -> None:

@@ -31,10 +31,18 @@ end
 -- as one tick; a step forward, or a time in which nobody called, counts as MAX_STEP_MS at most. The processes of a run
 -- call several times a second. Where Redis refuses the write (it is full), the clock waits.
 local TICK_MS, MAX_STEP_MS = 100, 1000
+local LATEST_MS = 1e15
+
+-- None of a value that no clock has: adding milliseconds to a larger number would change nothing.
+local function clock_ms(text)
+  local ms = tonumber(text)
+  return ms and ms >= 0 and ms < LATEST_MS and ms or nil
+end
+
 local function now_ms()
   local server = redis_ms()
   local kept = redis.call('HMGET', CLOCK, 'server', 'steady')
-  local before, steady = tonumber(kept[1]), tonumber(kept[2])
+  local before, steady = clock_ms(kept[1]), clock_ms(kept[2])
   if before and steady then
     local passed = server - before
     if passed >= 0 and passed < TICK_MS then

@@ -1,6 +1,6 @@
 -- ARGV: token and beats of the owner that was seen (empty: none), a unique id, lineage, record. Answers the new owner's
 -- token; nothing when the owner is no longer the one that was seen. The tickets of the owner before are free again: its
--- actors can settle none of them any more.
+-- actors can settle none of them any more. Its weights are gone, too: nobody can send them, or waits for them.
 local token, beats = owner_has('token') or '', owner_has('beats') or ''
 if string.match(token, '%-(.*)$') == ARGV[3] then
   return token
@@ -16,5 +16,5 @@ for _, ticket in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
     redis.call('ZADD', QUEUE, 0, ticket)
   end
 end
-redis.call('DEL', ACTORS, ACTOR_DEADLINES, ACTOR_HEARD)
+redis.call('DEL', ACTORS, ACTOR_DEADLINES, ACTOR_HEARD, WEIGHTS_ANNOUNCED, WEIGHTS_WISHES, WEIGHTS_ROUND)
 return mine

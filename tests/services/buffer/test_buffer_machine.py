@@ -200,6 +200,18 @@ class Machine(RuleBasedStateMachine):
         self.model, self.news = copy.deepcopy(self.saved[0]), dict(self.saved[1])
         restore_run(self.buffer, self.saved[2])
 
+    @rule()
+    def mend(self) -> None:
+        """Of a group that was issued in part, tickets are in no place: it is removed, and nothing else is."""
+        torn = [
+            key
+            for key, group in self.model.items()
+            if not group.complete and not group.cancelled and len(group.members) < SIZE[key[1]]
+        ]
+        assert self.buffer.mend() == sorted(torn)
+        for key in torn:
+            del self.model[key]
+
     @rule(seconds=STEPS)
     def set_clock(self, seconds: int) -> None:
         """No live lease may end by it, and none may be kept: `expire` and `renew` check both."""

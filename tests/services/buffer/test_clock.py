@@ -122,6 +122,17 @@ def test_a_time_in_which_nobody_calls_ends_no_lease_at_once(buffer, server, run_
     assert buffer.renew("a", ids, LEASE_S) == []
 
 
+@pytest.mark.parametrize("field", ["server", "steady"])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e300", "-1", "foreign", "9" * 18])
+def test_a_clock_that_is_none_is_set_again(buffer, server, run_name, field, value):
+    """With so large a number the clock would stand still, and no lease would ever end."""
+    buffer.issue(group(0))
+    with Redis.from_url(server[0]) as client:
+        client.hset(Keys(run_name)["clock"], mapping={"server": 1, "steady": 1, field: value})
+    buffer.lease("dead", 1, 0.2)
+    until(lambda: buffer.expire() == 1)
+
+
 @pytest.mark.parametrize("seconds", [HOUR_S, -HOUR_S])
 def test_wishes_for_weights_are_void_or_repeated(server, moved, run_name, seconds):
     board = Board(server[0], run_name, BufferConfig())

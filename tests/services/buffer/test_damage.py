@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from services.schemas import Task, Ticket, Trajectory
 from services.weights.board import Announcement, Board
 from services.weights.channel import WeightVersion
 from services.weights.rounds import Round, Wish
-from tests.services.buffer.lost_data import delete_run, restore_run, save_run
+from tests.services.buffer.lost_data import delete_run, restore_run, save_run, take_over
 
 TASK = Task(env="e", split="s", index=0)
 QUICK = BufferConfig(timeout_s=10, reconnect_s=2)
@@ -126,6 +127,7 @@ class Scene:
             "wish": lambda: board.wish(Wish("reader", "v1", 1)),
             "withdraw": lambda: board.withdraw("reader"),
             "call_round": lambda: board.call_round(Round(1, "v1", "e", "h", 1, 2, 2, {"reader": 1})),
+            "mend": buffer.mend,
             "release_owner": buffer.release_owner,
         }
 
@@ -159,7 +161,58 @@ def scene(redis_url: str, run_name: str) -> Iterator[Scene]:
 
 def test_nothing_is_wrong_with_a_sound_run(scene: Scene) -> None:
     scene.buffer.check()
+    assert scene.buffer.mend() == []
+    assert save_run(scene.buffer) == scene.saved
     assert scene.lines() == []
+
+
+FOREIGN: list[tuple[str, Callable[[Redis, str], object]]] = [
+    ("tickets", lambda client, key: client.hset(key, "1 train 000000000003 000000", "{}")),
+    ("leases", lambda client, key: client.zadd(key, {"1 train 000000000003 000000": "inf"})),
+    ("leases", lambda client, key: client.zadd(key, {"1 train 000000000003 000000": "-inf"})),
+    ("leases", lambda client, key: client.zadd(key, {"1 train 000000000003 000000": 1e300})),
+    ("queue", lambda client, key: client.zadd(key, {"1 train 000000000003 000001": 1})),
+    ("complete", lambda client, key: client.zadd(key, {"1 train 000000000000": -1})),
+    ("actor_deadlines", lambda client, key: client.zadd(key, {"a": "inf"})),
+]
+
+
+@pytest.mark.parametrize(("name", "put"), FOREIGN)
+def test_a_value_of_the_right_type_that_no_run_writes_is_named(scene: Scene, name: str, put: Any) -> None:
+    put(scene.client, scene.keys[name])
+    with pytest.raises(BufferDamaged, match=f"{scene.keys[name]} .* which no run writes there") as caught:
+        scene.buffer.check()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_line_says_to_delete_lets_the_run_go_on(scene: Scene) -> None:
+    """Deleting the damaged key alone does not: the tickets of `queue` are then unknown."""
+    scene.client.hset(scene.keys["sizes"], "foreign", "1")
+    with pytest.raises(BufferDamaged) as caught:
+        scene.buffer.check()
+    found = re.search(r"delete all keys (\S+) ", str(caught.value))
+    assert found is not None
+    doomed = list(scene.client.scan_iter(match=found[1], count=1000))
+    assert sorted(key.decode() for key in doomed) == sorted(scene.saved)
+    scene.client.delete(*doomed)
+    scene.buffer.check()
+    assert scene.buffer.issue(group(0)) == 2
+    for leased in scene.buffer.lease("a", 2, 600.0):
+        scene.buffer.store(Trajectory(leased, ()))
+    assert scene.buffer.complete("train") == [0]
+
+
+@pytest.mark.parametrize("name", ["weights_announced", "weights_wishes", "weights_round"])
+def test_an_object_that_is_none_of_the_weights_is_named_and_ends_with_the_owner(scene: Scene, name: str) -> None:
+    if name == "weights_wishes":
+        scene.client.hset(scene.keys[name], "reader", "{}")
+    else:
+        scene.client.set(scene.keys[name], "{}")
+    read = {"weights_announced": scene.board.announced, "weights_wishes": scene.board.wishes}
+    with pytest.raises(BufferDamaged, match=f"{scene.keys[name]} .* holds '{{}}'"):
+        read.get(name, scene.board.round)()
+    take_over(scene.buffer)
+    assert (scene.board.announced(), scene.board.wishes(), scene.board.round()) == (None, [], None)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,6 +74,29 @@ def test_one_that_evicts_is_refused(start: Callable[..., Buffer], policy: str) -
     assert policy in str(buffer.evicts())
 
 
+def facts(**changes: object) -> dict[str, object]:
+    """Of a Redis as it should be, but for `changes`."""
+    return {"maxmemory": ROOM, "maxmemory_policy": "noeviction", "aof_enabled": 1} | changes
+
+
+@pytest.mark.parametrize("policy", ["eviction", "allkeys-lrm", "something-new"])
+def test_a_policy_that_is_not_known_is_refused(
+    start: Callable[..., Buffer], monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """`eviction` is what Dragonfly says of itself as a cache."""
+    buffer = start()
+    monkeypatch.setattr(buffer._client, "info", lambda: facts(maxmemory_policy=policy))
+    assert f"has maxmemory-policy {policy}" in refused(buffer)
+    assert policy in str(buffer.evicts())
+
+
+def test_a_policy_that_is_not_told_is_said(start: Callable[..., Buffer], monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = start()
+    monkeypatch.setattr(buffer._client, "info", lambda: facts(maxmemory_policy=""))
+    (line,) = buffer.check_server()
+    assert "does not say its maxmemory-policy" in line
+
+
 def test_a_policy_without_a_limit_evicts_nothing(start: Callable[..., Buffer]) -> None:
     assert start("--appendonly", "yes", "--maxmemory-policy", "allkeys-lru").check_server() == []
 
@@ -91,6 +114,15 @@ def test_a_policy_that_spares_keys_without_an_end_is_told(start: Callable[..., B
 def test_a_limit_below_what_the_run_may_store_is_refused(start: Callable[..., Buffer]) -> None:
     line = refused(start("--appendonly", "yes", "--maxmemory", str(10 * 2**20)))
     assert "has maxmemory 10 MiB, but the run may store 16 MiB; set buffer.max_mib=8" in line
+
+
+def test_a_fifth_of_the_memory_is_left_to_redis(start: Callable[..., Buffer]) -> None:
+    buffer = start("--appendonly", "yes", "--maxmemory", str(20 * 2**20))
+    assert buffer.check_server() == []
+    buffer._client.config_set("maxmemory", 20 * 2**20 - 1)
+    assert "set buffer.max_mib=15" in refused(buffer)
+    buffer._client.config_set("maxmemory", 16 * 2**20)
+    assert "set buffer.max_mib=12" in refused(buffer)
 
 
 @pytest.mark.parametrize("save", ["", "3600 1"])

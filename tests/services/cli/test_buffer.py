@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from services.buffer import Buffer
 from services.buffer.keys import NAMES, Keys
+from services.buffer.owner import RECORD, Record
 from services.cli.main import app
 from services.config.tree import BufferConfig
 from services.errors import AnchorageError, NoSuchRun, RedisUnavailable
@@ -62,6 +64,26 @@ def test_inspect_shows_what_is_where(buffer: Buffer, tmp_path: Path) -> None:
     text = run("buffer", "inspect", "mine", "--dir", str(tmp_path))
     assert "actor-2: 1" in text
     assert "no such game" in text
+
+
+def test_texts_of_others_are_no_markup(buffer: Buffer, tmp_path: Path) -> None:
+    """Neither a MarkupError nor a word that is gone."""
+    text = "[/x] [red]a[/red] :smile:"
+    (tmp_path / "mine" / "config.yaml").write_text("run: {name: mine}")
+    record = RECORD.dump_json(dataclasses.replace(Record.here(60.0), host=text)).decode()
+    assert buffer.take(None, "unique", "lineage", record) is not None
+    buffer.issue([ticket for number in range(2) for ticket in group(number)])
+    buffer.cancel("train", 0, text)
+    buffer.lease(text, SIZE, 60.0)
+    buffer.heartbeat(text, {"state": text}, 60.0)
+    buffer.set_state(text)
+    inspected = run("buffer", "inspect", "mine", "--dir", str(tmp_path))
+    assert f"owned by {text} (process" in " ".join(inspected.split())
+    folded = "".join(inspected.split())
+    assert folded.count("[/x]") == 3
+    assert folded.count(":smile:") == 3
+    status = "".join(run("status", str(tmp_path / "mine")).split())
+    assert status.count("[/x][red]a[/red]:smile:") >= 2
 
 
 def test_scale_is_a_wish_in_redis(buffer: Buffer, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from services.buffer import Buffer
+from services.buffer.keys import Keys, ticket_field
 from services.cli.stack import Stack, _write_config
 from services.config.tree import Config
 from services.errors import EnvironmentUnavailable
+from services.schemas import Task, Ticket
 from tests.env_servers.launching import launch
 
 
@@ -58,3 +61,21 @@ def test_a_configuration_with_a_credential_is_its_owners_alone(tmp_path: Path) -
     for url, private in ((None, False), ("redis://:secret@there", True)):
         _write_config(tmp_path / "config.yaml", Config.model_validate({"buffer": {"redis_url": url}}))
         assert ((tmp_path / "config.yaml").stat().st_mode & 0o077 == 0) is private
+
+
+def test_a_damaged_group_is_removed_when_the_name_is_taken(tmp_path: Path, redis_url: str, run_name: str) -> None:
+    """Else the run would wait for its lost ticket until it is stalled."""
+    config = Config.model_validate({"run": {"dir": tmp_path, "name": run_name}, "buffer": {"redis_url": redis_url}})
+    config.run.folder.mkdir()
+    with ExitStack() as opened:
+        stack = Stack(config, resume=True)
+        opened.callback(lambda: stack.__exit__())
+        stack.buffer = Buffer.connect(redis_url, run_name, config.buffer)
+        opened.callback(stack.buffer.close)
+        stack._own_name(config.run.folder)
+        task = Task(env="e", split="s", index=0)
+        stack.buffer.issue([Ticket(group=g, member=m, group_size=2, task=task, seed=m) for g in (0, 1) for m in (0, 1)])
+        stack.buffer.release_owner()
+        stack.buffer._client.zrem(Keys(run_name)["queue"], ticket_field("train", 0, 1))
+        stack._own_name(config.run.folder)
+        assert stack.buffer.known("train") == {1}
