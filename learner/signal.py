@@ -4,13 +4,14 @@ Invariants
 - Pure functions of the figures that every update reports, and of a small state: nothing here looks at text or weights.
 - Each warning is given once in a run, resumed or not, with its likely cause.
 - The gap is that of tokens which the learner's current version sampled: there sampler and learner should agree,
-  whatever the staleness. Where no token is of that version nothing is judged.
+  whatever the staleness. A run whose updates have no such tokens for a while is judged by all tokens, whose gap
+  includes what the updates since have changed: no run is left unwatched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from learner.sampling import has_equal_rewards
@@ -22,6 +23,8 @@ GAP_WARNING = 0.05
 """Nats, of the mean |log π − log μ|. The same weights are about 1e-5 apart in float32, 0.01 in bfloat16."""
 GAP_UPDATES = 3
 """Updates in a row above `learner.max_logprob_gap` that end the run: one may be an odd batch."""
+STALE_UPDATES = 5
+"""Updates in a row without a token of the current version after which the gap of older ones is judged."""
 EQUAL_UPDATES = 5
 ANCHOR_UPDATES = 3
 MOST = 0.5
@@ -39,6 +42,7 @@ class Figures:
         equal_groups: every group's episodes all have the same reward.
         repeated_anchors: steps whose state another step of their group was taken in.
         gap: mean |log π − log μ| in nats over tokens of the current version; None without such tokens.
+        stale_gap: the same over all tokens, of whatever version; None: not known.
     """
 
     steps: int
@@ -47,6 +51,7 @@ class Figures:
     equal_groups: bool
     repeated_anchors: int
     gap: float | None = None
+    stale_gap: float | None = None
 
 
 def figures(
@@ -62,6 +67,7 @@ def figures(
         equal_groups=all(has_equal_rewards(group) for group in played),
         repeated_anchors=sum(size for size in step_group_sizes if size > 1),
         gap=loss.get("fresh_gap"),
+        stale_gap=loss.get("logprob_gap"),
     )
 
 
@@ -73,6 +79,7 @@ class Signal:
     equal: int = 0
     lone: int = 0
     wide: int = 0
+    stale: int = 0
 
     def judge(self, update: int, seen: Figures, config: Config) -> dict[str, str]:
         """Warnings after update number `update`, by name.
@@ -82,6 +89,9 @@ class Signal:
         """
         self.equal = self.equal + 1 if seen.equal_groups else 0
         self.lone = self.lone + 1 if seen.repeated_anchors == 0 else 0
+        self.stale = self.stale + 1 if seen.gap is None else 0
+        if self.stale >= STALE_UPDATES:
+            seen = replace(seen, gap=seen.stale_gap)
         self._judge_gap(update, seen.gap, config.learner.max_logprob_gap)
         due = {
             GAP: seen.gap is not None and seen.gap > GAP_WARNING,
@@ -91,7 +101,7 @@ class Signal:
             ANCHORS: self.lone >= ANCHOR_UPDATES and config.algorithm in ("gigpo", "hgpo"),
         }
         names = [name for name, is_due in due.items() if is_due and name not in self.given]
-        new = {name: f"update {update}: {TEXTS[name](seen, config)}" for name in names}
+        new = {name: f"update {update}: {TEXTS[name](seen, config)}{self._tokens(name)}" for name in names}
         self.given |= new.keys()
         return new
 
@@ -101,16 +111,25 @@ class Signal:
         self.wide = self.wide + 1 if gap > limit else 0
         if self.wide >= GAP_UPDATES:
             raise RunStalled(
-                f"update {update}: sampler and learner are {gap:.3g} nats apart (mean |log π − log μ|) on tokens of "
-                f"the same policy version, more than learner.max_logprob_gap={limit:g} in {GAP_UPDATES} updates in a "
-                "row: the engine does not play the policy that is trained; run `anchorage model check` on the model"
+                f"update {update}: sampler and learner are {gap:.3g} nats apart (mean |log π − log μ|), more than "
+                f"learner.max_logprob_gap={limit:g} in {GAP_UPDATES} updates in a row: the engine does not play the "
+                f"policy that is trained; run `anchorage model check` on the model{self._tokens(GAP)}"
             )
+
+    def _tokens(self, name: str) -> str:
+        """Which tokens a gap is of, where it is not those of the current version."""
+        if name != GAP or self.stale < STALE_UPDATES:
+            return ""
+        return (
+            f" (no token of the last {self.stale} updates was of the version that was updated: the gap is of older "
+            "tokens and includes what the updates since have changed; learner.max_staleness=0 tells them apart)"
+        )
 
 
 def _gap(seen: Figures, config: Config) -> str:
     return (
-        f"sampler and learner are {seen.gap or 0.0:.3g} nats apart (mean |log π − log μ|) on tokens of the same policy "
-        f"version, more than {GAP_WARNING:g}: other kernels, a low precision (model.dtype={config.model.dtype}), or an "
+        f"sampler and learner are {seen.gap or 0.0:.3g} nats apart (mean |log π − log μ|), "
+        f"more than {GAP_WARNING:g}: other kernels, a low precision (model.dtype={config.model.dtype}), or an "
         "engine that does not hold the learner's weights; see `anchorage model check`"
     )
 

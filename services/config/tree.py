@@ -208,8 +208,9 @@ class LearnerConfig(Section):
     """CPU threads of a rank (CPU back end only)."""
     max_logprob_gap: float | None = Field(0.2, gt=0, allow_inf_nan=False)
     """Give up when sampler and learner are more than so many nats apart in three updates in a row: mean |log π − log μ|
-    of the tokens that the version being updated sampled. The same weights are about 1e-5 apart in float32 and 0.01 in
-    bfloat16, mixtures of experts with a router that falls the other way up to 0.1, wrong weights more. none: never."""
+    of the tokens that the version being updated sampled, or of all where five updates had none of those. The same
+    weights are about 1e-5 apart in float32 and 0.01 in bfloat16, mixtures of experts with a router that falls the other
+    way up to 0.1, wrong weights more. none: never."""
     group_timeout_s: Seconds = 900.0
     """Give up with an error when no group completes for this long."""
     max_restarts: int = Field(3, ge=0)

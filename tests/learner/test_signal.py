@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from learner.dispatch import Dispatcher
 from learner.record import WarningLog
 from learner.rows import prepare
-from learner.signal import ANCHORS, CUT, EQUAL, GAP, INVALID, Figures, Signal, figures
+from learner.signal import ANCHORS, CUT, EQUAL, GAP, INVALID, STALE_UPDATES, Figures, Signal, figures
 from services.config.tree import Config
 from services.errors import RunStalled
 from tests.learner.synthetic import play
@@ -98,6 +98,23 @@ def test_only_three_measured_gaps_in_a_row_end_a_run(gaps):
         assert not ends
 
 
+def test_a_run_without_fresh_tokens_is_judged_by_older_ones_after_a_while():
+    assert over(STALE_UPDATES - 1, gap=None, stale_gap=0.1) == {}
+    update, text = over(20, gap=None, stale_gap=0.1)[GAP]
+    assert update == STALE_UPDATES
+    assert "0.1 nats" in text
+    assert "older tokens" in text
+    with pytest.raises(RunStalled, match=f"update {STALE_UPDATES + 2}: .* older tokens"):
+        over(20, gap=None, stale_gap=0.3)
+
+
+def test_the_gap_of_older_tokens_is_not_judged_while_there_are_fresh_ones():
+    signal = Signal()
+    for update in range(1, 40):
+        fresh = 1e-6 if update % STALE_UPDATES == 0 else None
+        assert signal.judge(update, replace(SOUND, gap=fresh, stale_gap=9.0), CONFIG) == {}
+
+
 def test_figures_are_those_of_the_played_groups(tiny_config):
     tickets = Dispatcher(tiny_config, {"train": 9}).tickets(range(4))
     groups = {g: [play(ticket) for ticket in tickets if ticket.group == g] for g in range(4)}
@@ -113,7 +130,8 @@ def test_figures_are_those_of_the_played_groups(tiny_config):
     )
     assert seen.repeated_anchors == len(steps) - alone
     assert seen.gap == 0.5
-    assert figures(groups.values(), [], {}).gap is None
+    assert figures(groups.values(), [], {"logprob_gap": 0.1}).gap is None
+    assert figures(groups.values(), [], {"logprob_gap": 0.1}).stale_gap == 0.1
 
 
 def test_only_tokens_of_the_version_that_is_updated_are_fresh(tiny_config):
