@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,9 @@ from services.wandb_run import wandb_problem
 
 BYTES_PER_PARAMETER = 12
 """Of the learner's part of a checkpoint: the float32 parameter and two moments."""
+RAY_PATIENCE_S = 20.0
+"""A Ray cluster that starts together with the run may need so long to accept connections."""
+CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,32 @@ def redis(start: Start) -> Iterator[str]:
         yield str(error)
 
 
+def ray_cluster(start: Start) -> Iterator[str]:
+    """A Ray cluster that `$RAY_ADDRESS` names accepts connections; Ray would retry for minutes without a line."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not start.models or address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        yield f"RAY_ADDRESS={address} is not the address of a Ray cluster: use host:6379 or auto, or unset it"
+        return
+    deadline = time.monotonic() + RAY_PATIENCE_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                yield (
+                    f"no Ray cluster at RAY_ADDRESS={address}: {error.strerror or error}; start it, or unset "
+                    "RAY_ADDRESS for a cluster of the run's own"
+                )
+                return
+        time.sleep(1)
+
+
 CHECKS: tuple[Check, ...] = (run_folder, outputs, models, disk_space, machine, environments)
-LAST: tuple[Check, ...] = (redis,)
+LAST: tuple[Check, ...] = (redis, ray_cluster)
 
 
 def _lacking(splits: dict[str, int], env: EnvConfig) -> Iterator[str]:

@@ -184,6 +184,8 @@ class Stack:
 
         self._announce("starting ray")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # One rank that fails ends the others: one error is reported, and Ray would print the tracebacks of the rest.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
         address = os.environ.get("RAY_ADDRESS")
         where: dict[str, Any] = {"address": address} if address else _own_cluster(self.config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from services.cli import model_shape
+from services.cli import preflight as checks
 from services.cli.preflight import Start, preflight
 from services.config import Config
 from services.errors import PreflightFailed
@@ -219,6 +221,25 @@ def test_a_redis_that_is_away_is_told_where_nothing_else_is_wrong(tmp_path: Path
     assert "hidden" not in line
     [line] = problems(made(tmp_path, buffer=buffer, model={"path": "/no/such/model"}))
     assert "/no/such/model" in line
+
+
+def test_a_ray_cluster_that_is_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    monkeypatch.setattr(checks, "RAY_PATIENCE_S", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    [line] = problems(made(tmp_path))
+    assert f"no Ray cluster at RAY_ADDRESS=127.0.0.1:{closed_port}" in line
+    for wrong in "nowhere", "127.0.0.1:", ":6379", "host:70000", "http://host/x":
+        monkeypatch.setenv("RAY_ADDRESS", wrong)
+        [line] = problems(made(tmp_path))
+        assert f"RAY_ADDRESS={wrong} is not the address of a Ray cluster" in line
+
+
+def test_a_ray_cluster_that_is_still_starting_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(checks.time, "sleep", lambda seconds: server.listen())
+        preflight(Start(made(tmp_path), models=(STARTER,), trains=True, plays_panels=True))
 
 
 def test_vllm_takes_the_temperatures_that_a_configuration_may_have_and_no_others() -> None:
