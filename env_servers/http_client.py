@@ -97,6 +97,7 @@ class HttpClient:
         self._coalescer = Coalescer(self._send_steps) if coalesce else None
         self._asked = coalesce is not None
         self._refusals = Refusals()
+        self._longest_action: int | None = None
 
     async def info(self) -> EnvInfo:
         return self._parse(EnvInfo, await self._request("GET", "info"))
@@ -113,6 +114,9 @@ class HttpClient:
         return await self._refusals.step(session, step, action, self._take)
 
     async def _take(self, session: str, step: int, action: str) -> StepResult:
+        if self._longest_action is not None and len(action) > self._longest_action:
+            # The server would refuse the whole batch that the action travels in.
+            raise ActionRefused(f"action: {len(action)} characters, at most {self._longest_action} are taken")
         body = _encode_step(session, step, action)
         answer = await (self._step_alone(body) if self._coalescer is None else self._coalescer.step(body))
         if isinstance(answer, Problem) and answer.status in RETRIED_STATUSES:
@@ -154,6 +158,7 @@ class HttpClient:
 
     async def _ask_for_batching(self) -> None:
         info = await self.info()
+        self._longest_action = info.max_action_chars
         if info.batching and self._coalescer is None:
             self._coalescer = Coalescer(self._send_steps)
         self._asked = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import uuid
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from services.redis_server import EmbeddedRedis
+from services.telemetry import OUR_PACKAGES
 from tests import needs
 
 # Ray's workers are nice by default (15): on a busy machine they would starve.
@@ -32,6 +34,18 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def run_name() -> str:
     """A run that no other test uses."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(autouse=True)
+def _logging_restored() -> Iterator[None]:
+    """A command that runs in the test's process sets up logging: handlers and levels are not left to the next test."""
+    root = logging.getLogger()
+    loggers = [root, *map(logging.getLogger, OUR_PACKAGES)]
+    handlers, levels = root.handlers[:], [logger.level for logger in loggers]
+    yield
+    root.handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

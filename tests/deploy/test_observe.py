@@ -43,7 +43,8 @@ def update() -> UpdateReport:
             "step_group_sizes": {1: 5, 3: 2},
         },
         **{"step_group_size_mean": 1.6, "advantage_deviation": 1.0, "cut_fraction": 0.0, "staleness_mean": 0.5},
-        **{"staleness_max": 1, "dropped_stale": 0, "dropped_equal": 0, "cancelled": 0, "tokens_per_second": 900.0},
+        **{"staleness_max": 1, "dropped_stale": 0, "dropped_equal": 0, "dropped_unreadable": 0, "cancelled": 0},
+        **{"prompt_truncated": 0.0, "tokens_per_second": 900.0},
         timings=Timings(1.0, 1.0, 1.0, 1.0),
         loss={},
     )

@@ -104,16 +104,17 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
 async def test_each_session_of_a_batch_meets_its_own_end(server: ServerProcess) -> None:
     client = HttpClient(server.url)
     task = ResetRequest(split="train", index=3)
-    opened = await asyncio.gather(*(client.reset(task) for _ in range(20)))
-    sessions = [first.session for first in opened]
+    opened = await asyncio.gather(*(client.reset(task) for _ in range(21)))
+    *sessions, refused = [first.session for first in opened]
     await client.close_session(sessions[0])
     calls = [client.step(session, 1, "up") for session in sessions]
-    calls += [client.step(sessions[1], 7, "up"), client.step(sessions[2], 1, "x" * 5000), client.step("x", 1, "up")]
+    calls += [client.step(sessions[1], 7, "up"), client.step(refused, 1, "x" * 5000), client.step("x", 1, "up")]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(results[0], SessionLost)
     assert all(isinstance(result, StepResult) and result.step == 1 for result in results[1:20])
     assert isinstance(results[20], RequestRejected)
-    assert isinstance(results[21], RequestRejected)
+    assert isinstance(results[21], StepResult)
+    assert not results[21].accepted
     assert isinstance(results[22], SessionLost)
     await client.close()
     assert await single_steps(server) == 0

@@ -87,7 +87,7 @@ def run(tiny_config, redis_url, tmp_path):
         def train(self, on_update=lambda report: None, resume=False, player=fresh, limit=8):
             folder = self.config.run.folder
             channel = DirectoryChannel(folder / "weights", 30.0)
-            trainer = Trainer(self.config, self.buffer, channel, StillRanks(), folder, SPLITS, on_update)
+            trainer = Trainer(self.config, self.buffer, channel, StillRanks(), folder, SPLITS, on_update=on_update)
             with Actors(self.buffer, limit, player):
                 trainer.train(resume=resume)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,11 @@ import pytest
 from rich.logging import RichHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from services.telemetry import OUR_PACKAGES, MetricsUnwritable, MetricsWriter, setup_logging
+from services.telemetry import MetricsUnwritable, MetricsWriter, setup_logging
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def _logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for package in OUR_PACKAGES:
-        logging.getLogger(package).setLevel(logging.NOTSET)
 
 
 def test_a_record_is_one_line_at_once(tmp_path: Path) -> None:
@@ -91,7 +79,6 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
         writer.close()
 
 
-@pytest.mark.usefixtures("_logging_restored")
 def test_plain_lines_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     setup_logging("INFO")
     logging.getLogger("services.x").info("ours")
@@ -105,7 +92,6 @@ def test_plain_lines_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> No
     ]
 
 
-@pytest.mark.usefixtures("_logging_restored")
 def test_rich_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     main, terminal = os.openpty()
     with os.fdopen(main, "rb"), os.fdopen(terminal, "w") as stream:

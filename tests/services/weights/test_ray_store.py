@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,11 @@ def test_a_killed_holder_comes_back_empty(channel: RayChannel, run: str) -> None
 
 def test_the_time_limit_holds(channel: RayChannel, run: str) -> None:
     channel.publish(1, tensors(1))
+    holder = ray.get_actor(f"weights-{run}", namespace=NAMESPACE)
+    busy = holder.__ray_call__.remote(lambda _: time.sleep(2.0))  # one call at a time: nobody is answered meanwhile
     with pytest.raises(WeightsUnavailable, match="timeout_s"):
-        RayChannel(run, timeout_s=0.0).latest()
+        RayChannel(run, timeout_s=0.1).latest()
+    ray.get(busy, timeout=60.0)
 
 
 def test_runs_do_not_see_each_other_and_end_apart(channel: RayChannel, tmp_path: Path) -> None:
