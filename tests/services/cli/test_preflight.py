@@ -223,7 +223,9 @@ def test_a_redis_that_is_away_is_told_where_nothing_else_is_wrong(tmp_path: Path
     assert "/no/such/model" in line
 
 
-def test_a_ray_cluster_that_is_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+def test_a_cluster_of_ray_that_is_away_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
     monkeypatch.setattr(checks, "RAY_PATIENCE_S", 0.0)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
     [line] = problems(made(tmp_path))
@@ -234,7 +236,7 @@ def test_a_ray_cluster_that_is_away_is_told(tmp_path: Path, monkeypatch: pytest.
         assert f"RAY_ADDRESS={wrong} is not the address of a Ray cluster" in line
 
 
-def test_a_ray_cluster_that_is_still_starting_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_ray_that_is_still_starting_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
