@@ -239,7 +239,7 @@ def evaluate(
     buffer.issue(tickets)
     try:
         for _ in range(READ_ATTEMPTS):
-            _wait(buffer, stream, tickets, config.learner.group_timeout_s, should_stop, on_progress)
+            wait_for_episodes(buffer, stream, tickets, config.learner.group_timeout_s, should_stop, on_progress)
             played, damaged = _read(buffer, stream, tickets)
             if not damaged or should_stop():
                 break
@@ -334,15 +334,19 @@ def summarise(
     )
 
 
-def _wait(
+def wait_for_episodes(
     buffer: Buffer,
     stream: str,
     tickets: Sequence[Ticket],
     timeout_s: float,
     should_stop: Callable[[], bool],
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None] = lambda ended, total: None,
 ) -> None:
-    """Wait until every episode has ended, or for a stop."""
+    """Wait until every episode of the stream has ended, or for a stop.
+
+    Raises:
+        RunStalled: none ended for `timeout_s`.
+    """
     total, before, quiet_since = len(tickets), -1, time.monotonic()
     while True:
         buffer.expire()  # as at the intake of groups: no actor may be alive to do it

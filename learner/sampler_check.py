@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -21,17 +20,17 @@ import numpy as np
 
 from learner.batching import Row
 from learner.dispatch import ticket_seed
+from learner.evaluation import wait_for_episodes
 from learner.parity import BOUND, MEAN_BFLOAT16
 from services.buffer import Buffer
 from services.codec import CodecError
 from services.config.tree import Config
-from services.errors import ModelUnavailable, RunStalled
+from services.errors import ModelUnavailable
 from services.schemas import Task, Ticket, Trajectory
 
 STREAM = "check"
 EPISODES = 8
 STEPS = 2
-POLL_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +89,8 @@ def _play(config: Config, buffer: Buffer, tasks: Sequence[Task], should_stop: Ca
     buffer.remove(STREAM, sorted(buffer.known(STREAM)))
     buffer.issue(tickets)
     try:
-        if not _wait(config, buffer, tickets, should_stop):
+        wait_for_episodes(buffer, STREAM, tickets, config.learner.group_timeout_s, should_stop)
+        if should_stop():
             return []
         for reason in buffer.cancelled(STREAM).values():
             log.warning("an episode for the check of the sampler could not be played: %s", reason)
@@ -114,26 +114,6 @@ def _tickets(config: Config, tasks: Sequence[Task]) -> list[Ticket]:
         )
         for group, task in enumerate(tasks)
     ]
-
-
-def _wait(config: Config, buffer: Buffer, tickets: Sequence[Ticket], should_stop: Callable[[], bool]) -> bool:
-    """Whether all have ended; False after a stop."""
-    limit, before, quiet_since = config.learner.group_timeout_s, 0, time.monotonic()
-    while not should_stop():
-        ended = len(buffer.complete(STREAM)) + len(buffer.cancelled(STREAM))
-        if ended >= len(tickets):
-            return True
-        if ended > before:
-            before, quiet_since = ended, time.monotonic()
-        if time.monotonic() - quiet_since > limit:
-            raise RunStalled(
-                f"no episode ended for {limit:g} s (learner.group_timeout_s) at the start of the run: are the rollout "
-                "actors and the environment server up?"
-            )
-        if not buffer.wait(STREAM, POLL_S):
-            known = buffer.known(STREAM)
-            buffer.issue([ticket for ticket in tickets if ticket.group not in known])
-    return False
 
 
 def _read(buffer: Buffer, group: int) -> list[Trajectory]:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.evaluation import Outcome, Rate, _wait, effective_episodes, evaluate, panel, summarise, summarise_splits
+from learner.evaluation import (
+    Outcome,
+    Rate,
+    effective_episodes,
+    evaluate,
+    panel,
+    summarise,
+    summarise_splits,
+    wait_for_episodes,
+)
 from services.buffer import Buffer
 from services.buffer.keys import ticket_field
 from services.config.tree import Config, EvaluationConfig
@@ -284,5 +293,5 @@ def test_the_lease_of_a_dead_actor_ends_while_no_other_lives(buffer, run_name):
     tickets = panel(config, SPLITS, "eval")
     buffer.issue(tickets)
     assert len(buffer.lease("dead", 100, 0.3)) == len(tickets)
-    _wait(buffer, "eval", tickets, config.learner.group_timeout_s, lambda: False, lambda *_: None)
+    wait_for_episodes(buffer, "eval", tickets, config.learner.group_timeout_s, lambda: False, lambda *_: None)
     assert len(buffer.cancelled("eval")) == len(tickets)
