@@ -8,7 +8,7 @@ Invariants
   episode: invalid, and without a reward. The policy can end its environment (`raise SystemExit`), and a failed ticket
   would be played the same way again.
 - The session is closed however the episode ends.
-- A refused action is a step like any other, and invalid (`env_servers/refusals.py`).
+- A refused action is a step like any other, and invalid (`env_servers/clients/refusals.py`).
 - Every trajectory has the fact `won`: the environment's word, else whether the episode terminated with a reward.
 """
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.engine import Sample, Sampler
+from actors.engine.interface import Sample, Sampler
 from actors.parsing import ParsedAction, parse_action
 from actors.prompts import Exchange, Prompt, PromptBuilder
 from env_servers.client import EnvironmentClient, RequestRejected, SessionLost

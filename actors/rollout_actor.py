@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from actors.engine import InferenceEngine
+from actors.engine.interface import InferenceEngine
 from actors.episode import EpisodeFailed, action_form, play
 from actors.prompts import PromptBuilder
 from actors.weights import GatedSampler, WeightFollower

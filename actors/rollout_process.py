@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.engine import InferenceEngine
+from actors.engine.interface import InferenceEngine
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.replicas import Replicas
 from actors.rollout_actor import Rollout
@@ -31,7 +31,7 @@ EngineFactory = Callable[[Config], InferenceEngine]
 
 def vllm_engine(config: Config) -> InferenceEngine:
     """The engine of a real run."""
-    from actors.engine_process import EngineProcess
+    from actors.engine.process import EngineProcess
 
     return EngineProcess(config.model, config.rollout, config.run.seed)
 

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from actors.engine import Sampler
+from actors.engine.interface import Sampler
 from actors.episode import respond
 from actors.prompts import Exchange, PromptBuilder
 from env_servers import free_text

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
-from actors.engine import EngineFailed, InferenceEngine, Sample
+from actors.engine.interface import EngineFailed, InferenceEngine, Sample
 from services.config.tree import WeightsConfig
 from services.weights import WeightChannel, WeightsError, WeightVersion
 from services.weights.collective import CollectiveChannel

@@ -31,7 +31,7 @@ from learner.advantages import ESTIMATORS, Advantages, StepRows
 from learner.advantages.rows import EPSILON
 from learner.anchors import step_groups
 from learner.dispatch import Dispatcher
-from learner.rows import prepare, step_rows
+from learner.prepare import prepare, step_rows
 from services.config import load_config
 from services.config.tree import AdvantageConfig, Config
 from services.schemas import Step, Ticket, Trajectory, VersionSpan
@@ -209,7 +209,7 @@ def _in_new_process(algorithm: str) -> Figures:
 
 def _update(algorithm: str) -> Figures:
     """Least seconds of an update on the ranks' side, and the process's peak memory."""
-    from learner.rank import Rank
+    from learner.rank.rank import Rank
 
     config = _demo(algorithm)
     rank = Rank(config, 0)

@@ -40,12 +40,12 @@ from torch import Tensor
 from actors.prompts import Exchange, PromptBuilder, load_tokenizer
 from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted
 from benchmarks import record
-from env_servers.client import LocalClient
+from env_servers.clients.local import LocalClient
 from env_servers.registry import load_environment
 from learner.batching import MicroBatch, Row, plan
-from learner.engine_deepspeed import DeepSpeedEngine, connect
-from learner.losses import TokenBatch, policy_loss
-from learner.rows import prepare
+from learner.prepare import prepare
+from learner.rank.engine_deepspeed import DeepSpeedEngine, connect
+from learner.rank.losses import TokenBatch, policy_loss
 from services.config.tree import Config
 from services.schemas import Step, Task, Ticket, Trajectory, VersionSpan
 

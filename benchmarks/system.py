@@ -20,11 +20,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from actors.engine_vllm import engine_environment
+from actors.engine.vllm import engine_environment
 from benchmarks import record
 from benchmarks.parts import buffer, overlap, rollout, weights
 from benchmarks.parts.widened import widen
-from learner.rank_group import start_ranks
+from learner.rank.group import start_ranks
 from services.config import load_config
 from services.config.tree import Config, WeightsConfig
 

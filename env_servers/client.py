@@ -1,32 +1,26 @@
-"""Playing an environment over HTTP, over OpenEnv, or in this process, with the same answers and errors."""
+"""Clients of environment servers: over HTTP or over OpenEnv, with the same answers and errors.
+
+`env_servers.clients.local` plays in this process instead; it is not imported here, since it brings the server's
+session table with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-
-from pydantic import ValidationError
-
-from env_servers.client_interface import (
+from env_servers.clients.http import HttpClient
+from env_servers.clients.interface import (
     ActionRefused,
     EnvironmentClient,
     EnvironmentUnavailableError,
     RequestRejected,
     SessionLost,
 )
-from env_servers.environment import Environment, TaskError
-from env_servers.http_client import HttpClient
-from env_servers.openenv.client import OpenEnvClient
-from env_servers.protocol import EnvInfo, ResetRequest, StepRequest, StepResult
-from env_servers.refusals import Refusals
-from env_servers.sessions import CALL_SECONDS, Busy, SessionError, SessionTable, SessionUnknown
-from env_servers.validation import summary
+from env_servers.clients.openenv import OpenEnvClient
 
 __all__ = [
+    "ActionRefused",
     "EnvironmentClient",
     "EnvironmentUnavailableError",
     "HttpClient",
-    "LocalClient",
     "OpenEnvClient",
     "RequestRejected",
     "SessionLost",
@@ -43,67 +37,3 @@ def open_client(
     kind = OpenEnvClient if url.startswith(OPENENV_PREFIX) else HttpClient
     address = url.removeprefix(OPENENV_PREFIX)
     return kind(address, token=token, timeout_s=timeout_s, connections=connections, patience_s=patience_s)
-
-
-class LocalClient:
-    """The same sessions in this process, without HTTP: for tests, benchmarks and warm starts.
-
-    Args:
-        factory: the environment class.
-        max_sessions, idle_seconds, threads, call_seconds: as for a server.
-    """
-
-    def __init__(
-        self,
-        factory: type[Environment],
-        *,
-        max_sessions: int = 4096,
-        idle_seconds: float = 600.0,
-        threads: int = 8,
-        call_seconds: float = CALL_SECONDS,
-    ) -> None:
-        self._table = SessionTable(
-            factory,
-            max_sessions=max_sessions,
-            idle_seconds=idle_seconds,
-            threads=threads,
-            call_seconds=call_seconds,
-        )
-        self._refusals = Refusals()
-
-    async def info(self) -> EnvInfo:
-        return self._table.info
-
-    async def reset(self, request: ResetRequest) -> StepResult:
-        with _translated():
-            return self._refusals.opened(request, await self._table.reset(request))
-
-    async def step(self, session: str, step: int, action: str) -> StepResult:
-        return await self._refusals.step(session, step, action, self._take)
-
-    async def _take(self, session: str, step: int, action: str) -> StepResult:
-        with _translated():
-            return await self._table.step(StepRequest(session=session, step=step, action=action))
-
-    async def close_session(self, session: str) -> None:
-        self._refusals.closed(session)
-        with suppress(SessionUnknown):
-            self._table.close(session)
-
-    async def close(self) -> None:
-        await self._table.shutdown()
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """The session table's errors as the ones a client raises."""
-    try:
-        yield
-    except SessionUnknown as error:
-        raise SessionLost(str(error)) from error
-    except Busy as error:
-        raise EnvironmentUnavailableError(str(error)) from error
-    except ValidationError as error:
-        raise ActionRefused(summary(error)) from error
-    except (SessionError, TaskError) as error:
-        raise RequestRejected(str(error)) from error

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from env_servers.app import create_app
 from env_servers.environment import Environment, Observation
-from env_servers.settings import ServerSettings
+from env_servers.server.app import create_app
+from env_servers.server.settings import ServerSettings
 
 HEAD = """\
 # Environment servers: HTTP API

@@ -62,7 +62,7 @@ class MicroBatch:
 
     Attributes:
         input_ids: int64 [1, L]. position_ids: int64 [1, L], place of each token in its own sequence.
-        starts / path_starts / path: where the sequences lie, see `learner.attention.Layout`.
+        starts / path_starts / path: where the sequences lie, see `learner.rank.attention.Layout`.
         positions: int64 [T], place in the line of the token that predicts each response token.
         targets: int64 [T], the response tokens.
         behaviour: float32 [T], the sampler's log-probabilities.

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from learner.dispatch import Dispatcher
+from learner.dynamic_sampling import EQUAL_REWARDS, Collected, has_equal_rewards
 from learner.prefetch import Prefetcher
 from learner.report import staleness
-from learner.sampling import EQUAL_REWARDS, Collected, has_equal_rewards
 from services.buffer import Buffer
 from services.codec import CodecError
 from services.config.tree import LearnerConfig

@@ -15,7 +15,7 @@ import numpy as np
 from learner.advantages.penalty import before_normalisation
 from learner.advantages.rows import step_returns
 from learner.ledger import Entry, Ledger
-from learner.rows import PreparedUpdate
+from learner.prepare import PreparedUpdate
 from services.archive import GroupArchive, GroupRecord, StepNumbers
 from services.config.tree import Config
 from services.run_folder import LEDGER_NAME, WARNINGS_NAME

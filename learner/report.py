@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from learner.rows import PreparedUpdate
+from learner.prepare import PreparedUpdate
 from services.schemas import Trajectory
 
 SIZE_CLASSES = {"1": (1, 1), "2_to_4": (2, 4), "5_to_8": (5, 8), "9_up": (9, sys.maxsize)}

@@ -21,7 +21,7 @@ import numpy as np
 from learner.batching import Row
 from learner.dispatch import ticket_seed
 from learner.evaluation import wait_for_episodes
-from learner.parity import BOUND, MEAN_BFLOAT16
+from learner.rank.parity import BOUND, MEAN_BFLOAT16
 from services.buffer import Buffer
 from services.codec import CodecError
 from services.config.tree import Config
@@ -47,7 +47,7 @@ def bounds(dtype: str) -> tuple[float, float]:
     """Largest and mean difference that are allowed, in nats, of a policy in this type.
 
     float32: rounding makes 1e-6 to 1e-4. bfloat16: both round every layer, in other orders, so single tokens may be far
-    off although nothing is wrong, and only the mean says anything; see `learner.parity.MEAN_BFLOAT16`.
+    off although nothing is wrong, and only the mean says anything; see `learner.rank.parity.MEAN_BFLOAT16`.
     """
     return (BOUND, BOUND) if dtype == "float32" else (math.inf, MEAN_BFLOAT16)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from learner.sampling import has_equal_rewards
+from learner.dynamic_sampling import has_equal_rewards
 from services.config.tree import Config
 from services.errors import RunStalled
 from services.schemas import Trajectory

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from learner.rows import PreparedUpdate
+from learner.prepare import PreparedUpdate
 from services.errors import RunStalled
 from services.schemas import Trajectory
 

@@ -24,10 +24,10 @@ from learner.commands import Commands, NotDone
 from learner.dispatch import Dispatcher
 from learner.intake import Intake
 from learner.prefetch import Prefetcher
-from learner.rank_group import RankFailed
+from learner.prepare import OptimizerStep, PreparedUpdate, prepare
+from learner.rank.group import RankFailed
 from learner.record import SUCCESS, History, WarningLog, evaluated_versions
 from learner.report import Timings, UpdateReport, describe
-from learner.rows import OptimizerStep, PreparedUpdate, prepare
 from learner.signal import Signal, figures
 from learner.soundness import Groups, Tries, culprits, unusable
 from services.buffer import Buffer
@@ -45,7 +45,7 @@ Evaluate = Callable[[int, Callable[[], bool]], Mapping[str, float]]
 
 
 class Ranks(Protocol):
-    """What the trainer needs of the learner's ranks; see `learner.rank_group.RankGroup`."""
+    """What the trainer needs of the learner's ranks; see `learner.rank.group.RankGroup`."""
 
     checkpoint_bytes: int
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from learner.forward import Forward
-from learner.parity import require_exact
-from learner.policy import Route, load_policy
+from learner.rank.forward import Forward
+from learner.rank.parity import require_exact
+from learner.rank.policy import Route, load_policy
 from services.config.tree import Config, WarmstartConfig, WarmstartPhase
 from services.errors import ModelUnavailable
 from services.model_folder import share_weights

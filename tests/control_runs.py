@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from learner.prepare import prepare
 from learner.record import group_records
-from learner.rows import prepare
 from services.archive import GroupArchive
 from services.buffer import Buffer
 from services.config.load import dump_config

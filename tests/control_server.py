@@ -52,7 +52,7 @@ def url(folder: Path, buffer: Buffer) -> Iterator[str]:
 def serving(runs: Path, port: int = 0) -> Iterator[str]:
     """Yields the URL of `anchorage control` over `runs`; at `port` where one is given."""
     ready = runs.parent / "control.url"
-    command = [sys.executable, "-m", "services.cli.main", "control", str(runs), "--port", str(port)]
+    command = [sys.executable, "-m", "anchorage.cli.main", "control", str(runs), "--port", str(port)]
     ready.unlink(missing_ok=True)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ANCHORAGE_CONTROL_")}
     process = subprocess.Popen(

@@ -24,7 +24,7 @@ class Command:
         self.mark = uuid.uuid4().hex
         inherited = {name: value for name, value in os.environ.items() if name not in ("ALFWORLD_DATA", "REDIS_URL")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli.main", *arguments],
+            [sys.executable, "-m", "anchorage.cli.main", *arguments],
             cwd=ROOT,
             env={**inherited, **(environment or {}), MARK: self.mark},
             stdout=subprocess.PIPE,

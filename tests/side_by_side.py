@@ -14,7 +14,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 ON_RAY = (
-    "tests/learner/test_rank_group.py",
+    "tests/learner/rank/test_group.py",
     "tests/actors/test_pool.py",
     "tests/learner/test_trainer.py",
     "tests/integration/test_on_policy.py",
@@ -22,10 +22,10 @@ ON_RAY = (
 )
 APART = (
     "tests/integration/test_run.py",
-    "tests/actors/test_engine_process.py",
-    "tests/services/cli/test_mistakes.py",
-    "tests/services/cli/test_evaluate.py",
-    "tests/services/cli/test_warmstart.py",
+    "tests/actors/engine/test_process.py",
+    "tests/anchorage/cli/test_mistakes.py",
+    "tests/anchorage/cli/test_evaluate.py",
+    "tests/anchorage/runs/test_warmstart.py",
     "tests/env_servers/test_scale.py",
 )
 FIRST = (
@@ -33,7 +33,7 @@ FIRST = (
     "tests/integration/test_run.py",
     "tests/actors/",
     "tests/browser/",
-    "tests/services/cli/",
+    "tests/anchorage/",
     "tests/services/buffer/",
     "tests/env_servers/",
 )

@@ -24,7 +24,7 @@ PARTS = ("time/prepare_s", "time/update_s", "time/publish_s")
 
 def run(folder: Path, name: str, staleness: int, updates: int, overrides: Sequence[str]) -> list[dict[str, float]]:
     """The metrics of a run's updates, those of the warm-up left out."""
-    command = [sys.executable, "-m", "services.cli.main", "train", "configs/demo.yaml", *overrides]
+    command = [sys.executable, "-m", "anchorage.cli.main", "train", "configs/demo.yaml", *overrides]
     own = [f"run.dir={folder}", f"run.name={name}", f"learner.max_staleness={staleness}", f"learner.updates={updates}"]
     subprocess.run(
         [*command, *own, "run.minutes=null", "evaluation.every=null"],

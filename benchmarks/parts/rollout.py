@@ -21,9 +21,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from actors.engine import EngineStats, Sample
-from actors.engine_process import EngineProcess
-from actors.engine_vllm import VllmCore
+from actors.engine.interface import EngineStats, Sample
+from actors.engine.process import EngineProcess
+from actors.engine.vllm import VllmCore
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
 from env_servers.client import HttpClient

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from actors.engine import InferenceEngine
+from actors.engine.interface import InferenceEngine
 from actors.weights import WeightFollower
 from services.config.tree import WeightsConfig
 from services.weights import open_channel

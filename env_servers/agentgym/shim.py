@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from env_servers.environment import Environment
-from env_servers.identity import new_number
 from env_servers.protocol import ResetRequest, StepRequest, StepResult
-from env_servers.sessions import Busy, Conflict, SessionTable, SessionUnknown
+from env_servers.sessions.ids import new_number
+from env_servers.sessions.table import Busy, Conflict, SessionTable, SessionUnknown
 
 
 @dataclass(slots=True)

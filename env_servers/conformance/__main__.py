@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from env_servers.arguments import Parser, positive, seconds, writable
-from env_servers.client_interface import EnvironmentUnavailableError, RequestRejected
-from env_servers.conformance.finding import Finding
+from env_servers.clients.interface import EnvironmentUnavailableError, RequestRejected
+from env_servers.conformance.findings import Finding
 from env_servers.conformance.run import Options, Report, check_server
-from env_servers.settings import TOKEN_VARIABLE, token_from
+from env_servers.server.settings import TOKEN_VARIABLE, token_from
 
 MARKS = {"ok": "ok", "fail": "FAIL", "note": "note"}
 WIDEST = 120

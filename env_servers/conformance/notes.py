@@ -7,8 +7,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from env_servers.client_interface import RequestRejected
-from env_servers.conformance.finding import Finding, Subject
+from env_servers.clients.interface import RequestRejected
+from env_servers.conformance.findings import Finding, Subject
 from env_servers.conformance.play import transcript
 from env_servers.protocol import AnchorKind, ResetRequest, StepResult
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from env_servers.client_interface import EnvironmentClient, RequestRejected
+from env_servers.clients.interface import EnvironmentClient, RequestRejected
 from env_servers.free_text import fill
 from env_servers.protocol import EnvInfo, ResetRequest, StepResult
 

@@ -12,15 +12,17 @@ import aiohttp
 from pydantic import ValidationError
 
 from env_servers.client import OPENENV_PREFIX, HttpClient, OpenEnvClient, open_client
-from env_servers.client_interface import (
+from env_servers.clients.interface import (
     EnvironmentClient,
     EnvironmentUnavailableError,
     RequestRejected,
     SessionLost,
     one_line,
 )
-from env_servers.conformance import asking, notes, playing
-from env_servers.conformance.finding import Check, Finding, Subject, Unfit
+from env_servers.conformance import api_checks as asking
+from env_servers.conformance import notes
+from env_servers.conformance import play_checks as playing
+from env_servers.conformance.findings import Check, Finding, Subject, Unfit
 from env_servers.conformance.play import Plan, sample_tasks
 from env_servers.conformance.speed import speed
 from env_servers.protocol import EnvInfo

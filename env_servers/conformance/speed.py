@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from env_servers.conformance.finding import Subject, Unfit
+from env_servers.conformance.findings import Subject, Unfit
 from env_servers.conformance.play import turns
 
 

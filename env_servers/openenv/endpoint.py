@@ -36,7 +36,7 @@ from env_servers.openenv.wire import (
     observation_data,
 )
 from env_servers.protocol import ResetRequest, StepRequest
-from env_servers.sessions import Busy, SessionError, SessionUnknown
+from env_servers.sessions.table import Busy, SessionError, SessionUnknown
 from env_servers.validation import summary
 from env_servers.workers.sessions import ServerSessions
 

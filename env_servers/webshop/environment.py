@@ -20,7 +20,7 @@ from env_servers.environment import Environment, Observation, UnknownTask
 from env_servers.protocol import FREE_TEXT, ActionForm
 from env_servers.webshop.expert import Expert
 from env_servers.webshop.goals import Goal
-from env_servers.webshop.opening import open_shop, source_name
+from env_servers.webshop.load import open_shop, source_name
 from env_servers.webshop.play import Play, can_be_clicked
 from env_servers.webshop.settings import WebShopSettings, read_settings
 from env_servers.webshop.shop import Shop

@@ -22,10 +22,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from env_servers.agentgym.routes import PREFIX as AGENTGYM
-from env_servers.identity import worker_of_number, worker_of_session
-from env_servers.metrics import merge
-from env_servers.problems import MEDIA_TYPE, problem
 from env_servers.protocol import BatchResetRequest, BatchStepRequest
+from env_servers.sessions.ids import worker_of_number, worker_of_session
+from env_servers.web.metrics import merge
+from env_servers.web.problems import MEDIA_TYPE, problem
 from env_servers.workers.link import (
     GONE,
     NONE_LEFT,

@@ -23,7 +23,7 @@ from typing import cast
 import orjson
 from starlette.types import ASGIApp, Message
 
-from env_servers.problems import problem, respond
+from env_servers.web.problems import problem, respond
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 
-from env_servers.identity import worker_of_session
 from env_servers.protocol import CloseRequest, EnvInfo, Problem, ResetRequest, StepRequest, StepResult
-from env_servers.sessions import Busy, SessionError, SessionTable, SessionUnknown
+from env_servers.sessions.ids import worker_of_session
+from env_servers.sessions.table import Busy, SessionError, SessionTable, SessionUnknown
 from env_servers.workers.link import GONE, NONE_LEFT, Answer, Call, Links, WorkerGone, WorkerSilent
 
 logger = logging.getLogger(__name__)

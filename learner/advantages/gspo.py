@@ -4,7 +4,7 @@
     s = (π(y) / π_old(y))^(1/|y|)       the ratio that is clipped               (eq. 7)
 
 for every step of the episode; the sequence y is a step's response. The ratio, its narrow clip and the mean over
-responses (eq. 5) are this algorithm's preset; the loss is in `learner.losses`.
+responses (eq. 5) are this algorithm's preset; the loss is in `learner.rank.losses`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 for every step of the episode, over the episodes of all groups together. b is the score (REINFORCE++), or with
 `group_baseline` the score − mean of its group (REINFORCE++-baseline). F is the standard deviation (ddof 1, + 1e-6),
-or 1. The paper's KL penalty in the reward, − β · Σ_{s ≥ t} k1_s of the response's tokens, is added in `learner.losses`.
+or 1. The paper's KL penalty in the reward, − β · Σ_{s ≥ t} k1_s of the response's tokens, is added in
+`learner.rank.losses`.
 """
 
 from __future__ import annotations

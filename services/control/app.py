@@ -18,12 +18,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from services.buffer.commands import Command
 from services.control import events, exporter
-from services.control.acting import Acting
-from services.control.gate import Gate, Reader, caller
+from services.control.access import Gate, Reader, caller
+from services.control.actions import Acting
 from services.control.headers import Guarded
 from services.control.problems import Problem, describe, install
-from services.control.reading import REFUSALS, OneRun, router
 from services.control.requests import ActionRequest
+from services.control.routes import REFUSALS, OneRun, router
 from services.control.runs import Runs
 from services.control.settings import ControlSettings
 

@@ -18,7 +18,7 @@ from typing import Any
 from fastapi.sse import ServerSentEvent
 from pydantic import BaseModel
 
-from services.control import answers
+from services.control import run_views as answers
 from services.control.runs import Run
 
 EVERY_S = 1.0

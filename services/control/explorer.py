@@ -19,6 +19,7 @@ import numpy as np
 
 from services.archive import GroupEntry, MemberEntry, StepNumbers, numbers_of, read_trajectory
 from services.config.tree import Config
+from services.control.group_index import episode_summary
 from services.control.group_views import (
     EdgeView,
     Formula,
@@ -29,7 +30,6 @@ from services.control.group_views import (
     TrajectoryView,
     VersionSpanView,
 )
-from services.control.kept import episode_summary
 from services.control.views import GroupSummary
 from services.schemas import Step, Trajectory
 

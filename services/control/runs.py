@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from services.config import recipe_yaml
 from services.config.masking import masked
 from services.config.tree import Config
+from services.control.group_index import Kept
 from services.control.json_lines import JsonLines
-from services.control.kept import Kept
 from services.control.live import Live, Snapshot
 from services.control.views import CheckpointView, RunView
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, LEDGER_NAME

@@ -49,8 +49,8 @@ def open_channel(
 
         return RayChannel(run, config.timeout_s)
     if config.channel == "nccl":
-        from services.weights.board import Board
         from services.weights.collective import CollectiveChannel
+        from services.weights.coordination import Board
         from services.weights.nccl import NcclSender
 
         if redis_url is None:

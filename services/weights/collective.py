@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.errors import AnchorageError, RedisUnavailable
-from services.weights.board import Announcement, Board, TensorMeta
 from services.weights.channel import WeightChannel, WeightsGone, WeightsUnavailable, WeightVersion
+from services.weights.coordination import Announcement, Board, TensorMeta
 from services.weights.digest import digest
-from services.weights.meeting import MEETING_SHARE, meet
+from services.weights.rendezvous import MEETING_SHARE, meet
 from services.weights.rounds import Epochs, Group, Round, Wish
 
 if TYPE_CHECKING:

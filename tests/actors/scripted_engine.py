@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.engine import EngineFailed, EngineStats, InferenceEngine, Sample
+from actors.engine.interface import EngineFailed, EngineStats, InferenceEngine, Sample
 from actors.prompts import load_tokenizer
 from services.config.tree import Config
 from services.schemas import VersionSpan

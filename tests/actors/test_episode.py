@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from actors import episode
-from actors.engine import Sample
+from actors.engine.interface import Sample
 from actors.episode import EpisodeFailed, play, step_seed
 from actors.prompts import PromptBuilder, load_tokenizer
-from env_servers.client import LocalClient, RequestRejected, SessionLost, open_client
+from env_servers.client import RequestRejected, SessionLost, open_client
+from env_servers.clients.local import LocalClient
 from env_servers.environment import Environment, Observation
 from env_servers.launch import start_server
 from env_servers.protocol import MAX_ACTION_CHARS, StepResult

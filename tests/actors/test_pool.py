@@ -15,7 +15,7 @@ import ray
 import torch
 
 from actors import pool as pool_module
-from actors.engine import EngineFailed
+from actors.engine.interface import EngineFailed
 from actors.pool import HOPELESS_DEATHS, Member, Pool, engine_gpus, start_pool
 from actors.rollout_process import RolloutSpec
 from env_servers.launch import ServerProcess

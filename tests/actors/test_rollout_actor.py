@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from actors import rollout_actor, weights
-from actors.engine import EngineFailed
+from actors.engine.interface import EngineFailed
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
-from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, LocalClient
+from env_servers.client import EnvironmentClient, EnvironmentUnavailableError
+from env_servers.clients.local import LocalClient
 from env_servers.environment import Observation
 from env_servers.protocol import ResetRequest, StepResult
 from services.buffer import Buffer, Stored

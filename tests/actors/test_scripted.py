@@ -9,7 +9,7 @@ import pytest
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.scripted import HabitualPlayer, NoisyExpert, PolicyPlayer, Turn, play_scripted, renumbered, to_examples
 from env_servers.alfworld.environment import AlfWorld
-from env_servers.client import LocalClient
+from env_servers.clients.local import LocalClient
 from env_servers.protocol import ResetRequest
 from services.config.tree import Config, PromptConfig
 from services.schemas import Task

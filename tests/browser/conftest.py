@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests import needs
-from tests.browser.looking import CHROMIUM, FLAGS, with_token
+from tests.browser.chromium import CHROMIUM, FLAGS, with_token
 from tests.control_server import ADMIN, buffer, folder, url
 
 __all__ = ["buffer", "folder", "url"]

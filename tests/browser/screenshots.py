@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from services.control.settings import ADMIN_TOKEN_VARIABLE, READ_TOKEN_VARIABLE, token_from
-from tests.browser.looking import CHROMIUM, FLAGS, with_token
+from tests.browser.chromium import CHROMIUM, FLAGS, with_token
 
 PATIENCE_MS = 60_000
 WIDE, PHONE = (1280, 900), (390, 844)

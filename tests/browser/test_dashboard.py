@@ -15,7 +15,7 @@ import pytest
 from services.buffer import Buffer
 from services.telemetry import MetricsWriter
 from tests import needs
-from tests.browser.looking import keep, unlabelled
+from tests.browser.chromium import keep, unlabelled
 from tests.control_runs import HOSTILE, UPDATES, beat, scalars
 from tests.control_server import ADMIN, LIVE, READ
 

@@ -11,7 +11,7 @@ import pytest
 
 from services.control.settings import ADMIN_TOKEN_VARIABLE
 from tests import needs
-from tests.browser.looking import CHROMIUM
+from tests.browser.chromium import CHROMIUM
 from tests.browser.screenshots import SHOTS
 from tests.control_server import ADMIN, LIVE
 

@@ -152,7 +152,7 @@ def evaluate(run: Run, updates: int, out: Path) -> tuple[float, list[float]]:
     """Success of the run's last policy on the panel: rate, and its 95 % interval."""
     policy = run.folder / "checkpoints" / f"{updates:06d}" / "policy"
     result = out / f"{run.name}-evaluation.json"
-    command = [sys.executable, "-m", "services.cli.main", "eval", *RECIPE, "evaluation.episodes=128"]
+    command = [sys.executable, "-m", "anchorage.cli.main", "eval", *RECIPE, "evaluation.episodes=128"]
     names = [f"run.name={run.name}-eval", f"run.dir={out}"]
     subprocess.run([*command, *names, "--policy", str(policy), "--json", str(result)], cwd=ROOT, check=True)
     [body] = json.loads(result.read_text()).values()

@@ -20,8 +20,8 @@ from typing import IO, Any
 import httpx
 import psutil
 
+from anchorage.cli.attach import attach
 from services.buffer import Buffer
-from services.cli.attach import attach
 from services.errors import AnchorageError
 from tests.chaos.history import Entry, read_ledger
 
@@ -112,7 +112,7 @@ class Run:
         resume = ["--resume"] if self.starts else []
         self.starts += 1
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli.main", "train", *self._overrides, *resume],
+            [sys.executable, "-m", "anchorage.cli.main", "train", *self._overrides, *resume],
             cwd=ROOT,
             env=self._environment,
             stdout=self._log,
@@ -176,7 +176,7 @@ class Run:
             "rank": "ray::Rank",
             "redis": "redis-server",
             "environment": "env_servers",
-            "engine": "actors.engine_server",
+            "engine": "actors.engine.server",
         }
         return [process for process in descendants(psutil.Process()) if words[kind] in command(process)]
 

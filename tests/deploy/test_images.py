@@ -24,7 +24,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import env_servers.__main__, env_servers.alfworld.environment, env_servers.webshop.environment
 import uvloop, httptools, websockets
-from env_servers.app import create_app
+from env_servers.server.app import create_app
 """
 
 

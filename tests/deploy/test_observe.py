@@ -12,9 +12,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from env_servers.app import create_app
 from env_servers.registry import load_environment
-from env_servers.settings import ServerSettings
+from env_servers.server.app import create_app
+from env_servers.server.settings import ServerSettings
 from learner.evaluation import Rate, summarise
 from learner.report import Timings, UpdateReport
 from services.control import exporter

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from env_servers.client import EnvironmentClient, HttpClient, LocalClient, SessionLost, open_client
-from env_servers.client_interface import ActionRefused, RequestRejected
+from env_servers.client import EnvironmentClient, HttpClient, SessionLost, open_client
+from env_servers.clients.interface import ActionRefused, RequestRejected
+from env_servers.clients.local import LocalClient
 from env_servers.environment import Environment, Observation
 from env_servers.launch import ServerProcess
 from env_servers.protocol import MAX_ACTION_CHARS, ResetRequest, StepResult

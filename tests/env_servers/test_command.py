@@ -12,7 +12,7 @@ import pytest
 from env_servers.launch import start_server
 from tests.processes import ROOT
 
-ANCHORAGE = [sys.executable, "-m", "services.cli.main", "env"]
+ANCHORAGE = [sys.executable, "-m", "anchorage.cli.main", "env"]
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

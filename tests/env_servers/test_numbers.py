@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from env_servers.client import EnvironmentClient, HttpClient, LocalClient, OpenEnvClient, RequestRejected
+from env_servers.client import EnvironmentClient, HttpClient, OpenEnvClient, RequestRejected
+from env_servers.clients.local import LocalClient
 from env_servers.environment import Observation
 from env_servers.numbers import fault
 from env_servers.protocol import Problem, ResetRequest, StepRequest, StepResult

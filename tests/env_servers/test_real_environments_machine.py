@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule, run_state_machine_as_test
 
-from env_servers.client import EnvironmentClient, HttpClient, LocalClient, RequestRejected, SessionLost
+from env_servers.client import EnvironmentClient, HttpClient, RequestRejected, SessionLost
+from env_servers.clients.local import LocalClient
 from env_servers.environment import Environment, Observation
 from env_servers.protocol import FREE_TEXT, ResetRequest, StepResult
 from env_servers.registry import ENVIRONMENTS, load_environment

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import EngineStats, InferenceEngine, Sample
-from actors.engine_process import EngineProcess
+from actors.engine.interface import EngineStats, InferenceEngine, Sample
+from actors.engine.process import EngineProcess
 from actors.episode import play
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
-from env_servers.client import LocalClient
+from env_servers.clients.local import LocalClient
 from env_servers.registry import load_environment
 from learner.dispatch import Dispatcher
-from learner.rank_group import RankGroup, start_ranks
+from learner.prepare import prepare
+from learner.rank.group import RankGroup, start_ranks
 from learner.report import UpdateReport
-from learner.rows import prepare
 from learner.trainer import Trainer
 from services.buffer import Buffer
 from services.config.tree import Config

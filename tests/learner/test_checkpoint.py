@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from anchorage.cli.evaluate import evaluation_config
+from anchorage.cli.export import export
 from learner.checkpoint import (
     TrainerState,
     best,
@@ -19,9 +21,7 @@ from learner.checkpoint import (
     save,
     set_aside_after,
 )
-from learner.policy import load_policy
-from services.cli.evaluate import evaluation_config
-from services.cli.export import export
+from learner.rank.policy import load_policy
 from services.config import Config, dump_config
 from services.errors import CheckpointFailed, ModelUnavailable
 from services.model_folder import check_model_folder, read_weights

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from learner.dispatch import Dispatcher
+from learner.dynamic_sampling import Collected
 from learner.intake import Intake
 from learner.prefetch import Prefetcher
-from learner.sampling import Collected
 from services.buffer import Buffer
 from services.buffer.keys import Keys, ticket_field
 from services.codec import encode

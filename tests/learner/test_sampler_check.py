@@ -127,8 +127,8 @@ def test_a_model_on_disk_is_scored_by_its_own_forward_pass(tmp_path: Path) -> No
     import numpy as np
     import torch
 
-    from services.cli.local_scorer import LocalScorer, fits
-    from tests.actors.many_models import make, write
+    from anchorage.checks.local_scorer import LocalScorer, fits
+    from tests.actors.engine.many_models import make, write
 
     model = make("granite")
     folder = write(tmp_path, model)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.dispatch import Dispatcher
+from learner.prepare import prepare
 from learner.record import WarningLog
-from learner.rows import prepare
 from learner.signal import ANCHORS, CUT, EQUAL, GAP, INVALID, STALE_UPDATES, Figures, Signal, figures
 from services.config.tree import Config
 from services.errors import RunStalled

@@ -17,7 +17,7 @@ import torch
 from learner.checkpoint import best, latest
 from learner.dispatch import Dispatcher
 from learner.ledger import Ledger
-from learner.rank_group import start_ranks
+from learner.rank.group import start_ranks
 from learner.trainer import Trainer
 from services.buffer import Buffer
 from services.buffer.commands import Action, Command

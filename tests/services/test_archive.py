@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from learner.prepare import prepare
 from learner.record import group_records
-from learner.rows import prepare
 from services.archive import ArchiveDamaged, GroupArchive, files, numbers_of, read_index, read_trajectory
 from services.config.tree import Config
 from services.schemas import Task, Ticket

@@ -11,10 +11,10 @@ import pytest
 
 from env_servers.agentgym.shim import Shim
 from env_servers.alfworld.environment import AlfWorld
-from env_servers.app import create_app
 from env_servers.environment import Environment, Observation
-from env_servers.sessions import Busy, SessionTable, SessionUnknown
-from env_servers.settings import ServerSettings
+from env_servers.server.app import create_app
+from env_servers.server.settings import ServerSettings
+from env_servers.sessions.table import Busy, SessionTable, SessionUnknown
 from env_servers.webshop.environment import WebShop
 from tests.env_servers.counting import Counting
 

@@ -11,9 +11,9 @@ from typing import Any
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from env_servers.app import create_app
 from env_servers.environment import Observation
-from env_servers.settings import ServerSettings
+from env_servers.server.app import create_app
+from env_servers.server.settings import ServerSettings
 from tests.env_servers.counting import TASKS, Counting
 
 

@@ -16,12 +16,12 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
-from env_servers.app import create_app
-from env_servers.conformance import filling
+from env_servers.conformance import capacity as filling
 from env_servers.conformance.__main__ import main
 from env_servers.conformance.run import Options, Report, check_server
 from env_servers.environment import Environment, Observation
-from env_servers.settings import ServerSettings
+from env_servers.server.app import create_app
+from env_servers.server.settings import ServerSettings
 from tests.env_servers.conformance import sloppy
 from tests.env_servers.counting import Counting
 

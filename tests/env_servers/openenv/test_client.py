@@ -18,9 +18,9 @@ from env_servers.client import (
     SessionLost,
     open_client,
 )
+from env_servers.clients.openenv import FAILURES_IN_A_ROW
 from env_servers.conformance.run import Options, check_server
 from env_servers.launch import ServerProcess
-from env_servers.openenv.client import FAILURES_IN_A_ROW
 from env_servers.protocol import ResetRequest
 
 TASK = ResetRequest(split="train", index=7, max_steps=4)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from env_servers.client import RequestRejected
-from env_servers.openenv.examples import example
-from env_servers.openenv.mapping import ActionMapping, Tool, failure_of, observe
+from env_servers.clients.openenv_examples import example
+from env_servers.clients.openenv_mapping import ActionMapping, Tool, failure_of, observe
 
 TEXT = {"type": "string"}
 NUMBER = {"type": "integer"}

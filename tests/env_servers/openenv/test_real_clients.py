@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-from env_servers.client import LocalClient
+from env_servers.clients.local import LocalClient
 from env_servers.launch import ServerProcess
 from env_servers.protocol import ResetRequest, StepResult
 from env_servers.registry import ENVIRONMENTS, load_environment

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from env_servers.webshop import environment
-from env_servers.webshop.opening import open_shop
+from env_servers.webshop.load import open_shop
 from env_servers.webshop.play import Play
 from env_servers.webshop.settings import DATA_VARIABLE, PREFIX, WebShopSettings
 from env_servers.webshop.shop import Shop

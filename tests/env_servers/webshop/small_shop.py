@@ -6,8 +6,8 @@ import random
 from typing import Any
 
 from env_servers.webshop.goals import draw_prices, synthetic_goals
+from env_servers.webshop.load import document_text
 from env_servers.webshop.nouns import open_tagger
-from env_servers.webshop.opening import document_text
 from env_servers.webshop.products import make_products
 from env_servers.webshop.search.index import SearchIndex
 from env_servers.webshop.shop import Shop

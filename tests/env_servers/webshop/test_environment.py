@@ -11,7 +11,7 @@ import pytest
 from env_servers.environment import BrokenTask, UnknownTask
 from env_servers.protocol import FREE_TEXT, ResetRequest, StepRequest
 from env_servers.registry import load_environment
-from env_servers.sessions import SessionTable
+from env_servers.sessions.table import SessionTable
 from env_servers.webshop.environment import TEST_GOALS, WebShop
 from env_servers.webshop.goals import Goals
 from env_servers.webshop.shop import Shop

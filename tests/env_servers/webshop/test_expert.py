@@ -10,8 +10,8 @@ import pytest
 
 from env_servers.webshop.expert import MAX_QUERY_CHARS, Expert, choose_options, choose_query
 from env_servers.webshop.goals import Goal, synthetic_goals
+from env_servers.webshop.load import open_shop
 from env_servers.webshop.nouns import open_tagger
-from env_servers.webshop.opening import open_shop
 from env_servers.webshop.play import Play, clickable_options
 from env_servers.webshop.products import make_products
 from env_servers.webshop.reward import meets_option

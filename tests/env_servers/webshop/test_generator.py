@@ -15,7 +15,7 @@ from env_servers.webshop.vocabulary import VOCABULARY, Option
 
 DIGEST = """
 import hashlib
-from env_servers.webshop.opening import open_shop
+from env_servers.webshop.load import open_shop
 from env_servers.webshop.settings import WebShopSettings
 shop = open_shop(WebShopSettings(tagger="stop-words"))
 seen = [(p.asin, p.title, p.description, p.bullets, p.options, shop.prices[p.asin]) for p in shop.products]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from env_servers.webshop.goals import NO_LIMIT, Goal
-from env_servers.webshop.opening import open_shop
+from env_servers.webshop.load import open_shop
 from env_servers.webshop.play import Play
 from env_servers.webshop.settings import WebShopSettings
 from env_servers.webshop.shop import Shop

@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
-from env_servers.app import create_app
-from env_servers.client import LocalClient
+from env_servers.clients.local import LocalClient
 from env_servers.protocol import ResetRequest, StepResult
-from env_servers.settings import ServerSettings
+from env_servers.server.app import create_app
+from env_servers.server.settings import ServerSettings
 from env_servers.webshop import environment
 from env_servers.webshop.environment import TEST_GOALS, WebShop
-from env_servers.webshop.opening import open_shop
+from env_servers.webshop.load import open_shop
 from env_servers.webshop.settings import WebShopSettings
 from env_servers.webshop.shop import Shop
 from tests import needs

@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from env_servers.client import HttpClient, RequestRejected, SessionLost
-from env_servers.identity import worker_of_session
 from env_servers.launch import ServerProcess, start_server
 from env_servers.protocol import Problem, ResetRequest, StepRequest, StepResult
+from env_servers.sessions.ids import worker_of_session
 from tests.waiting import until
 
 COUNTING = "tests.env_servers.counting:Counting"

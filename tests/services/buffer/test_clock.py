@@ -16,7 +16,7 @@ from services.buffer.keys import Keys
 from services.config.tree import BufferConfig
 from services.redis_server import _executable, _free_port
 from services.schemas import Task, Ticket
-from services.weights.board import WISH_TTL_S, Board
+from services.weights.coordination import WISH_TTL_S, Board
 from services.weights.rounds import Wish
 from tests import needs
 from tests.waiting import until

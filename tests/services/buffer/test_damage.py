@@ -18,8 +18,8 @@ from services.codec import CodecError, encode
 from services.config.tree import BufferConfig
 from services.errors import AnchorageError, BufferDamaged
 from services.schemas import Task, Ticket, Trajectory
-from services.weights.board import Announcement, Board
 from services.weights.channel import WeightVersion
+from services.weights.coordination import Announcement, Board
 from services.weights.rounds import Round, Wish
 from tests.services.buffer.lost_data import delete_run, restore_run, save_run, take_over
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from learner.dispatch import Dispatcher
+from learner.dynamic_sampling import Collected
 from learner.intake import Intake
 from learner.prefetch import Prefetcher
 from learner.report import staleness
-from learner.sampling import Collected
 from services.buffer import Buffer, Stored
 from services.config.tree import BufferConfig, Config
 from services.errors import RunTaken

@@ -144,7 +144,7 @@ def test_status_tells_the_same(buffer: Buffer, folder: Path) -> None:
 
 
 def test_the_command_refuses_what_is_unsafe(folder: Path, buffer: Buffer) -> None:
-    command = [sys.executable, "-m", "services.cli.main", "control", str(folder), "--host", "0.0.0.0", "--port", "0"]
+    command = [sys.executable, "-m", "anchorage.cli.main", "control", str(folder), "--host", "0.0.0.0", "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert ended.stderr.startswith("anchorage: the control plane does not listen on 0.0.0.0 without a token")
@@ -152,7 +152,7 @@ def test_the_command_refuses_what_is_unsafe(folder: Path, buffer: Buffer) -> Non
 
 
 def _status(folder: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "services.cli.main", "status", str(folder), *options]
+    command = [sys.executable, "-m", "anchorage.cli.main", "status", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 

@@ -12,7 +12,7 @@ from torch.distributed import BroadcastOptions
 
 from services.weights.collective import Incoming, Sender
 from services.weights.digest import digest
-from services.weights.meeting import meet
+from services.weights.rendezvous import meet
 from services.weights.rounds import Group
 
 

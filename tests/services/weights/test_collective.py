@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.engine import EngineFailed
+from actors.engine.interface import EngineFailed
 from actors.weights import WeightFollower
 from services.config.tree import BufferConfig, WeightsConfig
 from services.weights import TransferLost, WeightsError, WeightsGone, WeightsUnavailable, open_channel
-from services.weights.board import Board
 from services.weights.collective import CollectiveChannel, Incoming
+from services.weights.coordination import Board
 from services.weights.digest import digest
-from services.weights.meeting import meet
+from services.weights.rendezvous import meet
 from services.weights.rounds import Wish
 from tests.actors.scripted_engine import ScriptedEngine, tokenizer_folder
 from tests.services.weights.gloo import GlooReceiver, GlooSender

@@ -11,8 +11,8 @@ import torch
 
 from services.config.tree import BufferConfig, Config, ModelConfig, RolloutConfig
 from services.weights import WeightsUnavailable
-from services.weights.board import Board
 from services.weights.collective import CollectiveChannel
+from services.weights.coordination import Board
 from services.weights.nccl import NcclSender, _Source
 from services.weights.rounds import Epochs, Wish
 from tests import needs
@@ -45,7 +45,7 @@ def test_adapters_do_not_travel_by_it() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason=needs.GPUS)
 async def test_an_engine_samples_with_the_weights_that_were_sent(redis_url: str, run_name: str, tmp_path: Path) -> None:
     """The engine on the first GPU, the publisher on the second."""
-    from actors.engine_process import EngineProcess
+    from actors.engine.process import EngineProcess
 
     models = [make_model(seed, tied=True) for seed in (1, 2)]
     engine = EngineProcess(

@@ -1,0 +1,295 @@
+"""An inference engine in a process of its own, as an actor holds it.
+
+The episodes of an actor are a third of a millisecond of Python a request: beside the engine, under one interpreter
+lock, they would stop it for that long. So the engine has a process (`server.py`) and this end only asks.
+
+Invariants
+- What is sent are plain data in msgpack (`messages.py`) over a pair of sockets that nobody else can reach.
+- Weights go through a file in memory that only this process and its children can open.
+- A process that ends, or cannot load a version, fails every request, now and from then on. Callers set the time limits
+  of loading and sampling; who is cancelled while it loads ends the process, since nobody knows its version any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from actors.engine.interface import EngineFailed, EngineStats, InferenceEngine, Sample
+from actors.engine.messages import Answer, Messages, Request, pack
+from actors.engine.vllm import engine_environment
+from actors.engine.weight_transfer import init_facts, update_facts
+from actors.prompts import load_tokenizer
+from actors.tokens import decode_response
+from services.config.tree import ModelConfig, RolloutConfig
+from services.errors import first_line
+from services.model_folder import check_model_folder, read_weights
+from services.schemas import VersionSpan
+from services.weights import TransferLost
+from services.weights.adapter import is_adapter, merged
+
+if TYPE_CHECKING:
+    import torch
+
+    from services.weights.collective import Incoming
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 1800.0
+STOP_TIMEOUT_S = 3.0
+RECEIVE_BYTES = 2**18
+
+
+class EngineProcess(InferenceEngine):
+    """A vLLM engine with continuous batching. Not reusable after `stop`.
+
+    The kernel ends the process when the *thread* that called `start` exits.
+    """
+
+    def __init__(self, model: ModelConfig, rollout: RolloutConfig, seed: int = 0) -> None:
+        self._model = model
+        self._rollout = rollout
+        self._seed = seed
+        self._base: dict[str, torch.Tensor] | None = None
+        self._tokenizer: Any = None
+        self._version = 0
+        self._stats = EngineStats()
+        self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
+        self._ids = itertools.count()
+        self._waiting: dict[int, asyncio.Future[Sample]] = {}
+        self._asked: deque[asyncio.Future[None]] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine's process, once it has been started."""
+        return self._process.pid if self._process else None
+
+    def stats(self) -> EngineStats:
+        return replace(self._stats, running=len(self._waiting))
+
+    async def start(self) -> None:
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        await self._starting
+
+    async def _start(self) -> None:
+        check_model_folder(self._model.path)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = _launch(theirs)
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        self._failure = None
+        self._listening = asyncio.create_task(self._listen(reader))
+        told = self._model.model_dump_json(), self._rollout.model_dump_json(), self._seed
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._put("start", *told, logging.getLogger().getEffectiveLevel())
+            self._tokenizer = await asyncio.to_thread(load_tokenizer, self._model.path)
+        except TimeoutError:
+            await self.stop()
+            raise EngineFailed(f"vLLM has not started within {START_TIMEOUT_S:g} s with {self._model.path}") from None
+        except EngineFailed as error:
+            await self.stop()
+            raise EngineFailed(f"vLLM cannot start with {self._model.path}: {error}") from error
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+        self._require_working()
+        context = self._model.max_prompt_tokens + self._model.max_response_tokens
+        if not 0 < len(prompt_ids) <= context - max_tokens:
+            raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} to sample do not fit {context} tokens")
+        request = Request(next(self._ids), list(prompt_ids), temperature, max_tokens, seed)
+        future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = future
+        try:
+            self._send("generate", *request)
+            return await future
+        except asyncio.CancelledError:
+            if self._failure is None:
+                self._send("drop", request.id)
+            raise
+        finally:
+            del self._waiting[request.id]
+
+    async def load_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._require_working()
+        with self._loading(version):
+            memory = await asyncio.to_thread(_to_memory_file, await asyncio.to_thread(self._whole, tensors))
+            try:
+                await self._put("load", version, {"path": f"/proc/{os.getpid()}/fd/{memory}"})
+            finally:
+                os.close(memory)
+        self._version = version
+
+    async def receive_weights(self, incoming: Incoming) -> None:
+        self._require_working()
+        version = incoming.version.version
+        with self._loading(version):
+            await self._put("receive", version, init_facts(incoming), update_facts(incoming))
+        self._version = version
+
+    @contextlib.contextmanager
+    def _loading(self, version: int) -> Iterator[None]:
+        """Whoever is interrupted in here, or fails, leaves an engine of which nobody knows with what it samples."""
+        try:
+            yield
+        except TransferLost:
+            raise
+        except BaseException as error:
+            reason = f"vLLM cannot load version {version}: {first_line(error)}"
+            self._fail(reason)
+            if isinstance(error, Exception):
+                logger.error("%s", reason)
+                raise EngineFailed(reason) from error
+            raise
+
+    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The model that a version stands for: adapters are added to the weights that the run began with."""
+        if not is_adapter(tensors):
+            return tensors
+        if self._base is None:
+            self._base = read_weights(self._model.path)
+        return merged(tensors, self._base)
+
+    async def stop(self) -> None:
+        listening, self._listening = self._listening, None
+        if listening is None or self._process is None or self._writer is None:
+            return
+        if self._failure is None:
+            self._send("stop")
+            self._refuse_all("the engine has been stopped")
+        await asyncio.wait([listening], timeout=STOP_TIMEOUT_S)
+        self._process.kill()
+        await listening
+        self._writer.close()
+
+    def _require_working(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _send(self, kind: str, *members: object) -> None:
+        assert self._writer is not None
+        self._writer.write(pack(kind, *members))
+
+    def _put(self, kind: str, *members: object) -> asyncio.Future[None]:
+        """Ask what is answered in turn; the answer."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.append(answer)
+        self._send(kind, *members)
+        return answer
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Hear what the process says until it has ended."""
+        assert self._process is not None
+        messages = Messages()
+        try:
+            while data := await reader.read(RECEIVE_BYTES):
+                for kind, *members in messages.of(data):
+                    self._hear(kind, members)
+        except ConnectionError:
+            pass
+        except Exception as error:  # nobody would hear the answers any more, and everybody wait
+            logger.exception("what the engine says cannot be understood")
+            self._fail(f"what the engine says cannot be understood: {first_line(error)}")
+        code = await asyncio.to_thread(_end, self._process)
+        if self._failure is None:
+            self._fail(f"vLLM's process ended (code {code})")
+
+    def _hear(self, kind: str, members: list[Any]) -> None:
+        match kind:
+            case "answers":
+                for answer in members[0]:
+                    self._deliver(Answer(*answer))
+                self._stats = EngineStats(*members[1])
+            case "refused":
+                request, reason = members
+                _settle(self._waiting.get(request), ValueError(reason))
+            case "done":
+                self._stats = EngineStats(*members[0])
+                _settle(self._asked.popleft(), None)
+            case "failed":
+                lost, reason = members
+                _settle(self._asked.popleft(), TransferLost(reason) if lost else EngineFailed(reason))
+            case "broken":
+                self._fail(members[0])
+
+    def _deliver(self, answer: Answer) -> None:
+        sample = Sample(
+            token_ids=answer.token_ids,
+            logprobs=answer.logprobs,
+            versions=tuple(VersionSpan(version, tokens) for version, tokens in answer.versions),
+            text=decode_response(self._tokenizer, answer.token_ids, answer.finished),
+            finished=answer.finished,
+        )
+        _settle(self._waiting.get(answer.id), sample)
+
+    def _fail(self, reason: str) -> None:
+        self._refuse_all(reason)
+        assert self._process is not None
+        self._process.kill()
+
+    def _refuse_all(self, reason: str) -> None:
+        self._failure = EngineFailed(reason)
+        futures: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._asked]
+        for future in futures:
+            _settle(future, EngineFailed(reason))
+
+
+def _launch(link: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "actors.engine.server", str(link.fileno()), str(os.getpid())],
+        pass_fds=[link.fileno()],
+        env=os.environ | engine_environment(),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # the terminal's Ctrl-C is for the parent, which stops it
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; it has closed its end of the link and is on its way out."""
+    try:
+        return process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _settle(future: asyncio.Future[Any] | None, outcome: object) -> None:
+    """Who has been cancelled does not wait any more."""
+    if future is None or future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _to_memory_file(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Descriptor of an anonymous file in memory: workers of this node can map it, and it ends with this process."""
+    from safetensors.torch import save
+
+    payload = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+    memory = os.memfd_create("anchorage-weights")
+    with open(memory, "wb", closefd=False) as file:
+        file.write(payload)
+    return memory

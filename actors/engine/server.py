@@ -1,0 +1,143 @@
+"""The process of one engine: `python -m actors.engine.server DESCRIPTOR PARENT`, started by `engine/process.py`.
+
+One thread does everything: before a step it takes what has come through the socket, after it it sends what has ended;
+an idle engine waits at the socket. So nothing competes with a step for the interpreter's lock.
+
+Invariants
+- It ends when its parent does, however that ends: the kernel kills it, or the socket has an end.
+- A failure of vLLM's is told, then the process ends: nothing is sampled with weights of an unknown version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
+
+from actors.engine.messages import Messages, Request, pack
+from actors.engine.vllm import VllmCore
+from services.config.tree import ModelConfig, RolloutConfig
+from services.errors import first_line
+from services.weights import TransferLost
+
+logger = logging.getLogger(__name__)
+
+RECEIVE_BYTES = 2**20
+TELL_S = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+class EngineServer:
+    """Serves one engine to the other end of `link`; `serve` once."""
+
+    def __init__(self, link: socket.socket) -> None:
+        link.set_inheritable(False)  # workers that outlive this process must not keep its end open
+        self._link = link
+        self._messages = Messages()
+        self._core: VllmCore | None = None
+        self._told = 0.0
+
+    def serve(self) -> None:
+        """Until `stop`, the end of the link, or a failure."""
+        while self._take():
+            if self._core is not None and self._core.busy and not self._step(self._core):
+                return
+
+    def _take(self) -> bool:
+        """Do what has been asked, and wait for it where there is nothing else to do. False: it is over."""
+        waits = self._core is None or not self._core.busy
+        while True:
+            try:
+                data = self._link.recv(RECEIVE_BYTES, 0 if waits else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            for kind, *members in self._messages.of(data):
+                if not self._do(kind, members):
+                    return False
+            waits = False
+
+    def _do(self, kind: str, members: list[Any]) -> bool:
+        core = self._core
+        if kind == "start":
+            return self._answered(self._start, members)
+        assert core is not None, f"{kind} before start"
+        match kind:
+            case "generate":
+                self._generate(core, Request(*members))
+            case "drop":
+                core.drop(*members)
+            case "load":
+                return self._answered(core.load, members)
+            case "receive":
+                return self._answered(core.receive, members)
+            case "stop":
+                core.stop()
+                return False
+        return True
+
+    def _start(self, model: str, rollout: str, seed: int, log_level: int) -> None:
+        logging.basicConfig(level=log_level)
+        core = VllmCore(ModelConfig.model_validate_json(model), RolloutConfig.model_validate_json(rollout), seed)
+        core.start()
+        self._core = core
+
+    def _generate(self, core: VllmCore, request: Request) -> None:
+        try:
+            core.add(request)
+        except ValueError as error:
+            self._send("refused", request.id, str(error))
+
+    def _answered(self, function: Callable[..., None], members: list[Any]) -> bool:
+        try:
+            function(*members)
+        except Exception as error:
+            lost = isinstance(error, TransferLost)
+            if not lost:
+                logger.exception("vLLM failed")
+            self._send("failed", lost, first_line(error))
+            return lost
+        self._send("done", self._stats())
+        return True
+
+    def _step(self, core: VllmCore) -> bool:
+        try:
+            answers = core.step()
+        except Exception as error:
+            logger.exception("vLLM stopped working")
+            self._send("broken", f"vLLM stopped working: {first_line(error)}")
+            return False
+        now = time.monotonic()
+        if answers or now - self._told > TELL_S:
+            self._told = now
+            self._send("answers", answers, self._stats())
+        return True
+
+    def _stats(self) -> tuple[Any, ...]:
+        assert self._core is not None
+        return astuple(self._core.stats())
+
+    def _send(self, kind: str, *members: object) -> None:
+        self._link.sendall(pack(kind, *members))
+
+
+def main() -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+    descriptor, parent = map(int, sys.argv[1:])
+    if os.getppid() != parent:
+        sys.exit("the parent process is gone")
+    with socket.socket(fileno=descriptor) as link:
+        EngineServer(link).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The adapter to vLLM: the only file that knows it, but for `weight_transfer.py`, the workers' end of an update.
+
+It is all synchronous: requests are added, weights are changed and versions are labelled between two steps, never
+during one. Who runs it (`server.py`) gives it a process of its own, since beside the episodes of an actor it
+would share one interpreter lock with them. vLLM is imported when an engine starts, not with this module.
+
+Invariants
+- Weights change by vLLM's weight-update protocol only: pause with requests kept, start / update / finish, reset of the
+  prefix cache, version label, resume. The layerwise reload in start and finish repacks every linear layer; writing into
+  the parameters alone would leave the CPU kernels, which read packed copies, on the old weights without an error.
+- The reset recomputes the cache of running requests too: each token is sampled wholly under the version in its span.
+- Async scheduling is off: a batch launched before an update would be labelled with the version after it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from actors.engine.interface import EngineStats
+from actors.engine.messages import Answer, Request
+from actors.engine.weight_transfer import BACKEND, register_weight_transfer
+from services.config.tree import ModelConfig, RolloutConfig
+from services.errors import first_line
+from services.weights import TransferLost
+
+CPU_BLOCK_TOKENS = 32
+CPU_BATCH_TOKENS = 2048
+MOST_SEQUENCES = CPU_BATCH_TOKENS
+"""Sequences that vLLM runs at the same time, others wait: it wants no more of them than tokens in a batch."""
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's attention on CPU is compiled for; a test compares it with the vLLM that is installed."""
+
+
+def engine_environment() -> dict[str, str]:
+    """Environment variables an engine's process needs before torch and vLLM are imported."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        # On a CPU a kernel is made for each number of tokens in a batch: kept without bound they take 500 MiB more.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+
+
+class VllmCore:
+    """One vLLM engine with continuous batching, for one caller. Not reusable after `stop`.
+
+    `engine`: vLLM's own, once started.
+    """
+
+    def __init__(self, model: ModelConfig, rollout: RolloutConfig, seed: int = 0) -> None:
+        self._model = model
+        self._rollout = rollout
+        self._seed = seed
+        self._stats = EngineStats()
+        self.engine: Any = None
+        self.busy = False
+
+    def stats(self) -> EngineStats:
+        """Counters; who asked knows how many requests are running."""
+        return self._stats
+
+    def start(self) -> None:
+        """Load the model, in a process begun with `engine_environment`. What vLLM raises goes on to the caller."""
+        import torch._dynamo
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        # It warns of every layer without parameters on every update; missing parameters are an error here anyway.
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+        register_weight_transfer()
+        cpu = current_platform.is_cpu()
+        if cpu:
+            # Small functions of its sampler would be compiled, for which the machine needs a C++ compiler.
+            torch._dynamo.config.disable = True
+        context = self._model.max_prompt_tokens + self._model.max_response_tokens
+        arguments = EngineArgs(
+            model=str(self._model.path),
+            dtype=self._model.dtype,
+            seed=self._seed,
+            max_model_len=context,
+            max_num_seqs=min(self._rollout.episodes_in_flight, MOST_SEQUENCES),
+            tensor_parallel_size=self._rollout.tensor_parallel,
+            gpu_memory_utilization=self._rollout.gpu_memory_utilization,
+            kv_cache_memory_bytes=self._rollout.kv_cache_mib * 2**20 if cpu else None,
+            enforce_eager=cpu,
+            # Chunks of a seeded request's prefill end vLLM on the CPU: it rewinds a generator without an offset.
+            enable_chunked_prefill=not cpu,
+            max_num_batched_tokens=max(CPU_BATCH_TOKENS, context) if cpu else None,
+            enable_prefix_caching=True,
+            # Whole blocks are cached: with the CPU's 128 tokens most of a step's prefill would be done again.
+            block_size=CPU_BLOCK_TOKENS if cpu else None,
+            async_scheduling=False,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",
+            disable_log_stats=True,
+            weight_transfer_config={"backend": BACKEND},
+        )
+        if cpu:
+            _fit_to_cpu(arguments)
+        self.engine = LLMEngine.from_engine_args(arguments)
+        self.engine.set_weight_version("0")
+
+    def add(self, request: Request) -> None:
+        """Begin a request with the next step.
+
+        Raises:
+            ValueError: vLLM refuses it.
+        """
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        try:
+            params = SamplingParams(
+                temperature=request.temperature,
+                top_p=1.0,
+                top_k=0,
+                seed=request.seed,
+                max_tokens=request.max_tokens,
+                logprobs=0,
+                flat_logprobs=True,
+                skip_clone=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self.engine.add_request(str(request.id), tokens_input(request.prompt_ids), params)
+        except Exception as error:
+            raise ValueError(f"vLLM refuses the request: {first_line(error)}") from error
+        self.busy = True
+
+    def drop(self, request: int) -> None:
+        """Forget a request, if it is there."""
+        self.engine.abort_request([str(request)])
+        self.busy = self.engine.has_unfinished_requests()
+
+    def step(self) -> list[Answer]:
+        """One step of all that runs; the responses that ended with it. `busy`: there is more to do."""
+        ended = [self._answer(output) for output in self.engine.step() if output.finished]
+        kv_use = self.engine.engine_core.engine_core.scheduler.get_kv_cache_usage()
+        self._stats = replace(self._stats, kv_use=kv_use)
+        self.busy = self.engine.has_unfinished_requests()
+        return ended
+
+    def _answer(self, output: Any) -> Answer:
+        completion = output.outputs[0]
+        token_ids = list(completion.token_ids)
+        self._stats = replace(
+            self._stats,
+            responses=self._stats.responses + 1,
+            response_tokens=self._stats.response_tokens + len(token_ids),
+            prompt_tokens=self._stats.prompt_tokens + len(output.prompt_token_ids),
+            cached_tokens=self._stats.cached_tokens + (output.num_cached_tokens or 0),
+        )
+        return Answer(
+            id=int(output.request_id),
+            token_ids=token_ids,
+            logprobs=completion.logprobs.logprobs,
+            versions=[(int(span.version), span.end - span.start) for span in completion.weight_versions],
+            finished=completion.finish_reason == "stop",
+        )
+
+    def receive(self, version: int, init: Mapping[str, Any], update: Mapping[str, Any]) -> None:
+        """Join a collective transfer (`weight_transfer.init_facts` and `update_facts`), then as `load`.
+
+        Raises:
+            TransferLost: it did not begin; nothing has changed.
+        """
+        try:
+            self._ask_workers("init_weight_transfer_engine", init_info=dict(init))
+        except Exception as error:  # it has crossed a process where there are several workers
+            raise TransferLost(f"the transfer of version {version} did not begin: {first_line(error)}") from error
+        self.load(version, update)
+
+    def load(self, version: int, update: Mapping[str, Any]) -> None:
+        """Go on with the weights that `update` tells of (`weight_transfer.UpdateInfo`), requests in flight kept."""
+        started = time.monotonic()
+        engine = self.engine
+        engine.sleep(level=0, mode="keep")
+        self._ask_workers("start_weight_update")
+        self._ask_workers("update_weights", update_info=dict(update))
+        self._ask_workers("finish_weight_update")
+        engine.reset_prefix_cache(reset_running_requests=True)
+        engine.set_weight_version(str(version))
+        engine.wake_up(tags=["scheduling"])
+        elapsed = time.monotonic() - started
+        self._stats = replace(
+            self._stats, updates=self._stats.updates + 1, update_seconds=self._stats.update_seconds + elapsed
+        )
+
+    def stop(self) -> None:
+        """Release the model."""
+        self.engine.engine_core.shutdown()
+        self.engine = None
+
+    def _ask_workers(self, method: str, **arguments: object) -> None:
+        self.engine.collective_rpc(method, kwargs=arguments)
+
+
+def _fit_to_cpu(arguments: Any) -> None:
+    """Adapt the arguments to what vLLM's CPU backend can do with this model.
+
+    Raises:
+        ValueError: it cannot run the model; found out here, since vLLM itself would only fail at the first request.
+    """
+    try:
+        model = arguments.create_model_config()
+    except Exception as error:
+        raise ValueError(f"vLLM cannot load this model: {_cause(arguments.model, error)}") from error
+    if model.is_hybrid or model.has_inner_state:
+        # A state cannot be cut off at a block: caching prefixes of it takes chunked prefill, which is off.
+        arguments.enable_prefix_caching = False
+        arguments.block_size = None
+    size = model.get_head_size()
+    if not (model.use_mla or model.is_attention_free) and size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        raise ValueError(f"attention heads of size {size}: vLLM on CPU can do {sizes}; take another model, or a GPU")
+
+
+def _cause(folder: str, error: Exception) -> str:
+    """Why vLLM refuses a model: where it only says that it could not import the model's code, what that raised."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    if "inspect" in str(error):
+        architectures = json.loads((Path(folder) / "config.json").read_text()).get("architectures") or []
+        for architecture in set(architectures) & ModelRegistry.models.keys():
+            try:
+                ModelRegistry.models[architecture].load_model_cls()
+            except Exception as reason:
+                return f"{architecture}: {first_line(reason)}"
+    return first_line(error)

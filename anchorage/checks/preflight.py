@@ -1,0 +1,233 @@
+"""What can be known to be wrong before anything starts: all problems at once, within seconds.
+
+A check takes a `Start` and yields its problems, one line each: what is wrong, with the value; then what to do. To add
+one, write such a function and name it in `CHECKS`.
+
+Invariants
+- Every check of `CHECKS` runs, whatever the others found. `LAST` waits for servers that may still be starting, so it
+  runs only where nothing else is wrong.
+- A check starts no process, leaves no file behind, and imports neither torch nor Ray nor vLLM. Each of its requests has
+  a timeout.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
+from anchorage.checks.tokenizer import tokenizer_problems
+from anchorage.cli.output import folder_problem, nearest_folder
+from anchorage.runs.environments import environment_class, info_of, make_data_known
+from services.config.tree import Config, EnvConfig
+from services.errors import (
+    EnvironmentUnavailable,
+    ModelUnavailable,
+    PreflightFailed,
+    RedisUnavailable,
+)
+from services.model_folder import check_model_folder, check_tokenizer, stored_parameters
+from services.run_folder import CHECKPOINTS_NAME
+from services.tasks import split_key, split_size, tasks_of_split
+from services.wandb_run import wandb_problem
+
+BYTES_PER_PARAMETER = 12
+"""Of the learner's part of a checkpoint: the float32 parameter and two moments."""
+RAY_PATIENCE_S = 20.0
+"""A Ray cluster that starts together with the run may need so long to accept connections."""
+CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is about to start.
+
+    Attributes:
+        config: the run's.
+        models: folders of the policies that will be served; none for baselines alone.
+        trains: it plays training tasks and writes checkpoints.
+        plays_panels: it plays evaluation panels.
+    """
+
+    config: Config
+    models: Sequence[Path] = ()
+    trains: bool = False
+    plays_panels: bool = False
+
+
+Check = Callable[[Start], Iterator[str]]
+
+
+def preflight(start: Start) -> None:
+    """Run every check.
+
+    Raises:
+        PreflightFailed: with one line for each problem.
+    """
+    for checks in (CHECKS, LAST):
+        problems = [problem for check in checks for problem in check(start)]
+        if problems:
+            raise PreflightFailed("\n".join(dict.fromkeys(problems)))
+
+
+def run_folder(start: Start) -> Iterator[str]:
+    """The run's folder, or the nearest folder above it that exists, must be writable."""
+    problem = folder_problem(start.config.run.folder)
+    if problem is not None:
+        yield f"cannot write the run's folder {start.config.run.folder}: {problem} (run.dir, run.name)"
+
+
+def outputs(start: Start) -> Iterator[str]:
+    """What is written outside the run's folder can be: the weights of a channel, the figures for Weights & Biases."""
+    config = start.config
+    folder = config.weights.directory
+    if start.models and config.weights.channel == "directory" and folder is not None:
+        problem = folder_problem(folder)
+        if problem is not None:
+            yield f"cannot write the weights to {folder}: {problem} (weights.directory)"
+    if start.trains and config.telemetry.wandb != "off":
+        problem = wandb_problem(config.telemetry.wandb)
+        if problem is not None:
+            yield problem
+
+
+def disk_space(start: Start) -> Iterator[str]:
+    """Room for the checkpoints that are kept, and for the one that is written before the oldest goes."""
+    if not start.trains:
+        return
+    config = start.config
+    try:
+        parameters = stored_parameters(config.model.path)
+    except ModelUnavailable:
+        return  # reported by `models`
+    trained = 0 if config.model.lora is not None else parameters
+    size = BYTES_PER_PARAMETER * trained + parameters * (2 if config.model.dtype == "bfloat16" else 4)
+    there = len([*(config.run.folder / CHECKPOINTS_NAME).glob("[0-9]*")])
+    needed = size * max(1, config.checkpoint.keep + 1 - there)
+    free = shutil.disk_usage(nearest_folder(config.run.folder)).free
+    if free < needed:
+        yield (
+            f"not enough disk space for checkpoints in {config.run.dir}: {free / 2**20:,.0f} MiB are free and "
+            f"{needed / 2**20:,.0f} MiB are needed; free some, lower checkpoint.keep, or move run.dir"
+        )
+
+
+def models(start: Start) -> Iterator[str]:
+    """Each model folder is complete, its tokenizer is its own, and vLLM and the configured lengths suit its shape."""
+    for folder in start.models:
+        try:
+            check_model_folder(folder)
+            check_tokenizer(folder)
+            stored_parameters(folder)
+        except ModelUnavailable as error:
+            yield str(error)
+            continue
+        yield from tokenizer_problems(folder)
+        yield from shape_problems(folder, start.config)
+
+
+def machine(start: Start) -> Iterator[str]:
+    """A cluster of the run's own has this machine's memory and devices. Of another cluster nothing is known here."""
+    config = start.config
+    if not start.models or os.environ.get("RAY_ADDRESS") or not engine_is_on_cpu():
+        return
+    if config.weights.channel == "nccl":
+        yield "weights.channel=nccl needs GPUs, and this machine's vLLM is for CPUs: use ray or directory"
+    asked = config.rollout.actors * config.rollout.kv_cache_mib * 2**20
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if asked > memory:
+        yield (
+            f"rollout.actors={config.rollout.actors} with rollout.kv_cache_mib={config.rollout.kv_cache_mib} take "
+            f"{asked / 2**20:,.0f} MiB, and the machine has {memory / 2**20:,.0f} MiB: lower one of them"
+        )
+
+
+def environments(start: Start) -> Iterator[str]:
+    """Each environment is known or reachable, and has the tasks that are asked for."""
+    sizes: dict[str, int] = {}
+    unknown = False
+    for env in start.config.environments:
+        try:
+            splits = environment_splits(env)
+        except EnvironmentUnavailable as error:
+            unknown = True
+            yield str(error)
+            continue
+        sizes |= {split_key(start.config, env.name, split): size for split, size in splits.items()}
+        if start.trains:
+            yield from _lacking(splits, env)
+    if not unknown and (start.plays_panels or start.config.evaluation.split is not None):
+        for split in start.config.evaluation.splits or (None,):
+            try:
+                tasks_of_split(start.config, sizes, split)
+            except EnvironmentUnavailable as error:
+                yield f"evaluation.split: {error}"
+
+
+def environment_splits(env: EnvConfig) -> dict[str, int]:
+    """Sizes of an environment's splits: its servers' word, or its class's where the run will start a server itself.
+
+    Raises:
+        EnvironmentUnavailable: no such environment, its data are missing, or a server does not respond.
+    """
+    if env.addresses:
+        return dict(info_of(env, env.addresses).splits)
+    make_data_known(env)
+    return dict(environment_class(env).splits())
+
+
+def redis(start: Start) -> Iterator[str]:
+    """A Redis that is configured responds within `buffer.reconnect_s`."""
+    from services.buffer.connection import Connection
+
+    url = start.config.buffer.redis_url or os.environ.get("REDIS_URL")
+    if not url:
+        return
+    try:
+        connection = Connection(url, start.config.buffer)
+        try:
+            connection.call(connection.client.ping)
+        finally:
+            connection.close()
+    except RedisUnavailable as error:
+        yield str(error)
+
+
+def ray_cluster(start: Start) -> Iterator[str]:
+    """A Ray cluster that `$RAY_ADDRESS` names accepts connections; Ray would retry for minutes without a line."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not start.models or address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        yield f"RAY_ADDRESS={address} is not the address of a Ray cluster: use host:6379 or auto, or unset it"
+        return
+    deadline = time.monotonic() + RAY_PATIENCE_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                yield (
+                    f"no Ray cluster at RAY_ADDRESS={address}: {error.strerror or error}; start it, or unset "
+                    "RAY_ADDRESS for a cluster of the run's own"
+                )
+                return
+        time.sleep(1)
+
+
+CHECKS: tuple[Check, ...] = (run_folder, outputs, models, disk_space, machine, environments)
+LAST: tuple[Check, ...] = (redis, ray_cluster)
+
+
+def _lacking(splits: dict[str, int], env: EnvConfig) -> Iterator[str]:
+    try:
+        split_size(splits, env.split, env.name)
+    except EnvironmentUnavailable as error:
+        yield f"env.split: {error}"

@@ -1,0 +1,263 @@
+"""The `anchorage` command. Every mistake of the user's is one line on standard error, with a non-zero exit code.
+
+Exit codes: 0 done, 1 it failed, 2 wrong arguments or configuration, 130 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from anchorage.cli import buffer, model, pool
+from anchorage.cli.output import literal_console, require_writable
+from anchorage.runs.resume import Resume
+from services.config import Config, ConfigError, load_config
+from services.config.masking import masked
+from services.errors import AnchorageError
+from services.run_folder import run_config
+from services.telemetry import setup_logging
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+env_app = typer.Typer(no_args_is_help=True, help="Environment servers.")
+app.add_typer(env_app, name="env")
+app.add_typer(model.app, name="model")
+app.add_typer(buffer.app, name="buffer")
+app.add_typer(pool.app, name="pool")
+console = literal_console()
+
+Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: the first policy's own.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in learner.updates=50 algorithm=grpo.")]
+
+
+class _TrainCommand(TyperCommand):
+    """`--resume` may stand alone, which Typer's options cannot: it means `--resume=yes`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--resume=yes" if argument == "--resume" else argument for argument in args])
+
+
+@app.command(cls=_TrainCommand)
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), as in configs/.")],
+    overrides: Overrides = None,
+    resume: Annotated[
+        Resume,
+        typer.Option(
+            metavar="[=auto]",
+            show_default=False,
+            help="Resume the run from its newest checkpoint. With `=auto`: start it where it does not exist.",
+        ),
+    ] = Resume.NO,
+) -> None:
+    """Train a policy. Example: anchorage train configs/demo.yaml learner.updates=20 run.name=first"""
+    from anchorage.runs.training import run_training
+
+    config = _configure(recipe, overrides)
+    _exit_if_stopped(run_training(config, resume=resume, console=console))
+
+
+@app.command("eval")
+def evaluate(
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Hugging Face folder, run's or checkpoint's, `random` or `expert`; may be repeated. None: model.path."
+        ),
+    ] = None,
+    env: Annotated[str | None, typer.Option(help="Environment to play; of several, the one to choose.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Short for evaluation.split; several: [valid_seen, valid_unseen].")
+    ] = None,
+    episodes: Annotated[int | None, typer.Option(help="Of a panel; short for evaluation.episodes.")] = None,
+    panels: Annotated[int | None, typer.Option(help="Of different tasks; short for evaluation.panels.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Episodes of each task; short for evaluation.seeds.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Short for evaluation.temperature.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table there.")] = None,
+) -> None:
+    """Evaluate policies. Example: anchorage eval configs/demo.yaml --policy models/starter --policy random"""
+    from anchorage.cli.evaluate import evaluation_config, run_evaluation
+
+    short: dict[str, object] = {"split": split, "episodes": episodes, "panels": panels, "seeds": seeds}
+    short |= {"temperature": temperature}
+    given = [*(overrides or ()), *(f"evaluation.{key}={value}" for key, value in short.items() if value is not None)]
+    config = evaluation_config(recipe, given, policy or (), env)
+    setup_logging(config.telemetry.log_level)
+    _exit_if_stopped(
+        run_evaluation(config, policy or (), json_file=json_file, markdown_file=markdown_file, console=console)
+    )
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """See the whole system at work on this machine. Example: anchorage demo algorithm=grpo"""
+    from anchorage.cli.demo import default_recipe, run_demo
+
+    config = _configure(default_recipe(), overrides)
+    _exit_if_stopped(run_demo(config, console=console))
+
+
+@app.command()
+def warmstart(
+    out: Annotated[Path, typer.Argument(help="Folder to write the policy to.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")] = Path("configs/starter.yaml"),
+    overrides: Overrides = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Go on from this folder, which earlier phases have written.")
+    ] = None,
+    first_phase: Annotated[int, typer.Option(min=1, help="Number of the first phase to do.")] = 1,
+) -> None:
+    """Make a starter policy from scripted play. Example: anchorage warmstart models/mine configs/starter.yaml"""
+    from anchorage.cli.progress import bar
+    from anchorage.runs.warmstart import make_starter
+
+    config = _configure(recipe, overrides)
+    total = sum(phase.tokens for phase in config.warmstart.phases[first_phase - 1 :])
+    with bar(console, "warm start", total, "tokens") as tell:
+        result = make_starter(
+            config, out, lambda done, loss: tell(min(done, total), f"loss {loss:.3f}"), start, first_phase
+        )
+    console.print_json(data=result["phases"])
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run's folder (its newest checkpoint), or a checkpoint's.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
+    best: Annotated[bool, typer.Option(help="The run's best policy by its evaluations, not the newest.")] = False,
+) -> None:
+    """Write a policy as a Hugging Face folder that vLLM serves. Example: anchorage export runs/demo models/mine"""
+    from anchorage.cli.export import export as copy_policy
+
+    typer.echo(f"{copy_policy(source, out, best=best)} → {out}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    picture: Annotated[Path | None, typer.Option(help="Draw the curves of all of them into this PNG file.")] = None,
+) -> None:
+    """Write each run's tables and curves as HTML. Example: anchorage report runs/gigpo runs/grpo --picture a.png"""
+    from anchorage.cli import report as report_page
+
+    configs = {run: run_config(run) for run in runs}
+    require_writable(*(run / report_page.PAGE_NAME for run in runs), picture)
+    for run, config in configs.items():
+        typer.echo(report_page.write(run, config))
+    if picture is not None:
+        report_page.write_picture(runs, picture)
+        typer.echo(picture)
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How a run stands. Example: anchorage status runs/demo"""
+    from anchorage.cli.status import print_status
+
+    print_status(run, as_json=as_json, console=console)
+
+
+@app.command()
+def control(
+    runs: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback tokens are required.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8080,
+    ready_file: Annotated[Path | None, typer.Option(help="File that gets the URL once it listens.")] = None,
+    requests_per_minute: Annotated[int, typer.Option(min=1, help="Most requests of one client's address.")] = 1200,
+) -> None:
+    """Serve the dashboard and the control plane. Example: anchorage control runs --port 8080
+
+    Tokens come from ANCHORAGE_CONTROL_READ_TOKEN and ANCHORAGE_CONTROL_ADMIN_TOKEN, or from the files that these names
+    with _FILE at their end name.
+    """
+    from anchorage.cli.control import run_control
+
+    setup_logging("INFO")
+    run_control(
+        runs,
+        host=host,
+        port=port,
+        ready_file=ready_file,
+        requests_per_minute=requests_per_minute,
+        console=console,
+    )
+
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@env_app.command("serve", context_settings=PASS_ON)
+def serve(context: typer.Context) -> None:
+    """Serve an environment. Example: anchorage env serve alfworld --port 8001 --workers 4"""
+    from env_servers.__main__ import main as serve_main
+
+    raise typer.Exit(serve_main(context.args, "anchorage env serve"))
+
+
+@env_app.command("check", context_settings=PASS_ON)
+def check(context: typer.Context) -> None:
+    """Say whether a server is fit for training. Example: anchorage env check http://127.0.0.1:8001"""
+    from env_servers.conformance.__main__ import main as check_main
+
+    raise typer.Exit(check_main(context.args, "anchorage env check"))
+
+
+@env_app.command("new", context_settings=PASS_ON)
+def new(context: typer.Context) -> None:
+    """Start a new environment from a template that works. Example: anchorage env new rock_paper"""
+    from env_servers.scaffold.__main__ import main as new_main
+
+    raise typer.Exit(new_main(context.args, "anchorage env new"))
+
+
+def _configure(recipe: Path | None, overrides: list[str] | None) -> Config:
+    config = load_config(recipe, overrides or ())
+    setup_logging(config.telemetry.log_level)
+    return config
+
+
+def _exit_if_stopped(finished: bool) -> None:
+    if not finished:
+        raise typer.Exit(130)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script. Raises SystemExit where the exit code is not 0."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading a model: standard error is for messages
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except typer.TyperException as error:  # wrong arguments; empty where it has printed the help
+        _fail(" ".join(error.format_message().replace("Value error, ", "").split()), 2)
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except AnchorageError as error:
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}", 1)
+    if code:
+        sys.exit(code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.writelines(f"anchorage: {masked(line)}\n" for line in message.splitlines())
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

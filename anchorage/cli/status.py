@@ -1,0 +1,71 @@
+"""`anchorage status`: how a run stands, from its folder and its Redis, as a few lines or as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from services.control import run_views as answers
+from services.control.runs import Run, Runs
+from services.errors import NoSuchRun
+from services.run_folder import run_config
+
+
+def print_status(folder: Path, *, as_json: bool, console: Console) -> None:
+    """Print how the run in `folder` stands.
+
+    Raises:
+        NoSuchRun: the folder holds no run. ConfigError: its configuration is damaged.
+    """
+    folder = folder.resolve()
+    run_config(folder)
+    runs = Runs(folder.parent)
+    try:
+        run = runs.find(folder.name)
+        if run is None:
+            raise NoSuchRun(f"no run in {folder}: {folder.name!r} is not the name of a run")
+        facts = collect(run)
+    finally:
+        runs.close()
+    if as_json:
+        console.print_json(data=facts)
+    else:
+        _print(facts, console)
+
+
+def collect(run: Run) -> dict[str, Any]:
+    """Everything that `status` tells, JSON-able."""
+    checkpoints = run.checkpoints()
+    return {
+        "run": run.view().model_dump(),
+        "actors": answers.actors(run).model_dump(exclude={"actors": {"__all__": {"facts"}}}),
+        "buffer": answers.buffer(run).model_dump(),
+        "checkpoints": [checkpoint.version for checkpoint in checkpoints],
+        "waiting_commands": [c.action for c in answers.commands(run).commands if c.answer is None],
+    }
+
+
+def _print(facts: dict[str, Any], console: Console) -> None:
+    run, buffer, actors = facts["run"], facts["buffer"], facts["actors"]["actors"]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("run", f"{run['name']} ({run['algorithm']} on {run['env']})")
+    table.add_row("state", f"{run['state']}; {run['note']}")
+    table.add_row("updates", f"{run['update']} of {run['updates']}")
+    table.add_row("success", f"{_percent(run['success'])} in training, {_percent(run['evaluation'])} in evaluation")
+    table.add_row("checkpoints", ", ".join(map(str, facts["checkpoints"])) or "none")
+    if run["live"]:
+        mib = buffer["trajectory_bytes"] / 2**20
+        table.add_row("tickets", f"{buffer['queued']} queued, {buffer['leased']} leased; {mib:.1f} MiB of trajectories")
+        for actor in actors:
+            playing = f"version {actor['version']}, {actor['episodes']} episodes, {actor['tokens_per_s']} tokens/s"
+            table.add_row(actor["name"], f"{actor['state']}: {playing}, heard {actor['heard_s']:.0f} s ago")
+        if facts["waiting_commands"]:
+            table.add_row("asked for", ", ".join(facts["waiting_commands"]))
+    console.print(table, highlight=False)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,346 @@
+"""Everything a run needs around the learner, started in order, stopped in reverse: Redis, environment, Ray, pool.
+
+Invariants
+- What this process started it also ends, whatever the reason it ends for; what it was only pointed at it leaves alone.
+- Redis keeps its data in the run's folder, so a run that was killed finds its tickets and trajectories again.
+- The run owns its name in Redis before anything but Redis is started, and stops when it loses it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from anchorage.runs.environments import TOKEN_VARIABLE, info_of, make_data_known, serve
+from anchorage.runs.supervisor import Keeper
+from services.buffer import Buffer
+from services.buffer.owner import Owner, Ownership, take
+from services.config.load import dump_config, shown_config
+from services.config.tree import Config, EnvConfig
+from services.errors import AnchorageError, RayUnavailable, RedisUnsuitable, RunBusy, RunStalled, first_line
+from services.run_folder import CONFIG_NAME, REDIS_NAME, lineage
+from services.tasks import split_key
+from services.weights import WeightChannel, open_channel
+
+if TYPE_CHECKING:
+    from env_servers.launch import ServerProcess
+    from services.redis_server import EmbeddedRedis
+
+NAMESPACE = "anchorage"
+STOP_TIMEOUT_S = 30.0
+CHECK_EVERY_S = 2.0
+WATCH_EVERY_S = 10.0
+OBJECT_STORE_BYTES = 256 * 2**20
+MOST_ACTORS = 64
+"""Places for rollout actors in a cluster of the run's own: `anchorage pool scale` may ask for so many."""
+
+
+log = logging.getLogger(__name__)
+
+
+class Stack:
+    """The running parts of one run. Use as a context manager, from the main thread."""
+
+    buffer: Buffer
+    channel: WeightChannel
+    splits: Mapping[str, int]
+    """Split sizes, by split; in a run of several environments by `environment/split`."""
+    env_engine: str
+    env_source: str
+
+    def __init__(self, config: Config, announce: Callable[[str], None] = log.info, *, resume: bool = False) -> None:
+        """`resume`: what an earlier process left in Redis for the run in this folder is used."""
+        self.config = config
+        self._announce = announce
+        self._resume = resume
+        self._exit = ExitStack()
+        self._redis: EmbeddedRedis | None = None
+        self._servers: dict[str, ServerProcess] = {}
+        self._checked = 0.0
+        self._watched = 0.0
+        self._eviction: str | None = None
+
+    def __enter__(self) -> Stack:
+        with ExitStack() as opened:
+            self._exit = opened
+            self._open()
+            self._exit = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def _open(self) -> None:
+        config, folder = self.config, self.config.run.folder
+        self._exit.enter_context(locked(folder))
+        keeper = Keeper([self._restart_redis, self._restart_environments, self._watch_redis])
+        self._exit.callback(keeper.end)
+        redis_url = self._start_redis(folder)
+        self.buffer = Buffer.connect(
+            redis_url,
+            config.run.name,
+            config.buffer,
+            max_attempts=config.rollout.max_attempts,
+            fewest_members=config.rollout.fewest_members,
+        )
+        self._exit.callback(self.buffer.close)
+        if self._redis is None:
+            for line in self.buffer.check_server():
+                log.warning("%s", line)
+        owner = self._own_name(folder)
+        _write_config(folder / CONFIG_NAME, config)
+        env_urls = self._start_environments(folder)
+        keeper.start()
+        self._exit.callback(keeper.rest)
+        self._start_ray()
+        self.channel = open_channel(config.weights, config.run.name, folder, redis_url=redis_url)
+        self._exit.callback(self.channel.close)
+        self._exit.callback(self._close_weights)
+        self.channel.latest()  # what the channel keeps its weights in is made here, not on a node that may leave
+        self.buffer.set_manifest(config.model_dump_json())
+        self.buffer.set_state("running")
+        self._start_pool(redis_url, env_urls, owner)
+
+    def _own_name(self, folder: Path) -> Owner:
+        """Own the run's name in Redis until the stack is closed. RunTaken while another process does."""
+        config = self.config
+        found = lineage(folder, resume=self._resume)
+        lease_s, alone = config.buffer.owner_lease_s, self._redis is not None
+        owner = take(self.buffer, config.run.name, found, lease_s, alone=alone, waiting=self._announce)
+        self.buffer.own(owner)
+        self._ownership = Ownership(self.buffer, config.buffer.owner_lease_s)
+        self._exit.callback(self._ownership.release)
+        self.buffer.check()
+        for stream, group in self.buffer.mend():
+            log.warning("the data of group %s/%d in Redis are damaged; it is played again", stream, group)
+        return owner
+
+    def _close_weights(self) -> None:
+        if not self._ownership.lost:  # else they are the next owner's by now
+            self.channel.close_run()
+
+    def _start_redis(self, folder: Path) -> str:
+        from services.redis_server import EmbeddedRedis
+
+        url = self.config.buffer.redis_url or os.environ.get("REDIS_URL")
+        if url:
+            return url
+        self._announce("starting redis")
+        self._redis = self._exit.enter_context(EmbeddedRedis(folder / REDIS_NAME))
+        return self._redis.url
+
+    def _start_environments(self, folder: Path) -> dict[str, tuple[str, ...]]:
+        """Addresses by environment. Starts a server for each environment that has none."""
+        self._exit.callback(self._stop_environments)
+        urls = {env.name: env.addresses or (self._start_server(env, folder),) for env in self.config.environments}
+        infos = {env.name: info_of(env, urls[env.name]) for env in self.config.environments}
+        self.splits = {
+            split_key(self.config, name, split): size
+            for name, info in infos.items()
+            for split, size in info.splits.items()
+        }
+        first = infos[self.config.environments[0].name]
+        self.env_engine, self.env_source = first.engine, first.source
+        return urls
+
+    def _start_server(self, env: EnvConfig, folder: Path) -> str:
+        make_data_known(env)
+        self._announce(f"starting the {env.name} server")
+        self._servers[env.name] = serve(env, folder, port=0)
+        return self._servers[env.name].url
+
+    def _restart_redis(self) -> None:
+        if self._redis is not None:
+            self._redis.ensure_running()
+
+    def _watch_redis(self) -> None:
+        """Somebody else's Redis may be told to evict while the run goes on."""
+        now = time.monotonic()
+        if self._redis is None and now - self._watched >= WATCH_EVERY_S:
+            self._watched = now
+            self._eviction = self.buffer.evicts()
+
+    def _restart_environments(self) -> None:
+        for name, server in self._servers.items():
+            if not server.alive:
+                log.warning("the server of %s died, starting it again", name)
+                port = int(server.url.rpartition(":")[2])
+                self._servers[name] = serve(self.config.environment(name), self.config.run.folder, port)
+
+    def _stop_environments(self) -> None:
+        for server in self._servers.values():
+            server.stop()
+
+    def _start_ray(self) -> None:
+        import ray
+
+        self._announce("starting ray")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # One rank that fails ends the others: one error is reported, and Ray would print the tracebacks of the rest.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+        quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+        address = os.environ.get("RAY_ADDRESS")
+        where: dict[str, Any] = {"address": address} if address else _own_cluster(self.config)
+        self._exit.callback(ray.shutdown)
+        orderly_stop = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(**where, **quiet)
+        except Exception as error:  # ray raises bare Exceptions when a part of it does not come up
+            raise RayUnavailable(f"ray cannot be started or reached: {first_line(error)}") from None
+        finally:
+            # Ray takes the signal for itself, and would end this process in the middle of an update.
+            signal.signal(signal.SIGTERM, orderly_stop)
+
+    def _start_pool(self, redis_url: str, env_urls: Mapping[str, tuple[str, ...]], owner: Owner) -> None:
+        import ray
+
+        from actors.pool import start_pool
+
+        self._announce("starting the rollout actors")
+        pool, self._pool_run = start_pool(
+            self.config,
+            redis_url=redis_url,
+            env_urls=env_urls,
+            env_token=os.environ.get(TOKEN_VARIABLE),
+            default_actors=None if os.environ.get("RAY_ADDRESS") else self.config.rollout.actors,
+            owner=owner,
+        )
+        self.pool = pool
+
+        def stop() -> None:
+            try:
+                self.buffer.set_state("stopping")
+            except AnchorageError as error:
+                log.warning("the rollout actors cannot be told to stop: %s", error)
+            try:
+                ray.get(pool.stop.remote(), timeout=STOP_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                log.warning("the rollout pool did not stop in order: %s", type(error).__name__)
+            ray.kill(pool)
+
+        self._exit.callback(stop)
+
+    def check(self) -> None:
+        """Look after the pool: call it often. A Redis or an environment server that died is started again without it.
+
+        Raises:
+            RunStalled: the rollout actors keep dying.
+            RunTaken: another process has taken the run's name.
+            RedisUnsuitable: the run's Redis has been told to evict data.
+        """
+        self._ownership.check()
+        if self._eviction is not None:
+            raise RedisUnsuitable(self._eviction)
+        now = time.monotonic()
+        if now - self._checked < CHECK_EVERY_S:
+            return
+        self._checked = now
+        if (reason := self.pool_error()) is not None:
+            self.buffer.beat()  # RunTaken, where that is what ended the actors
+            raise RunStalled(f"the rollout actors cannot run: {reason}")
+
+    def pool_error(self) -> str | None:
+        """Why the rollout actors keep dying and none works; None while the pool is well."""
+        import ray
+
+        status = ray.get(self.pool.status.remote(), timeout=STOP_TIMEOUT_S)
+        return str(status["failing"]) if status["failing"] else None
+
+    def publish_initial(self) -> None:
+        """Announce the weights of `model.path` as version 0, so that actors can play before a learner runs."""
+        from services.model_folder import read_weights
+
+        self.channel.publish(0, read_weights(self.config.model.path))
+
+    def wait_for_version(self, version: int, timeout_s: float, should_stop: Callable[[], bool]) -> None:
+        """Wait until every rollout actor that is alive serves `version` or a newer one.
+
+        Raises:
+            RunStalled: it takes longer than `timeout_s`, or the actors keep dying.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not should_stop():
+            actors = self.buffer.actors()
+            if actors and all(_as_int(actor.get("version")) >= version for actor in actors.values()):
+                return
+            self.check()
+            if time.monotonic() > deadline:
+                raise RunStalled(f"no rollout actor served policy version {version} within {timeout_s:g} s")
+            time.sleep(0.2)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """The first SIGINT or SIGTERM only asks to stop; a second one interrupts. Yields the question whether one came."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        log.warning("stopping after the work in hand; once more to stop at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watched(stack: Stack, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`should_stop` that also looks after the stack whenever it is asked."""
+
+    def ask() -> bool:
+        stack.check()
+        return should_stop()
+
+    return ask
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The run's folder, made when missing, held against a second process on the same run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "run.lock").open("w")
+    except OSError as error:
+        raise RunBusy(f"cannot write the run's folder {folder}: {error.strerror} (run.dir, run.name)") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusy(f"the run in {folder} is in use by another process; give this one another run.name") from None
+        yield
+
+
+def _write_config(file: Path, config: Config) -> None:
+    """For its owner alone where a credential is in it."""
+    text = dump_config(config)
+    file.touch()
+    if text != shown_config(config):
+        file.chmod(0o600)
+    file.write_text(text)
+
+
+def _own_cluster(config: Config) -> dict[str, Any]:
+    """A Ray cluster of this process's own, on this machine, with room for the run, whatever else runs there."""
+    return {
+        "address": "local",
+        "num_cpus": os.cpu_count(),
+        "resources": {"rollout": max(MOST_ACTORS, config.rollout.actors), "learner": config.learner.ranks},
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+
+
+def _as_int(value: object) -> int:
+    return value if isinstance(value, int) else -1

@@ -1,0 +1,236 @@
+"""`anchorage warmstart`: makes a small starter policy from scripted episodes, tokenizer included."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import itertools
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from actors.engine.vllm import CPU_HEAD_SIZES
+from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
+from anchorage.checks.tokenizer import tokenizer_problems
+from anchorage.cli.output import folder_problem
+from anchorage.runs.environments import environment_class, make_data_known
+from services.config.load import portable_config
+from services.config.tree import Config, WarmstartPhase
+from services.errors import EnvironmentUnavailable, ModelUnavailable, PreflightFailed, first_line
+from services.model_folder import check_model_folder
+from services.run_folder import WARMSTART_NAME
+from services.schemas import Task
+from services.tasks import split_size
+
+_TOKENIZER_EPISODES = 600
+_AT_ONCE = 64
+
+
+def make_starter(
+    config: Config,
+    out: Path,
+    on_progress: Callable[[int, float], None],
+    start: Path | None = None,
+    first_phase: int = 1,
+) -> dict[str, object]:
+    """Train a starter policy and write it to `out`; answers the figures that stand in its recipe file.
+
+    `start` names a folder that earlier phases have written: the phases from number `first_phase` on go on from it.
+    `on_progress` gets the tokens done so far and the mean loss of the last responses.
+
+    Raises:
+        PreflightFailed: the environment, a split, `start`, `out` or the shape of the model is wrong.
+        ModelUnavailable: the warm start cannot train the model in `start`.
+    """
+    make_data_known(config.env)
+    if problems := [*_problems(config, out, start, first_phase)]:
+        raise PreflightFailed("\n".join(problems))
+    import torch
+
+    from actors.prompts import PromptBuilder, load_tokenizer
+    from learner import warmstart
+
+    torch.set_num_threads(config.warmstart.threads)
+    if start is None:
+        tokenizer = warmstart.train_tokenizer(_texts(config), config.warmstart.vocab_size)
+        limit = config.model.max_prompt_tokens + config.model.max_response_tokens
+        model = warmstart.new_model(
+            config.warmstart, len(tokenizer), tokenizer.eos_token_id, max(1024, limit), config.run.seed
+        )
+        figures: list[dict[str, object]] = []
+    else:
+        tokenizer, model = load_tokenizer(start), warmstart.load(start, config)
+        figures = _earlier_phases(start)
+    prompts = PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens)
+    tokens = 0
+    for number, phase in enumerate(config.warmstart.phases[first_phase - 1 :], start=first_phase):
+        began = time.time()
+
+        def note(progress: Any, before: int = tokens) -> None:
+            on_progress(before + progress.tokens, progress.response_loss)
+
+        with contextlib.closing(_examples(config, phase, f"phase {number}", prompts, tokenizer, model)) as examples:
+            last = warmstart.fit(model, examples, phase, config.warmstart.batch_tokens, note)
+        tokens += last.tokens
+        figures.append(
+            {
+                "phase": number,
+                "seconds": round(time.time() - began, 1),
+                "steps": last.step,
+                "tokens": last.tokens,
+                "response_loss": round(last.response_loss, 4),
+            }
+        )
+    warmstart.save(model, tokenizer, out)
+    recipe = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "phases": figures,
+        "config": portable_config(config),
+    }
+    (out / WARMSTART_NAME).write_text(json.dumps(recipe, indent=1) + "\n")
+    return recipe
+
+
+def _problems(config: Config, out: Path, start: Path | None, first_phase: int) -> Iterator[str]:
+    """What is known to be wrong before anything is played or computed, one line each."""
+    phases, shape = config.warmstart.phases, config.warmstart
+    if first_phase > len(phases):
+        yield f"--first-phase must be <= {len(phases)}, the number of warmstart.phases, got {first_phase}"
+    if (problem := folder_problem(out)) is not None:
+        yield f"cannot write {out}: {problem}"
+    try:
+        sizes = environment_class(config.env).splits()
+        for split in dict.fromkeys(split for phase in phases for split in phase.splits or (config.env.split,)):
+            split_size(sizes, split, config.env.name)
+    except EnvironmentUnavailable as error:
+        yield str(error)
+    if start is not None:
+        try:
+            check_model_folder(start)
+            _earlier_phases(start)
+        except ModelUnavailable as error:
+            yield str(error)
+            return
+        yield from tokenizer_problems(start)
+        yield from shape_problems(start, config)
+    elif shape.hidden_size % shape.heads or shape.heads % shape.kv_heads:
+        yield (
+            f"warmstart.hidden_size must be a multiple of warmstart.heads, and that of warmstart.kv_heads, got "
+            f"{shape.hidden_size}, {shape.heads} and {shape.kv_heads}"
+        )
+    elif engine_is_on_cpu() and shape.hidden_size // shape.heads not in CPU_HEAD_SIZES:
+        yield (
+            f"warmstart.hidden_size / warmstart.heads = {shape.hidden_size // shape.heads}: "
+            f"vLLM on CPU can do heads of size {', '.join(map(str, CPU_HEAD_SIZES))}"
+        )
+
+
+def _earlier_phases(start: Path) -> list[dict[str, object]]:
+    """Figures of the phases that made a folder; none where it does not tell. Raises ModelUnavailable."""
+    file = start / WARMSTART_NAME
+    try:
+        return [dict(phase) for phase in json.loads(file.read_text())["phases"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"cannot read {file}: {first_line(error)}; remove it, or copy it again") from None
+
+
+def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tuple[Task, random.Random]]:
+    """Endless tasks of the phase's splits in a seeded order, each with a generator of its own."""
+    sizes = environment_class(config.env).splits()
+    splits = phase.splits or (config.env.split,)
+    order = random.Random(f"warmstart {salt} {config.run.seed}")
+    number = 0
+    while True:
+        split = splits[number % len(splits)]
+        task = Task(env=config.env.name, split=split, index=order.randrange(split_size(sizes, split, config.env.name)))
+        yield task, random.Random(f"warmstart {salt} {config.run.seed} {number}")
+        number += 1
+
+
+def _turns(
+    config: Config, phase: WarmstartPhase, salt: str, own: _OwnPlay | None = None
+) -> Generator[list[Any], None, None]:
+    """The turns of endless episodes, many played at the same time, in the order of their seeds."""
+    from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted, renumbered
+    from env_servers.clients.local import LocalClient
+
+    client = LocalClient(environment_class(config.env))
+    low, high = phase.noise
+
+    async def episode(task: Task, rng: random.Random) -> list[Any]:
+        expert = rng.random() < phase.expert_share
+        player: Player = HabitualPlayer(rng)
+        if expert:
+            player = NoisyExpert(rng, rng.uniform(low, high), slips=phase.slips, avoid=phase.avoid)
+        policy = own.player(rng) if own is not None and rng.random() < phase.own_play else None
+        turns = [turn async for turn in play_scripted(client, task, player, config.env.max_steps, policy)]
+        return renumbered(turns, rng) if rng.random() < phase.renumbered else turns
+
+    async def episodes(begun: list[tuple[Task, random.Random]]) -> list[list[Any]]:
+        return await asyncio.gather(*(episode(task, rng) for task, rng in begun))
+
+    ahead = _episodes(config, phase, salt)
+    with asyncio.Runner() as runner:
+        if own is not None:
+            runner.run(own.engine.start())
+        try:
+            while True:
+                yield from runner.run(episodes([*itertools.islice(ahead, _AT_ONCE)]))
+        finally:
+            if own is not None:
+                runner.run(own.engine.stop())
+
+
+class _OwnPlay:
+    """A policy that plays itself: its engine, on the model of a folder, and what its players need."""
+
+    def __init__(self, config: Config, prompts: Any, folder: Path) -> None:
+        from actors.engine.process import EngineProcess
+
+        self._config = config
+        self._prompts = prompts
+        changes = {"path": folder, "dtype": "float32"}
+        rollout = config.rollout.model_copy(update={"episodes_in_flight": _AT_ONCE})
+        self.engine = EngineProcess(config.model.model_copy(update=changes), rollout)
+
+    def player(self, rng: random.Random) -> Any:
+        from actors.scripted import PolicyPlayer
+
+        form = self._config.env.action_form or environment_class(self._config.env).action_form
+        return PolicyPlayer(self.engine, self._prompts, self._config, rng.getrandbits(62), form)
+
+
+def _texts(config: Config) -> Iterator[str]:
+    """What the tokenizer is trained on: the texts and actions of scripted episodes."""
+    from actors.prompts import render_observation, render_opening
+
+    turns = _turns(config, config.warmstart.phases[0], "tokenizer")
+    for _ in range(_TOKENIZER_EPISODES):
+        for turn in next(turns):
+            seen = turn.result.observation
+            yield render_observation(seen) if turn.result.step else render_opening(turn.goal, seen)
+            yield f" {turn.action}"
+
+
+def _examples(
+    config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any, model: Any
+) -> Generator[Any, None, None]:
+    """The rows of a phase. They hold an engine where the policy plays itself: close them."""
+    from actors.scripted import to_examples
+    from learner import warmstart
+
+    with tempfile.TemporaryDirectory(prefix="anchorage-starter-") as folder:
+        own = None
+        if phase.own_play:
+            warmstart.save(copy.deepcopy(model), tokenizer, Path(folder))
+            own = _OwnPlay(config, prompts, Path(folder))
+        with contextlib.closing(_turns(config, phase, salt, own)) as episodes:
+            for turns in episodes:
+                yield from to_examples(turns, prompts, tokenizer, only_experts=phase.imitate == "expert")

@@ -1,0 +1,421 @@
+"""The training engine of one rank. The only file that knows DeepSpeed.
+
+Invariants
+- `accumulate` may be called any number of times before `step`, equally often on every rank. Losses are sums over one
+  token count for the whole step: DeepSpeed's averaging over ranks is undone here, and it scales by nothing else.
+- A step whose gradient is not finite is refused on every rank, whatever the ZeRO stage, and changes nothing.
+- The learning rate is a function of the number of optimizer steps done, which the checkpoint holds.
+- A checkpoint holds whole tensors under the parameters' names, not what each rank had: any number of ranks and any
+  ZeRO stage can go on from it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learner.batching import MicroBatch
+from learner.rank import lora
+from learner.rank.disk_names import DiskForm, persistent_buffers
+from learner.rank.forward import recompute_layers
+from learner.rank.losses import LossTerms
+from learner.rank.parity import Parity, require_exact
+from learner.rank.policy import DTYPES, LOGITS_PER_MIB, Policy, Route, inputs, load_policy
+from learner.rank.schedule import rate_factor
+from learner.rank.shards import ShardReader, ShardWriter
+from services.config.tree import Config
+from services.errors import CheckpointFailed, UpdateNotFinite
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+MASTER = "master"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+log = logging.getLogger(__name__)
+
+LossFunction = Callable[[Tensor, Tensor], LossTerms]
+"""(log-probability, entropy) of a micro-batch's T response tokens to its loss."""
+
+
+def connect(rank: int, ranks: int, address: str, port: int) -> None:
+    """Join the group of ranks (gloo on CPU, NCCL on GPU). Blocks until all have joined."""
+    import deepspeed
+
+    _import_muon()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not torch.cuda.is_available():
+        # On a CPU it would otherwise compile a shared-memory kernel here, and fail where there is no compiler.
+        deepspeed.ops.__compatible_ops__ = {}
+    # DeepSpeed reads these; a rank sees its own GPU only, so its local rank is 0.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        auto_mpi_discovery=False,
+        init_method=f"tcp://{address}:{port}",
+        rank=rank,
+        world_size=ranks,
+        timeout=COLLECTIVE_TIMEOUT,
+        verbose=False,
+    )
+
+
+def _import_muon() -> None:
+    """Import what DeepSpeed imports in any case when it is initialised, its optimizer Muon, without compiling it.
+
+    Muon's functions are decorated with `torch.compile`, which loads the compiler: six seconds of processor time of
+    every rank's start, for an optimizer that is not used.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
+
+
+class DeepSpeedEngine:
+    """A policy under DeepSpeed ZeRO. Every method is collective: all ranks call it, in the same order.
+
+    Attributes:
+        parity: what was measured of the model when it was loaded, and the route that its rows take on every rank.
+
+    Raises:
+        ModelUnavailable: the model cannot be loaded, or not be trained on what it computes.
+    """
+
+    parity: Parity
+
+    def __init__(self, config: Config) -> None:
+        import deepspeed
+
+        self._config = config
+        self._ranks = config.learner.ranks
+        self._stage = config.learner.zero_stage
+        torch.manual_seed(config.run.seed)
+        policy = configured_policy(config, Route(packed=False))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not config.learner.offload_parameters:
+            policy.to(self._device)
+        # Before DeepSpeed shards the parameters: each rank has the whole model here, and waits for nobody.
+        context = config.model.max_prompt_tokens + config.model.max_response_tokens
+        parity = require_exact(policy, config.learner.packing, context)
+        policy.route = self._agreed(parity.route)
+        self.parity = replace(parity, route=policy.route)
+        self._disk = DiskForm(policy.lm, config.model.path)
+        adapters = config.model.lora
+        self._adapters = lora.adapt(policy, adapters, self._disk) if adapters is not None else None
+        if config.learner.activation_checkpointing:
+            recompute_layers(policy.lm)
+        optimizer = _adamw(policy, config)
+        if self._stage == 0:
+            optimizer = _refusing(optimizer, config.optimizer.grad_clip)
+        self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=_deepspeed_config(config))
+        self._engine.train()
+
+    def _agreed(self, route: Route) -> Route:
+        """The fastest route that is exact on every rank."""
+        votes = torch.tensor([route.packed, route.halves, route.prefixes], dtype=torch.int32, device=self._device)
+        torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MIN)
+        packed, halves, prefixes = (bool(vote) for vote in votes.tolist())
+        return Route(packed=packed, halves=halves, prefixes=prefixes)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return int(self._engine.global_steps)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @torch.no_grad()
+    def logprobs(self, batch: MicroBatch, *, adapted: bool = True) -> Tensor:
+        """float32 [T], on the engine's device; of the model without its adapters where `adapted` is false."""
+        with nullcontext() if adapted else lora.switched_off(self._engine.module):
+            logprob: Tensor = self._engine(*inputs(batch, self._device))[0]
+        return logprob.detach()
+
+    def accumulate(self, batch: MicroBatch, loss: LossFunction) -> LossTerms:
+        """Forward and backward pass; the gradient is added to what `step` will apply."""
+        entropy_gradient = self._config.loss.entropy_coef > 0
+        terms = loss(*self._engine(*inputs(batch, self._device), entropy_gradient))
+        # A loss that is not finite can have a finite gradient, which is all that the step looks at.
+        sound = torch.where(terms.loss.detach().isfinite(), 1.0, math.nan)
+        self._engine.backward(terms.loss * sound * self._ranks, scale_wrt_gas=False)
+        return terms
+
+    def step(self) -> dict[str, float]:
+        """Clip, apply and clear the gradient; returns `learning_rate` and `grad_norm`.
+
+        Raises:
+            UpdateNotFinite: on every rank, a loss or the gradient's norm is not finite. The gradient is cleared, and
+                all else is as it was before.
+        """
+        rate = self._config.optimizer.lr * rate_factor(self.steps, self._config)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            self._engine.global_steps -= 1  # DeepSpeed counts what it has skipped
+            raise UpdateNotFinite("the loss or the gradient is not finite")
+        norm = self._engine.get_global_grad_norm()
+        return {"learning_rate": rate} | ({} if norm is None else {"grad_norm": float(norm)})
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the actors need, on the CPU in `model.dtype`; empty on all ranks but 0.
+
+        The whole model as a checkpoint on disk has it, or its adapters as in `services.weights.adapter`.
+        """
+        wanted = torch.distributed.get_rank() == 0
+        dtype = DTYPES[self._config.model.dtype]
+        gathered: dict[str, Tensor] = {}
+        for name, parameter in self._trained():
+            with self._whole(parameter):
+                if wanted:
+                    gathered[name] = parameter.detach().to("cpu", dtype, copy=True).contiguous()
+        if not wanted:
+            return {}
+        if self._adapters is not None:
+            return self._adapters.broadcast(gathered)
+        buffers = persistent_buffers(self._engine.module.lm)
+        return self._disk.published(gathered | {name: buffer.cpu() for name, buffer in buffers.items()})
+
+    def checkpoint_bytes(self) -> int:
+        """About what `save` writes: float32 parameters and two moments of each."""
+        return 12 * sum(int(getattr(parameter, "ds_numel", parameter.numel())) for _, parameter in self._trained())
+
+    def save(self, folder: Path) -> None:
+        """Write parameters, optimizer state, step count and every rank's random state into an existing folder.
+
+        Raises:
+            CheckpointFailed: the files could not be written.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        rank = torch.distributed.get_rank()
+        writer = ShardWriter(folder) if rank == 0 else None
+        if self.steps == 0:
+            self._make_moments(0)
+        try:
+            for name, parameter in self._trained():
+                for part in (MASTER, *MOMENTS):
+                    tensor = self._read(parameter, part)
+                    if writer is not None:
+                        writer.add(f"{part}/{name}", tensor)
+            if writer is not None:
+                writer.flush()
+                (folder / "engine.json").write_text(json.dumps({"steps": self.steps, "ranks": self._ranks}))
+            save_file(_random_state(), folder / f"random-{rank:05d}.safetensors")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointFailed(f"cannot write the checkpoint to {folder}: {_brief(error)}") from error
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote, with any number of ranks and any ZeRO stage.
+
+        Raises:
+            CheckpointFailed: the files are missing, broken or do not fit.
+        """
+        try:
+            steps = int(json.loads((folder / "engine.json").read_text())["steps"])
+            stored = ShardReader(folder)
+            own = {f"{part}/{name}" for name, _ in self._trained() for part in (MASTER, *MOMENTS)}
+            if own != stored.names:
+                raise ValueError(f"its parameters are others, such as {min(own ^ stored.names)}")
+            self._make_moments(steps)
+            for name, parameter in self._trained():
+                for part in (MASTER, *MOMENTS):
+                    self._write(parameter, part, stored.get(f"{part}/{name}").to(self._device))
+            self._restore_random(folder / f"random-{torch.distributed.get_rank():05d}.safetensors", steps)
+        except Exception as error:
+            raise CheckpointFailed(f"cannot read the checkpoint in {folder}: {_brief(error)}") from error
+        self._engine.global_steps = steps
+
+    def close(self) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        policy: Policy = self._engine.module
+        return ((name, parameter) for name, parameter in policy.lm.named_parameters() if parameter.requires_grad)
+
+    def _whole(self, parameter: nn.Parameter, *, change: bool = False) -> Any:
+        """A context in which a sharded parameter is whole; what rank 0 changes becomes all ranks'."""
+        import deepspeed
+
+        modifier = 0 if change else None
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier, enabled=self._stage == 3)
+
+    def _read(self, parameter: nn.Parameter, part: str) -> Tensor:
+        """float32, whole on every rank: the parameter's master copy, or one of its moments."""
+        from deepspeed import utils
+
+        if self._stage == 0:
+            return parameter if part == MASTER else self._engine.optimizer.state[parameter][part]
+        if part == MASTER:
+            return torch.as_tensor(utils.safe_get_full_fp32_param(parameter))
+        return torch.as_tensor(utils.safe_get_full_optimizer_state(parameter, part))
+
+    @torch.no_grad()
+    def _write(self, parameter: nn.Parameter, part: str, value: Tensor) -> None:
+        from deepspeed import utils
+
+        if part == MASTER:
+            with self._whole(parameter, change=True):
+                if parameter.shape != value.shape:
+                    raise ValueError(f"a parameter of shape {tuple(value.shape)} does not fit {tuple(parameter.shape)}")
+                parameter.copy_(value)
+        if self._stage == 0:
+            if part != MASTER:
+                self._engine.optimizer.state[parameter][part].copy_(value)
+        elif self._stage == 3:
+            shard = _shard(value, parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+            if part == MASTER:
+                utils.safe_set_local_fp32_param(parameter, shard)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, shard, part)
+        elif part == MASTER:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, part)
+
+    def _make_moments(self, steps: int) -> None:
+        """The optimizer's state after `steps`, moments 0: otherwise it comes into being with the first step."""
+        zero = self._engine.optimizer
+        optimizer = zero if self._stage == 0 else zero.optimizer
+        stage_3 = getattr(zero, "fp32_partitioned_groups_flat", None)
+        grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in grouped if stage_3 is None else stage_3:
+            state = optimizer.state[parameter]
+            if "exp_avg" not in state:
+                state |= {moment: torch.zeros_like(parameter.data) for moment in MOMENTS}
+            plain = isinstance(optimizer, torch.optim.AdamW)
+            # DeepSpeed's FusedAdam counts in plain numbers.
+            state["step"] = torch.tensor(float(steps), device=parameter.device) if plain else steps
+        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _restore_random(self, file: Path, steps: int) -> None:
+        """The rank's own random state; a rank that the run did not have before gets one of its own."""
+        from safetensors.torch import load_file
+
+        if file.is_file():
+            state = load_file(file)
+            torch.set_rng_state(state["cpu"])
+            if torch.cuda.is_available() and "cuda" in state:
+                torch.cuda.set_rng_state(state["cuda"])
+        else:
+            torch.manual_seed(hash((self._config.run.seed, steps, torch.distributed.get_rank())))
+
+
+def configured_policy(config: Config, route: Route) -> Policy:
+    """The model that the run begins with. Raises ModelUnavailable."""
+    limit = config.learner.logits_mib * LOGITS_PER_MIB
+    return load_policy(config.model.path, config.model.dtype, config.rollout.temperature, limit, route)
+
+
+def sharded(frozen: Policy, config: Config) -> Any:
+    """A frozen policy whose parameters ZeRO 3 shards over the ranks; called like the policy itself. Collective."""
+    import deepspeed
+
+    settings = _common(config) | {"zero_optimization": {"stage": 3, "overlap_comm": False}}
+    engine, *_ = deepspeed.initialize(model=frozen, config=settings)
+    return engine
+
+
+def _adamw(policy: Policy, config: Config) -> torch.optim.Optimizer:
+    """DeepSpeed's FusedAdam on a GPU where it can be built, else PyTorch's fused AdamW: the same mathematics."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    settings: dict[str, Any] = {
+        "lr": config.optimizer.lr,
+        "betas": config.optimizer.betas,
+        "weight_decay": config.optimizer.weight_decay,
+    }
+    if torch.cuda.is_available() and not config.learner.offload_optimizer:
+        from deepspeed.ops.adam import FusedAdam
+
+        try:
+            fused: torch.optim.Optimizer = FusedAdam(parameters, adam_w_mode=True, **settings)
+            return fused
+        except Exception as error:  # whatever a missing or unfit compiler ends in
+            log.warning("DeepSpeed's FusedAdam cannot be built, PyTorch's takes its place: %s", _brief(error))
+    return torch.optim.AdamW(parameters, fused=True, **settings)
+
+
+def _refusing(optimizer: torch.optim.Optimizer, clip: float) -> torch.optim.Optimizer:
+    """The optimizer, which clips by itself and skips a step whose gradient is not finite, as those of ZeRO do.
+
+    Without ZeRO DeepSpeed applies whatever there is. It reads the two attributes after each step.
+    """
+    apply: Callable[[], object] = optimizer.step
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def step() -> None:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        optimizer._global_grad_norm = norm  # type: ignore[attr-defined]
+        optimizer.overflow = not bool(norm.isfinite())  # type: ignore[attr-defined]
+        if not optimizer.overflow:  # type: ignore[attr-defined]
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            apply()
+
+    optimizer.step = step  # type: ignore[method-assign,assignment]
+    return optimizer
+
+
+def _common(config: Config) -> dict[str, Any]:
+    bf16 = config.model.dtype == "bfloat16"
+    settings = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 2**31}
+    return settings | {"bf16": {"enabled": bf16}}
+
+
+def _deepspeed_config(config: Config) -> dict[str, Any]:
+    learner = config.learner
+    zero: dict[str, Any] = {"stage": learner.zero_stage, "overlap_comm": False}
+    if learner.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if learner.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return _common(config) | {
+        # `step` alone ends an accumulation: the number of micro-batches differs from update to update.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.optimizer.grad_clip if learner.zero_stage > 0 else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # PyTorch's fused AdamW runs on the CPU as well, and needs no compiler.
+        "zero_force_ds_cpu_optimizer": False,
+        # Sums of many micro-batches in bfloat16 would lose the small ones.
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+
+
+def _shard(value: Tensor, size: int) -> Tensor:
+    """This rank's part of a flattened tensor, filled up with zeros."""
+    start = size * torch.distributed.get_rank()
+    shard = value.new_zeros(size)
+    own = value.flatten()[start : start + size]
+    shard[: len(own)] = own
+    return shard
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,223 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) of a policy, by peft.
+
+Invariants
+- Only the adapters train. Without them the policy is the model that it was loaded from: its own reference.
+- An adapted layer is one whose weights are used through the layer itself: a fused kernel that reads them past it would
+  leave the adapter out, so one forward pass shows which layers are called.
+- What is broadcast makes the same layer as the one that trains; each is compared when it is made.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learner.rank.attention import Layout
+from learner.rank.disk_names import DiskForm
+from learner.rank.policy import Policy
+from services.config.tree import LoraConfig
+from services.errors import ModelUnavailable
+from services.weights.adapter import DELTA, A, B
+
+ALL_LINEAR = "all-linear"
+LARGEST_ERROR = {torch.float32: 1e-4}
+"""Of a layer's output, relative to its largest number; in other types `ROUNDED`."""
+ROUNDED = 0.05
+
+
+class Adapters:
+    """The adapters of one policy.
+
+    Attributes:
+        layers: the adapted layers by the names that they have in the model.
+    """
+
+    def __init__(self, policy: Policy, disk: DiskForm) -> None:
+        self._disk = disk
+        self.layers = {name: layer for name, layer in policy.lm.named_modules() if _is_adapted(layer)}
+        # A layer that only has another name on disk is broadcast as two thin matrices.
+        self._names = {name: self._name_on_disk(name, layer) for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            _require_same(name, layer)
+
+    def broadcast(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The adapters' parameters, by peft's names, in the form of `services.weights.adapter`."""
+        tensors: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            down, up = (parameters[f"{name}.lora_{kind}.default.weight"] for kind in "AB")
+            first, second = _factors(layer, down, up)
+            disk = self._names[name]
+            if disk is not None:
+                tensors |= {disk + B: first, disk + A: second}
+            else:
+                parts = self._disk.convert({f"{name}.weight": (first.float() @ second.float()).to(up.dtype)})
+                tensors |= {part + DELTA: delta for part, delta in parts.items()}
+        return tensors
+
+    def _name_on_disk(self, name: str, layer: Any) -> str | None:
+        """Of its weight; None where it is more than renamed."""
+        weight = layer.get_base_layer().weight.to("meta")
+        found = self._disk.convert({f"{name}.weight": weight})
+        return next((disk for disk, tensor in found.items() if tensor is weight), None)
+
+
+def _factors(layer: Any, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The scaled adapter as two factors whose product has the layout of the layer's weight."""
+    scaled = up * layer.scaling["default"]
+    # GPT-2 keeps its weights transposed: W + (B · A)ᵀ.
+    return (down.T, scaled.T) if layer.fan_in_fan_out else (scaled, down)
+
+
+@torch.no_grad()
+def _require_same(name: str, layer: Any) -> None:
+    """Compare the layer, with an adapter that is not 0, with one that has it added as actors add it."""
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    kept, generator = up.detach().clone(), torch.Generator().manual_seed(0)
+    up.copy_(torch.randn(up.shape, generator=generator) / up.shape[1])
+    merged = copy.deepcopy(layer.get_base_layer())
+    first, second = _factors(layer, down, up)
+    merged.weight.add_((first.float() @ second.float()).to(merged.weight.dtype))
+    inputs = torch.randn(4, down.shape[1], generator=generator).to(down.device, merged.weight.dtype)
+    ours, theirs = layer(inputs).float(), merged(inputs).float()
+    up.copy_(kept)
+    off = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+    if not off <= LARGEST_ERROR.get(merged.weight.dtype, ROUNDED):
+        raise ModelUnavailable(
+            f"model.lora: {name} with its adapter added is another layer (relative error {off:.2g}); "
+            "leave it out of model.lora.targets"
+        )
+
+
+def adapt(policy: Policy, config: LoraConfig, disk: DiskForm) -> Adapters:
+    """Add adapters to the policy and freeze the rest. `disk`: the form on disk of its model.
+
+    Raises:
+        ModelUnavailable: a target matches no layer, or one that cannot have an adapter.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    settings = PeftConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides it by r, whatever it is
+        lora_dropout=0.0,
+        target_modules=[f"lm.{name}" for name in target_layers(policy, config.targets)],
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of transposed layers: peft finds them out itself
+            # Not into `policy.lm`: of a model of transformers' peft takes `gate_proj` for the fused experts.
+            inject_adapter_in_model(settings, policy)
+    except ValueError as error:
+        raise ModelUnavailable(f"model.lora: {' '.join(str(error).split())[:200]}") from error
+    return Adapters(policy, disk)
+
+
+def target_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
+    """Names of the layers to adapt.
+
+    `all-linear`: every linear layer but the head, the routed experts, and what a forward pass does not call. Anything
+    else is the end of layers' names.
+
+    Raises:
+        ModelUnavailable: a target matches no layer, or one that cannot have an adapter.
+    """
+    lm = policy.lm
+    possible = adaptable_layers(policy)
+    if not possible:
+        raise ModelUnavailable(f"model.lora: {type(lm).__name__} has no linear layers that can have adapters")
+    chosen: dict[str, None] = {}
+    for target in targets:
+        if target == ALL_LINEAR:
+            chosen |= dict.fromkeys(possible)
+            continue
+        matching = [name for name, _ in lm.named_modules() if name == target or name.endswith(f".{target}")]
+        unfit = [name for name in matching if name not in possible]
+        if not matching or unfit:
+            ends = ", ".join(sorted({name.rpartition(".")[2] for name in possible}))
+            why = f"{unfit[0]} cannot have an adapter" if unfit else f"no layer is called {target}"
+            raise ModelUnavailable(f"model.lora.targets: {why}; {type(lm).__name__} has {ends} (or all-linear)")
+        chosen |= dict.fromkeys(matching)
+    return list(chosen)
+
+
+def adaptable_layers(policy: Policy) -> list[str]:
+    """Names of the linear layers, but the head and routed experts, that a forward pass calls as linear layers.
+
+    A router that is a linear layer by its class and returns what it chose (Phi-MoE, Llama 4) is none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    lm, head = policy.lm, policy.lm.get_output_embeddings()
+    tied = {id(lm.get_input_embeddings().weight)}
+    linear = {
+        name: module
+        for name, module in lm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and id(module.weight) not in tied
+        and "experts" not in name.split(".")
+        and _peft_takes(lm, name)
+    }
+    called: dict[str, bool] = {}
+
+    def note(name: str, output: object) -> None:
+        called[name] = called.get(name, True) and isinstance(output, Tensor)
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        for name, module in linear.items()
+    ]
+    try:
+        _call(policy)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in linear if called.get(name)]
+
+
+@torch.no_grad()
+def _call(policy: Policy) -> None:
+    """One forward pass over one row of four tokens."""
+    device = next(policy.parameters()).device
+    bounds, places = np.array([0, 4]), torch.arange(4, device=device)
+    layout = Layout.of(bounds, bounds, np.arange(4), device)
+    policy(places[None], places[None], places[2:3], places[3:], layout, 1)
+
+
+@contextmanager
+def switched_off(policy: Policy) -> Iterator[None]:
+    """The policy without its adapters."""
+    layers: list[Any] = [module for module in policy.modules() if _is_adapted(module)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _is_adapted(module: Any) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)
+
+
+def _peft_takes(lm: Any, name: str) -> bool:
+    """Whether peft knows of no reason against it, such as a kernel that reads the weight past the layer."""
+    from peft import LoraConfig as PeftConfig
+    from peft.tuners import tuners_utils
+
+    try:
+        tuners_utils._check_lora_target_modules_mamba(PeftConfig(), lm, name.rpartition(".")[2])
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,53 @@
+"""The reference policy of one rank: what the run began with, frozen, in the place that `learner.reference` names.
+
+With LoRA it is the engine's own model without its adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.batching import MicroBatch
+from learner.rank.engine_deepspeed import DeepSpeedEngine, configured_policy, sharded
+from learner.rank.policy import inputs
+from services.config.tree import Config
+
+
+class Reference:
+    """Collective like the engine; only usable while `at_hand`."""
+
+    def __init__(self, config: Config, engine: DeepSpeedEngine) -> None:
+        self._kind = "adapters" if config.model.lora is not None else config.learner.reference
+        self._engine = engine
+        if self._kind == "adapters":
+            return
+        frozen = configured_policy(config, engine.parity.route).requires_grad_(False)
+        self._policy: Any = frozen.eval()
+        if self._kind == "resident":
+            frozen.to(engine.device)
+        elif self._kind == "sharded":
+            self._policy = sharded(frozen, config)
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """An off-loaded policy is on the device in here."""
+        if self._kind == "offloaded":
+            self._policy.to(self._engine.device)
+        try:
+            yield
+        finally:
+            if self._kind == "offloaded":
+                self._policy.to("cpu")
+
+    @torch.no_grad()
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """float32 [T], on the engine's device."""
+        if self._kind == "adapters":
+            return self._engine.logprobs(batch, adapted=False)
+        logprob: Tensor = self._policy(*inputs(batch, self._engine.device))[0]
+        return logprob
