@@ -108,25 +108,27 @@ def update(policy: np.ndarray, states: np.ndarray, actions: np.ndarray, advantag
     return policy
 
 
-def train(algorithm: str = "gigpo", updates: int = UPDATES, seed: int = 0) -> list[float]:
-    """Success rate of the sampled episodes at each update."""
+def train(algorithm: str = "gigpo", updates: int = UPDATES, seed: int = 0) -> list[tuple[float, float]]:
+    """Success rate and mean number of steps of the sampled episodes at each update."""
     rng = np.random.default_rng(seed)
     policy = np.zeros((TASKS, SIZE, SIZE, 2, len(MOVES)))
     config = AdvantageConfig(gamma=0.95, omega=1.0)
-    success = []
+    curve = []
     for number in range(updates):
         rows, states, actions = rollout(policy, GROUPS, rng)
         # Eq. 3, 5, 7 and 8: A = A_E + ω · A_S, episode level over the group, step level over each step group.
         advantages = ESTIMATORS[algorithm](rows, config)
         policy = update(policy, states, actions, advantages.total)
-        success.append(float(rows.reward.sum() / REWARD / (GROUPS * MEMBERS)))
+        episodes = GROUPS * MEMBERS
+        curve.append((float(rows.reward.sum()) / REWARD / episodes, len(rows) / episodes))
         if number % 10 == 9:
+            success, steps = np.mean(curve[-10:], axis=0)
             compared = np.bincount(rows.step_group)[rows.step_group] > 1
             print(
-                f"update {number + 1:3}  success {np.mean(success[-10:]):.2f}  steps {len(rows) / GROUPS / MEMBERS:4.1f}"
-                f"  steps with a step group {compared.mean():.2f}"
+                f"update {number + 1:3}  success {success:.2f}  steps {steps:4.1f}  "
+                f"compared with another step {compared.mean():.2f}"
             )
-    return success
+    return curve
 
 
 if __name__ == "__main__":
