@@ -27,7 +27,7 @@ from services.wandb_run import WandbRun
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-OUR_PACKAGES = ("services", "env_servers", "actors", "learner")
+OUR_PACKAGES = ("anchorage", "services", "env_servers", "actors", "learner")
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anchorage.runs import event_loop
 from services.config.tree import LoraConfig, ModelConfig, RolloutConfig
 from services.errors import AnchorageError, first_line
 
@@ -73,7 +74,7 @@ def measure_engine(folder: Path, dtype: str, context: int, lora: LoraConfig | No
     own = Route(packed=False, halves=False)
     policy = load_policy(folder, dtype, TEMPERATURE, route=own)
     engine = EngineProcess(model, RolloutConfig(episodes_in_flight=PROMPTS, kv_cache_mib=64))
-    return asyncio.run(_Measurement(engine, policy, model).run(lora))
+    return event_loop.run(_Measurement(engine, policy, model).run(lora))
 
 
 class _Measurement:

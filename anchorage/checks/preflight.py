@@ -22,7 +22,6 @@ from pathlib import Path
 
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
-from anchorage.cli.output import folder_problem, nearest_folder
 from anchorage.runs.environments import environment_class, info_of, make_data_known
 from services.config.tree import Config, EnvConfig
 from services.errors import (
@@ -31,6 +30,7 @@ from services.errors import (
     PreflightFailed,
     RedisUnavailable,
 )
+from services.folders import folder_problem, nearest_folder
 from services.model_folder import check_model_folder, check_tokenizer, stored_parameters
 from services.run_folder import CHECKPOINTS_NAME
 from services.tasks import split_key, split_size, tasks_of_split

@@ -56,10 +56,14 @@ def train(
     ] = Resume.NO,
 ) -> None:
     """Train a policy. Example: anchorage train configs/demo.yaml learner.updates=20 run.name=first"""
+    from anchorage.cli.progress import Display
+    from anchorage.cli.signals import stop_on_signals
     from anchorage.runs.training import run_training
 
     config = _configure(recipe, overrides)
-    _exit_if_stopped(run_training(config, resume=resume, console=console))
+    with stop_on_signals() as stopped, Display(console) as display:
+        finished = run_training(config, resume=resume, on_progress=display, should_stop=stopped)
+    _exit_if_stopped(finished)
 
 
 @app.command("eval")
@@ -84,11 +88,15 @@ def evaluate(
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table there.")] = None,
 ) -> None:
     """Evaluate policies. Example: anchorage eval configs/demo.yaml --policy models/starter --policy random"""
-    from anchorage.cli.evaluate import evaluation_config, run_evaluation
+    from anchorage.cli.evaluate import run_evaluation
+    from anchorage.runs.evaluation import evaluation_config
 
     short: dict[str, object] = {"split": split, "episodes": episodes, "panels": panels, "seeds": seeds}
     short |= {"temperature": temperature}
-    given = [*(overrides or ()), *(f"evaluation.{key}={value}" for key, value in short.items() if value is not None)]
+    given = list(overrides or ())
+    if recipe is not None and "=" in str(recipe) and not recipe.exists():
+        recipe, given = None, [str(recipe), *given]  # without a recipe the first override stands in its place
+    given += (f"evaluation.{key}={value}" for key, value in short.items() if value is not None)
     config = evaluation_config(recipe, given, policy or (), env)
     setup_logging(config.telemetry.log_level)
     _exit_if_stopped(
@@ -99,7 +107,8 @@ def evaluate(
 @app.command()
 def demo(overrides: Overrides = None) -> None:
     """See the whole system at work on this machine. Example: anchorage demo algorithm=grpo"""
-    from anchorage.cli.demo import default_recipe, run_demo
+    from anchorage.cli.demo import run_demo
+    from anchorage.runs.demo import default_recipe
 
     config = _configure(default_recipe(), overrides)
     _exit_if_stopped(run_demo(config, console=console))
@@ -135,9 +144,9 @@ def export(
     best: Annotated[bool, typer.Option(help="The run's best policy by its evaluations, not the newest.")] = False,
 ) -> None:
     """Write a policy as a Hugging Face folder that vLLM serves. Example: anchorage export runs/demo models/mine"""
-    from anchorage.cli.export import export as copy_policy
+    from anchorage.runs.export import export_policy
 
-    typer.echo(f"{copy_policy(source, out, best=best)} → {out}")
+    typer.echo(f"{export_policy(source, out, best=best)} → {out}")
 
 
 @app.command()

@@ -1,8 +1,7 @@
-"""Files and folders that a command is asked to write: whether they can be is found out before the work."""
+"""The console of the commands, and the files that they write: whether a file can be written is checked first."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import IO
 
@@ -28,19 +27,6 @@ def require_writable(*files: Path | None) -> None:
                 file.unlink()
         except OSError as error:
             raise unwritable(file, error) from None
-
-
-def nearest_folder(folder: Path) -> Path:
-    """What there is of a path: itself, or the nearest of those above it."""
-    return next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
-
-
-def folder_problem(folder: Path) -> str | None:
-    """Why a folder cannot be written, or made where it is missing; None where it can. Leaves no trace."""
-    there = nearest_folder(folder)
-    if not there.is_dir():
-        return f"{there} is a file"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is read-only"
 
 
 def write_text(file: Path, text: str) -> None:

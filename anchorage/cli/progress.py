@@ -4,21 +4,58 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from learner.report import UpdateReport
+from anchorage.runs.progress import Progress as Report
 
 PLAIN_EVERY_S = 10.0
 
 
+class Display:
+    """Shows what a run reports: a line for each part that is started, and a bar for work that is counted.
+
+    Pass it as `on_progress`, within its `with` block.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._open = ExitStack()
+        self._title: str | None = None
+        self._tell: Callable[[int, str], None] = lambda done, text: None
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def __call__(self, report: Report) -> None:
+        """Show one report; one of another title ends the bar that is there."""
+        if report.total == 0:
+            self._end()
+            self._console.print(report.text, highlight=False, markup=False, soft_wrap=True)
+            return
+        if report.title != self._title:
+            self._end()
+            self._title = report.title
+            self._tell = self._open.enter_context(bar(self._console, report.title, report.total, report.unit))
+        if report.text:  # the report that opens the work has none
+            self._tell(report.done, report.text)
+
+    def _end(self) -> None:
+        self._open.close()
+        self._title = None
+
+
 @contextmanager
 def bar(console: Console, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-    """Yields a function that takes the work done so far and a short text on how it goes."""
+    """Yield a function that takes the work done so far and a short text on its state."""
     if not console.is_terminal:
         yield _plain(console, title, total, unit)
         return
@@ -55,27 +92,10 @@ def _plain(console: Console, title: str, total: int, unit: str) -> Callable[[int
 
 
 def remaining(seconds: float, done: int, left: int) -> str:
-    """The time that `left` will take when `done` took `seconds`, as h:mm:ss; dashes while nobody can know."""
+    """Return the time that `left` will take when `done` took `seconds`, as h:mm:ss; dashes while it is unknown."""
     if left <= 0:
         return "0:00:00"
     if done <= 0:
         return "-:--:--"
     minutes, rest = divmod(round(seconds / done * left), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def summary(report: UpdateReport, episodes: int) -> str:
-    """An update in a few words; `episodes` were trained on so far."""
-    return (
-        f"{episodes} episodes  "
-        f"success {report.success_rate:.2f}  valid {report.valid_fraction:.2f}  steps {report.mean_steps:.1f}  "
-        f"step groups of {report.step_group_size_mean:.1f}  staleness {report.staleness_mean:.1f}  "
-        f"{report.tokens_per_second:.0f} tok/s  waited {report.timings.wait:.1f} s, "
-        f"updated {report.timings.update:.1f} s"
-    )
-
-
-def play_summary(won: int, ended: int, tokens_per_s: float | None = None) -> str:
-    """An evaluation so far in a few words; `ended` are the episodes that count."""
-    success = f"success so far {won / ended:.2f}" if ended else "no episode ended yet"
-    return success if tokens_per_s is None else f"{success}  {tokens_per_s:.0f} tok/s"

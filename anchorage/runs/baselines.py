@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from anchorage.runs import event_loop
 from anchorage.runs.environments import TOKEN_VARIABLE, environment_class, make_data_known
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable
@@ -52,7 +53,7 @@ def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int
         return summarise_splits(config, outcomes, tickets, stream=name)
 
     try:
-        return asyncio.run(play_all())
+        return event_loop.run(play_all())
     except (EnvironmentUnavailableError, RequestRejected, TaskError) as error:
         raise EnvironmentUnavailable(str(error)) from None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anchorage.runs import event_loop
 from services.config.tree import EnvConfig
 from services.errors import EnvironmentUnavailable, did_you_mean
 
@@ -107,6 +107,6 @@ def _ask_info(url: str, timeout_s: float) -> EnvInfo:
             await client.close()
 
     try:
-        return asyncio.run(ask())
+        return event_loop.run(ask())
     except (EnvironmentUnavailableError, RequestRejected) as error:
         raise EnvironmentUnavailable(f"no environment server at {url}: {error}") from None

@@ -3,6 +3,8 @@
 Invariants
 - What this process started it also ends, whatever the reason it ends for; what it was only pointed at it leaves alone.
 - Redis keeps its data in the run's folder, so a run that was killed finds its tickets and trajectories again.
+- The kernel ends Redis and the environment servers with the thread that opened the stack: a stack is opened and closed
+  by one thread, which need not be the main one.
 - The run owns its name in Redis before anything but Redis is started, and stops when it loses it.
 """
 
@@ -12,11 +14,11 @@ import fcntl
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from anchorage.runs.environments import TOKEN_VARIABLE, info_of, make_data_known, serve
@@ -47,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 class Stack:
-    """The running parts of one run. Use as a context manager, from the main thread."""
+    """The running parts of one run. Use it as a context manager, all in one thread."""
 
     buffer: Buffer
     channel: WeightChannel
@@ -182,6 +184,10 @@ class Stack:
     def _start_ray(self) -> None:
         import ray
 
+        if ray.is_initialized():
+            raise RayUnavailable(
+                "this process is connected to a Ray cluster already: end the other run first, or call ray.shutdown()"
+            )
         self._announce("starting ray")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # One rank that fails ends the others: one error is reported, and Ray would print the tracebacks of the rest.
@@ -190,14 +196,11 @@ class Stack:
         address = os.environ.get("RAY_ADDRESS")
         where: dict[str, Any] = {"address": address} if address else _own_cluster(self.config)
         self._exit.callback(ray.shutdown)
-        orderly_stop = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(**where, **quiet)
-        except Exception as error:  # ray raises bare Exceptions when a part of it does not come up
-            raise RayUnavailable(f"ray cannot be started or reached: {first_line(error)}") from None
-        finally:
-            # Ray takes the signal for itself, and would end this process in the middle of an update.
-            signal.signal(signal.SIGTERM, orderly_stop)
+        with _own_sigterm_handler():
+            try:
+                ray.init(**where, **quiet)
+            except Exception as error:  # ray raises bare Exceptions when a part of it does not come up
+                raise RayUnavailable(f"Ray cannot be started or reached: {first_line(error)}") from None
 
     def _start_pool(self, redis_url: str, env_urls: Mapping[str, tuple[str, ...]], owner: Owner) -> None:
         import ray
@@ -278,22 +281,19 @@ class Stack:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """The first SIGINT or SIGTERM only asks to stop; a second one interrupts. Yields the question whether one came."""
-    received: list[int] = []
+def _own_sigterm_handler() -> Iterator[None]:
+    """Put the process's SIGTERM handler back: Ray replaces it, and its own would end the process during an update.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        log.warning("stopping after the work in hand; once more to stop at once")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    Off the main thread neither Ray nor this function may install handlers, so there is nothing to put back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        yield lambda: bool(received)
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)
 
 
 def watched(stack: Stack, should_stop: Callable[[], bool]) -> Callable[[], bool]:

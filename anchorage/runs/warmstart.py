@@ -17,11 +17,11 @@ from typing import Any
 from actors.engine.vllm import CPU_HEAD_SIZES
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
-from anchorage.cli.output import folder_problem
 from anchorage.runs.environments import environment_class, make_data_known
 from services.config.load import portable_config
 from services.config.tree import Config, WarmstartPhase
 from services.errors import EnvironmentUnavailable, ModelUnavailable, PreflightFailed, first_line
+from services.folders import folder_problem
 from services.model_folder import check_model_folder
 from services.run_folder import WARMSTART_NAME
 from services.schemas import Task

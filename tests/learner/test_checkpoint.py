@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from anchorage.cli.evaluate import evaluation_config
-from anchorage.cli.export import export
+from anchorage.runs.evaluation import evaluation_config
+from anchorage.runs.export import export_policy
 from learner.checkpoint import (
     TrainerState,
     best,
@@ -120,7 +120,7 @@ def test_export(tmp_path, tiny_config):
     (run / "config.yaml").write_text(dump_config(played))
     for source, option, wanted in ((run, False, "000004"), (checkpoint, False, "000004"), (run, True, "best-000002")):
         out = tmp_path / f"out-{len(names(tmp_path))}"
-        assert wanted in export(source, out, best=option).parts
+        assert wanted in export_policy(source, out, best=option).parts
         load_policy(out, "float32", 1.0)
         assert "best.json" not in names(out)
         # How it plays goes with it, where and with what secrets it was trained does not.
@@ -128,9 +128,9 @@ def test_export(tmp_path, tiny_config):
         assert (config.env.max_steps, config.env.url, config.buffer.redis_url) == (7, None, None)
         assert "secret" not in (out / "config.yaml").read_text()
     with pytest.raises(CheckpointFailed, match="there already"):
-        export(run, out, best=False)
+        export_policy(run, out, best=False)
     with pytest.raises(CheckpointFailed, match="neither a checkpoint nor a run"):
-        export(tmp_path, tmp_path / "new", best=False)
+        export_policy(tmp_path, tmp_path / "new", best=False)
 
 
 def test_incomplete_ones_are_ignored_and_swept(tmp_path, tiny_config):
@@ -333,7 +333,7 @@ def test_an_export_into_the_current_folder(tmp_path, tiny_config, monkeypatch):
     checkpoint = write(tmp_path / "c", tiny_config)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    export(checkpoint, Path(), best=False)
+    export_policy(checkpoint, Path(), best=False)
     load_policy(tmp_path / "here", "float32", 1.0)
     assert names(tmp_path) == ["c", "here"]
 
@@ -345,7 +345,7 @@ def test_an_export_that_cannot_be_written_says_why(tmp_path, tiny_config, monkey
     checkpoint = write(tmp_path / "c", tiny_config)
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(CheckpointFailed, match=r"cannot write .*out: .*No space left on device"):
-        export(checkpoint, tmp_path / "out", best=False)
+        export_policy(checkpoint, tmp_path / "out", best=False)
     assert names(tmp_path) == ["c"]
 
 
@@ -358,9 +358,9 @@ def test_damaged_policies_are_not_exported(tmp_path, tiny_config):
     flip_middle(run / "checkpoints" / "best-000004" / "model.safetensors", None)
     for source, of_best in ((written, False), (run, True)):
         with pytest.raises(CheckpointFailed, match=r"model\.safetensors does not match its checksum"):
-            export(source, tmp_path / "out", best=of_best)
+            export_policy(source, tmp_path / "out", best=of_best)
     assert not (tmp_path / "out").exists()
-    assert "000002" in export(run, tmp_path / "out", best=False).parts
+    assert "000002" in export_policy(run, tmp_path / "out", best=False).parts
     check_model_folder(tmp_path / "out")
     flip_middle(tmp_path / "out" / "model.safetensors", None)
     with pytest.raises(ModelUnavailable, match=r"model\.safetensors does not match its checksum"):

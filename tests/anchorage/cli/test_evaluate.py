@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from anchorage.cli.evaluate import _model_of, _SoFar, evaluation_config, run_evaluation
+from anchorage.cli.evaluate import run_evaluation
+from anchorage.runs.evaluation import SuccessSoFar, evaluation_config, model_of
 from services import manifest
 from services.buffer import Buffer
 from services.config import ConfigError
@@ -88,7 +89,7 @@ def test_one_of_several_environments_can_be_chosen(tmp_path: Path) -> None:
     config = evaluation_config(recipe, [], [], env="webshop")
     assert [(env.name, env.max_steps) for env in config.environments] == [("webshop", 4)]
     assert {task.env for task in panel_tasks(config, {"test": 200})} == {"webshop"}
-    with pytest.raises(ConfigError, match="--env shop: the run's environments are alfworld, webshop"):
+    with pytest.raises(ConfigError, match="no environment 'shop' in this run; its environments are alfworld, webshop"):
         evaluation_config(recipe, [], [], env="shop")
     assert evaluation_config(DEMO, [], [], env="webshop").env.name == "webshop"
 
@@ -126,11 +127,11 @@ def test_the_newest_intact_checkpoint_of_a_run_is_evaluated(tmp_path: Path) -> N
         folder = tmp_path / "run" / "checkpoints" / f"{version:06d}"
         shutil.copytree("models/starter", folder / "policy")
         manifest.write(folder, {"kind": "checkpoint", "run": "run", "update": version, "ranks": 1})
-    assert _model_of(str(tmp_path / "run")) == folder / "policy"
+    assert model_of(str(tmp_path / "run")) == folder / "policy"
     (folder / "policy" / "config.json").write_text("{}")
-    assert _model_of(str(tmp_path / "run")) == folder.with_name("000002") / "policy"
+    assert model_of(str(tmp_path / "run")) == folder.with_name("000002") / "policy"
     with pytest.raises(FolderDamaged, match=r"policy/config\.json has 2 bytes"):
-        _model_of(str(folder))
+        model_of(str(folder))
 
 
 def test_an_evaluation_tells_its_success_so_far(redis_url: str, run_name: str) -> None:
@@ -138,7 +139,7 @@ def test_an_evaluation_tells_its_success_so_far(redis_url: str, run_name: str) -
     try:
         task = Task(env="alfworld", split="test", index=0)
         buffer.issue([Ticket(stream="panel", group=n, member=0, group_size=1, task=task, seed=n) for n in range(4)])
-        so_far = _SoFar(buffer, "panel")
+        so_far = SuccessSoFar(buffer, "panel")
         buffer.heartbeat("one", {"tokens_per_s": 400.0}, 600.0)
         buffer.heartbeat("two", {"tokens_per_s": 100.5}, 600.0)
         buffer.heartbeat("new", {}, 600.0)

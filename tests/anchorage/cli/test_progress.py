@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from anchorage.cli import progress
-from anchorage.cli.progress import bar, play_summary, remaining, summary
-from learner.report import Timings, UpdateReport
+from anchorage.cli.progress import Display, bar, remaining
+from anchorage.runs.progress import Progress
 
 
 def test_plain_lines_say_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,11 +31,6 @@ def test_the_time_left_is_that_of_the_work_done_so_far() -> None:
     assert remaining(1.0, 0, 5) == "-:--:--"
 
 
-def test_an_evaluation_says_its_success_so_far_and_its_speed() -> None:
-    assert play_summary(0, 0, 12.4) == "no episode ended yet  12 tok/s"
-    assert play_summary(3, 4) == "success so far 0.75"
-
-
 def test_a_terminal_shows_the_same_text_as_it_is() -> None:
     console = Console(record=True, width=200, force_terminal=True)
     with bar(console, "training", 4, "updates") as tell:
@@ -43,30 +38,16 @@ def test_a_terminal_shows_the_same_text_as_it_is() -> None:
     assert "64 episodes  [success]" in console.export_text()
 
 
-def test_an_update_tells_the_episodes_so_far() -> None:
-    report = UpdateReport(
-        update=7,
-        episodes=8,
-        success_rate=0.5,
-        mean_reward=5.0,
-        mean_steps=9.0,
-        valid_fraction=0.9,
-        rows=72,
-        trained_rows=70,
-        response_tokens=700,
-        step_group_sizes={1: 5},
-        step_group_size_mean=1.0,
-        advantage_deviation=1.0,
-        cut_fraction=0.0,
-        staleness_mean=0.0,
-        staleness_max=0,
-        dropped_stale=0,
-        dropped_equal=0,
-        dropped_unreadable=0,
-        cancelled=0,
-        tokens_per_second=900.0,
-        timings=Timings(wait=1.0, prepare=0.1, update=2.0, publish=0.1),
-        loss={},
-    )
-    assert summary(report, 56).startswith("56 episodes  success 0.50  ")
-    assert "900 tok/s" in summary(report, 56)
+def test_each_work_has_a_bar_of_its_own_and_each_part_a_line() -> None:
+    console = Console(record=True, width=20, force_terminal=False)
+    with Display(console) as display:
+        display(Progress("setup", text="starting [redis]"))
+        display(Progress("evaluation", "before", 0, 4, "episodes"))
+        display(Progress("evaluation", "before", 4, 4, "episodes", "success 0.50"))
+        display(Progress("training", "training", 0, 2, "updates"))
+        display(Progress("training", "training", 2, 2, "updates", "8 episodes"))
+    assert [line.rstrip() for line in console.export_text().splitlines()] == [
+        "starting [redis]",
+        "before: 4/4 episodes  eta 0:00:00  success 0.50",
+        "training: 2/2 updates  eta 0:00:00  8 episodes",
+    ]

@@ -1,7 +1,7 @@
-"""`anchorage export`: the policy of a run or of one checkpoint as a Hugging Face folder of its own.
+"""Copies the policy of a run, or of one checkpoint, to a Hugging Face folder of its own.
 
-With it goes its configuration, for `anchorage eval --policy FOLDER`, without the addresses, folders and credentials of
-the machine it comes from.
+Its configuration goes with it, for `anchorage eval --policy FOLDER`, without the addresses, folders and credentials of
+the machine that it comes from.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from services.model_folder import check_model_folder
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, run_of
 
 
-def export(source: Path, out: Path, *, best: bool) -> Path:
-    """Copy the policy of `source`, a run's folder or a checkpoint's, to `out`; the folder it was copied from.
+def export_policy(source: Path, out: Path, *, best: bool = False) -> Path:
+    """Copy the policy of `source`, a run's folder or a checkpoint's, to `out`; return the folder it was copied from.
 
     Raises:
-        CheckpointFailed: there is no such policy, `out` holds something already, or it cannot be written.
+        CheckpointFailed: there is no such policy, `out` is not empty, or it cannot be written.
     """
     policy = policy_of(source, best=best)
     check_model_folder(policy)
     out = out.absolute()  # `.` has no name for the partial copy to lie beside
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointFailed(f"{out} is there already: name a folder that is new or empty")
+        raise CheckpointFailed(f"{out} exists and is not an empty folder: give a new or empty one")
     partial = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -46,17 +46,17 @@ def export(source: Path, out: Path, *, best: bool) -> Path:
 
 
 def _reason(error: OSError) -> str:
-    """`copytree` collects the errors of all files: (from, to, text) of each."""
+    """Return the first reason: `copytree` collects the errors of all files, each as (from, to, text)."""
     if isinstance(error, shutil.Error):
         return str(error.args[0][0][2])
     return error.strerror or str(error)
 
 
 def policy_of(source: Path, *, best: bool = False) -> Path:
-    """The folder of the policy of a run (of its newest intact checkpoint, or its best), or of a checkpoint.
+    """Return the folder of a run's policy (of its newest intact checkpoint, or its best), or of a checkpoint's.
 
     Raises:
-        CheckpointFailed: there is none, or its files are not as they were written.
+        CheckpointFailed: there is none, or its files are damaged.
     """
     from learner import checkpoint
 
