@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 
 from env_servers.environment import Environment
 from env_servers.errors import ServerError
 
-ENVIRONMENTS = {
+BUILT_IN = {
     "alfworld": "env_servers.alfworld.environment:AlfWorld",
     "alfworld-textworld": "env_servers.alfworld.textworld_engine:TextWorldAlfWorld",
     "webshop": "env_servers.webshop.environment:WebShop",
 }
+ENVIRONMENTS = dict(BUILT_IN)
+"""Name -> `module:Class`: the built-in environments, and those that `register` added in this process."""
 
 
 def load_environment(name: str) -> type[Environment]:
@@ -31,3 +35,41 @@ def load_environment(name: str) -> type[Environment]:
     if not (isinstance(found, type) and issubclass(found, Environment)):
         raise ServerError(f"environment {name!r} is no class derived from Environment")
     return found
+
+
+def register(name: str, target: str | type[Environment]) -> None:
+    """Make an environment known by its name in this process, and to the servers that runs start from here.
+
+    Args:
+        name: as in `env.name`; the class must have it as its `name`.
+        target: the class, or `module:Class`. Its module must be importable by another process: a class of a script or
+            of a notebook's cell is not.
+
+    Raises:
+        ServerError: it is not such a class, has another name, or the name is that of a built-in environment.
+
+    Example:
+        register("rock_paper", "rock_paper.environment:RockPaper")
+    """
+    spec = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+    if ENVIRONMENTS.get(name, spec) != spec:
+        raise ServerError(f"an environment called {name!r} exists already: {ENVIRONMENTS[name]}")
+    module = spec.partition(":")[0]
+    if module == "__main__":
+        raise ServerError(
+            f"{spec} is defined in a script or a notebook, which its server cannot import: move the class into a module"
+        )
+    found = load_environment(spec)
+    if found.name != name:
+        raise ServerError(f"{spec} is called {found.name!r}, not {name!r}: register it by its name")
+    ENVIRONMENTS[name] = spec
+
+
+def import_folder(name: str) -> Path | None:
+    """Return the folder on whose import path the class of a registered environment lies; None where that is unknown."""
+    module = sys.modules.get(ENVIRONMENTS.get(name, name).partition(":")[0])
+    file = getattr(module, "__file__", None)
+    if module is None or file is None:
+        return None
+    depth = module.__name__.count(".") + (Path(file).name == "__init__.py")
+    return Path(file).resolve().parents[depth]

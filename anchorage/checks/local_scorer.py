@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,20 @@ def fits(folder: Path, dtype: str) -> bool:
     """Whether this machine has memory left for the folder's model."""
     needed = stored_parameters(folder) * BYTES[dtype] * ROOM
     return needed < _available_bytes()
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Let transformers load models without a bar on standard error; its setting is put back afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _differences(policy: Policy, row: Row) -> list[float]:

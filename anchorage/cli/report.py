@@ -16,11 +16,10 @@ from typing import Any
 
 from anchorage.cli.output import unwritable, write_text
 from anchorage.cli.report_curves import picture
+from anchorage.runs.metrics import evaluations, read_metrics
 from services.config.load import shown_config
 from services.config.tree import Config
-from services.errors import AnchorageError
 from services.run_folder import SUMMARY_NAME
-from services.telemetry import METRICS_NAME
 
 PAGE_NAME = "report.html"
 LAST_UPDATES = 10
@@ -86,35 +85,6 @@ def write_picture(folders: Sequence[Path], file: Path) -> None:
         raise unwritable(file, error) from None
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of the run's metrics stream; lines that were not written to their end are left out, and said.
-
-    Raises:
-        AnchorageError: the folder holds none.
-    """
-    path = folder / METRICS_NAME
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        raise AnchorageError(f"{folder} holds no {METRICS_NAME}: name the folder of a run that has trained") from None
-    records = [record for line in lines if (record := _record(line)) is not None]
-    if len(records) < len(lines):
-        _log.warning("%s: %d broken of %d lines are left out", path, len(lines) - len(records), len(lines))
-    return records
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """A record with a whole number for a step and numbers for the rest; None for anything else."""
-    try:
-        record = json.loads(line)
-        if not isinstance(record["step"], int):
-            return None
-        numbers = all(value is None or isinstance(value, int | float) for value in record.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return record if numbers else None
-
-
 def _overview(records: Sequence[Mapping[str, Any]], config: Config) -> str:
     done = max((int(record["step"]) for record in records), default=0)
     names = ", ".join(env.name for env in config.environments)
@@ -145,32 +115,23 @@ def _by_split(title: str, result: Mapping[str, Any]) -> list[tuple[str, Mapping[
     return [(f"{title}, {split}", part) for split, part in result.get("splits", {}).items()] or [(title, result)]
 
 
-def _played_splits(record: Mapping[str, Any]) -> list[str]:
-    """The splits with figures of their own in a record of the metrics; none where there is one split."""
-    parts = [name.split("/") for name in record if name.startswith("evaluation/")]
-    return list(dict.fromkeys(part[1] for part in parts if len(part) == 3))
-
-
 def _evaluations(records: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
-    for record, split in [(each, split) for each in records for split in _played_splits(each) or [""]]:
-        prefix = f"evaluation/{split}/" if split else "evaluation/"
-        rate, low, high = (record.get(f"{prefix}success_{name}") for name in ("rate", "low", "high"))
-        if rate is None:
-            continue
-        interval = "–" if low is None or high is None else f"{_percent(low)} – {_percent(high)}"
-        score, steps, valid = (record.get(f"{prefix}{name}") for name in ("mean_score", "mean_steps", "valid_fraction"))
-        rows.append(
-            [
-                str(record["step"]) + (f", {split}" if split else ""),
-                _percent(rate),
-                interval,
-                _shown(score, "{:.3f}".format),
-                _shown(steps, "{:.1f}".format),
-                _shown(valid, _percent),
-            ]
-        )
+    found = list(evaluations(records))
+    by_split = {row["update"] for row in found if row["split"] is not None}
+    rows = [_evaluation(row) for row in found if row["split"] is not None or row["update"] not in by_split]
     return _table("Evaluations", ["after update", "success", "95 % interval", "score", "steps", "valid"], rows)
+
+
+def _evaluation(row: Mapping[str, Any]) -> list[str]:
+    low, high = row["success_low"], row["success_high"]
+    return [
+        str(row["update"]) + (f", {row['split']}" if row["split"] else ""),
+        _percent(row["success_rate"]),
+        "–" if low is None or high is None else f"{_percent(low)} – {_percent(high)}",
+        _shown(row["mean_score"], "{:.3f}".format),
+        _shown(row["mean_steps"], "{:.1f}".format),
+        _shown(row["valid_fraction"], _percent),
+    ]
 
 
 def _last_updates(records: Sequence[Mapping[str, Any]]) -> str:

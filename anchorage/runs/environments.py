@@ -64,10 +64,15 @@ def serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
     """Start its server, on any free port where `port` is 0. EnvironmentUnavailable where it does not come up."""
     from env_servers.errors import ServerError
     from env_servers.launch import start_server
+    from env_servers.registry import BUILT_IN, ENVIRONMENTS, import_folder
 
+    name = registered_name(env)
     ready = folder / f"{env.name}.url"
     listening = ["--port", str(port), "--ready-file", str(ready)]
-    command = [sys.executable, "-m", "env_servers", registered_name(env), *listening]
+    command = [sys.executable, "-m", "env_servers", name, *listening]
+    if name not in BUILT_IN and (folder_of_class := import_folder(name)) is not None:
+        path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(folder_of_class))))
+        command = ["env", f"PYTHONPATH={path}", sys.executable, "-m", "env_servers", ENVIRONMENTS[name], *listening]
     try:
         return start_server(command, ready)
     except ServerError as error:

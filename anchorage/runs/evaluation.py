@@ -143,10 +143,12 @@ def _evaluate(
             on_progress(Progress("evaluation", name, done, total, "episodes", play_summary(won, done)))
 
         return evaluate_baseline(name, config, note)
+    from anchorage.checks.local_scorer import without_progress_bars
     from learner.rank.parity import check_small_folder
 
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
-    check_small_folder(model, config)
+    with without_progress_bars():
+        check_small_folder(model, config)
     with Stack(config, announcer(on_progress)) as stack:
         stack.publish_initial()
         _check_sampler(stack, on_progress, watched(stack, should_stop))
@@ -155,7 +157,7 @@ def _evaluate(
 
 def _check_sampler(stack: Stack, on_progress: OnProgress, should_stop: ShouldStop) -> None:
     """Compare what the actors sample with the model's own forward pass, where this machine has room for it."""
-    from anchorage.checks.local_scorer import LocalScorer, fits
+    from anchorage.checks.local_scorer import LocalScorer, fits, without_progress_bars
     from learner.evaluation import panel
     from learner.sampler_check import EPISODES, STREAM, require_agreement
 
@@ -166,7 +168,8 @@ def _check_sampler(stack: Stack, on_progress: OnProgress, should_stop: ShouldSto
         )
         return
     tasks = [ticket.task for ticket in panel(config, stack.splits, STREAM)[:EPISODES]]
-    scorer = LocalScorer(config.model.path, config.model.dtype, config.rollout.temperature)
+    with without_progress_bars():
+        scorer = LocalScorer(config.model.path, config.model.dtype, config.rollout.temperature)
     require_agreement(config, stack.buffer, tasks, scorer, should_stop)
 
 

@@ -23,12 +23,18 @@ class ConfigError(AnchorageError):
     """The configuration is wrong; the message has one line for each mistake."""
 
 
-def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The recipe's tree with the overrides applied.
+Override = str | Mapping[str, Any]
+"""`key=value`, or a mapping from dotted keys to values or sections."""
+
+
+def load_config(recipe: Path | Mapping[str, Any] | None, overrides: Sequence[Override] = ()) -> Config:
+    """The recipe's tree with the overrides applied. A mapping is the tree itself.
 
     Raises:
         ConfigError: missing or broken recipe, malformed overrides, unknown keys, or values that are out of range.
     """
+    if isinstance(recipe, Mapping):
+        return _validated(copy.deepcopy(dict(recipe)), overrides)
     return _validated(_read(recipe) if recipe is not None else {}, overrides)
 
 
@@ -68,7 +74,7 @@ def shown_config(config: Config) -> str:
     return recipe_yaml.dump(masked(config.model_dump(mode="json")))
 
 
-def _validated(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
+def _validated(tree: dict[str, Any], overrides: Sequence[Override]) -> Config:
     found = [problem for override in overrides for problem in _apply(tree, override)]
     found += _mistakes(tree)
     if found:
@@ -152,10 +158,13 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply(tree: dict[str, Any], override: str) -> Iterator[str]:
-    """Set one value in the tree; yields what is wrong with the override."""
+def _apply(tree: dict[str, Any], override: Override) -> Iterator[str]:
+    """Set the values of an override in the tree; yields what is wrong with it."""
+    if isinstance(override, Mapping):
+        for path, value in override.items():
+            yield from _set(tree, str(path), value, merges=True)
+        return
     path, equals, text = override.partition("=")
-    *parents, leaf = path.split(".")
     if not equals or not path:
         yield f"'{masked(override)}' is not an override: write key=value, as in learner.updates=50"
         return
@@ -167,6 +176,15 @@ def _apply(tree: dict[str, Any], override: str) -> Iterator[str]:
     except recipe_yaml.RecipeError as error:
         yield f"{path}: the value is not YAML: {error}"
         return
+    yield from _set(tree, path, value, merges=False)
+
+
+def _set(tree: dict[str, Any], path: str, value: Any, *, merges: bool) -> Iterator[str]:
+    """Set the value at a dotted path; yields what is wrong with the path.
+
+    `merges`: a section is merged into the one that is there, key by key; else it takes its place.
+    """
+    *parents, leaf = path.split(".")
     node = tree
     for number, name in enumerate(parents, start=1):
         inner = node.setdefault(name, {})
@@ -174,4 +192,5 @@ def _apply(tree: dict[str, Any], override: str) -> Iterator[str]:
             yield f"{path}: {'.'.join(parents[:number])} is {mistakes.shown(name, inner)}, not a section"
             return
         node = inner
-    node[leaf] = value
+    both = merges and isinstance(value, Mapping) and isinstance(node.get(leaf), dict)
+    node[leaf] = _merge(node[leaf], value) if both else value

@@ -127,7 +127,7 @@ def test_export(tmp_path, tiny_config):
         config = evaluation_config(None, [], [str(out)])
         assert (config.env.max_steps, config.env.url, config.buffer.redis_url) == (7, None, None)
         assert "secret" not in (out / "config.yaml").read_text()
-    with pytest.raises(CheckpointFailed, match="there already"):
+    with pytest.raises(CheckpointFailed, match="exists and is not an empty folder"):
         export_policy(run, out, best=False)
     with pytest.raises(CheckpointFailed, match="neither a checkpoint nor a run"):
         export_policy(tmp_path, tmp_path / "new", best=False)

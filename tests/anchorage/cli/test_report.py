@@ -72,16 +72,6 @@ def test_each_of_several_splits_has_rows_and_columns_of_its_own(tmp_path: Path) 
     assert all(f">{when} training, {split}<" in text for when in ("before", "after") for split in ("seen", "unseen"))
 
 
-def test_a_torn_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = run(tmp_path, 3)
-    with (folder / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"step": 4, "rollout/succ')
-    assert [record["step"] for record in report.read_metrics(folder)] == [0, 1, 2, 3]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{folder / 'metrics.jsonl'}: 1 broken of 5 lines are left out"
-    ]
-
-
 def test_a_page_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (run(tmp_path, 1) / "report.html").mkdir()
     with pytest.raises(AnchorageError, match=r"cannot write .*report\.html: Is a directory"):
@@ -107,12 +97,3 @@ def test_a_picture_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> N
 def test_the_curve_in_the_terminal_needs_an_update() -> None:
     assert report_curves.terminal_curve([], "success") == "no update was made"
     assert "success" in report_curves.terminal_curve([(1, 0.2), (2, 0.4)], "success")
-
-
-@pytest.mark.parametrize(
-    "line", ['{"step": "x"}', '{"step": NaN}', '{"step": 1e400}', '{"step": 1, "a": "NaN"}', "[]", "null", "{"]
-)
-def test_a_broken_line_of_the_metrics_is_left_out(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss/loss": 0.5}}\n{line}\n')
-    assert report.read_metrics(tmp_path) == [{"step": 1, "loss/loss": 0.5}]
-    assert "1 broken of 2 lines" in caplog.text
