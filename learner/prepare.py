@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.advantages import ESTIMATORS, Advantages, StepRows
+from learner.advantages import Advantages, StepRows, estimator_of
 from learner.anchors import step_groups
 from learner.batching import MicroBatch, Row, Sharing, plan
 from services.config.tree import Config
@@ -70,7 +70,7 @@ def prepare(
     """
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     rows = step_rows(groups, config)
-    estimated = ESTIMATORS[config.algorithm](rows, config.advantage)
+    estimated = estimator_of(config)(rows, config.advantage)
     cut = np.array([not step.finished for step in steps])
     ignored = cut & config.advantage.ignore_cut_responses
     estimated = replace(estimated, total=np.where(ignored, 0.0, estimated.total))

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from learner.advantages import estimator_of
 from learner.advantages.penalty import before_normalisation
 from learner.advantages.rows import step_returns
 from learner.ledger import Entry, Ledger
 from learner.prepare import PreparedUpdate
 from services.archive import GroupArchive, GroupRecord, StepNumbers
 from services.config.tree import Config
-from services.run_folder import LEDGER_NAME, WARNINGS_NAME
+from services.run_folder import ALGORITHM_NAME, LEDGER_NAME, WARNINGS_NAME
 from services.schemas import Trajectory
 from services.telemetry import METRICS_NAME
 
@@ -46,6 +47,19 @@ class History:
         """Forget what came after `update`."""
         self._ledger.cut(update)
         self._archive.cut(update)
+
+
+def record_algorithm(folder: Path, config: Config) -> None:
+    """Write what the run's estimator says of itself into its folder. A file that cannot be written costs only that.
+
+    Raises:
+        PluginError: the estimator cannot be loaded or described.
+    """
+    record = estimator_of(config).record(config.advantage)
+    try:
+        (folder / ALGORITHM_NAME).write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    except OSError as error:
+        log.warning("cannot write %s: %s", folder / ALGORITHM_NAME, error.strerror)
 
 
 class WarningLog:

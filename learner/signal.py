@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from learner.advantages import estimator_of
 from learner.dynamic_sampling import has_equal_rewards
 from services.config.tree import Config
 from services.errors import RunStalled
@@ -98,7 +99,7 @@ class Signal:
             INVALID: seen.valid == 0,
             EQUAL: self.equal >= EQUAL_UPDATES,
             CUT: seen.cut > MOST * seen.steps,
-            ANCHORS: self.lone >= ANCHOR_UPDATES and config.algorithm in ("gigpo", "hgpo"),
+            ANCHORS: self.lone >= ANCHOR_UPDATES and estimator_of(config).has_step_level,
         }
         names = [name for name, is_due in due.items() if is_due and name not in self.given]
         new = {name: f"update {update}: {TEXTS[name](seen, config)}{self._tokens(name)}" for name in names}
@@ -157,7 +158,8 @@ def _cut(seen: Figures, config: Config) -> str:
 
 
 def _lone_anchors(seen: Figures, config: Config) -> str:
-    effect = "GiGPO is GRPO here" if config.algorithm == "gigpo" else "HGPO compares nothing, every advantage is 0"
+    effects = {"gigpo": "GiGPO is GRPO here", "hgpo": "HGPO compares nothing, every advantage is 0"}
+    effect = effects.get(config.algorithm, f"the step level of {config.algorithm} compares nothing")
     return (
         f"{effect}: no state was met twice within a group in the last {ANCHOR_UPDATES} updates. Is there a step "
         "counter or the history in the observation? See env.anchor and advantage.similarity"

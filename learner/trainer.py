@@ -26,7 +26,7 @@ from learner.intake import Intake
 from learner.prefetch import Prefetcher
 from learner.prepare import OptimizerStep, PreparedUpdate, prepare
 from learner.rank.group import RankFailed
-from learner.record import SUCCESS, History, WarningLog, evaluated_versions
+from learner.record import SUCCESS, History, WarningLog, evaluated_versions, record_algorithm
 from learner.report import Timings, UpdateReport, describe
 from learner.signal import Signal, figures
 from learner.soundness import Groups, Tries, culprits, unusable
@@ -125,6 +125,7 @@ class Trainer:
             self._signal.given = self._warned.names()
         else:
             self._clear()
+        record_algorithm(self._folder, self._config)
         with self._prefetch:
             self._train()
 

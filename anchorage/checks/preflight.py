@@ -6,8 +6,8 @@ one, write such a function and name it in `CHECKS`.
 Invariants
 - Every check of `CHECKS` runs, whatever the others found. `LAST` waits for servers that may still be starting, so it
   runs only where nothing else is wrong.
-- A check starts no process, leaves no file behind, and imports neither torch nor Ray nor vLLM. Each of its requests has
-  a timeout.
+- A check starts no process, leaves no file behind, and imports neither torch nor Ray nor vLLM, unless a plug-in does.
+  Each of its requests has a timeout.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from services.errors import (
 )
 from services.folders import folder_problem, nearest_folder
 from services.model_folder import check_model_folder, check_tokenizer, stored_parameters
+from services.plugins import make_importable
 from services.run_folder import CHECKPOINTS_NAME
 from services.tasks import split_key, split_size, tasks_of_split
 from services.wandb_run import wandb_problem
@@ -222,7 +223,16 @@ def ray_cluster(start: Start) -> Iterator[str]:
         time.sleep(1)
 
 
-CHECKS: tuple[Check, ...] = (run_folder, outputs, models, disk_space, machine, environments)
+def plugins(start: Start) -> Iterator[str]:
+    """What the configuration names as `module:name` can be loaded, and its first use succeeds on a small example."""
+    from learner.advantages import loading
+
+    make_importable(start.config.plugins.folders)
+    if start.trains:
+        yield from loading.check(start.config)
+
+
+CHECKS: tuple[Check, ...] = (plugins, run_folder, outputs, models, disk_space, machine, environments)
 LAST: tuple[Check, ...] = (redis, ray_cluster)
 
 

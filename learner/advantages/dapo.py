@@ -13,11 +13,19 @@ episode that is cut has earned no reward.
 
 from __future__ import annotations
 
+from learner.advantages.description import GROUP_SCORES, SCORES, describe
 from learner.advantages.grpo import grpo
 from learner.advantages.rows import Advantages, StepRows
 from services.config.tree import AdvantageConfig
 
 
+@describe(
+    "DAPO",
+    paper="Yu et al. 2025, arXiv:2503.14476",
+    episode=GROUP_SCORES,
+    total={"A = A_E": "the same for every step of an episode"},
+    terms=SCORES,
+)
 def dapo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     return grpo(rows, config)

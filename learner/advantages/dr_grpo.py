@@ -9,11 +9,19 @@ The advantage is GRPO's with `normalisation: mean`; that, the aggregation and no
 
 from __future__ import annotations
 
+from learner.advantages.description import GROUP_SCORES, SCORES, describe
 from learner.advantages.grpo import grpo
 from learner.advantages.rows import Advantages, StepRows
 from services.config.tree import AdvantageConfig
 
 
+@describe(
+    "Dr. GRPO",
+    paper="Liu et al. 2025, arXiv:2503.20783",
+    episode=GROUP_SCORES,
+    total={"A = A_E": "the same for every step of an episode"},
+    terms=SCORES,
+)
 def dr_grpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     return grpo(rows, config)

@@ -10,12 +10,24 @@ F is the standard deviation (ddof 1, + 1e-6), or 1. An invalid step's own score 
 
 from __future__ import annotations
 
+from learner.advantages.description import GROUP_SCORES, RETURNS, SCORES, describe
 from learner.advantages.episodes import episode_advantages
 from learner.advantages.rows import Advantages, Floats, StepRows, step_returns
 from learner.advantages.statistics import moments, normalised
 from services.config.tree import AdvantageConfig
 
 
+@describe(
+    "GiGPO",
+    paper="Feng et al. 2025, arXiv:2505.10978",
+    episode=GROUP_SCORES,
+    step={
+        "R_t = r_t + γ R_{t+1}": "what a step led to",
+        "A_S = (R_t − mean) / F": "over the steps taken in the same state; 0 for a lone step",
+    },
+    total={"A = A_E + ω A_S": "the same for every token of a response"},
+    terms={**SCORES, **RETURNS, "ω": "{omega:g}, weight of the step level"},
+)
 def gigpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     episode = episode_advantages(rows, config)

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from learner.advantages.description import GROUP_SCORES, SCORES, describe
 from learner.advantages.episodes import episode_advantages
 from learner.advantages.rows import Advantages, StepRows
 from services.config.tree import AdvantageConfig
 
 
+@describe(
+    "GRPO",
+    paper="Shao et al. 2024, arXiv:2402.03300",
+    episode=GROUP_SCORES,
+    total={"A = A_E": "the same for every step of an episode"},
+    terms=SCORES,
+)
 def grpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     episode = episode_advantages(rows, config)

@@ -9,11 +9,19 @@ responses (eq. 5) are this algorithm's preset; the loss is in `learner.rank.loss
 
 from __future__ import annotations
 
+from learner.advantages.description import GROUP_SCORES, SCORES, describe
 from learner.advantages.grpo import grpo
 from learner.advantages.rows import Advantages, StepRows
 from services.config.tree import AdvantageConfig
 
 
+@describe(
+    "GSPO",
+    paper="Zheng et al. 2025, arXiv:2507.18071",
+    episode=GROUP_SCORES,
+    total={"A = A_E": "the same for every step of an episode"},
+    terms=SCORES,
+)
 def gspo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     return grpo(rows, config)

@@ -13,12 +13,30 @@ from __future__ import annotations
 
 import numpy as np
 
+from learner.advantages.description import RETURNS, describe, divisor, scaled_penalty
 from learner.advantages.rows import Advantages, Floats, Ids, StepRows, earlier_rows, step_returns
 from learner.advantages.statistics import moments, normalised
 from learner.anchors import joint_ids
 from services.config.tree import AdvantageConfig
 
 
+@describe(
+    "HGPO",
+    paper="He et al. 2026, arXiv:2602.22817",
+    step={
+        "R_t = r_t + γ R_{t+1}": "what a step led to",
+        "A_k = (R_t − mean) / F": "over the steps taken in the same state after the same k states; 0 for a lone step",
+        "A_S = Σ w_k A_k / Σ w_k": "k = 0, 1, …: longer common histories weigh more",
+    },
+    total={"A = A_S": "an episode's score counts through what each of its steps led to"},
+    terms={
+        "F": divisor,
+        **RETURNS,
+        "k": "at most {history}",
+        "w_k": "(k + 1)^{history_power:g}",
+        "invalid action": scaled_penalty,
+    },
+)
 def hgpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     returns = step_returns(rows, config.gamma, config.invalid_action_penalty)

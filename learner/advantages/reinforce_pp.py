@@ -12,12 +12,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from learner.advantages.description import SCORES, describe
 from learner.advantages.episodes import counted_scores
 from learner.advantages.rows import Advantages, StepRows, episode_scores
 from learner.advantages.statistics import moments, normalised
 from services.config.tree import AdvantageConfig
 
 
+@describe(
+    "REINFORCE++",
+    paper="Hu et al. 2025, arXiv:2501.03262",
+    episode={"A_E = (b − mean) / F": "over all groups of the update"},
+    total={"A = A_E": "the same for every step of an episode"},
+    terms={
+        **SCORES,
+        "b": lambda config: "the score less the mean of its group" if config.group_baseline else "the score",
+    },
+)
 def reinforce_pp(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     counted, which = counted_scores(rows, config)

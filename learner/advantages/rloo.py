@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from learner.advantages.description import SCORES, describe
 from learner.advantages.episodes import counted_scores
 from learner.advantages.rows import Advantages, StepRows, episode_scores
 from learner.advantages.statistics import moments
 from services.config.tree import AdvantageConfig
 
 
+@describe(
+    "RLOO",
+    paper="Ahmadian et al. 2024, arXiv:2402.14740",
+    episode={"A_E = score − mean of the others": "over the group's other episodes"},
+    total={"A = A_E": "the same for every step of an episode"},
+    terms={name: text for name, text in SCORES.items() if name != "F"},
+)
 def rloo(rows: StepRows, config: AdvantageConfig) -> Advantages:
     """Advantages of every row."""
     scores = episode_scores(rows, config.invalid_action_penalty)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from services.config import mistakes, recipe_yaml
+from services.config import mistakes, recipe_yaml, references
 from services.config.masking import masked
 from services.config.tree import Config
 from services.errors import AnchorageError, did_you_mean
@@ -35,7 +35,8 @@ def load_config(recipe: Path | Mapping[str, Any] | None, overrides: Sequence[Ove
     """
     if isinstance(recipe, Mapping):
         return _validated(copy.deepcopy(dict(recipe)), overrides)
-    return _validated(_read(recipe) if recipe is not None else {}, overrides)
+    folders: list[Path] = []
+    return _validated(_read(recipe, folders) if recipe is not None else {}, overrides, folders)
 
 
 def parse_config(text: str, overrides: Sequence[str] = ()) -> Config:
@@ -64,6 +65,7 @@ def portable_config(config: Config) -> str:
             "envs": {"__all__": here},
             "buffer": {"redis_url"},
             "weights": {"directory"},
+            "plugins": True,
         },
     )
     return recipe_yaml.dump(masked(tree))
@@ -74,8 +76,11 @@ def shown_config(config: Config) -> str:
     return recipe_yaml.dump(masked(config.model_dump(mode="json")))
 
 
-def _validated(tree: dict[str, Any], overrides: Sequence[Override]) -> Config:
+def _validated(tree: dict[str, Any], overrides: Sequence[Override], folders: Sequence[Path] = ()) -> Config:
+    """`folders`: of the recipes, where modules of plug-ins may be."""
     found = [problem for override in overrides for problem in _apply(tree, override)]
+    references.anchor(tree, Path.cwd())
+    references.add_folders(tree, [*folders, Path.cwd()])
     found += _mistakes(tree)
     if found:
         raise ConfigError("\n".join(dict.fromkeys(found)))
@@ -108,7 +113,10 @@ def _drop(tree: dict[Any, Any], location: Sequence[str | int]) -> bool:
     return tree.pop(last, tree) is not tree
 
 
-def _read(recipe: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(recipe: Path, folders: list[Path], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The recipe's tree with those that it extends below it; adds their folders to `folders`, its own first."""
+    folder = recipe.resolve().parent
+    folders.append(folder)
     try:
         text = recipe.read_text()
     except OSError as error:
@@ -116,6 +124,7 @@ def _read(recipe: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"{recipe} is not YAML: it is not UTF-8 text") from None
     tree = _mapping(text, str(recipe))
+    references.anchor(tree, folder)
     base = tree.pop("extends", None)
     if base is None:
         return tree
@@ -124,7 +133,7 @@ def _read(recipe: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = (recipe.parent / base).resolve()
     if parent in (*seen, recipe.resolve()):
         raise ConfigError(f"{recipe} extends itself")
-    return _merge(_read(parent, (*seen, recipe.resolve())), tree)
+    return _merge(_read(parent, folders, (*seen, recipe.resolve())), tree)
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def _lines(details: Any, tree: type[BaseModel]) -> Iterator[str]:
         value = details["input"]
         hint = did_you_mean(value, names) if isinstance(value, str) else ""
         yield f"{key}: must be one of {', '.join(names)}, got {shown(str(location[-1]), value)}{hint}"
+    elif kind == "choice":
+        yield f"{key}: {details['msg']}"
     elif kind == "missing":
         yield f"{key}: is missing"
     else:

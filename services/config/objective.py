@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from services.config.section import Fraction, Section
+from services.config.section import Fraction, Params, Section
 
 
 class AdvantageConfig(Section):
@@ -35,6 +35,8 @@ class AdvantageConfig(Section):
     """HGPO: a group that agrees on k earlier states has weight (k + 1) ** history_power."""
     group_baseline: bool = False
     """REINFORCE++: subtract the group's mean score before normalising over the batch (REINFORCE++-baseline)."""
+    params: Params = Field(default_factory=dict)
+    """Parameters of an estimator that is a plug-in, as in `advantage.params.alpha=0.5`."""
 
 
 class LossConfig(Section):

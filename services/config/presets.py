@@ -2,19 +2,23 @@
 
 Invariants
 - A preset only changes defaults: a field that the recipe or the command line names keeps the value given there.
-- Nothing else knows an algorithm by its name but the registry of estimators: what a preset does can be had, or undone,
-  field by field.
+- Nothing else knows an algorithm by its name but the registry of estimators: what a preset does can be done, or undone,
+  field by field. A plug-in has no preset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated
 
 from pydantic import BaseModel
 
-Algorithm = Literal["gigpo", "grpo", "rloo", "reinforce_pp", "dr_grpo", "dapo", "gspo", "hgpo"]
+from services.config.references import Choice
+
+ALGORITHMS = ("gigpo", "grpo", "rloo", "reinforce_pp", "dr_grpo", "dapo", "gspo", "hgpo")
+"""Built-in advantage estimators."""
+Algorithm = Annotated[str, Choice(ALGORITHMS)]
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {

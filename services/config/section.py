@@ -8,10 +8,12 @@ Invariants
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 
 LARGEST = 2**31 - 1
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -20,6 +22,26 @@ Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 Temperature = Annotated[float, Field(ge=0.01, le=2)]
 """Of sampling. vLLM refuses a higher one, and takes a lower one for 0.01: its log-probabilities would not be those of
 the learner."""
+
+
+def _plain(value: object) -> object:
+    """Refuse what JSON would change on the way to another process."""
+    match value:
+        case Mapping():
+            for inner in value.values():
+                _plain(inner)
+        case list() | tuple():
+            for inner in value:
+                _plain(inner)
+        case float() if not math.isfinite(value):
+            raise ValueError(f"must be a finite number, got {value}")
+        case str() if "\0" in value:
+            raise ValueError("must not contain a null character")
+    return value
+
+
+Params = Annotated[dict[str, JsonValue], AfterValidator(_plain)]
+"""Parameters of a plug-in: plain data, which the plug-in itself validates."""
 
 
 class Section(BaseModel):

@@ -17,6 +17,7 @@ from services.config.addresses import HttpAddress, RedisAddress
 from services.config.objective import AdvantageConfig as AdvantageConfig
 from services.config.objective import LossConfig as LossConfig
 from services.config.presets import Algorithm, with_preset
+from services.config.references import PluginsConfig as PluginsConfig
 from services.config.section import LARGEST, Seconds, Section, Temperature
 from services.config.warmstart import WarmstartConfig as WarmstartConfig
 from services.config.warmstart import WarmstartPhase as WarmstartPhase
@@ -312,7 +313,9 @@ class Config(Section):
     """The whole of a run."""
 
     algorithm: Algorithm = "gigpo"
-    """Advantage estimator, and defaults of other fields that its paper sets (see `presets`); what is given wins."""
+    """Advantage estimator, and defaults of other fields that its paper sets (see `presets`); what is given wins. A
+    plug-in (`module:name`, `./file.py:name`) is an estimator of your own, which sets no defaults."""
+    plugins: PluginsConfig = PluginsConfig()
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     env: EnvConfig = EnvConfig()

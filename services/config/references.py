@@ -1,0 +1,122 @@
+"""References to plug-ins in the configuration: a built-in name, `module:name`, or `file.py:name`.
+
+Invariants
+- A loaded configuration holds files as absolute paths. A relative one is relative to the recipe that names it, and on
+  the command line to the working directory.
+- Modules that are not installed are looked for in `plugins.folders`: the folders of the recipes, and the working
+  directory. They are in the configuration, so every process and a resumed run look in the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from services.config import mistakes
+from services.config.section import Section
+from services.errors import did_you_mean
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Annotation of a text that is one of `names` or a reference to a plug-in: `Annotated[str, Choice(("a", "b"))]`."""
+
+    names: tuple[str, ...] = ()
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        reference = {"type": "string", "pattern": "^.+:[A-Za-z_][A-Za-z0-9_]*$"}
+        return {"anyOf": [{"enum": [*self.names]}, reference]} if self.names else reference
+
+    def _check(self, value: object) -> object:
+        if isinstance(value, str) and (value in self.names or is_reference(value)):
+            return value
+        text = value if isinstance(value, str) else ""
+        if ":" in text or not self.names:
+            rule = "must be module:name or file.py:name, as in my_package.advantages:mine or ./mine.py:mine"
+        else:
+            rule = f"must be one of {', '.join(self.names)}, or a plug-in as module:name"
+        hint = did_you_mean(text, self.names)
+        raise PydanticCustomError("choice", "{text}", {"text": f"{rule}, got {mistakes.shown('', value)}{hint}"})
+
+
+class PluginsConfig(Section):
+    folders: tuple[Path, ...] = ()
+    """Folders in which modules of plug-ins are found that are not installed; none: the recipe's and the working
+    directory, where the configuration names a plug-in."""
+
+
+def is_reference(text: str) -> bool:
+    """Whether a value names a plug-in, not a built-in one.
+
+    Example: `my_package.advantages:mine` and `./mine.py:mine` do, `gigpo` does not.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon or not name.isidentifier():
+        return False
+    return place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
+
+
+def absolute(reference: str, folder: Path) -> str:
+    """The reference with its file, where it names one, as an absolute path. A relative one is relative to `folder`."""
+    path, _, name = reference.rpartition(":")
+    if not path.endswith(".py"):
+        return reference
+    return f"{(folder / Path(path).expanduser()).resolve()}:{name}"
+
+
+def anchor(tree: Tree, folder: Path) -> None:
+    """Make the files of all references in a tree of plain data absolute, in place."""
+    _each(tree, lambda value: absolute(value, folder))
+
+
+def add_folders(tree: Tree, folders: Iterable[Path]) -> None:
+    """Set `plugins.folders` of a tree of plain data that names a plug-in and gives no folders, in place."""
+    found: list[str] = []
+
+    def note(value: str) -> str:
+        if is_reference(value):
+            found.append(value)
+        return value
+
+    _each(tree, note)
+    section = tree.setdefault("plugins", {}) if found else None
+    if isinstance(section, dict) and not section.get("folders"):
+        section["folders"] = [*dict.fromkeys(map(str, folders))]
+
+
+PLACES = (("algorithm",), ("prompt", "template"), ("prompt", "parser"), ("loss", "function"))
+"""Where the tree holds a reference; those in lists are below."""
+LISTS = (("telemetry", "trackers"),)
+
+
+def _each(tree: Tree, change: Callable[[str], str]) -> None:
+    """Apply `change` to the text at each place of a tree that may be wrong in any way."""
+    for *above, last in PLACES:
+        section = _section(tree, above)
+        if section is not None and isinstance(section.get(last), str):
+            section[last] = change(section[last])
+    for *above, last in LISTS:
+        section = _section(tree, above)
+        if section is not None and isinstance(section.get(last), list | tuple):
+            section[last] = [change(one) if isinstance(one, str) else one for one in section[last]]
+    environments = [tree.get("env"), *(tree["envs"] if isinstance(tree.get("envs"), list | tuple) else ())]
+    for env in environments:
+        if isinstance(env, dict) and isinstance(env.get("implementation"), str):
+            env["implementation"] = change(env["implementation"])
+
+
+def _section(tree: Tree, path: list[str]) -> Tree | None:
+    section: Any = tree
+    for name in path:
+        section = section.get(name) if isinstance(section, Mapping) else None
+    return section if isinstance(section, dict) else None

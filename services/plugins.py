@@ -1,0 +1,241 @@
+"""Plug-ins: `module:name` becomes a function or a class, with checked parameters of its own. Built-in ones too.
+
+A reference is a built-in name (`gigpo`), a module and a name in it (`my_package.advantages:mine`), or a file and a name
+in it (`./mine.py:mine`). The configuration holds files as absolute paths, and the folders in which modules that are not
+installed are found (`make_importable`), so every process of a run loads the same code (`services.config.references`).
+
+A plug-in takes parameters of its own by an argument called `params`. Where it is annotated with a pydantic model, the
+parameters are validated and arrive as that model, otherwise as the mapping that was given. Without such an argument
+parameters are an error.
+
+Invariants
+- Nothing here knows what a plug-in is for: each room declares its own built-in names, signature and first use.
+- Every way in which loading can fail is a `PluginError`, one line for each mistake: the configuration's key, the value,
+  what is wrong.
+- Folders are searched after everything that is installed: a file called `json.py` beside a recipe replaces nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from services.config import mistakes
+from services.errors import AnchorageError, did_you_mean, first_line
+
+PARAMS = "params"
+"""The argument by which a plug-in takes parameters of its own."""
+
+
+class PluginError(AnchorageError):
+    """A plug-in cannot be loaded, or does not do what its place asks of it; one line for each mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A loaded plug-in.
+
+    Attributes:
+        key: of the configuration, as in `algorithm`.
+        reference: the value of that key.
+        target: the function or class.
+        params: what `target` gets as `params`: a model, a mapping, or None where it takes none.
+    """
+
+    key: str
+    reference: str
+    target: Callable[..., Any]
+    params: BaseModel | Mapping[str, object] | None = None
+
+    @property
+    def label(self) -> str:
+        """For messages: `algorithm=./mine.py:mine`."""
+        return f"{self.key}={self.reference}"
+
+    def bound(self) -> Callable[..., Any]:
+        """The target with its parameters filled in."""
+        return self.target if self.params is None else partial(self.target, **{PARAMS: self.params})
+
+    def call(self, *arguments: object) -> Any:
+        """Call it. Raises PluginError where it raises, with the line of the plug-in that did; ours go through."""
+        try:
+            return self.bound()(*arguments)
+        except AnchorageError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{self.label}: {raised(error)}") from error
+
+
+def load(
+    key: str,
+    reference: str,
+    *,
+    built_in: Mapping[str, str],
+    arguments: Sequence[str],
+    params: Mapping[str, object] | None = None,
+    params_key: str = "",
+) -> Plugin:
+    """The plug-in that `reference` names.
+
+    Args:
+        key: of the configuration, for messages.
+        built_in: name to reference of those that come with the project.
+        arguments: names of the positional arguments that it will be called with, besides `params`.
+        params: its parameters, as the configuration at `params_key` gives them.
+
+    Raises:
+        PluginError: no such module, file or name; an exception at its import; it cannot be called with `arguments`; its
+            parameters are invalid.
+
+    Example: `load("algorithm", "./mine.py:mine", built_in={}, arguments=("rows", "config")).bound()` is the function
+    `mine` of that file.
+    """
+    target = _named(key, reference, built_in)
+    takes = _require_signature(f"{key}={reference}", target, arguments)
+    given = dict(params or {})
+    if not takes:
+        if given:
+            raise PluginError(
+                f"{params_key}.{min(given)}: {key}={reference} takes no parameters (it has no argument `{PARAMS}`)"
+            )
+        return Plugin(key, reference, target)
+    return Plugin(key, reference, target, _parameters(f"{key}={reference}", target, given, params_key))
+
+
+def make_importable(folders: Iterable[Path]) -> None:
+    """Let this process find modules in these folders, after all that is installed."""
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def raised(error: BaseException) -> str:
+    """What an exception of a plug-in says in one line, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f" ({Path(error.filename).name}:{error.lineno})"
+        return f"{type(error).__name__}: {error.msg}{where}"
+    return f"{type(error).__name__}: {first_line(error)}{where}"
+
+
+def _named(key: str, reference: str, built_in: Mapping[str, str]) -> Callable[..., Any]:
+    place, colon, name = built_in.get(reference, reference).rpartition(":")
+    label = f"{key}={reference}"
+    if not colon:
+        known = ", ".join(built_in)
+        raise PluginError(f"{label}: must be one of {known}, or module:name{did_you_mean(reference, built_in)}")
+    module = _file(label, Path(place)) if place.endswith(".py") else _module(label, place)
+    try:
+        found = getattr(module, name)
+    except AttributeError:
+        hint = did_you_mean(name, [one for one in vars(module) if not one.startswith("_")])
+        raise PluginError(f"{label}: {place} has no {name!r}{hint}") from None
+    if not callable(found):
+        raise PluginError(f"{label}: {name} is a {type(found).__name__}, not a function or class")
+    target: Callable[..., Any] = found
+    return target
+
+
+def _module(label: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise PluginError(
+                f"{label}: no module {error.name!r}: it is neither installed nor in the recipe's folder nor in the "
+                "working directory"
+            ) from None
+        raise PluginError(f"{label}: {name} cannot be imported: {raised(error)}") from error
+    except Exception as error:
+        raise PluginError(f"{label}: {name} cannot be imported: {raised(error)}") from error
+
+
+def _file(label: str, path: Path) -> ModuleType:
+    """The module of a file, loaded once in a process; other modules in its folder can be imported by it."""
+    path = path.expanduser().resolve()
+    digest = hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()
+    name = f"anchorage_plugin_{digest}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise PluginError(f"{label}: no file {path}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # of a name that ends in .py there always is one
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    make_importable([path.parent])
+    sys.modules[name] = module  # dataclasses and pydantic look their module up while it is being imported
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise PluginError(f"{label}: {path.name} cannot be imported: {raised(error)}") from error
+    return module
+
+
+def _require_signature(label: str, target: Callable[..., Any], arguments: Sequence[str]) -> bool:
+    """Whether the target takes `params`. Raises PluginError where it cannot be called with the arguments."""
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # of something written in C; its first use will tell
+        return False
+    takes = PARAMS in signature.parameters
+    try:
+        signature.bind(*arguments, **({PARAMS: None} if takes else {}))
+    except TypeError as error:
+        wanted = ", ".join([*arguments, *([PARAMS] if takes else [])])
+        raise PluginError(f"{label}: must take ({wanted}), but {error}: it takes {_names(signature)}") from None
+    return takes
+
+
+def _names(signature: inspect.Signature) -> str:
+    """The names alone, as in `(rows, config)`."""
+    return f"({', '.join(signature.parameters)})"
+
+
+def _parameters(
+    label: str, target: Callable[..., Any], given: dict[str, object], key: str
+) -> BaseModel | Mapping[str, object]:
+    model = _parameter_model(label, target)
+    if model is None:
+        return given
+    fields = {name: field.alias or name for name, field in model.model_fields.items()}
+    known = {*fields, *fields.values()}
+    if model.model_config.get("extra") != "allow":
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            lines = [f"{key}.{name}: {label} has no such parameter{did_you_mean(name, known)}" for name in unknown]
+            raise PluginError("\n".join(lines))
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise PluginError("\n".join(f"{key}.{line}" for line in mistakes.lines(error, model))) from None
+
+
+def _parameter_model(label: str, target: Callable[..., Any]) -> type[BaseModel] | None:
+    """The pydantic model that the target's argument `params` is annotated with."""
+    function = target.__init__ if inspect.isclass(target) else target
+    annotation = inspect.signature(target).parameters[PARAMS].annotation
+    if isinstance(annotation, str):
+        function = inspect.unwrap(function)
+        try:
+            annotation = eval(annotation, getattr(function, "__globals__", {}))
+        except Exception as error:
+            raise PluginError(
+                f"{label}: the annotation of its argument {PARAMS} cannot be resolved ({first_line(error)}); "
+                "import what it names at run time too"
+            ) from None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
