@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from anchorage.cli import buffer, model, pool
+from anchorage.cli import config as config_commands
 from anchorage.cli.output import literal_console, require_writable
 from anchorage.runs.resume import Resume
 from services.config import Config, ConfigError, load_config
@@ -28,6 +29,7 @@ env_app = typer.Typer(no_args_is_help=True, help="Environment servers.")
 app.add_typer(env_app, name="env")
 app.add_typer(model.app, name="model")
 app.add_typer(buffer.app, name="buffer")
+app.add_typer(config_commands.app, name="config")
 app.add_typer(pool.app, name="pool")
 console = literal_console()
 

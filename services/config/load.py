@@ -133,7 +133,7 @@ def _read(recipe: Path, folders: list[Path], seen: tuple[Path, ...] = ()) -> dic
     parent = (recipe.parent / base).resolve()
     if parent in (*seen, recipe.resolve()):
         raise ConfigError(f"{recipe} extends itself")
-    return _merge(_read(parent, folders, (*seen, recipe.resolve())), tree)
+    return merge(_read(parent, folders, (*seen, recipe.resolve())), tree)
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:
@@ -159,11 +159,12 @@ def _other_recipe(recipe: Path) -> str:
     return next((f", did you mean {path}?" for name, path in by_name.items() if f" {name}?" in close), "")
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of `base` with that of `top` over it."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 
@@ -171,7 +172,7 @@ def _apply(tree: dict[str, Any], override: Override) -> Iterator[str]:
     """Set the values of an override in the tree; yields what is wrong with it."""
     if isinstance(override, Mapping):
         for path, value in override.items():
-            yield from _set(tree, str(path), value, merges=True)
+            yield from put(tree, str(path), value, merges=True)
         return
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -185,10 +186,10 @@ def _apply(tree: dict[str, Any], override: Override) -> Iterator[str]:
     except recipe_yaml.RecipeError as error:
         yield f"{path}: the value is not YAML: {error}"
         return
-    yield from _set(tree, path, value, merges=False)
+    yield from put(tree, path, value, merges=False)
 
 
-def _set(tree: dict[str, Any], path: str, value: Any, *, merges: bool) -> Iterator[str]:
+def put(tree: dict[str, Any], path: str, value: Any, *, merges: bool) -> Iterator[str]:
     """Set the value at a dotted path; yields what is wrong with the path.
 
     `merges`: a section is merged into the one that is there, key by key; else it takes its place.
@@ -202,4 +203,4 @@ def _set(tree: dict[str, Any], path: str, value: Any, *, merges: bool) -> Iterat
             return
         node = inner
     both = merges and isinstance(value, Mapping) and isinstance(node.get(leaf), dict)
-    node[leaf] = _merge(node[leaf], value) if both else value
+    node[leaf] = merge(node[leaf], value) if both else value

@@ -89,3 +89,9 @@ def dump(tree: Any) -> str:
     """`tree` as text that `load` reads back; keys in their order."""
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
     return text
+
+
+def dump_line(key: str, value: Any) -> str:
+    """One entry of a mapping as a single line that `load` reads back."""
+    text: str = yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**9)
+    return text.strip()[1:-1]

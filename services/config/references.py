@@ -23,6 +23,9 @@ from services.errors import did_you_mean
 
 Tree = dict[str, Any]
 
+REFERENCE_PATTERN = r"^.+:[A-Za-z_][A-Za-z0-9_]*$"
+"""Of a plug-in's reference in the JSON schema; `is_reference` is stricter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -34,7 +37,7 @@ class Choice:
         return core_schema.no_info_before_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        reference = {"type": "string", "pattern": "^.+:[A-Za-z_][A-Za-z0-9_]*$"}
+        reference = {"type": "string", "pattern": REFERENCE_PATTERN}
         return {"anyOf": [{"enum": [*self.names]}, reference]} if self.names else reference
 
     def _check(self, value: object) -> object:
