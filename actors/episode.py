@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.engine.interface import Sample, Sampler
-from actors.parsing import ParsedAction, parse_action
+from actors.parsing import ParsedAction
 from actors.prompts import Exchange, Prompt, PromptBuilder
 from env_servers.client import EnvironmentClient, RequestRejected, SessionLost
 from env_servers.protocol import ActionForm, ResetRequest, StepResult
@@ -79,8 +79,7 @@ async def respond(
         max_tokens=config.model.max_response_tokens,
         seed=step_seed(seed, state.step + 1),
     )
-    rules, response = config.prompt, prompt.begun + sample.text
-    return prompt, sample, parse_action(rules.template, response, state.admissible, rules.validity, form)
+    return prompt, sample, prompts.parse(prompt.begun + sample.text, state.admissible, form)
 
 
 def is_won(facts: Mapping[str, object], last: StepResult, won_at: float | None) -> bool:

@@ -1,5 +1,9 @@
 """Turns a response into an action and says whether it counts as valid.
 
+A parser is a function `(response, admissible, form) -> ParsedAction`: the action as it is written, and whether the
+response has the form that the template asks for. What follows is the same for all parsers: `form` and the run's rule of
+validity are applied to the action (`parse_action`). A plug-in may take parameters of its own as `params`.
+
 Where an action begins and ends:
 - `think`: between the tags `<action>` and `</action>` that come after the thought. What is between them is the action,
   white space and line breaks included. It may hold tags itself: the action ends at the last `</action>`, and an
@@ -16,8 +20,9 @@ Invariants
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from env_servers import free_text
@@ -29,31 +34,61 @@ _TAG = re.compile(f"{OPEN}|{CLOSE}")
 _THOUGHT = re.compile(rf"\s*<think>.*?</think>\s*(?={OPEN})", re.DOTALL)
 
 
+PARSERS: Mapping[str, str] = MappingProxyType(
+    {"think": "actors.parsing:parse_think", "compact": "actors.parsing:parse_compact"}
+)
+"""Names that `prompt.parser` may have instead of `module:name`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedAction:
     action: str
     valid: bool
 
 
+Parser = Callable[[str, Sequence[str] | None, ActionForm], ParsedAction]
+"""From a response, the admissible actions where they are known, and what is done to an action before it is sent."""
+
+
 def parse_action(
-    template: Literal["think", "compact"],
+    parser: Parser | Literal["think", "compact"],
     response: str,
     admissible: Sequence[str] | None,
     validity: Literal["admissible", "well_formed"],
     form: ActionForm = "as_written",
 ) -> ParsedAction:
-    """The action of a response.
+    """The action of a response, and whether it is valid: of the parser's form, and admissible where that is asked for.
 
-    `think` takes the last action; a response is well-formed when it is one thought and one action. Without one the
-    whole response is sent. `compact` is well-formed when there is an action, of one line unless `form` is `as_written`.
+    Example, `think` with the admissible actions `look` and `take pen 1`:
+        <think>hm</think><action>look</action>   look, valid
+        look                                     look, invalid: no tags
+        <think>hm</think><action>fly</action>    fly, valid only where `validity` is `well_formed`
     """
-    text, well_formed = _think(response) if template == "think" else (response.removeprefix(" "), True)
-    action = shaped(text, form)
-    if template == "compact" and form != "as_written":
-        well_formed = "\n" not in response.strip()
+    parse = _BUILT_IN[parser] if isinstance(parser, str) else parser
+    found = parse(response, admissible, form)
+    action = shaped(found.action, form)
     listed = admissible is not None and is_admissible(action, admissible)
     known = validity == "well_formed" or admissible is None or listed
-    return ParsedAction(action, well_formed and known and (listed or bool(action.strip())))
+    return ParsedAction(action, found.valid and known and (listed or bool(action.strip())))
+
+
+def parse_think(response: str, admissible: Sequence[str] | None, form: ActionForm) -> ParsedAction:
+    """The last action between tags; well-formed: one thought and one action. Without one the whole response."""
+    thought = _THOUGHT.match(response)
+    actions = _actions(response, thought.end() if thought else 0)
+    if not actions:
+        return ParsedAction(response, False)
+    begin, end = actions[-1]
+    rest = response[end + len(CLOSE) :]
+    return ParsedAction(response[begin:end], thought is not None and len(actions) == 1 and not rest.strip())
+
+
+def parse_compact(response: str, admissible: Sequence[str] | None, form: ActionForm) -> ParsedAction:
+    """The whole response; well-formed: of one line, unless `form` is `as_written`."""
+    return ParsedAction(response.removeprefix(" "), form == "as_written" or "\n" not in response.strip())
+
+
+_BUILT_IN: Mapping[str, Parser] = MappingProxyType({"think": parse_think, "compact": parse_compact})
 
 
 def shaped(action: str, form: ActionForm) -> str:
@@ -72,17 +107,6 @@ def is_admissible(action: str, admissible: Sequence[str]) -> bool:
     return action in admissible or any(
         free_text.fits(action, known) for known in admissible if free_text.is_open(known)
     )
-
-
-def _think(response: str) -> tuple[str, bool]:
-    """The last action of a response, and whether the response is one thought and one action."""
-    thought = _THOUGHT.match(response)
-    actions = _actions(response, thought.end() if thought else 0)
-    if not actions:
-        return response, False
-    begin, end = actions[-1]
-    rest = response[end + len(CLOSE) :]
-    return response[begin:end], thought is not None and len(actions) == 1 and not rest.strip()
 
 
 def _actions(response: str, start: int) -> list[tuple[int, int]]:

@@ -1,8 +1,7 @@
-"""Prompt templates: what the policy reads before each action.
+"""From a template to token ids that fit: what the policy reads before each action (`actors.templates`).
 
-`think` is the GiGPO paper's: task, the last observation–action pairs, the observation, the admissible actions, and the
-demand for `<think>…</think><action>…</action>`; it goes through the tokenizer's chat template where there is one.
-`compact` is for small policies: the episode so far as a terminal would show it, and the answer is the action alone.
+A text template is rendered anew for each step and goes through the tokenizer's chat template where there is one. A
+transcript is written on: each prompt begins with the one before it.
 
 Invariants
 - A prompt never exceeds `max_prompt_tokens`. The oldest history goes first, then the middle of the observation, then
@@ -12,8 +11,8 @@ Invariants
 - The ids are made here, once; nothing downstream tokenises a prompt again.
 - What the chat template writes of the answer itself, such as Qwen3's `<think>`, is known as `begun`: it is the
   response's beginning for whoever reads it.
-- A `compact` prompt begins with the ids of the one before it and of its response, as they were sampled, until the
-  limit is met. So the engine's prefix cache computes each token once, and so does the learner.
+- The prompt of a transcript begins with the ids of the one before it and of its response, as they were sampled, until
+  the limit is met. So the engine's prefix cache computes each token once, and so does the learner.
 """
 
 from __future__ import annotations
@@ -24,25 +23,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from actors.parsing import ParsedAction, Parser, parse_action
+from actors.templates import Exchange as Exchange
+from actors.templates import History, Transcript, load_parser, load_template
 from actors.tokens import PromptTokens
-from env_servers.protocol import StepResult
+from env_servers.protocol import ActionForm, StepResult
 from services.config.tree import PromptConfig
 from services.errors import ModelUnavailable, first_line
 from services.model_folder import check_model_folder
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """An earlier step of the episode: what was seen, what was done, and the sampled response in text and tokens."""
-
-    observation: str
-    action: str
-    response: str = ""
-    response_ids: Sequence[int] = ()
-
-
-History = Sequence[Exchange]
-"""Earlier steps of an episode, oldest first."""
+from services.plugins import PluginError
 
 PROBE = "Is this text in the prompt?"
 REMEDY = "give the model's folder one that takes a single user message whose content is a text, or none"
@@ -73,15 +62,18 @@ class PromptBuilder:
     """Renders prompts for one tokenizer.
 
     Raises:
+        PluginError: the template or the parser cannot be loaded.
         ModelUnavailable: its chat template cannot write a user's message, or its control tokens cannot be renamed.
     """
 
     def __init__(self, config: PromptConfig, tokenizer: Any, max_prompt_tokens: int) -> None:
         self._config = config
+        self._template = load_template(config)
+        self._parser: Parser = load_parser(config).call
         self._tokenizer = tokenizer
         self._tokens = PromptTokens(tokenizer)
         self._max_tokens = max_prompt_tokens
-        self._chat = config.template == "think" and bool(getattr(tokenizer, "chat_template", None))
+        self._chat = self._template.transcript is None and bool(getattr(tokenizer, "chat_template", None))
         self._switches = {} if config.thinking is None else {"enable_thinking": config.thinking}
         self._begun = self._answer_begun() if self._chat else ""
         self._opening = functools.lru_cache(maxsize=1024)(self._encode_opening)
@@ -89,28 +81,36 @@ class PromptBuilder:
 
     def build(self, goal: str | None, history: History, result: StepResult) -> Prompt:
         """The prompt for the state `result`, reached after `history`, on the way to `goal`."""
-        if self._config.template == "compact":
-            return self._compact(goal, history, result)
-        return self._think(goal, history, result)
+        if (transcript := self._template.transcript) is not None:
+            return self._continued(transcript, goal, history, result)
+        return self._rendered(goal, history, result)
+
+    def parse(self, response: str, admissible: Sequence[str] | None, form: ActionForm) -> ParsedAction:
+        """The action of a response (with what the prompt had begun of it); see `actors.parsing.parse_action`."""
+        return parse_action(self._parser, response, admissible, self._config.validity, form)
 
     def response(self, action: str) -> str:
-        """What a policy without a thought writes after a prompt to take `action`."""
-        if self._config.template == "compact":
-            return f" {action}"
-        thought = "</think>" if self._begun else "<think></think>"
-        return f"{'' if '</think>' in self._begun else thought}<action>{action}</action>"
+        """What a policy without a thought writes after a prompt to take `action`.
+
+        Raises:
+            PluginError: the template does not say.
+        """
+        if self._template.response is None:
+            raise PluginError(f"{self._template.label}: has no response(action, begun), which a warm start needs")
+        return self._template.response(action, self._begun)
 
     def response_ids(self, action: str) -> list[int]:
         """Ids of that response, without EOS; what the action says is text."""
         return list(self._tokens.encode(self.response(self._tokens.escape(action))))
 
-    def _think(self, goal: str | None, history: History, result: StepResult) -> Prompt:
+    def _rendered(self, goal: str | None, history: History, result: StepResult) -> Prompt:
+        """The text template's prompt, with as much of the history as is asked for and fits."""
         most = min(self._config.history_length, len(history))
 
         def render(shown: int, state: StepResult) -> Prompt:
             recent = history[len(history) - shown :]
             escape = self._tokens.escape
-            text = render_think(
+            text = self._template.render(
                 escape(goal) if goal else goal,
                 [replace(past, observation=escape(past.observation), action=escape(past.action)) for past in recent],
                 len(history),
@@ -122,9 +122,9 @@ class PromptBuilder:
             prompt = render(shown, result)
             if len(prompt.ids) <= self._max_tokens:
                 return replace(prompt, truncated=shown < most)
-        return replace(self._cut_think(lambda state: render(0, state), result, prompt), truncated=True)
+        return replace(self._cut_rendered(lambda state: render(0, state), result, prompt), truncated=True)
 
-    def _cut_think(self, render: Callable[[StepResult], Prompt], result: StepResult, longest: Prompt) -> Prompt:
+    def _cut_rendered(self, render: Callable[[StepResult], Prompt], result: StepResult, longest: Prompt) -> Prompt:
         """The prompt with what fits of the observation, and of the admissible actions where that is too little.
 
         `longest`: with all of both, which does not fit.
@@ -181,11 +181,15 @@ class PromptBuilder:
         first = limit // 4
         return replace(prompt, ids=[*prompt.ids[:first], *prompt.ids[len(prompt.ids) - limit + first :]])
 
-    def _compact(self, goal: str | None, history: History, result: StepResult) -> Prompt:
+    def _continued(self, transcript: Transcript, goal: str | None, history: History, result: StepResult) -> Prompt:
         """First what was seen at the start, then response and observation in turn.
 
         Beyond the limit the older half of the exchanges goes at once, so that the prompts after that are prefixes of
         one another again.
+
+        Example, with room for four turns: the prompts after 3, 4, 5, 6 and 7 steps show the opening and the turns
+            1 2 3   1 2 3 4   3 4 5   3 4 5 6   5 6 7
+        where dropping one turn at a time would give 2 3 4 5, 3 4 5 6, …, no one a prefix of the next.
         """
         observations = [*(exchange.observation for exchange in history), result.observation]
         opening, opening_ids = self._opening(goal, observations[0])
@@ -201,10 +205,10 @@ class PromptBuilder:
             if len(ids) <= self._max_tokens:
                 return Prompt(text, ids, truncated=len(turns) < len(history))
             if len(turns) <= 1:
-                return replace(self._cut_compact(goal, observations, history[-1:]), truncated=True)
+                return replace(self._cut_transcript(goal, observations, history[-1:]), truncated=True)
             turns = turns[len(turns) // 2 :]
 
-    def _cut_compact(self, goal: str | None, observations: Sequence[str], turn: History) -> Prompt:
+    def _cut_transcript(self, goal: str | None, observations: Sequence[str], turn: History) -> Prompt:
         """The opening and the last turn with what fits of both observations; else goal and last observation."""
         first, last = observations[0], observations[-1]
 
@@ -227,15 +231,18 @@ class PromptBuilder:
         return self._cut_middle(alone(len(last))) if prompt is None else prompt
 
     def _encode_opening(self, goal: str | None, observation: str) -> tuple[str, tuple[int, ...]]:
-        opening = render_opening(goal, observation)
+        opening = self._of_transcript("opening", goal, observation)
         return opening, self._tokens.begin(self._tokens.encode(self._tokens.escape(opening)))
 
     def _encode_seen(self, observation: str) -> tuple[str, tuple[int, ...]]:
-        seen = render_observation(observation)
+        seen = self._of_transcript("observation", observation)
         return seen, self._tokens.encode(self._tokens.escape(seen))
 
+    def _of_transcript(self, part: str, *arguments: object) -> str:
+        return self._template.text(getattr(self._template.transcript, part), *arguments)
+
     def _encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a `think` prompt, whose foreign parts are escaped."""
+        """Ids of a rendered prompt, whose foreign parts are escaped."""
         tokens = self._tokens
         if not self._chat:
             return tokens.begin(tokens.encode(text))
@@ -304,45 +311,6 @@ def _fewer(actions: Sequence[str], count: int) -> list[str]:
 
 def _asked(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
-
-
-def render_think(goal: str | None, recent: History, steps_taken: int, result: StepResult) -> str:
-    """The paper's prompt (arXiv 2505.10978, appendix on prompts)."""
-    lines = ["You are an expert agent acting in a text environment."]
-    if goal:
-        lines.append(f"Your task is to: {goal}")
-    if recent:
-        lines.append(
-            f"Before this step you have taken {steps_taken} step(s). "
-            f"The last {len(recent)} observations and the actions you took on them:"
-        )
-        first = steps_taken - len(recent) + 1
-        for number, past in enumerate(recent, start=first):
-            lines.append(f"[Observation {number}: '{past.observation}', Action {number}: '{past.action}']")
-    lines.append(f"You are now at step {steps_taken + 1} and your current observation is: {result.observation}")
-    if result.admissible is not None:
-        lines.append("Your admissible actions are: [" + ", ".join(f"'{a}'" for a in result.admissible) + "].")
-    lines.append(
-        "Now it is your turn to take an action.\n"
-        "First reason step by step about the situation, within <think> </think> tags. "
-        "Then choose one admissible action and give it within <action> </action> tags."
-    )
-    return "\n".join(lines)
-
-
-def render_opening(goal: str | None, observation: str) -> str:
-    """How a `compact` prompt begins: the first observation, after the goal where the observation does not say it."""
-    told = f"{goal}\n" if goal and goal not in observation else ""
-    return f"{told}{_one_line(observation)}\n>"
-
-
-def render_observation(observation: str) -> str:
-    """What a `compact` prompt shows after a response."""
-    return f"\n{_one_line(observation)}\n>"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -21,6 +21,7 @@ from services.buffer import Buffer
 from services.buffer.owner import Owner
 from services.config.tree import Config, EnvConfig
 from services.model_folder import check_model_folder
+from services.plugins import make_importable
 from services.weights import open_channel
 
 REPLICA_PATIENCE_S = 3.0
@@ -65,6 +66,7 @@ class RolloutProcess:
     def __init__(self, name: str, spec: RolloutSpec) -> None:
         self._config = Config.model_validate_json(spec.config)
         logging.basicConfig(level=self._config.telemetry.log_level)
+        make_importable(self._config.plugins.folders)
         self._name = name
         self._spec = spec
         self._rollout: Rollout | None = None

@@ -84,6 +84,7 @@ def load(
     *,
     built_in: Mapping[str, str],
     arguments: Sequence[str],
+    of_class: Sequence[str] | None = None,
     params: Mapping[str, object] | None = None,
     params_key: str = "",
 ) -> Plugin:
@@ -93,6 +94,7 @@ def load(
         key: of the configuration, for messages.
         built_in: name to reference of those that come with the project.
         arguments: names of the positional arguments that it will be called with, besides `params`.
+        of_class: the same for a class, where one may stand in the function's place.
         params: its parameters, as the configuration at `params_key` gives them.
 
     Raises:
@@ -103,7 +105,8 @@ def load(
     `mine` of that file.
     """
     target = _named(key, reference, built_in)
-    takes = _require_signature(f"{key}={reference}", target, arguments)
+    wanted = of_class if of_class is not None and inspect.isclass(target) else arguments
+    takes = _require_signature(f"{key}={reference}", target, wanted)
     given = dict(params or {})
     if not takes:
         if given:

@@ -225,9 +225,12 @@ def ray_cluster(start: Start) -> Iterator[str]:
 
 def plugins(start: Start) -> Iterator[str]:
     """What the configuration names as `module:name` can be loaded, and its first use succeeds on a small example."""
+    from actors import templates
     from learner.advantages import loading
 
     make_importable(start.config.plugins.folders)
+    if start.models:
+        yield from templates.check(start.config.prompt)
     if start.trains:
         yield from loading.check(start.config)
 

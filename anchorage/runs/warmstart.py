@@ -209,7 +209,7 @@ class _OwnPlay:
 
 def _texts(config: Config) -> Iterator[str]:
     """What the tokenizer is trained on: the texts and actions of scripted episodes."""
-    from actors.prompts import render_observation, render_opening
+    from actors.templates import render_observation, render_opening
 
     turns = _turns(config, config.warmstart.phases[0], "tokenizer")
     for _ in range(_TOKENIZER_EPISODES):

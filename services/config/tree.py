@@ -17,8 +17,9 @@ from services.config.addresses import HttpAddress, RedisAddress
 from services.config.objective import AdvantageConfig as AdvantageConfig
 from services.config.objective import LossConfig as LossConfig
 from services.config.presets import Algorithm, with_preset
+from services.config.references import Choice, is_reference
 from services.config.references import PluginsConfig as PluginsConfig
-from services.config.section import LARGEST, Seconds, Section, Temperature
+from services.config.section import LARGEST, Params, Seconds, Section, Temperature
 from services.config.warmstart import WarmstartConfig as WarmstartConfig
 from services.config.warmstart import WarmstartPhase as WarmstartPhase
 
@@ -108,15 +109,33 @@ class EnvConfig(Section):
         return self
 
 
+Template = Annotated[str, Choice(("think", "compact"))]
+
+
 class PromptConfig(Section):
-    template: Literal["think", "compact"] = "think"
-    """`think`: the paper's prompt, `<think>…</think><action>…</action>`. `compact`: small policies, the action only."""
+    template: Template = "think"
+    """`think`: the paper's prompt, `<think>…</think><action>…</action>`. `compact`: small policies, the action only.
+    Or a plug-in (`module:name`, `./file.py:name`)."""
+    parser: Template | None = None
+    """What makes an action of a response: `think`, `compact` or a plug-in; none: the one of the template's name."""
+    params: Params = Field(default_factory=dict)
+    """Parameters of a template that is a plug-in."""
+    parser_params: Params = Field(default_factory=dict)
+    """Parameters of a parser that is a plug-in."""
     history_length: int = Field(2, ge=0)
     """Earlier observation–action pairs shown in a `think` prompt; a `compact` one shows what fits."""
     thinking: bool | None = None
     """`enable_thinking` of the chat template, for models with that switch (Qwen3); none: the template's default."""
     validity: Literal["admissible", "well_formed"] = "admissible"
     """When a response counts as valid: well-formed, and by default also an admissible action."""
+
+    @model_validator(mode="after")
+    def _parser_is_known(self) -> PromptConfig:
+        if self.parser is None and is_reference(self.template):
+            raise ValueError(
+                f"prompt.parser: is needed with prompt.template={self.template}: think, compact or a parser of your own"
+            )
+        return self
 
 
 class RolloutConfig(Section):

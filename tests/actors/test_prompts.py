@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from actors.parsing import ParsedAction, parse_action
-from actors.prompts import Exchange, Prompt, PromptBuilder, load_tokenizer, render_think, shortened
+from actors.prompts import Exchange, Prompt, PromptBuilder, load_tokenizer, shortened
+from actors.templates import render_think
 from env_servers.protocol import StepResult
 from services.config.tree import PromptConfig
 from services.errors import ModelUnavailable
