@@ -126,8 +126,7 @@ def _minibatches(trajectory: NDArray[np.int64], config: Config, update: int) -> 
 
 
 def _kept(advantages: NDArray[np.float64], config: Config) -> NDArray[np.bool_]:
-    loss = config.loss
-    if not loss.drop_zero_advantage or loss.kl_coef > 0 or loss.entropy_coef > 0:
+    if not config.loss.skips_zero_advantage:
         return np.ones(len(advantages), dtype=np.bool_)
     return np.abs(advantages) > ZERO_ADVANTAGE
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
 from anchorage.runs.environments import environment_class, info_of, make_data_known
+from services.config.references import is_reference
 from services.config.tree import Config, EnvConfig
 from services.errors import (
     EnvironmentUnavailable,
@@ -233,6 +234,11 @@ def plugins(start: Start) -> Iterator[str]:
         yield from templates.check(start.config.prompt)
     if start.trains:
         yield from loading.check(start.config)
+        loss = start.config.loss
+        if is_reference(loss.function) or loss.params:
+            from learner.rank import losses  # imports torch
+
+            yield from losses.check(loss)
 
 
 CHECKS: tuple[Check, ...] = (plugins, run_folder, outputs, models, disk_space, machine, environments)

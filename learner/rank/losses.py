@@ -10,8 +10,9 @@ being trained. w = min(π_old/μ, cap) and the mask m (0 where π_old/μ is far 
 by response. For negative A, dual clip bounds the objective below by dual_clip · A. With KL in the reward,
 A is lowered by kl_coef · Σ k(π_old, π_ref) over the token and those after it in the response.
 
-Token losses are aggregated with one denominator for the whole optimizer step (`denominator`), so that ranks,
-micro-batches and packing do not matter.
+The first line is the loss function, `ppo` or a plug-in (`loss.function`): from a `TokenBatch` to one loss a token. The
+rest is the same for all of them. Token losses are aggregated with one denominator for the whole optimizer step
+(`denominator`), so that ranks, micro-batches and packing do not matter.
 
 Invariants
 - Nothing here knows prompts or padding: tokens that must not count are not in the list, or have weight 0.
@@ -20,17 +21,23 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from services.config.tree import LossConfig
+from services.errors import AnchorageError
+from services.plugins import Plugin, PluginError, load
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are cut here: e^20 is far outside of every clip, and float32 overflows at e^88."""
+
+
+class BatchIncomplete(AnchorageError, ValueError):
+    """Something that the configuration needs is not in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,27 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLosses:
+    """What a loss function returns; a tensor alone stands for `loss`.
+
+    Attributes:
+        loss: float [T], with gradient; nothing in it is weighted, summed or divided yet.
+        metrics: float [T] each, to be averaged over tokens and recorded as `loss/NAME`.
+        peaks: names of metrics whose largest value is recorded too, as `loss/NAME_max`.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    peaks: Sequence[str] = ()
+
+
+LossFunction = Callable[[TokenBatch, LossConfig], TokenLosses | Tensor]
+
+LOSSES: Mapping[str, str] = MappingProxyType({"ppo": "learner.rank.losses:ppo"})
+"""Names that `loss.function` may have instead of `module:name`."""
+
+
+@dataclass(frozen=True, slots=True)
 class LossTerms:
     """The loss of one micro-batch, and its metrics as weighted token sums and as maxima.
 
@@ -81,21 +109,23 @@ def denominator(config: LossConfig, tokens: int, responses: int, max_response_to
     return responses * (config.constant_tokens or max_response_tokens)
 
 
-def policy_loss(batch: TokenBatch, config: LossConfig, total: float) -> LossTerms:
+def policy_loss(batch: TokenBatch, config: LossConfig, total: float, function: LossFunction | None = None) -> LossTerms:
     """Aggregated token losses over `total`, the step's `denominator`.
 
+    `function`: the loaded `config.function`; None: it is loaded here.
+
     Raises:
-        ValueError: something that the configuration needs is not in the batch.
+        BatchIncomplete: something that the configuration needs is not in the batch.
+        PluginError: the function raises, or returns anything but one loss a token.
     """
     old = batch.behaviour if batch.old is None else batch.old
     kl = _reference_kl(batch, old, config)
-    advantage = batch.advantage
     if kl is not None and config.kl_in == "reward":
-        advantage = advantage - config.kl_coef * _sum_to_go(kl, _sequence(batch))
-    ratio = _ratio(batch, old, config)
-    objective, clipped = _clipped_objective(ratio, advantage, config)
-    correction, corrected = _correction(batch, config)
-    token_loss = -correction * objective
+        lowered = batch.advantage - config.kl_coef * _sum_to_go(kl, _sequence(batch))
+        batch = replace(batch, advantage=lowered)
+    found = (function or load_loss(config))(batch, config)
+    own = found if isinstance(found, TokenLosses) else TokenLosses(found)
+    token_loss = own.loss
     if kl is not None and config.kl_in == "loss":
         token_loss = token_loss + config.kl_coef * kl
     if batch.entropy is not None:
@@ -103,21 +133,109 @@ def policy_loss(batch: TokenBatch, config: LossConfig, total: float) -> LossTerm
     current = batch.logprob.detach()
     gap = ((current if batch.old is None else old) - batch.behaviour).abs()
     metrics = {
-        "ratio": ratio,
-        "clip_fraction": clipped,
+        **own.metrics,
         "logprob_gap": gap,
         **({} if batch.fresh is None else {"fresh_gap": batch.fresh * gap, "fresh_fraction": batch.fresh}),
         # The tokens come from μ: an estimate of KL(μ ‖ π_old), the sampler's distance from the learner.
         "sampler_kl": divergence(batch.behaviour, current if batch.old is None else old, "k3"),
-        **corrected,
         **({} if kl is None else {"kl": kl}),
         **({} if batch.entropy is None else {"entropy": batch.entropy}),
     }
     sums = {name: (batch.weight * value.detach()).sum() for name, value in metrics.items()}
-    peaks = ["ratio", *({"importance"} & corrected.keys())]
-    maxima = {name: (batch.weight * metrics[name].detach()).max() for name in peaks}
+    maxima = {name: (batch.weight * metrics[name].detach()).max() for name in own.peaks}
     loss = (_aggregation_weights(batch, config) * token_loss).sum() / total
     return LossTerms(loss=loss, sums=sums | {"tokens": batch.weight.sum()}, maxima=maxima)
+
+
+def load_loss(config: LossConfig) -> LossFunction:
+    """The run's loss function, with its parameters filled in and its result checked.
+
+    Raises:
+        PluginError: see `services.plugins.load`.
+    """
+    plugin = load(
+        "loss.function",
+        config.function,
+        built_in=LOSSES,
+        arguments=("batch", "config"),
+        params=config.params,
+        params_key="loss.params",
+    )
+
+    def checked(batch: TokenBatch, config: LossConfig) -> TokenLosses:
+        found = plugin.call(batch, config)
+        losses = found if isinstance(found, TokenLosses) else TokenLosses(found)
+        for name, values in {"its loss": losses.loss, **losses.metrics}.items():
+            _require_tokens(plugin, name, values, batch)
+        if lacking := [name for name in losses.peaks if name not in losses.metrics]:
+            raise PluginError(f"{plugin.label}: peaks names {lacking[0]!r}, which is none of its metrics")
+        return losses
+
+    return checked
+
+
+def _require_tokens(plugin: Plugin, name: str, values: object, batch: TokenBatch) -> None:
+    if not isinstance(values, Tensor):
+        raise PluginError(f"{plugin.label}: {name} must be a tensor, got {type(values).__name__}")
+    if values.shape != batch.logprob.shape:
+        raise PluginError(
+            f"{plugin.label}: {name} must have one value for each of {len(batch.logprob)} tokens, got the shape "
+            f"{list(values.shape)}"
+        )
+
+
+def check(config: LossConfig) -> Iterator[str]:
+    """What is wrong with the run's loss function, one line each: it is loaded and used on a small batch."""
+    label = f"loss.function={config.function}"
+    batch = _synthetic_batch(config)
+    before = {
+        part.name: value.detach().clone() for part in fields(batch) if (value := getattr(batch, part.name)) is not None
+    }
+    try:
+        found = load_loss(config)(batch, config)
+    except AnchorageError as error:
+        yield from str(error).splitlines()
+        return
+    loss = (found.loss if isinstance(found, TokenLosses) else found).sum()
+    for name, value in before.items():
+        if not torch.equal(value, getattr(batch, name)):
+            yield f"{label}: it changes batch.{name}; copy it first"
+    if not loss.isfinite():
+        yield f"{label}: its loss is {float(loss.detach())} for 9 ordinary tokens"
+    elif not loss.requires_grad:
+        yield f"{label}: its loss has no gradient: it must depend on batch.logprob"
+    else:
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient = batch.logprob.grad
+        if gradient is None or not gradient.isfinite().all() or not gradient.any():
+            yield f"{label}: the gradient of its loss by batch.logprob is missing, 0 everywhere or not finite"
+
+
+def _synthetic_batch(config: LossConfig) -> TokenBatch:
+    """9 tokens of 3 responses, advantages of both signs, π a little away from π_old and that from μ."""
+    behaviour = -torch.linspace(0.1, 2.0, 9)
+    old = behaviour + torch.tensor([0.02, -0.03, 0.01] * 3)
+    return TokenBatch(
+        logprob=(old + torch.tensor([0.05, 0.04, -0.06] * 3)).requires_grad_(),
+        behaviour=behaviour,
+        advantage=torch.tensor([1.0, -0.5, 2.0]).repeat_interleave(3),
+        weight=torch.ones(9),
+        old=None if config.importance_cap is None else old,
+        reference=old - 0.1 if config.kl_coef > 0 else None,
+        entropy=torch.full((9,), 0.7),
+        sequence=torch.arange(3).repeat_interleave(3),
+        fresh=torch.ones(9),
+    )
+
+
+def ppo(batch: TokenBatch, config: LossConfig) -> TokenLosses:
+    """PPO's clipped objective, corrected for what the sampler was: the first line of the module's formula."""
+    old = batch.behaviour if batch.old is None else batch.old
+    ratio = _ratio(batch, old, config)
+    objective, clipped = _clipped_objective(ratio, batch.advantage, config)
+    correction, corrected = _correction(batch, config)
+    metrics = {"ratio": ratio, "clip_fraction": clipped, **corrected}
+    return TokenLosses(-correction * objective, metrics, ("ratio", *({"importance"} & corrected.keys())))
 
 
 def divergence(logprob: Tensor, reference: Tensor, estimator: str) -> Tensor:
@@ -139,7 +257,7 @@ def _reference_kl(batch: TokenBatch, old: Tensor, config: LossConfig) -> Tensor 
     if config.kl_coef == 0:
         return None
     if batch.reference is None:
-        raise ValueError("loss.kl_coef > 0 needs the reference policy's log-probabilities")
+        raise BatchIncomplete("loss.kl_coef > 0 needs the reference policy's log-probabilities")
     return divergence(batch.logprob if config.kl_in == "loss" else old, batch.reference, config.kl_estimator)
 
 
@@ -203,7 +321,7 @@ def _sum_to_go(values: Tensor, sequence: Tensor) -> Tensor:
 
 def _sequence(batch: TokenBatch) -> Tensor:
     if batch.sequence is None:
-        raise ValueError("this loss works on whole responses: it needs the number of each token's response")
+        raise BatchIncomplete("this loss works on whole responses: it needs the number of each token's response")
     return batch.sequence
 
 

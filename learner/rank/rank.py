@@ -20,10 +20,11 @@ from torch import Tensor
 
 from learner.batching import MicroBatch
 from learner.prepare import OptimizerStep
-from learner.rank.losses import LossTerms, TokenBatch, denominator, policy_loss
+from learner.rank.losses import LossTerms, TokenBatch, denominator, load_loss, policy_loss
 from learner.rank.parity import Parity
 from services.config.tree import Config
 from services.errors import UpdateNotFinite
+from services.plugins import make_importable
 
 
 class Rank:
@@ -47,11 +48,14 @@ class Rank:
         """Join the other ranks and load the model; answers the size of a checkpoint of the engine in bytes.
 
         Raises:
+            PluginError: the loss function cannot be loaded on this node.
             ModelUnavailable: the model cannot be loaded, or the learner would not train what it computes.
         """
         from learner.rank.engine_deepspeed import DeepSpeedEngine, connect
         from learner.rank.reference import Reference
 
+        make_importable(self._config.plugins.folders)
+        self._loss = load_loss(self._config.loss)
         connect(self._number, self._config.learner.ranks, host, port)
         self._engine = DeepSpeedEngine(self._config)
         self._reference = Reference(self._config, self._engine) if self._config.loss.kl_coef > 0 else None
@@ -148,7 +152,7 @@ class Rank:
                 # Only before the first optimizer step is π the version that sampled them.
                 fresh=torch.tensor(batch.fresh, device=logprob.device) if first else None,
             )
-            return policy_loss(tokens, config, total)
+            return policy_loss(tokens, config, total, self._loss)
 
         return self._engine.accumulate(batch, loss)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from services.config.references import Choice
 from services.config.section import Fraction, Params, Section
 
 
@@ -40,6 +41,11 @@ class AdvantageConfig(Section):
 
 
 class LossConfig(Section):
+    function: Annotated[str, Choice(("ppo",))] = "ppo"
+    """The loss of each token: PPO's clipped objective, or a plug-in (`module:name`, `./file.py:name`) in its place.
+    Aggregation, KL and entropy are the same for both."""
+    params: Params = Field(default_factory=dict)
+    """Parameters of a loss that is a plug-in, as in `loss.params.beta=0.1`."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens; over each response's tokens, then over responses; or each response's sum over a constant,
     then over responses. A response is one step's."""
@@ -72,6 +78,11 @@ class LossConfig(Section):
     """What `mask_beyond` looks at and leaves out: tokens, or responses by the product of their tokens' weights."""
     drop_zero_advantage: bool = True
     """Leave out rows whose advantage is 0 when no other loss term needs them; the gradient is the same."""
+
+    @property
+    def skips_zero_advantage(self) -> bool:
+        """Whether rows of advantage 0 can be left out: PPO's objective is 0 there; of a plug-in nothing is known."""
+        return self.drop_zero_advantage and self.function == "ppo" and self.kl_coef == 0 and self.entropy_coef == 0
 
     @model_validator(mode="after")
     def _mask_needs_weights(self) -> LossConfig:
