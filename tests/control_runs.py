@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from learner.prepare import prepare
-from learner.record import group_records
+from learner.record import group_records, record_algorithm
 from services.archive import GroupArchive
 from services.buffer import Buffer
 from services.config.load import dump_config
@@ -42,6 +42,7 @@ def make_finished(runs: Path, name: str = "finished", *, updates: int = UPDATES,
     folder = config.run.folder
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
+    record_algorithm(folder, config)
     archive = GroupArchive(folder, 2**24)
     with MetricsWriter(folder, tensorboard=False) as metrics, (folder / "ledger.jsonl").open("w") as ledger:
         metrics.write(0, evaluation(0))

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from services.archive import GroupEntry, MemberEntry, StepNumbers, numbers_of, read_trajectory
 from services.config.tree import Config
 from services.control.group_index import episode_summary
 from services.control.group_views import (
+    AlgorithmView,
     EdgeView,
     Formula,
     GroupView,
@@ -31,6 +33,7 @@ from services.control.group_views import (
     VersionSpanView,
 )
 from services.control.views import GroupSummary
+from services.run_folder import ALGORITHM_NAME
 from services.schemas import Step, Trajectory
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
@@ -57,13 +60,24 @@ def formula(config: Config | None) -> Formula | None:
     return Formula(algorithm=config.algorithm, **config.advantage.model_dump())
 
 
-def group_view(path: Path, summary: GroupSummary, entry: GroupEntry, config: Config | None) -> GroupView:
+def algorithm(folder: Path) -> AlgorithmView | None:
+    """What the estimator of the run in `folder` says of itself."""
+    try:
+        return AlgorithmView.model_validate_json((folder / ALGORITHM_NAME).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def group_view(
+    path: Path, summary: GroupSummary, entry: GroupEntry, config: Config | None, described: AlgorithmView | None
+) -> GroupView:
     """The whole group. Raises what `services.archive.read_trajectory` does."""
     episodes = [(member, read_trajectory(path, member)) for member in entry.members]
     rows = _rows(entry, [trajectory for _, trajectory in episodes])
     return GroupView(
         summary=summary,
         formula=formula(config),
+        algorithm=described,
         trajectories=[episode_summary(summary, member) for member in entry.members],
         states=_states(rows),
         edges=_edges(rows, {member.member: member.won for member in entry.members}),

@@ -104,8 +104,32 @@ class Formula(View):
     normalisation: str
     episode_statistics: str
     invalid_action_penalty: float
+    penalty: str
     similarity: float | None
     group_baseline: bool
+
+
+class FormulaLine(View):
+    level: Literal["episode", "step", "total"]
+    formula: str
+    """Plain text; `_` begins a subscript, of one character or in braces."""
+    meaning: str
+
+
+class Term(View):
+    term: str
+    meaning: str
+
+
+class AlgorithmView(View):
+    """What the run's estimator says of itself, with the run's settings filled in."""
+
+    title: str
+    paper: str
+    step_level: bool
+    """It compares actions that were taken in the same state."""
+    formulas: list[FormulaLine]
+    terms: list[Term]
 
 
 class GroupView(View):
@@ -114,6 +138,8 @@ class GroupView(View):
     summary: GroupSummary
     formula: Formula | None
     """None: the run's configuration cannot be read by this version."""
+    algorithm: AlgorithmView | None
+    """None: the run's folder holds no description that can be read."""
     trajectories: list[TrajectorySummary]
     states: list[StateView]
     edges: list[EdgeView]

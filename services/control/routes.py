@@ -155,7 +155,7 @@ def group_detail(run: OneRun, group: Number) -> GroupView:
     """A group taken apart: its episodes, its anchor states with their step groups, and the actions between them."""
     path, summary, entry = _find_group(run, group)
     try:
-        return explorer.group_view(path, summary, entry, run.config)
+        return explorer.group_view(path, summary, entry, run.config, explorer.algorithm(run.folder))
     except OSError:
         raise HTTPException(410, GONE) from None
 

@@ -54,7 +54,7 @@ class Run:
         snapshot, records = self.snapshot(), self.metrics.records()
         return RunView(
             name=self.name,
-            algorithm=self.tree.get("algorithm"),
+            algorithm=_short(self.tree.get("algorithm")),
             env=_section(self.tree, "env").get("name"),
             live=snapshot is not None,
             state=snapshot.state if snapshot else ENDED,
@@ -89,6 +89,11 @@ class Run:
         if self.config is None:
             return "this version cannot read the run's configuration: metrics and groups are shown from its folder"
         return "not live: its Redis does not answer, everything shown is from the run's folder"
+
+
+def _short(algorithm: Any) -> str | None:
+    """The configuration's word without the folders of a file: `mine.py:mine`."""
+    return algorithm.rpartition("/")[2] if isinstance(algorithm, str) else None
 
 
 class Runs:

@@ -208,3 +208,37 @@ def test_the_formula_is_that_of_the_algorithm(
     assert page.locator(".worked").count() == (algorithm == "gigpo")
     strokes = page.locator(".graph .edge").evaluate_all("(all) => all.map((one) => getComputedStyle(one).stroke)")
     assert len(set(strokes)) > 1  # coloured by what the algorithm compares
+
+
+FOREIGN = """
+from learner.advantages import ESTIMATORS, describe
+
+@describe("Halved <b>", paper="nobody 2026", step={"A_S = α (R_t − best)": "over the state"}, terms={"α": "half"})
+def halved(rows, config):
+    return ESTIMATORS["gigpo"](rows, config)
+
+def plain(rows, config):
+    '''As GRPO, of my own.'''
+    return ESTIMATORS["grpo"](rows, config)
+"""
+
+
+def test_an_estimator_of_ones_own_is_explained_by_itself_alone(
+    open_page: Open, folder: Path, buffer: Buffer, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(FOREIGN)
+    advantage = {"penalty": "unscaled", "invalid_action_penalty": 0.5}
+    for name in ("halved", "plain"):
+        make_finished(folder, f"of-{name}", updates=2, algorithm=f"{tmp_path}/mine.py:{name}", advantage=advantage)
+    levels = open_page("of-halved/explorer/2").locator(".levels")
+    expect(levels).to_contain_text("Halved <b>, nobody 2026")
+    expect(levels).to_contain_text("AS = α (Rt − best)")
+    expect(levels).to_contain_text("α: half")
+    expect(levels).to_contain_text("0.5 less advantage of the invalid step, after normalisation")
+    for unsaid in ("ω", "γ", "standard deviation", "does not compare"):
+        expect(levels).not_to_contain_text(unsaid)
+    assert levels.locator(".worked").count() == 0
+    levels = open_page("of-plain/explorer/2").locator(".levels")
+    expect(levels).to_contain_text("plain: As GRPO, of my own.")
+    expect(levels).to_contain_text("trained with plain, which does not compare the actions within a state")
+    assert levels.locator(".worked").count() == 0

@@ -191,6 +191,8 @@ def test_a_group_taken_apart_adds_up(api):
     assert len(steps) == view["summary"]["steps"] == sum(edge["count"] for edge in view["edges"])
     assert len(view["states"]) == view["summary"]["step_groups"]
     assert view["formula"]["gamma"] == 0.95
+    assert (view["algorithm"]["title"], view["algorithm"]["step_level"]) == ("GiGPO", True)
+    assert {"term": "ω", "meaning": "1, weight of the step level"} in view["algorithm"]["terms"]
     for state in view["states"]:
         returns = np.array([step["return"] for step in state["steps"]])
         assert state["mean_return"] == pytest.approx(returns.mean())
@@ -235,6 +237,15 @@ def test_a_configuration_of_another_version_is_still_shown(api, runs):
     run = get(api, "/runs/finished")
     assert "cannot read the run's configuration" in run["note"]
     assert get(api, "/runs/finished/groups/2")["formula"] is None
+
+
+def test_a_run_without_a_readable_description_is_still_shown(api, runs):
+    for text in (None, "{", '{"title": 3}'):
+        file = runs / "finished" / "algorithm.json"
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text)
+        assert get(api, "/runs/finished/groups/2")["algorithm"] is None
 
 
 @pytest.mark.parametrize("name", ["..", "../outside", "..%2foutside", "no such", "nothing"])

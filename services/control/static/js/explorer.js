@@ -1,4 +1,4 @@
-// The Anchor explorer: one group taken apart, so that a person sees what GiGPO compares with what.
+// The Anchor explorer: one group taken apart, so that a person sees what is compared with what.
 
 import { h, s, show, table } from "./dom.js";
 import { clip, fixed, percent, versions, words } from "./format.js";
@@ -17,7 +17,7 @@ function filtersOf(run) {
 }
 
 /** What an algorithm compares: the step level, or where it has none the whole advantage. */
-const compared = (settings) => (lessons.comparesSteps(settings) ? "step_advantage" : "advantage");
+const compared = (group) => (lessons.comparesSteps(group) ? "step_advantage" : "advantage");
 
 /** The most telling state: many steps, and returns that differ. */
 function telling(states) {
@@ -37,7 +37,7 @@ function byAction(state, name) {
 
 function statePanel(shared, group, number) {
   const state = group.states.find((one) => one.state === number);
-  const name = compared(group.formula);
+  const name = compared(group);
   const actions = byAction(state, name);
   const most = Math.max(...actions.map((one) => Math.abs(one.level)), 1e-9);
   const through = [...Map.groupBy(state.steps, (step) => step.member).entries()];
@@ -65,7 +65,8 @@ function statePanel(shared, group, number) {
   ];
 }
 
-function legend({ formula, states }) {
+function legend(group) {
+  const { states } = group;
   const layers = new Set(states.map((state) => state.layer));
   const isGappy = layers.size <= Math.max(...layers);
   const id = "advantage-scale";
@@ -77,7 +78,7 @@ function legend({ formula, states }) {
   return h(
     "p",
     { class: "scale" },
-    lessons.comparesSteps(formula) ? "worse than the others there" : "of worse episodes",
+    lessons.comparesSteps(group) ? "worse than the others there" : "lower advantage",
     s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, s("defs", null, s("linearGradient", { id }, stops)), s("rect", { width: 100, height: 10, rx: 3, fill: `url(#${id})` })),
     "better · thicker: taken more often · larger: visited more often",
     isGappy && " · dashed: steps at which no new state was reached",
@@ -106,19 +107,19 @@ function view(shared, place, group, startAt) {
   const panel = h("section", { class: "card stack", "aria-labelledby": "state-title", "aria-live": "polite" });
   const redraw = (focus) => {
     const scrolled = graph.firstChild?.scrollLeft ?? 0;
-    show(graph, draw(group, { chosen: chosen.state, member: chosen.member, room: graph.clientWidth, value: (edge) => edge[compared(group.formula)], pick: (state) => ((chosen.state = state), redraw(state)) }));
+    show(graph, draw(group, { chosen: chosen.state, member: chosen.member, room: graph.clientWidth, value: (edge) => edge[compared(group)], pick: (state) => ((chosen.state = state), redraw(state)) }));
     graph.firstChild.scrollLeft = scrolled;
     if (focus !== undefined) graph.querySelector(`[data-state="${focus}"]`)?.focus();
     show(first, lessons.episodes(group, chosen.member, (member) => ((chosen.member = member), redraw())));
     show(panel, statePanel(shared, group, chosen.state));
-    show(example, lessons.worked(group.states.find((one) => one.state === chosen.state), group.formula));
+    show(example, lessons.worked(group.states.find((one) => one.state === chosen.state), group));
   };
   const choose = (state) => ((chosen.state = state), redraw(), panel.scrollIntoView({ block: "nearest" }));
   const lone = group.states.filter((state) => state.steps.length === 1).length;
   show(
     place,
     h("p", null, `Group ${summary.group}: `, h("strong", null, words(summary.task_type)), `, played ${summary.episodes} times, won ${summary.won}; ${summary.steps} steps in ${summary.step_groups} anchor states, ${lone} of them visited once. Written by policy ${versions(summary)}, trained on in update ${summary.update}.`),
-    h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group.formula), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is a place where the agent tried different things. Blue arrows led to more than the average, orange ones to less. Choose a state to see its numbers."), example)),
+    h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is a place where the agent tried different things. Blue arrows led to more than the average, orange ones to less. Choose a state to see its numbers."), example)),
     h("section", { class: "card stack tight", "aria-label": "Graph of anchor states" }, h("h2", null, "The group as a graph"), legend(group), graph, statesTable(group, choose)),
     panel,
   );

@@ -1,54 +1,69 @@
-// What the Anchor explorer explains: GiGPO's two levels, with the formulas and the numbers of the group at hand.
+// What the Anchor explorer explains. No algorithm is known here by name: its formulas and their terms are what the run's
+// estimator says of itself (`group.algorithm`), and the numbers are those of the group at hand.
 
 import { h, table } from "./dom.js";
 import { fixed } from "./format.js";
 import { advantage, level, outcome } from "./parts.js";
 
-const v = (name, sub) => [h("i", null, name), sub && h("sub", null, sub)];
 const formula = (parts, why) => h("p", { class: "formula" }, parts, h("span", { class: "why" }, why));
+const muted = (...parts) => h("p", { class: "small muted" }, ...parts);
 
 const brackets = (value) => (value < 0 ? `(${fixed(value)})` : fixed(value));
 
-const scale = (settings) => (settings.normalisation === "std" ? "the standard deviation" : "1 (only centred)");
+const NAME = /([A-Za-zα-ωΑ-ΩΣ]+)(?:_(\{[^}]*\}|\w))?|\^(\{[^}]*\}|\w)/gu;
+const unbraced = (text) => text.replace(/^\{|\}$/g, "");
 
-const NAMES = { gigpo: "GiGPO", hgpo: "HGPO", grpo: "GRPO", rloo: "RLOO", reinforce_pp: "REINFORCE++", dr_grpo: "Dr. GRPO", dapo: "DAPO", gspo: "GSPO" };
-const named = (settings) => NAMES[settings.algorithm] ?? settings.algorithm;
+/** A formula as text with names in italics: single letters, what has a subscript, and the terms that are explained. */
+function typeset(text, terms) {
+  const parts = [];
+  let end = 0;
+  for (const found of text.matchAll(NAME)) {
+    const [whole, name, below, above] = found;
+    parts.push(text.slice(end, found.index));
+    end = found.index + whole.length;
+    if (above) parts.push(h("sup", null, unbraced(above)));
+    else if (below) parts.push(h("i", null, name), h("sub", null, unbraced(below)));
+    else parts.push(name.length === 1 && name !== "Σ" || terms.has(name) ? h("i", null, name) : name);
+  }
+  return [...parts, text.slice(end)];
+}
 
-/** Whether the algorithm compares the actions taken in one state. */
-export const comparesSteps = (settings) => !settings || settings.algorithm === "gigpo" || settings.algorithm === "hgpo";
+const termsOf = (about) => new Map((about?.terms ?? []).map((one) => [one.term, one.meaning]));
+
+/** The formulas of some levels, and below them what their terms mean; `others`: also the terms of no formula. */
+function explained(about, levels, others = false) {
+  const terms = termsOf(about);
+  const lines = about.formulas.filter((line) => levels.includes(line.level));
+  const names = (line) => [...line.formula.matchAll(NAME)].flatMap(([whole, name]) => [whole, name]);
+  const used = new Set(lines.flatMap(names));
+  const everywhere = new Set(about.formulas.flatMap(names));
+  const told = [...terms].filter(([name]) => used.has(name) || (others && !everywhere.has(name)));
+  return [
+    lines.map((line) => formula(typeset(line.formula, terms), line.meaning)),
+    told.length > 0 && muted(told.map(([name, meaning], i) => [i > 0 && "; ", everywhere.has(name) ? typeset(name, terms) : name, `: ${meaning}`])),
+  ];
+}
+
+/** Whether the algorithm compares the actions taken in one state; without its word, whether any step has such a level. */
+export const comparesSteps = (group) =>
+  group.algorithm?.step_level ?? group.states.some((state) => state.steps.some((step) => step.step_advantage !== 0));
 
 /** The idea in three sentences. */
 export const idea = () =>
   h(
     "div",
     { class: "prose" },
-    h("p", null, "GiGPO learns by comparing an agent with itself. It plays the same task several times: a ", h("strong", null, "group"), ". Episodes that did better than the group's average are encouraged as a whole, the others discouraged."),
-    h("p", null, "Episodes of a group often come to the very same situation again: an ", h("strong", null, "anchor state"), ". There the actions can be compared one by one: of all that was tried in this state, which led to more? That is the second level, a group within the group, and it needs no extra play and no learned critic."),
+    h("p", null, "The policy learns by comparison with itself. It plays the same task several times: a ", h("strong", null, "group"), ". Episodes that did better than the others are encouraged as a whole, the others discouraged."),
+    h("p", null, "Episodes of a group often come to the very same situation again: an ", h("strong", null, "anchor state"), ". There actions can be compared one by one: of all that was tried in this state, which led to more? That is the second level of algorithms such as GiGPO, a group within the group, and it needs no extra play and no learned critic."),
   );
 
-/** What the group's algorithm makes of the episodes' scores. */
-function episodeLevel(settings) {
-  const A = v("A", "E");
-  const score = v("score");
-  const over = [" = (", score, " − ", v("mean"), ") / ", v("F")];
-  if (!settings) return [formula([A, over], "over the group's episodes")];
-  const counted = settings.episode_statistics === "steps" ? "the steps of all episodes, so long ones count more" : "the episodes";
-  const penalty = settings.invalid_action_penalty ? `; an invalid action costs its own step ${settings.invalid_action_penalty}` : "";
-  const every = `Every step of an episode gets its advantage${penalty}.`;
-  const note = (text) => h("p", { class: "small muted" }, text);
-  switch (settings.algorithm) {
-    case "hgpo":
-      return [formula([A, " = 0"], "HGPO compares steps alone"), note("An episode's score counts through what each of its steps led to.")];
-    case "rloo":
-      return [formula([A, " = ", score, " − ", v("mean"), " of the others"], "over the group's other episodes"), note(`The mean is taken over ${counted}. ${every}`)];
-    case "reinforce_pp":
-      return [
-        formula([A, " = (", v("b"), " − ", v("mean"), ") / ", v("F")], "over all groups of the update"),
-        note(`b is the score${settings.group_baseline ? " less the mean of its group" : ""}; the mean is taken over ${counted}; F is ${scale(settings)}. ${every}`),
-      ];
-    default:
-      return [formula([A, over], "over the group's episodes"), note(`The mean is taken over ${counted}; F is ${scale(settings)}. ${every}`)];
-  }
+/** What the run's algorithm makes of the episodes' scores. */
+function episodeLevel(about) {
+  if (!about) return muted("The run's folder does not say how its advantages were computed; the numbers are those it was trained with.");
+  const named = muted(about.title, about.paper && `, ${about.paper}`);
+  if (!about.formulas.length) return [named, explained(about, [], true)];
+  const isLone = !about.formulas.some((line) => line.level === "episode");
+  return [named, isLone && formula(typeset("A_E = 0", new Set()), "no episode level"), explained(about, ["episode"], true)];
 }
 
 /** Level one: the episodes of the group and their advantages. */
@@ -65,42 +80,28 @@ export function episodes(group, member, choose) {
     "section",
     { class: "card stack tight" },
     h("h2", null, "1 · The episodes against each other"),
-    episodeLevel(group.formula),
+    episodeLevel(group.algorithm),
     table("Episodes of the group", columns, group.trajectories, { rowClass: (row) => row.member === member && "chosen" }),
     h("p", { class: "small muted" }, "Choose an episode to see its path in the graph."),
   );
 }
 
-/** Level two, in general: what the group's algorithm makes of the steps, and of both levels together. */
-export function returns(settings) {
-  const total = (parts, why) => formula([v("A"), " = ", parts], `what the policy is trained with${why ? `; ${why}` : ""}`);
-  if (!comparesSteps(settings)) {
-    return [
-      h("p", { class: "notice" }, `This run was trained with ${named(settings)}, which does not compare the actions within a state: each step has the advantage of its episode. The graph shows what GiGPO would have compared, coloured by the episodes' advantages.`),
-      total(v("A", "E"), "no step level"),
-    ];
-  }
-  const level = [
-    formula([v("R", "t"), " = ", v("r", "t"), " + γ ", v("R", "t+1")], settings ? `what a step led to; γ = ${settings.gamma}, so sooner is worth more` : "what a step led to; sooner is worth more"),
-  ];
-  if (settings?.algorithm === "hgpo") {
-    return [
-      level,
-      formula([v("A", "S"), " = Σ ", v("w", "k"), " ", v("A", "k"), " / Σ ", v("w", "k")], "k = 0, 1, …: over the steps taken in the same state after the same k states"),
-      formula([v("A", "k"), " = (", v("R", "t"), " − ", v("mean"), ") / ", v("F")], "longer common histories weigh more; 0 for a lone step"),
-      total(v("A", "S"), "no episode level"),
-    ];
-  }
-  return [
-    level,
-    formula([v("A", "S"), " = (", v("R", "t"), " − ", v("mean"), ") / ", v("F")], "over the steps taken in the same state; 0 for a lone step"),
-    total([v("A", "E"), " + ω ", v("A", "S")], settings ? `ω = ${settings.omega}` : null),
-  ];
+/** Level two, in general: what the run's algorithm makes of the steps, and of both levels together. */
+export function returns(group) {
+  const about = group.algorithm;
+  const notice =
+    !comparesSteps(group) &&
+    h("p", { class: "notice" }, `This run was trained with ${about?.title ?? "an algorithm"}, which does not compare the actions within a state. The graph shows what could be compared, coloured by the steps' whole advantages.`);
+  return [notice, about && explained(about, ["step", "total"])];
 }
 
-/** The formula with the numbers of the step of a state that stands out most. */
-export function worked(state, settings) {
-  if (!settings || settings.algorithm !== "gigpo") return null;
+const STEP = "A_S = (R_t − mean) / F";
+const TOTAL = "A = A_E + ω A_S";
+
+/** The formula with the numbers of the step of a state that stands out most, where the algorithm has this formula. */
+export function worked(state, { algorithm: about, formula: settings }) {
+  const has = (formula) => about?.formulas.some((line) => line.formula === formula);
+  if (!settings || !has(STEP) || !has(TOTAL)) return null;
   const step = state.steps.reduce((best, one) => (Math.abs(one.step_advantage) > Math.abs(best.step_advantage) ? one : best));
   if (state.steps.length === 1) {
     return h("p", { class: "worked" }, `In state ${state.state} only one step was taken: there is nothing to compare it with, so its step level is 0 and the episode's advantage alone counts.`);

@@ -43,7 +43,7 @@ const SECTIONS = [
     [{ title: "Reward per episode", hint: "Undiscounted.", min: 0 }, softened("rollout/mean_reward", "reward")],
     [{ title: "Valid actions", hint: "Share of all steps.", format: whole, max: 1 }, softened("rollout/valid_fraction", "valid")],
   ]],
-  ["What GiGPO has to work with", [
+  ["What there is to compare", [
     [{ title: "Step groups by size", hint: "Share of the anchor states in which so many steps were taken. A lone step has no step-level advantage.", stacked: true, format: whole, max: 1, wide: true, empty: "this run recorded the mean size only" }, several(SHARES)],
     [{ title: "Mean step-group size", hint: "Steps taken in one anchor state.", min: 0 }, softened("advantage/step_group_size", "steps")],
     [{ title: "Spread of advantages", hint: "Standard deviation over all steps.", min: 0 }, softened("advantage/deviation", "deviation")],
