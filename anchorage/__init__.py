@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from anchorage.api import demo as demo
     from anchorage.api import evaluate as evaluate
     from anchorage.api import load_config as load_config
+    from anchorage.api import read_episodes as read_episodes
     from anchorage.api import register as register
     from anchorage.api import train as train
     from anchorage.rows import FramesUnavailable as FramesUnavailable
     from anchorage.rows import Rows as Rows
     from anchorage.runs.demo import DemoResult as DemoResult
+    from anchorage.runs.episodes import EpisodesUnavailable as EpisodesUnavailable
     from anchorage.runs.progress import Progress as Progress
     from anchorage.runs.run import Group as Group
     from anchorage.runs.run import NoSuchGroup as NoSuchGroup
@@ -45,6 +47,7 @@ _SOURCES = {
     "ConfigError": "services.config.load",
     "DemoResult": "anchorage.runs.demo",
     "Environment": "env_servers.environment",
+    "EpisodesUnavailable": "anchorage.runs.episodes",
     "EvaluationResult": "learner.evaluation",
     "Evaluations": "anchorage.api",
     "FramesUnavailable": "anchorage.rows",
@@ -58,6 +61,7 @@ _SOURCES = {
     "estimators": "learner.advantages:ESTIMATORS",
     "evaluate": "anchorage.api",
     "load_config": "anchorage.api",
+    "read_episodes": "anchorage.api",
     "register": "anchorage.api",
     "train": "anchorage.api",
 }
@@ -69,6 +73,7 @@ __all__ = [
     "ConfigError",
     "DemoResult",
     "Environment",
+    "EpisodesUnavailable",
     "EvaluationResult",
     "Evaluations",
     "FramesUnavailable",
@@ -83,6 +88,7 @@ __all__ = [
     "estimators",
     "evaluate",
     "load_config",
+    "read_episodes",
     "register",
     "train",
 ]

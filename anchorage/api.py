@@ -11,7 +11,7 @@ Invariants
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -162,6 +162,22 @@ def demo(
 
     config = load_config(default_recipe(), *overrides)
     return run_demo(config, on_progress=on_progress or ignore, should_stop=should_stop or never)
+
+
+def read_episodes(file: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yield the episodes of a file that `anchorage export --episodes` or `Run.export_episodes` wrote.
+
+    Each is a dict as described in docs/episodes-format.md. The file is read as the episodes are taken.
+
+    Raises:
+        EpisodesUnavailable: the file is missing or invalid, or is Parquet and pyarrow is not installed.
+
+    Example:
+        rewards = [episode["reward"] for episode in read_episodes("episodes.jsonl")]
+    """
+    from anchorage.runs import episodes
+
+    return episodes.read_episodes(Path(file))
 
 
 def register(name: str, environment: str | type[Environment]) -> None:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.codec import CodecError, decode, encode
+from services.errors import AnchorageError
 from services.schemas import Task, Trajectory
 
 FOLDER_NAME = "groups"
@@ -41,7 +42,7 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
-class ArchiveDamaged(ValueError):
+class ArchiveDamaged(AnchorageError, ValueError):
     """A file of the archive cannot be read as one."""
 
 

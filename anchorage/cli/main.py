@@ -142,13 +142,26 @@ def warmstart(
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A run's folder (its newest checkpoint), or a checkpoint's.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
+    out: Annotated[Path | None, typer.Argument(help="Folder to write the policy to, new or empty.")] = None,
     best: Annotated[bool, typer.Option(help="The run's best policy by its evaluations, not the newest.")] = False,
+    episodes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the run's episodes to this file: .jsonl or .parquet.")
+    ] = None,
 ) -> None:
-    """Write a policy as a Hugging Face folder that vLLM serves. Example: anchorage export runs/demo models/mine"""
+    """Write a policy as a Hugging Face folder that vLLM serves. Example: anchorage export runs/demo models/mine
+
+    With `--episodes FILE` write every episode that the run keeps, with prompts, responses, token ids,
+    log-probabilities, rewards, anchors and advantages. Example: anchorage export runs/demo --episodes demo.jsonl
+    """
+    from anchorage.runs.episodes import export_episodes
     from anchorage.runs.export import export_policy
 
-    typer.echo(f"{export_policy(source, out, best=best)} → {out}")
+    if out is None and episodes is None:
+        raise typer.BadParameter("give a folder for the policy, or --episodes FILE, or both")
+    if out is not None:
+        typer.echo(f"{export_policy(source, out, best=best)} → {out}")
+    if episodes is not None:
+        typer.echo(f"{export_episodes(source, episodes)} episodes of {source} → {episodes}")
 
 
 @app.command()

@@ -128,7 +128,7 @@ class Run:
         """Return the group of that number, with the texts and advantages of all its steps.
 
         Raises:
-            NoSuchGroup: it is not kept. services.archive.ArchiveDamaged: its file is damaged.
+            NoSuchGroup: it is not kept. AnchorageError: its file is damaged.
         """
         from services.control.explorer import group_view, trajectory_view
 
@@ -179,6 +179,19 @@ class Run:
 
         export_policy(self.folder, Path(folder), best=best)
         return Path(folder)
+
+    def export_episodes(self, file: str | os.PathLike[str]) -> int:
+        """Write all episodes that are kept, with texts, token ids and advantages, to a file; return their number.
+
+        The file's name ends in `.jsonl`, or in `.parquet` where pyarrow is installed. `read_episodes` reads it back;
+        the format is described in docs/episodes-format.md.
+
+        Raises:
+            EpisodesUnavailable: no episode is kept, the file cannot be written, or pyarrow is missing.
+        """
+        from anchorage.runs.episodes import export_episodes
+
+        return export_episodes(self.folder, Path(file))
 
     def _kept(self) -> Kept:
         from services.control.group_index import Kept

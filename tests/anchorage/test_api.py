@@ -19,6 +19,7 @@ from anchorage.runs import environments
 from env_servers.registry import ENVIRONMENTS
 from services.archive import files, numbers_of, read_index
 from services.config.tree import EnvConfig
+from tests import needs
 from tests.control_runs import GROUP_SIZE, UPDATES, make_finished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +130,7 @@ def test_frames_are_made_by_the_library_that_is_asked_for(monkeypatch: pytest.Mo
 
 
 def test_pandas_frames() -> None:
-    pytest.importorskip("pandas", reason="pandas is missing: pip install pandas")
+    pytest.importorskip("pandas", reason=needs.PANDAS)
     frame = Rows([{"a": 1, "b": 0.5}, {"a": 2, "c": [3]}]).frame("pandas")
     assert list(frame.columns) == ["a", "b", "c"]
     assert frame["a"].tolist() == [1, 2]
@@ -137,7 +138,7 @@ def test_pandas_frames() -> None:
 
 
 def test_polars_frames() -> None:
-    pytest.importorskip("polars", reason="polars is missing: pip install polars")
+    pytest.importorskip("polars", reason=needs.POLARS)
     frame = Rows([{"a": 1, "b": 1}, {"a": 2, "b": 0.5, "c": [3]}]).frame("polars")
     assert frame.columns == ["a", "b", "c"]
     assert frame["b"].to_list() == [1.0, 0.5]
