@@ -98,7 +98,7 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 def _default(field: Mapping[str, Any]) -> str:
     if "default" not in field:
-        return "as below"
+        return "`{}`" if field.get("type") == "object" else "as below"
     return f"`{recipe_yaml.dump_line('k', field['default'])[3:]}`"
 
 

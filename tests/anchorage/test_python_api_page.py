@@ -31,5 +31,5 @@ def test_every_block_of_the_page_runs_silently_off_the_main_thread_and_under_a_l
 
 def test_the_page_names_all_that_the_package_offers() -> None:
     text = PAGE.read_text()
-    assert [name for name in anchorage.__all__ if name not in text] == ["Group", "__version__"]
+    assert [name for name in anchorage.__all__ if name not in text] == ["__version__"]
     assert len(blocks(PAGE)) > 10
