@@ -19,6 +19,7 @@ ROOMS = frozenset(file.partition("/")[0] for file in tracked_files() if "/" in f
 MADE_LATER = ("models/", "deploy/secrets/", "rock_paper/")
 """Folders in which a user's own files are named; what the repository holds of them is checked by links and tests."""
 _PATH = re.compile(r"\.?\w[\w.*-]*(?:/[\w.*-]+)*/?")
+_IN_FOLDER = re.compile(r"((?:`[\w./]+`, )*`[\w./]+`) in `([\w/]+/)`")
 _PAGE_NAMED = re.compile(r"\bdocs/[\w/-]+\.md\b")
 
 
@@ -56,6 +57,13 @@ def test_links_resolve(page: Page) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_named_paths_exist(page: Page) -> None:
     assert not [name for name in page.quoted if missing(name)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_with_their_folder_are_in_it(page: Page) -> None:
+    """As in "`play.py`, `reward.py` in `env_servers/webshop/`"."""
+    named = [folder + name.strip("`") for names, folder in _IN_FOLDER.findall(page.prose) for name in names.split(", ")]
+    assert not [path for path in named if path.partition("/")[0] in ROOMS and missing(path)]
 
 
 def test_docstrings_name_paths_that_exist() -> None:
