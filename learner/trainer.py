@@ -32,6 +32,7 @@ from learner.signal import Signal, figures
 from learner.soundness import Groups, Tries, culprits, unusable
 from services.buffer import Buffer
 from services.buffer.commands import Action
+from services.config.load import portable_tree
 from services.config.tree import Config
 from services.errors import RunStalled, UpdateNotFinite
 from services.run_folder import CHECKPOINTS_NAME
@@ -322,7 +323,8 @@ class Trainer:
         self._acknowledge()
         self._publish()
         self._close_metrics()
-        self._metrics = open_metrics(self._folder, self._config.telemetry, resume_step=self._version)
+        settings = portable_tree(self._config)
+        self._metrics = open_metrics(self._folder, self._config.telemetry, resume_step=self._version, settings=settings)
 
     def _play_panel(self) -> None:
         """Play this version's panel where it is due and the run does not have it yet."""

@@ -1,4 +1,4 @@
-"""What a run says of itself: its log on the console, its metrics as JSON lines, TensorBoard events, and for W&B.
+"""What a run says of itself: its log on the console, its metrics as JSON lines and for trackers (`services.tracking`).
 
 Invariants
 - `metrics.jsonl` is append-only but for a resume, which drops the steps that will be done again: each step is there
@@ -15,21 +15,18 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import orjson
 
 from services.config.masking import masked
 from services.config.tree import TelemetryConfig
 from services.errors import AnchorageError
-from services.wandb_run import WandbRun
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from services.tracking import RunInfo, load_trackers
+from services.tracking.background import BackgroundTracker
 
 OUR_PACKAGES = ("anchorage", "services", "env_servers", "actors", "learner")
 METRICS_NAME = "metrics.jsonl"
-TENSORBOARD_NAME = "tensorboard"
 
 _log = logging.getLogger(__name__)
 
@@ -38,15 +35,24 @@ class MetricsUnwritable(AnchorageError):
     """The metrics cannot be written: no space, no permission."""
 
 
-def open_metrics(folder: Path, config: TelemetryConfig, *, resume_step: int | None = None) -> MetricsWriter:
-    """The writer that the configuration asks for.
+def open_metrics(
+    folder: Path,
+    config: TelemetryConfig,
+    *,
+    resume_step: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> MetricsWriter:
+    """The writer that the configuration asks for. `settings`: of the run, for its trackers, see `RunInfo`.
 
     Raises:
         MetricsUnwritable: the folder cannot be written.
-        WandbUnavailable: `telemetry.wandb` asks for what there is not.
+        PluginError, TrackerUnavailable: a tracker cannot be loaded.
     """
-    extra = None if config.wandb == "off" else WandbRun(folder, config.wandb_project, config.wandb)
-    return MetricsWriter(folder, config.tensorboard, resume_step=resume_step, extra=extra)
+    makers = load_trackers(config)
+    writer = MetricsWriter(folder, resume_step=resume_step)
+    run = RunInfo(folder, resume_step, settings or {})
+    writer.trackers = [BackgroundTracker(name, make, run) for name, make in makers.items()]
+    return writer
 
 
 def setup_logging(level: str) -> None:
@@ -74,27 +80,21 @@ class _Masked(logging.Formatter):
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl` in a folder and, where asked, scalars to TensorBoard files below it.
+    """Appends records to `metrics.jsonl` in a folder, and hands each to `trackers`, which are closed with it."""
 
-    `extra` gets each record too, and is closed with the writer.
-    """
-
-    def __init__(
-        self, folder: Path, tensorboard: bool, *, resume_step: int | None = None, extra: WandbRun | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         """With `resume_step`, records of later steps are dropped: the run does them again.
 
         Raises:
             MetricsUnwritable: the folder cannot be written.
         """
         self._path = folder / METRICS_NAME
-        self._extra = extra
+        self.trackers: list[BackgroundTracker] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self._path.exists():
                 _mend(self._path, resume_step)
             self._file = self._path.open("ab")
-            self._events = _open_tensorboard(folder / TENSORBOARD_NAME, resume_step) if tensorboard else None
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -117,25 +117,20 @@ class MetricsWriter:
         try:
             self._file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
             self._file.flush()
-            if self._events is not None:
-                for name, value in scalars.items():
-                    self._events.add_scalar(name, float(value), step, walltime=now)
-                self._events.flush()
-            if self._extra is not None:
-                self._extra.write(step, scalars)
         except OSError as error:
             raise self._unwritable(error) from None
+        for tracker in self.trackers:
+            tracker.write(step, scalars)
 
     def close(self) -> None:
-        """Close the files. May be called again."""
+        """Close the file and the trackers. May be called again."""
         try:
             self._file.close()
-            if self._events is not None:
-                self._events.close()
-            if self._extra is not None:
-                self._extra.close()
         except OSError as error:
             raise self._unwritable(error) from None
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
 
     def _unwritable(self, error: OSError) -> MetricsUnwritable:
         return MetricsUnwritable(f"cannot write metrics to {self._path.parent}: {error.strerror}")
@@ -162,10 +157,3 @@ def _is_kept(line: bytes, resume_step: int | None) -> bool:
         _log.warning("dropping a broken line of %s: %.80r", METRICS_NAME, line)
         return False
     return resume_step is None or step <= resume_step
-
-
-def _open_tensorboard(folder: Path, resume_step: int | None) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter
-
-    purge_step = None if resume_step is None else resume_step + 1
-    return SummaryWriter(log_dir=str(folder), purge_step=purge_step)

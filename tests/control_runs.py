@@ -44,7 +44,7 @@ def make_finished(runs: Path, name: str = "finished", *, updates: int = UPDATES,
     (folder / "config.yaml").write_text(dump_config(config))
     record_algorithm(folder, config)
     archive = GroupArchive(folder, 2**24)
-    with MetricsWriter(folder, tensorboard=False) as metrics, (folder / "ledger.jsonl").open("w") as ledger:
+    with MetricsWriter(folder) as metrics, (folder / "ledger.jsonl").open("w") as ledger:
         metrics.write(0, evaluation(0))
         for update in range(1, updates + 1):
             groups = {group: play_group(group, update - 1) for group in (2 * update - 2, 2 * update - 1)}

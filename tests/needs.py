@@ -12,6 +12,8 @@ from collections.abc import Iterable
 CHROMIUM = "Chromium is missing: apt-get install chromium"
 PLAYWRIGHT = "playwright is missing: pip install -r requirements/dev.txt"
 KUBERNETES_VALIDATE = "kubernetes-validate is missing: pip install -r requirements/dev.txt"
+MLFLOW = "mlflow is missing: pip install mlflow-skinny"
+TRACKIO = "trackio is missing: pip install trackio"
 WANDB = "wandb is missing: pip install -r requirements/dev.txt"
 PANDAS = "pandas is missing: pip install pandas"
 POLARS = "polars is missing: pip install polars"

@@ -23,6 +23,7 @@ from pathlib import Path
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
 from anchorage.runs.environments import environment_class, info_of, make_data_known
+from services import tracking
 from services.config.references import is_reference
 from services.config.tree import Config, EnvConfig
 from services.errors import (
@@ -36,7 +37,6 @@ from services.model_folder import check_model_folder, check_tokenizer, stored_pa
 from services.plugins import make_importable
 from services.run_folder import CHECKPOINTS_NAME
 from services.tasks import split_key, split_size, tasks_of_split
-from services.wandb_run import wandb_problem
 
 BYTES_PER_PARAMETER = 12
 """Of the learner's part of a checkpoint: the float32 parameter and two moments."""
@@ -85,17 +85,13 @@ def run_folder(start: Start) -> Iterator[str]:
 
 
 def outputs(start: Start) -> Iterator[str]:
-    """What is written outside the run's folder can be: the weights of a channel, the figures for Weights & Biases."""
+    """What is written outside the run's folder can be: the weights of a channel."""
     config = start.config
     folder = config.weights.directory
     if start.models and config.weights.channel == "directory" and folder is not None:
         problem = folder_problem(folder)
         if problem is not None:
             yield f"cannot write the weights to {folder}: {problem} (weights.directory)"
-    if start.trains and config.telemetry.wandb != "off":
-        problem = wandb_problem(config.telemetry.wandb)
-        if problem is not None:
-            yield problem
 
 
 def disk_space(start: Start) -> Iterator[str]:
@@ -233,6 +229,7 @@ def plugins(start: Start) -> Iterator[str]:
     if start.models:
         yield from templates.check(start.config.prompt)
     if start.trains:
+        yield from tracking.check(start.config.telemetry)
         yield from loading.check(start.config)
         loss = start.config.loss
         if is_reference(loss.function) or loss.params:

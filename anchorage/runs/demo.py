@@ -21,7 +21,7 @@ from anchorage.runs.stack import Stack, locked
 from anchorage.runs.training import train_on
 from services.config.tree import Config
 from services.run_folder import SUMMARY_NAME
-from services.telemetry import MetricsWriter
+from services.telemetry import open_metrics
 
 if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult
@@ -83,7 +83,7 @@ def _evaluate(
 ) -> EvaluationResult:
     """Play the panel with policy `version` and record its figures in the run's metrics."""
     result = evaluate_on(stack, title, version, on_progress=on_progress, should_stop=should_stop)
-    with MetricsWriter(stack.config.run.folder, stack.config.telemetry.tensorboard) as metrics:
+    with open_metrics(stack.config.run.folder, stack.config.telemetry) as metrics:
         metrics.write(version, result.scalars())
     return result
 

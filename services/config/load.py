@@ -55,6 +55,11 @@ def dump_config(config: Config) -> str:
 
 def portable_config(config: Config) -> str:
     """The same for another machine: without addresses, folders and credentials, which are this one's."""
+    return recipe_yaml.dump(portable_tree(config))
+
+
+def portable_tree(config: Config) -> dict[str, Any]:
+    """That as plain data."""
     here = {"url": True, "urls": True, "data": True}
     tree = config.model_dump(
         mode="json",
@@ -68,7 +73,8 @@ def portable_config(config: Config) -> str:
             "plugins": True,
         },
     )
-    return recipe_yaml.dump(masked(tree))
+    shown: dict[str, Any] = masked(tree)
+    return shown
 
 
 def shown_config(config: Config) -> str:

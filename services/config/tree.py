@@ -22,6 +22,7 @@ from services.config.references import PluginsConfig as PluginsConfig
 from services.config.section import LARGEST, Params, Seconds, Section, Temperature
 from services.config.warmstart import WarmstartConfig as WarmstartConfig
 from services.config.warmstart import WarmstartPhase as WarmstartPhase
+from services.errors import did_you_mean
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Of a run's name, which is that of a folder and a part of Redis keys."""
@@ -316,16 +317,55 @@ class WeightsConfig(Section):
     """Time limit of one transfer."""
 
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+EARLIER_KEYS = ("tensorboard", "wandb", "wandb_project")
+
+
 class TelemetryConfig(Section):
-    tensorboard: bool = True
-    """Write TensorBoard event files into the run's folder."""
+    trackers: tuple[Annotated[str, Choice(TRACKERS)], ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`: `tensorboard` (event files in the run's folder), `wandb`, `mlflow`,
+    `trackio`, plug-ins (`module:name`, `./file.py:name`)."""
+    params: dict[str, Params] = Field(default_factory=dict)
+    """Parameters of trackers by their names, as in `telemetry.params.wandb.mode=offline`. A plug-in's stand under the
+    name after its colon."""
     keep_groups_mib: int = Field(512, ge=0)
     """Cap on the groups kept in the run's folder for the dashboard, the oldest go first; 0: none are kept."""
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases: `online` needs `$WANDB_API_KEY`; `offline` writes into the run's folder, for `wandb sync`."""
-    wandb_project: str = Field("anchorage", min_length=1, max_length=128)
-    """Weights & Biases: the project that the run belongs to."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    def params_key(self, tracker: str) -> str:
+        """The name in `params` of one of `trackers`."""
+        return tracker.rpartition(":")[2]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_keys(cls, tree: object) -> object:
+        """Recipes of before say `tensorboard: false`, `wandb: offline` and `wandb_project: name`."""
+        if not isinstance(tree, Mapping) or not tree.keys() & EARLIER_KEYS:
+            return tree
+        rest = {key: value for key, value in tree.items() if key not in EARLIER_KEYS}
+        trackers, params = [*rest.get("trackers", ("tensorboard",))], {**rest.get("params", {})}
+        mode = tree.get("wandb", "off")
+        if mode not in ("off", "online", "offline"):
+            raise ValueError(f"telemetry.wandb: must be one of off, offline, online, got {mode!r:.80}")
+        if tree.get("tensorboard") is False:
+            trackers = [tracker for tracker in trackers if tracker != "tensorboard"]
+        if mode != "off":
+            trackers.append("wandb")
+            project = {"project": tree["wandb_project"]} if "wandb_project" in tree else {}
+            params["wandb"] = {"mode": mode, **project, **params.get("wandb", {})}
+        return {**rest, "trackers": trackers, "params": params}
+
+    @model_validator(mode="after")
+    def _parameters_have_a_tracker(self) -> TelemetryConfig:
+        known = {*TRACKERS, *map(self.params_key, self.trackers)}
+        lines = [
+            f"telemetry.params.{name}: telemetry.trackers has no such tracker{did_you_mean(name, known)}"
+            for name in self.params
+            if name not in known
+        ]
+        if lines:
+            raise ValueError("\n".join(lines))
+        return self
 
 
 class Config(Section):

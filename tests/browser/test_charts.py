@@ -84,7 +84,7 @@ def test_what_the_rollouts_bring_is_a_curve(open_page: Open) -> None:
 
 def test_a_negative_reward_is_drawn_inside(open_page: Open, folder: Path, buffer: Buffer) -> None:
     make_finished(folder, "negative")
-    with MetricsWriter(folder / "negative", tensorboard=False) as metrics:
+    with MetricsWriter(folder / "negative") as metrics:
         metrics.write(UPDATES + 1, scalars(UPDATES + 1) | {"rollout/mean_reward": -40.0})
     page = open_page("negative/run")
     figure = page.locator("figure", has_text="Reward per episode")

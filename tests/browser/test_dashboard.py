@@ -128,7 +128,7 @@ def test_what_happens_is_seen_without_a_reload(open_page: Open, folder: Path, bu
     page = open_page(f"{LIVE}/run")
     tile = page.locator(".tile", has_text="Update").first
     expect(tile).to_contain_text(str(UPDATES))
-    with MetricsWriter(folder / LIVE, tensorboard=False) as metrics:
+    with MetricsWriter(folder / LIVE) as metrics:
         metrics.write(UPDATES + 5, scalars(UPDATES + 5))
     expect(tile).to_contain_text(str(UPDATES + 5))
     buffer.set_state("paused")

@@ -40,7 +40,7 @@ def test_a_dead_control_plane_is_said_and_a_resumed_run_is_shown_as_it_is(open_p
         expect(page.locator("#live-badge")).to_have_text("ended")
     expect(page.locator("#live-badge")).to_have_text("no connection")
     # Back to update 2, and on: as many updates as were there before, of which most are others.
-    with MetricsWriter(config.run.folder, tensorboard=False, resume_step=2) as metrics:
+    with MetricsWriter(config.run.folder, resume_step=2) as metrics:
         for update in range(3, UPDATES + 2):
             metrics.write(update, scalars(update) | {"loss/clip_fraction": 0.5})
     with serving(runs, urlsplit(url).port or 0):
@@ -56,7 +56,7 @@ def test_a_run_that_goes_back_drops_what_was_abandoned(open_page: Open, folder: 
     figure = page.locator("figure", has_text="Clip fraction")
     figure.locator("summary").click()
     expect(figure.get_by_role("row")).to_have_count(UPDATES + 1)
-    MetricsWriter(folder / "back", tensorboard=False, resume_step=-1).close()
+    MetricsWriter(folder / "back", resume_step=-1).close()
     expect(figure.locator("svg")).to_contain_text("nothing recorded yet")
 
 

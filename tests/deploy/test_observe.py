@@ -55,7 +55,7 @@ def exported(tmp_path: Path, redis_url: str, run_name: str) -> Iterator[set[str]
     """Names of all that control plane and environment servers export, of a live run with real records."""
     config, buffer = make_live(tmp_path, run_name, redis_url)
     (config.run.folder / "metrics.jsonl").unlink()
-    with MetricsWriter(config.run.folder, tensorboard=False) as metrics:
+    with MetricsWriter(config.run.folder) as metrics:
         metrics.write(7, update().scalars())
         metrics.write(
             7, summarise([], stream="eval", split="test").scalars() | {"evaluation/success_rate": Rate(1, 2).value}

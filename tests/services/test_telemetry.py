@@ -10,7 +10,8 @@ import pytest
 from rich.logging import RichHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from services.telemetry import MetricsUnwritable, MetricsWriter, setup_logging
+from services.config.tree import TelemetryConfig
+from services.telemetry import MetricsUnwritable, MetricsWriter, open_metrics, setup_logging
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -18,7 +19,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_record_is_one_line_at_once(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path / "run", tensorboard=False) as writer:
+    with MetricsWriter(tmp_path / "run") as writer:
         writer.write(1, {"loss": 0.5, "nan": float("nan")})
         (record,) = records(tmp_path / "run")
         assert record.pop("time") > 0
@@ -28,16 +29,16 @@ def test_a_record_is_one_line_at_once(tmp_path: Path) -> None:
 
 def test_reopening_appends(tmp_path: Path) -> None:
     for step in (1, 2):
-        with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        with MetricsWriter(tmp_path) as writer:
             writer.write(step, {})
     assert [record["step"] for record in records(tmp_path)] == [1, 2]
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path, tensorboard=True) as writer:
+    with open_metrics(tmp_path, TelemetryConfig()) as writer:
         for step in (1, 2, 3, 4):
             writer.write(step, {"loss": float(step)})
-    with MetricsWriter(tmp_path, tensorboard=True, resume_step=2) as writer:
+    with open_metrics(tmp_path, TelemetryConfig(), resume_step=2) as writer:
         for step in (3, 4, 5):
             writer.write(step, {"loss": 10.0 * step})
     expected = [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0)]
@@ -47,15 +48,15 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
 
 
 def test_resuming_before_the_first_step_empties_the_file(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path) as writer:
         writer.write(1, {})
-    MetricsWriter(tmp_path, tensorboard=False, resume_step=0).close()
+    MetricsWriter(tmp_path, resume_step=0).close()
     assert records(tmp_path) == []
 
 
 def test_a_torn_line_spoils_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step":1}\n{"step":2,"lo')
-    with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path) as writer:
         writer.write(2, {})
     assert [record["step"] for record in records(tmp_path)] == [1, 2]
     assert "broken line" in caplog.text
@@ -64,7 +65,7 @@ def test_a_torn_line_spoils_nothing(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_an_unusable_folder_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MetricsUnwritable, match="cannot write metrics"):
-        MetricsWriter(tmp_path / "file" / "run", tensorboard=False)
+        MetricsWriter(tmp_path / "file" / "run")
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     writer = MetricsWriter.__new__(MetricsWriter)
     writer._path = tmp_path / "metrics.jsonl"
     writer._file = writer._path.open("ab")
-    writer._events = None
+    writer.trackers = []
     with pytest.raises(MetricsUnwritable, match="No space left on device"):
         writer.write(1, {})
     with pytest.raises(MetricsUnwritable):

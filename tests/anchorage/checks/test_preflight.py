@@ -114,8 +114,8 @@ def test_what_is_written_elsewhere_must_be_writable(tmp_path: Path, monkeypatch:
     weights: dict[str, object] = {"channel": "directory", "directory": tmp_path / "file" / "weights"}
     found = problems(made(tmp_path, weights=weights, telemetry={"wandb": "online"}))
     assert len(found) == 2
-    assert "is a file (weights.directory)" in found[0]
-    assert "WANDB_API_KEY" in found[1]
+    assert "WANDB_API_KEY" in found[0]
+    assert "is a file (weights.directory)" in found[1]
 
 
 def test_a_remote_environment_is_asked_for_its_splits(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ RATE = {"won": 1, "episodes": 4, "rate": 0.25, "interval_95": [0.05, 0.7]}
 
 
 def run(folder: Path, updates: int) -> Path:
-    with MetricsWriter(folder, tensorboard=False) as metrics:
+    with MetricsWriter(folder) as metrics:
         metrics.write(0, {"evaluation/success_rate": 0.25})
         for update in range(1, updates + 1):
             metrics.write(update, {"rollout/success_rate": update / 10, "loss/entropy": float("nan")})
@@ -43,7 +43,7 @@ def test_the_page_holds_no_credential(tmp_path: Path) -> None:
 
 
 def test_a_training_run_has_tables_and_every_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+    with MetricsWriter(tmp_path) as metrics:
         metrics.write(0, evaluation(0))
         for update in range(1, 13):
             metrics.write(update, scalars(update))
@@ -61,7 +61,7 @@ def test_a_training_run_has_tables_and_every_curve(tmp_path: Path, monkeypatch: 
 
 def test_each_of_several_splits_has_rows_and_columns_of_its_own(tmp_path: Path) -> None:
     rates = {"evaluation/success_rate": 0.3, "evaluation/seen/success_rate": 0.5, "evaluation/unseen/success_rate": 0.1}
-    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+    with MetricsWriter(tmp_path) as metrics:
         metrics.write(0, rates | {"evaluation/seen/success_low": 0.4, "evaluation/seen/success_high": 0.6})
     part = {"success": RATE, "task_types": {}}
     result = part | {"splits": {"seen": part, "unseen": part}}

@@ -179,7 +179,7 @@ def test_values_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     config = load_config(
         None, ["telemetry.wandb=off", "learner.updates=010", "optimizer.lr=1e-4", "run.name=2026-01-01", "env.split=on"]
     )
-    assert (config.telemetry.wandb, config.learner.updates, config.optimizer.lr) == ("off", 10, 1e-4)
+    assert (config.telemetry.trackers, config.learner.updates, config.optimizer.lr) == (("tensorboard",), 10, 1e-4)
     assert (config.run.name, config.env.split) == ("2026-01-01", "on")
     odd = load_config(None, ["run.name='1e5'", "env.split='true'", "env.name='7'", "model.path='null'"])
     (tmp_path / "odd.yaml").write_text(dump_config(odd))
@@ -230,3 +230,39 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
         assert hint in said
     [said] = mistakes(recipe=tmp_path)
     assert "Is a directory" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trackers", "params"),
+    [
+        (["telemetry.tensorboard=false"], (), {}),
+        (["telemetry.tensorboard=true"], ("tensorboard",), {}),
+        (["telemetry.wandb=offline"], ("tensorboard", "wandb"), {"wandb": {"mode": "offline"}}),
+        (
+            ["telemetry.tensorboard=false", "telemetry.wandb=online", "telemetry.wandb_project=harbour"],
+            ("wandb",),
+            {"wandb": {"mode": "online", "project": "harbour"}},
+        ),
+        (["telemetry.trackers=[mlflow]", "telemetry.params.mlflow.uri=a"], ("mlflow",), {"mlflow": {"uri": "a"}}),
+    ],
+)
+def test_recipes_of_before_name_their_trackers(overrides, trackers, params) -> None:  # type: ignore[no-untyped-def]
+    config = load_config(None, overrides)
+    assert (config.telemetry.trackers, config.telemetry.params) == (trackers, params)
+    assert config == load_config(yaml.safe_load(dump_config(config)))
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("telemetry.wandb=on", "telemetry.wandb: must be one of off, offline, online, got 'on'"),
+        (
+            "telemetry.trackers=[wandbb]",
+            "telemetry.trackers.0: must be one of tensorboard, wandb, mlflow, trackio, or a",
+        ),
+        ("telemetry.params.wandbb.mode=offline", "telemetry.trackers has no such tracker, did you mean wandb?"),
+    ],
+)
+def test_wrong_trackers_are_one_line(override: str, line: str) -> None:
+    [said] = mistakes(override)
+    assert line in said

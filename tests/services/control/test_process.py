@@ -77,7 +77,7 @@ def test_events_tell_what_is_and_then_what_changes(url: str, buffer: Buffer, fol
             first[name] = data
         assert set(first) == {"metrics", "run", "buffer", "actors", "commands"}
         assert len(first["metrics"]["records"]) == UPDATES + 2
-        with MetricsWriter(folder / LIVE, tensorboard=False) as metrics:
+        with MetricsWriter(folder / LIVE) as metrics:
             metrics.write(UPDATES + 1, scalars(UPDATES + 1))
         buffer.set_state("paused")
         news = {}
@@ -100,11 +100,11 @@ def test_a_resumed_run_is_told_from_its_start(url: str, buffer: Buffer, folder: 
         events = _events(response)
         assert next(data for name, data in events if name == "metrics") == {**known, "records": []}
         # Back to before the first update: nothing is left to send, and that is told.
-        MetricsWriter(folder / "resumed", tensorboard=False, resume_step=-1).close()
+        MetricsWriter(folder / "resumed", resume_step=-1).close()
         emptied = next(data for name, data in events if name == "metrics")
     assert (emptied["records"], emptied["next"]) == ([], 0)
     assert emptied["generation"] != known["generation"]
-    with MetricsWriter(folder / "resumed", tensorboard=False) as metrics:
+    with MetricsWriter(folder / "resumed") as metrics:
         for _ in range(UPDATES + 9):  # more than were known
             metrics.write(step, scalars(step))
     # Who comes again after that has nothing of what it knew.

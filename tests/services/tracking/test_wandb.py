@@ -6,7 +6,7 @@ import pytest
 
 from services.config.tree import TelemetryConfig
 from services.telemetry import open_metrics
-from services.wandb_run import WandbUnavailable
+from services.tracking import TrackerUnavailable
 from tests import needs
 from tests.waiting import until
 
@@ -32,7 +32,7 @@ def numbers(file):
     return [items for items in map(history, records(file.read_bytes())) if items]
 
 
-OFFLINE = TelemetryConfig(tensorboard=False, wandb="offline", wandb_project="harbour")
+OFFLINE = TelemetryConfig(trackers=("wandb",), params={"wandb": {"mode": "offline", "project": "harbour"}})
 
 
 def test_offline_keeps_every_number_in_the_runs_folder(tmp_path, monkeypatch):
@@ -52,17 +52,17 @@ def test_offline_keeps_every_number_in_the_runs_folder(tmp_path, monkeypatch):
 
 def test_without_the_package_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(WandbUnavailable, match=r"pip install 'anchorage\[wandb\]'"):
+    with pytest.raises(TrackerUnavailable, match=r"pip install 'anchorage-rl\[wandb\]'"):
         open_metrics(tmp_path, OFFLINE)
 
 
 def test_online_without_a_key_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(WandbUnavailable, match="needs a key in WANDB_API_KEY"):
-        open_metrics(tmp_path, TelemetryConfig(wandb="online"))
+    with pytest.raises(TrackerUnavailable, match="needs a key in WANDB_API_KEY"):
+        open_metrics(tmp_path, TelemetryConfig(trackers=("wandb",)))
 
 
 def test_off_loads_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with open_metrics(tmp_path, TelemetryConfig(tensorboard=False)) as metrics:
+    with open_metrics(tmp_path, TelemetryConfig(trackers=())) as metrics:
         metrics.write(1, {"a": 1.0})
