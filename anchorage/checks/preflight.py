@@ -1,11 +1,11 @@
-"""What can be known to be wrong before anything starts: all problems at once, within seconds.
+"""Finds what is wrong before anything starts: all problems at once, within seconds.
 
 A check takes a `Start` and yields its problems, one line each: what is wrong, with the value; then what to do. To add
-one, write such a function and name it in `CHECKS`.
+a check, write such a function and add it to `CHECKS`.
 
 Invariants
-- Every check of `CHECKS` runs, whatever the others found. `LAST` waits for servers that may still be starting, so it
-  runs only where nothing else is wrong.
+- Every check of `CHECKS` runs, whatever the others found. Those of `LAST` wait for servers that may still be starting,
+  so they run only where nothing else is wrong.
 - A check starts no process, leaves no file behind, and imports neither torch nor Ray nor vLLM, unless a plug-in does.
   Each of its requests has a timeout.
 """
@@ -39,9 +39,9 @@ from services.run_folder import CHECKPOINTS_NAME
 from services.tasks import split_key, split_size, tasks_of_split
 
 BYTES_PER_PARAMETER = 12
-"""Of the learner's part of a checkpoint: the float32 parameter and two moments."""
+"""In the learner's part of a checkpoint: the float32 parameter and two moments."""
 RAY_PATIENCE_S = 20.0
-"""A Ray cluster that starts together with the run may need so long to accept connections."""
+"""Time that a Ray cluster, started together with the run, may need before it accepts connections."""
 CONNECT_TIMEOUT_S = 5.0
 
 
@@ -50,10 +50,10 @@ class Start:
     """What is about to start.
 
     Attributes:
-        config: the run's.
-        models: folders of the policies that will be served; none for baselines alone.
-        trains: it plays training tasks and writes checkpoints.
-        plays_panels: it plays evaluation panels.
+        config: configuration of the run.
+        models: folders of the policies that will be served; empty for baselines alone.
+        trains: the run plays training tasks and writes checkpoints.
+        plays_panels: the run plays evaluation panels.
     """
 
     config: Config
@@ -69,7 +69,7 @@ def preflight(start: Start) -> None:
     """Run every check.
 
     Raises:
-        PreflightFailed: with one line for each problem.
+        PreflightFailed: one line for each problem.
     """
     for checks in (CHECKS, LAST):
         problems = [problem for check in checks for problem in check(start)]
@@ -78,14 +78,14 @@ def preflight(start: Start) -> None:
 
 
 def run_folder(start: Start) -> Iterator[str]:
-    """The run's folder, or the nearest folder above it that exists, must be writable."""
+    """Check that the run's folder, or the nearest existing folder above it, is writable."""
     problem = folder_problem(start.config.run.folder)
     if problem is not None:
         yield f"cannot write the run's folder {start.config.run.folder}: {problem} (run.dir, run.name)"
 
 
 def outputs(start: Start) -> Iterator[str]:
-    """What is written outside the run's folder can be: the weights of a channel."""
+    """Check what is written outside the run's folder: the weights of a channel."""
     config = start.config
     folder = config.weights.directory
     if start.models and config.weights.channel == "directory" and folder is not None:
@@ -95,7 +95,7 @@ def outputs(start: Start) -> Iterator[str]:
 
 
 def disk_space(start: Start) -> Iterator[str]:
-    """Room for the checkpoints that are kept, and for the one that is written before the oldest goes."""
+    """Check the disk space for the checkpoints that are kept, and for the one written before the oldest is removed."""
     if not start.trains:
         return
     config = start.config
@@ -116,7 +116,7 @@ def disk_space(start: Start) -> Iterator[str]:
 
 
 def models(start: Start) -> Iterator[str]:
-    """Each model folder is complete, its tokenizer is its own, and vLLM and the configured lengths suit its shape."""
+    """Check that each model folder is complete, and that its tokenizer, vLLM and the configured lengths fit it."""
     for folder in start.models:
         try:
             check_model_folder(folder)
@@ -130,7 +130,7 @@ def models(start: Start) -> Iterator[str]:
 
 
 def machine(start: Start) -> Iterator[str]:
-    """A cluster of the run's own has this machine's memory and devices. Of another cluster nothing is known here."""
+    """Check this machine's memory and devices for a Ray cluster of the run's own; other clusters are not checked."""
     config = start.config
     if not start.models or os.environ.get("RAY_ADDRESS") or not engine_is_on_cpu():
         return
@@ -140,13 +140,13 @@ def machine(start: Start) -> Iterator[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if asked > memory:
         yield (
-            f"rollout.actors={config.rollout.actors} with rollout.kv_cache_mib={config.rollout.kv_cache_mib} take "
+            f"rollout.actors={config.rollout.actors} with rollout.kv_cache_mib={config.rollout.kv_cache_mib} need "
             f"{asked / 2**20:,.0f} MiB, and the machine has {memory / 2**20:,.0f} MiB: lower one of them"
         )
 
 
 def environments(start: Start) -> Iterator[str]:
-    """Each environment is known or reachable, and has the tasks that are asked for."""
+    """Check that each environment is known or reachable, and has the tasks that are configured."""
     sizes: dict[str, int] = {}
     unknown = False
     for env in start.config.environments:
@@ -168,7 +168,7 @@ def environments(start: Start) -> Iterator[str]:
 
 
 def environment_splits(env: EnvConfig) -> dict[str, int]:
-    """Sizes of an environment's splits: its servers' word, or its class's where the run will start a server itself.
+    """Return the sizes of an environment's splits: from its servers, or its class where the run will start a server.
 
     Raises:
         EnvironmentUnavailable: no such environment, its data are missing, or a server does not respond.
@@ -180,7 +180,7 @@ def environment_splits(env: EnvConfig) -> dict[str, int]:
 
 
 def redis(start: Start) -> Iterator[str]:
-    """A Redis that is configured responds within `buffer.reconnect_s`."""
+    """Check that a configured Redis responds within `buffer.reconnect_s`."""
     from services.buffer.connection import Connection
 
     url = start.config.buffer.redis_url or os.environ.get("REDIS_URL")
@@ -197,7 +197,7 @@ def redis(start: Start) -> Iterator[str]:
 
 
 def ray_cluster(start: Start) -> Iterator[str]:
-    """A Ray cluster that `$RAY_ADDRESS` names accepts connections; Ray would retry for minutes without a line."""
+    """Check that the Ray cluster at `$RAY_ADDRESS` accepts connections: Ray itself would retry for minutes silently."""
     address = os.environ.get("RAY_ADDRESS", "")
     if not start.models or address in ("", "auto", "local"):
         return
@@ -221,7 +221,7 @@ def ray_cluster(start: Start) -> Iterator[str]:
 
 
 def plugins(start: Start) -> Iterator[str]:
-    """What the configuration names as `module:name` can be loaded, and its first use succeeds on a small example."""
+    """Check that each plug-in of the configuration can be loaded, and works on a small example."""
     from actors import templates
     from learner.advantages import loading
 

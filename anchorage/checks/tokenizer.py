@@ -1,8 +1,8 @@
-"""What a model folder's tokenizer says against its model, read from the files without importing either.
+"""Compares a model folder's tokenizer with its model, from the files alone; transformers is not imported.
 
 Invariants
-- A `problem` makes prompts or responses wrong; a `note` is a fact to know.
-- Only what is certain is a problem. What the files do not say is left to those who load the model.
+- A `problem` makes prompts or responses wrong; a `note` is worth knowing.
+- Only what is certain is a problem. What the files do not say is left to the code that loads the model.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from services.model_folder import check_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what. value: what was found, a few words.
-        verdict: `ok`; `note`: to know; `problem`: wrong; `skipped`: not looked at.
-        line: of a note or problem, one line for people: what is wrong, with the value; then what to do.
+        name: what was checked.
+        value: what was found, a few words.
+        verdict: `ok`; `note`: worth knowing; `problem`: wrong; `skipped`: not checked.
+        line: for a note or a problem, one line: what is wrong, with the value; then what to do.
     """
 
     name: str
@@ -34,12 +35,12 @@ class Finding:
 
 
 def tokenizer_problems(folder: Path) -> Iterator[str]:
-    """One line for each problem of the folder's tokenizer."""
+    """Yield a line for each problem of the folder's tokenizer."""
     return (finding.line for finding in tokenizer_findings(folder) if finding.verdict == "problem")
 
 
 def tokenizer_findings(folder: Path) -> list[Finding]:
-    """Vocabulary against embedding rows, special tokens, chat template; nothing where the files cannot be read."""
+    """Check the vocabulary against the embedding rows, the special tokens and the chat template."""
     try:
         check_tokenizer(folder)
     except ModelUnavailable as error:
@@ -60,7 +61,7 @@ def tokenizer_findings(folder: Path) -> list[Finding]:
 def _rows(folder: Path, text: Mapping[str, Any], ids: Mapping[str, int]) -> Finding:
     rows, largest = text.get("vocab_size"), max(ids.values(), default=None)
     if not isinstance(rows, int) or largest is None:
-        return Finding("tokens", "not said by the files", "skipped")
+        return Finding("tokens", "not in the files", "skipped")
     value = f"{largest + 1} tokens, {rows} embedding rows"
     if largest < rows:
         return Finding("tokens", value)
@@ -79,7 +80,7 @@ def _end(folder: Path, text: Mapping[str, Any], settings: Mapping[str, Any], ids
         return Finding("EOS", "missing", "problem", f"{line} in tokenizer_config.json") if settings else _unknown("EOS")
     number = ids.get(token)
     if ids and number is None:
-        line = f"the tokenizer in {folder} does not know its own eos_token {token!r}: no response would end"
+        line = f"the tokenizer in {folder} does not contain its own eos_token {token!r}: no response would end"
         return Finding("EOS", repr(token), "problem", line)
     of_model = text.get("eos_token_id")
     known = of_model if isinstance(of_model, list) else [of_model]
@@ -102,13 +103,13 @@ def _padding(settings: Mapping[str, Any]) -> Finding:
 def _template(folder: Path, settings: Mapping[str, Any]) -> Finding:
     there = bool(settings.get("chat_template")) or (folder / "chat_template.jinja").is_file()
     if there:
-        return Finding("chat template", "there")
+        return Finding("chat template", "present")
     line = "the tokenizer has no chat template: `think` prompts are plain text, as for a base model"
     return Finding("chat template", "none", "note", line)
 
 
 def _ids(folder: Path) -> dict[str, int]:
-    """Ids of all tokens, added ones included; empty where there is no tokenizer.json."""
+    """Return the ids of all tokens, added ones included; empty without a tokenizer.json."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
@@ -122,7 +123,7 @@ def _token(settings: Mapping[str, Any], name: str) -> str | None:
 
 
 def _unknown(name: str) -> Finding:
-    return Finding(name, "not said by the files", "skipped")
+    return Finding(name, "not in the files", "skipped")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Finding the buffer of a run that another process drives, for commands that look at it or wish something of it."""
+"""Connects to the buffer of a run that another process drives, for commands that inspect or change it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ PATIENCE_S = 3.0
 
 
 def attach(run: str | None, folder: Path) -> tuple[str, Buffer]:
-    """The run's name and its buffer. `run` None: the run in `folder` that was started last.
+    """Return the run's name and its buffer. `run` None: the run in `folder` that was started last.
 
     Raises:
-        NoSuchRun: there is no such run. RedisUnavailable: its Redis does not respond.
+        NoSuchRun: there is no such run.
+        RedisUnavailable: its Redis does not respond.
     """
     name = run or _newest(folder)
     if not re.fullmatch(NAME_PATTERN, name):
-        raise NoSuchRun(f"{name!r} is not the name of a run; name its folder with --dir")
+        raise NoSuchRun(f"invalid run name: {name!r}; give its folder with --dir")
     patience = BufferConfig(timeout_s=PATIENCE_S, reconnect_s=PATIENCE_S)
     try:
         return name, Buffer.connect(_address(folder / name), name, patience)
@@ -33,7 +34,7 @@ def attach(run: str | None, folder: Path) -> tuple[str, Buffer]:
 def _newest(folder: Path) -> str:
     configs = sorted(folder.glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
     if not configs:
-        raise NoSuchRun(f"no run in {folder}; name the folder of the runs with --dir")
+        raise NoSuchRun(f"no run in {folder}; give the folder of the runs with --dir")
     return configs[-1].parent.name
 
 
@@ -43,6 +44,6 @@ def _address(folder: Path) -> str:
     if url is None:
         run_config(folder)
         raise RedisUnavailable(
-            f"the run {folder.name} has no Redis that runs: start the run, or set REDIS_URL to its Redis"
+            f"the Redis of run {folder.name} is not running: start the run, or set REDIS_URL to its Redis"
         )
     return url

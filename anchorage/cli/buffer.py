@@ -1,4 +1,4 @@
-"""`anchorage buffer …`: what is where in the buffer of a run."""
+"""`anchorage buffer …`: shows the content of a run's buffer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def inspect(
     folder: RunsFolder = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show where every ticket and trajectory is. Example: anchorage buffer inspect demo"""
+    """Show all tickets and trajectories. Example: anchorage buffer inspect demo"""
     name, found = attach(run, folder)
     try:
         stats, groups, actors = found.stats(), found.contents(), found.actors()
@@ -47,7 +47,7 @@ def inspect(
         return
     console = literal_console()
     console.print(
-        f"run {name}: {stats.queued} tickets wait, {stats.leased} are leased by {len(actors)} actors, "
+        f"run {name}: {stats.queued} tickets queued, {stats.leased} leased by {len(actors)} actors, "
         f"{stats.trajectory_bytes / 2**20:.1f} of {stats.cap_bytes / 2**20:.0f} MiB"
     )
     console.print(f"owned by {_owner(owner)}", highlight=False)
@@ -55,10 +55,10 @@ def inspect(
 
 
 def _owner(owner: Found | None) -> str:
-    """Who runs the run."""
+    """Return who owns the run."""
     if owner is None or owner.released:
         return "nobody"
-    return str(owner.record or "a process that does not say where it is")
+    return str(owner.record or "an unknown process")
 
 
 def _totals(stats: BufferStats) -> dict[str, object]:
@@ -86,7 +86,7 @@ def _table(groups: Sequence[GroupContents]) -> Table:
 
 
 def _holders(tickets: Sequence[TicketContents]) -> str:
-    """Who leases how many, and the seconds left of the shortest lease."""
+    """Return the holders of leases with their numbers, and the seconds left of each holder's shortest lease."""
     leases: dict[str, list[float]] = {}
     for ticket in tickets:
         if ticket.holder is not None and ticket.lease_s is not None:

@@ -1,4 +1,4 @@
-"""`anchorage control`: serves the control plane and the dashboard over a folder of runs."""
+"""`anchorage control`: serves the control plane and the dashboard for a folder of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from services.control.settings import ADMIN_TOKEN_VARIABLE, READ_TOKEN_VARIABLE,
 def run_control(
     runs: Path, *, host: str, port: int, ready_file: Path | None, requests_per_minute: int, console: Console
 ) -> None:
-    """Serve until a signal comes. Raises ControlRefused where that would be unsafe or cannot be."""
+    """Serve until a signal arrives.
+
+    Raises:
+        ControlRefused: serving would be unsafe, or is impossible.
+    """
     from services.control.serve import serve
 
     require_writable(ready_file)
@@ -26,7 +30,7 @@ def run_control(
         ready_file=ready_file,
         requests_per_minute=requests_per_minute,
     )
-    tokens = "no token is set: whoever reaches this port may act" if settings.open else "a token is needed"
+    tokens = "no token is set: anyone who reaches this port can act" if settings.open else "a token is required"
     serve(
         settings,
         on_ready=lambda url: console.print(f"dashboard at {url} ({tokens})", highlight=False, soft_wrap=True),

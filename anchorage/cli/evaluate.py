@@ -59,9 +59,9 @@ def run_evaluation(
 
 
 def results_table(results: Mapping[str, EvaluationResult]) -> Table:
-    """Success overall, by task type and by panel; 95 % intervals in brackets.
+    """Return the table of success overall, by task type and by panel, with 95 % intervals in brackets.
 
-    A column for each result, or for each split of a result that has several.
+    It has a column for each result, or for each split of a result that has several.
     """
     results = {title: part for name, result in results.items() for title, part in _by_split(name, result)}
     table = Table("success", *results)
@@ -82,7 +82,7 @@ def results_table(results: Mapping[str, EvaluationResult]) -> Table:
 
 
 def _by_split(name: str, result: EvaluationResult) -> list[tuple[str, EvaluationResult]]:
-    """The columns of a result and their titles."""
+    """Return the columns of a result with their titles."""
     return [(f"{name}, {split}", part) for split, part in result.splits.items()] or [(name, result)]
 
 

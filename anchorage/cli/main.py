@@ -1,6 +1,6 @@
-"""The `anchorage` command. Every mistake of the user's is one line on standard error, with a non-zero exit code.
+"""The `anchorage` command. Each user error is one line on standard error, with a non-zero exit code.
 
-Exit codes: 0 done, 1 it failed, 2 wrong arguments or configuration, 130 stopped by a signal.
+Exit codes: 0 success, 1 failure, 2 invalid arguments or configuration, 130 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ app.add_typer(config_commands.app, name="config")
 app.add_typer(pool.app, name="pool")
 console = literal_console()
 
-Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: the first policy's own.")]
+Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: that of the first policy.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in learner.updates=50 algorithm=grpo.")]
 
 
 class _TrainCommand(TyperCommand):
-    """`--resume` may stand alone, which Typer's options cannot: it means `--resume=yes`."""
+    """Accepts `--resume` without a value, which Typer's options cannot, as `--resume=yes`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, ["--resume=yes" if argument == "--resume" else argument for argument in args])
@@ -53,7 +53,7 @@ def train(
         typer.Option(
             metavar="[=auto]",
             show_default=False,
-            help="Resume the run from its newest checkpoint. With `=auto`: start it where it does not exist.",
+            help="Resume the run from its newest checkpoint. With `=auto`: start it if it does not exist.",
         ),
     ] = Resume.NO,
 ) -> None:
@@ -75,19 +75,19 @@ def evaluate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Hugging Face folder, run's or checkpoint's, `random` or `expert`; may be repeated. None: model.path."
+            help="Folder of a model, run or checkpoint, or `random` or `expert`; repeatable. None: model.path."
         ),
     ] = None,
-    env: Annotated[str | None, typer.Option(help="Environment to play; of several, the one to choose.")] = None,
+    env: Annotated[str | None, typer.Option(help="Environment to play, if the recipe has several.")] = None,
     split: Annotated[
         str | None, typer.Option(help="Short for evaluation.split; several: [valid_seen, valid_unseen].")
     ] = None,
-    episodes: Annotated[int | None, typer.Option(help="Of a panel; short for evaluation.episodes.")] = None,
-    panels: Annotated[int | None, typer.Option(help="Of different tasks; short for evaluation.panels.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes of a panel; short for evaluation.episodes.")] = None,
+    panels: Annotated[int | None, typer.Option(help="Panels of different tasks; short for evaluation.panels.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Episodes of each task; short for evaluation.seeds.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Short for evaluation.temperature.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")] = None,
 ) -> None:
     """Evaluate policies. Example: anchorage eval configs/demo.yaml --policy models/starter --policy random"""
     from anchorage.cli.evaluate import run_evaluation
@@ -97,7 +97,7 @@ def evaluate(
     short |= {"temperature": temperature}
     given = list(overrides or ())
     if recipe is not None and "=" in str(recipe) and not recipe.exists():
-        recipe, given = None, [str(recipe), *given]  # without a recipe the first override stands in its place
+        recipe, given = None, [str(recipe), *given]  # without a recipe, the first override is parsed as one
     given += (f"evaluation.{key}={value}" for key, value in short.items() if value is not None)
     config = evaluation_config(recipe, given, policy or (), env)
     setup_logging(config.telemetry.log_level)
@@ -108,7 +108,7 @@ def evaluate(
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
-    """See the whole system at work on this machine. Example: anchorage demo algorithm=grpo"""
+    """Run the whole system on this machine in minutes. Example: anchorage demo algorithm=grpo"""
     from anchorage.cli.demo import run_demo
     from anchorage.runs.demo import default_recipe
 
@@ -122,19 +122,19 @@ def warmstart(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")] = Path("configs/starter.yaml"),
     overrides: Overrides = None,
     start: Annotated[
-        Path | None, typer.Option(help="Go on from this folder, which earlier phases have written.")
+        Path | None, typer.Option(help="Continue from this folder, which earlier phases have written.")
     ] = None,
-    first_phase: Annotated[int, typer.Option(min=1, help="Number of the first phase to do.")] = 1,
+    first_phase: Annotated[int, typer.Option(min=1, help="Number of the first phase to run.")] = 1,
 ) -> None:
-    """Make a starter policy from scripted play. Example: anchorage warmstart models/mine configs/starter.yaml"""
+    """Train a starter policy on scripted play. Example: anchorage warmstart models/mine configs/starter.yaml"""
     from anchorage.cli.progress import bar
     from anchorage.runs.warmstart import make_starter
 
     config = _configure(recipe, overrides)
     total = sum(phase.tokens for phase in config.warmstart.phases[first_phase - 1 :])
-    with bar(console, "warm start", total, "tokens") as tell:
+    with bar(console, "warm start", total, "tokens") as show:
         result = make_starter(
-            config, out, lambda done, loss: tell(min(done, total), f"loss {loss:.3f}"), start, first_phase
+            config, out, lambda done, loss: show(min(done, total), f"loss {loss:.3f}"), start, first_phase
         )
     console.print_json(data=result["phases"])
 
@@ -167,7 +167,7 @@ def export(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
-    picture: Annotated[Path | None, typer.Option(help="Draw the curves of all of them into this PNG file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the curves of all runs into this PNG file.")] = None,
 ) -> None:
     """Write each run's tables and curves as HTML. Example: anchorage report runs/gigpo runs/grpo --picture a.png"""
     from anchorage.cli import report as report_page
@@ -186,7 +186,7 @@ def status(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How a run stands. Example: anchorage status runs/demo"""
+    """Show the state of a run. Example: anchorage status runs/demo"""
     from anchorage.cli.status import print_status
 
     print_status(run, as_json=as_json, console=console)
@@ -195,15 +195,17 @@ def status(
 @app.command()
 def control(
     runs: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("runs"),
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback tokens are required.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8080,
-    ready_file: Annotated[Path | None, typer.Option(help="File that gets the URL once it listens.")] = None,
-    requests_per_minute: Annotated[int, typer.Option(min=1, help="Most requests of one client's address.")] = 1200,
+    host: Annotated[str, typer.Option(help="Address to listen on; tokens are required beyond loopback.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free port.")] = 8080,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="File that the URL is written to once the server listens.")
+    ] = None,
+    requests_per_minute: Annotated[int, typer.Option(min=1, help="Rate limit of one client address.")] = 1200,
 ) -> None:
     """Serve the dashboard and the control plane. Example: anchorage control runs --port 8080
 
-    Tokens come from ANCHORAGE_CONTROL_READ_TOKEN and ANCHORAGE_CONTROL_ADMIN_TOKEN, or from the files that these names
-    with _FILE at their end name.
+    Tokens come from ANCHORAGE_CONTROL_READ_TOKEN and ANCHORAGE_CONTROL_ADMIN_TOKEN, or from the files that
+    ANCHORAGE_CONTROL_READ_TOKEN_FILE and ANCHORAGE_CONTROL_ADMIN_TOKEN_FILE name.
     """
     from anchorage.cli.control import run_control
 
@@ -231,7 +233,7 @@ def serve(context: typer.Context) -> None:
 
 @env_app.command("check", context_settings=PASS_ON)
 def check(context: typer.Context) -> None:
-    """Say whether a server is fit for training. Example: anchorage env check http://127.0.0.1:8001"""
+    """Check whether a server is fit for training. Example: anchorage env check http://127.0.0.1:8001"""
     from env_servers.conformance.__main__ import main as check_main
 
     raise typer.Exit(check_main(context.args, "anchorage env check"))
@@ -239,7 +241,7 @@ def check(context: typer.Context) -> None:
 
 @env_app.command("new", context_settings=PASS_ON)
 def new(context: typer.Context) -> None:
-    """Start a new environment from a template that works. Example: anchorage env new rock_paper"""
+    """Create a new environment from a working template. Example: anchorage env new rock_paper"""
     from env_servers.scaffold.__main__ import main as new_main
 
     raise typer.Exit(new_main(context.args, "anchorage env new"))
@@ -259,10 +261,10 @@ def _exit_if_stopped(finished: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script. Raises SystemExit where the exit code is not 0."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading a model: standard error is for messages
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # standard error is for messages
     try:
         code = app(args=arguments, standalone_mode=False)
-    except typer.TyperException as error:  # wrong arguments; empty where it has printed the help
+    except typer.TyperException as error:  # invalid arguments; empty after the help was printed
         _fail(" ".join(error.format_message().replace("Value error, ", "").split()), 2)
     except ConfigError as error:
         _fail(str(error), 2)

@@ -1,4 +1,4 @@
-"""`anchorage model …`: model folders, before a run uses them."""
+"""`anchorage model …`: checks model folders before a run uses them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from services.telemetry import setup_logging
 
 app = typer.Typer(no_args_is_help=True, help="Model folders.")
 
-MARKS = {"ok": "ok", "note": "note", "problem": "[bold red]off[/]", "skipped": "–"}
+MARKS = {"ok": "ok", "note": "note", "problem": "[bold red]wrong[/]", "skipped": "–"}
 
 
 class Dtype(StrEnum):
-    """`model.dtype` of the run to be."""
+    """`model.dtype` of the planned run."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -38,24 +38,24 @@ def model() -> None:
 def check(
     folder: Annotated[Path, typer.Argument(help="Local Hugging Face folder of a causal language model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="Compare in this type, as model.dtype of the run.")] = Dtype.FLOAT32,
-    engine: Annotated[bool, typer.Option(help="Start vLLM as well.")] = True,
+    dtype: Annotated[Dtype, typer.Option(help="Compare in this type: model.dtype of the planned run.")] = Dtype.FLOAT32,
+    engine: Annotated[bool, typer.Option(help="Also start vLLM.")] = True,
 ) -> None:
-    """Whether a model can be trained exactly, and what is off. Example: anchorage model check models/starter
+    """Check whether a model can be trained exactly. Example: anchorage model check models/starter
 
-    Compares the learner with the model's own forward pass, and vLLM with the learner: at its start, after publishing
-    the same weights, changed ones, and adapters. Exit code 1 where something is off.
+    Compares the learner with the model's own forward pass, and vLLM with the learner: at its start, and after
+    publishing the same weights, changed ones, and adapters. Exit code 1 if something is wrong.
     """
     from anchorage.checks.model import check_model, is_fit
 
     setup_logging("CRITICAL")
-    # The engine's process takes this level too: what is wrong is a finding, not a traceback.
+    # The engine's process inherits this level: an error is a finding, not a traceback.
     logging.getLogger().setLevel(logging.CRITICAL)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console(emoji=False)
     with Console(stderr=True).status("reading the folder") as status:
-        findings = check_model(folder, dtype.value, engine=engine, tell=status.update)
+        findings = check_model(folder, dtype.value, engine=engine, on_step=status.update)
     if as_json:
         console.print_json(
             data={"folder": str(folder), "fit": is_fit(findings), "findings": list(map(asdict, findings))}
@@ -67,7 +67,7 @@ def check(
 
 
 def show(folder: Path, findings: list[Finding], console: Console) -> None:
-    """The table, then a line for each thing that is off or worth knowing."""
+    """Print the table, then a line for each problem and each note."""
     table = Table(escape(str(folder)), "found", "")
     for finding in findings:
         table.add_row(escape(finding.name), escape(finding.value), MARKS[finding.verdict])

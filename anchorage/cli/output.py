@@ -11,7 +11,7 @@ from services.errors import AnchorageError
 
 
 def literal_console(file: IO[str] | None = None, width: int | None = None) -> Console:
-    """A console that prints text as it is: in a reason, a name or a path `[/x]` is no markup and `:x:` no emoji."""
+    """Return a console that prints text as it is: `[/x]` in a reason, a name or a path is no markup, `:x:` no emoji."""
     return Console(file=file, width=width, markup=False, emoji=False)
 
 

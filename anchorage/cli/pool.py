@@ -1,4 +1,4 @@
-"""`anchorage pool …`: wishes of the rollout pool of a run."""
+"""`anchorage pool …`: sets the size of a run's rollout pool."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pool() -> None:
 
 @app.command()
 def scale(
-    actors: Annotated[str, typer.Argument(help="How many rollout actors; `all`: as many as the cluster has room for.")],
+    actors: Annotated[str, typer.Argument(help="Number of rollout actors; `all`: as many as fit into the cluster.")],
     run: Run = None,
     folder: RunsFolder = Path("runs"),
 ) -> None:
@@ -34,4 +34,4 @@ def scale(
         found.set_desired_actors(None if actors == "all" else int(actors))
     finally:
         found.close()
-    typer.echo(f"run {name}: {actors} rollout actors are wished for")
+    typer.echo(f"run {name}: requested {actors} rollout actors")

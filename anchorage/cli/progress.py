@@ -1,4 +1,4 @@
-"""Progress of long work: a live line on a terminal, plain lines elsewhere."""
+"""Shows the progress of long work: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Display:
         self._console = console
         self._open = ExitStack()
         self._title: str | None = None
-        self._tell: Callable[[int, str], None] = lambda done, text: None
+        self._show: Callable[[int, str], None] = lambda done, text: None
 
     def __enter__(self) -> Display:
         return self
@@ -44,9 +44,9 @@ class Display:
         if report.title != self._title:
             self._end()
             self._title = report.title
-            self._tell = self._open.enter_context(bar(self._console, report.title, report.total, report.unit))
+            self._show = self._open.enter_context(bar(self._console, report.title, report.total, report.unit))
         if report.text:  # the report that opens the work has none
-            self._tell(report.done, report.text)
+            self._show(report.done, report.text)
 
     def _end(self) -> None:
         self._open.close()
@@ -78,7 +78,7 @@ def _plain(console: Console, title: str, total: int, unit: str) -> Callable[[int
     first: tuple[float, int] | None = None
     last = 0.0
 
-    def tell(done: int, text: str) -> None:
+    def show(done: int, text: str) -> None:
         nonlocal first, last
         now = time.monotonic()
         first = first or (now, done)
@@ -88,7 +88,7 @@ def _plain(console: Console, title: str, total: int, unit: str) -> Callable[[int
             line = f"{title}: {done}/{total} {unit}  eta {eta}  {text}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    return tell
+    return show
 
 
 def remaining(seconds: float, done: int, left: int) -> str:

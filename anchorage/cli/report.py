@@ -1,7 +1,7 @@
-"""`anchorage report`: a run's tables and curves as one HTML file that stands alone, curves of several as a picture.
+"""`anchorage report`: writes a run's tables and curves as one self-contained HTML file, curves of several as a PNG.
 
 Invariants
-- The file is for sending to others: no credential is in it, and it loads nothing.
+- The file can be sent to others: it holds no credential and loads nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _UPDATE_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def write(folder: Path, config: Config) -> Path:
-    """Write `report.html` into the run's folder and answer its path.
+    """Write `report.html` into the run's folder and return its path.
 
     Raises:
         AnchorageError: the folder holds no metrics, or cannot be written.
@@ -93,7 +93,7 @@ def _overview(records: Sequence[Mapping[str, Any]], config: Config) -> str:
 
 
 def _results(folder: Path) -> str:
-    """Success before and after training, overall and by task type, where the run has compared the two."""
+    """Return the table of success before and after training; empty where the run has not compared the two."""
     try:
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         results = {
@@ -105,13 +105,13 @@ def _results(folder: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        _log.warning("%s is damaged; the report leaves its table out", folder / SUMMARY_NAME)
+        _log.warning("%s is damaged; the report omits its table", folder / SUMMARY_NAME)
         return ""
     return _table("Success", ["task type", *results], rows)
 
 
 def _by_split(title: str, result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The columns of a result: one, or one for each of several splits."""
+    """Return the columns of a result: one, or one for each of several splits."""
     return [(f"{title}, {split}", part) for split, part in result.get("splits", {}).items()] or [(title, result)]
 
 
@@ -155,7 +155,7 @@ def _rate(rate: Mapping[str, Any] | None) -> str:
 
 
 def _table(title: str, head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
-    """Nothing without rows."""
+    """Return the table as HTML; empty without rows."""
     if not rows:
         return ""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)

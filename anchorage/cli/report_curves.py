@@ -1,4 +1,4 @@
-"""The curves of one or several runs as a picture, and of one as characters."""
+"""Draws the curves of one or several runs as a picture, and of one run as characters."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ STACKS = {
         "time/publish_s": "publish",
     },
 }
-"""Title -> parts that add up; drawn for a single run, as areas of several would lie over each other."""
+"""Title to parts that add up. Drawn for a single run only: the areas of several would cover each other."""
 SMOOTHING = 0.8
 
 
 def picture(runs: Mapping[str, Records]) -> bytes:
-    """PNG with a panel for all that a run recorded; evaluations as they are, other curves also smoothed."""
+    """Return a PNG with a panel for each figure that a run recorded; curves are smoothed, evaluations are not."""
     from matplotlib.figure import Figure
 
     curves = [name for name in CURVES if any(points(records, name) for records in runs.values())]
@@ -84,12 +84,16 @@ def _draw_stack(axis: Any, records: Records, parts: Mapping[str, str]) -> None:
 
 
 def points(records: Records, name: str) -> list[tuple[float, float]]:
-    """(update, value) of every record that has the number."""
+    """Return (update, value) of each record that has the figure."""
     return [(record["step"], record[name]) for record in records if record.get(name) is not None]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average, corrected for its start."""
+    """Return the exponential moving average, corrected for its start.
+
+    Example:
+        smooth([1.0, 0.0])  # [1.0, 0.444…]: weights 0.8 and 1 of the two values, over their sum 1.8
+    """
     smoothed, average, weight = [], 0.0, 0.0
     for value in values:
         average = SMOOTHING * average + (1 - SMOOTHING) * value
@@ -99,7 +103,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def terminal_curve(curve: Sequence[tuple[int, float]], title: str) -> str:
-    """The smoothed curve drawn with characters."""
+    """Return the smoothed curve, drawn with characters."""
     import plotext
 
     if not curve:

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether a signal asked to stop. A second signal raises KeyboardInterrupt."""
+    """Yield a function that returns whether a signal has arrived. A second signal raises KeyboardInterrupt."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""`anchorage status`: how a run stands, from its folder and its Redis, as a few lines or as JSON."""
+"""`anchorage status`: the state of a run, from its folder and its Redis, as a few lines or as JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from services.control import run_views as answers
+from services.control import run_views
 from services.control.runs import Run, Runs
 from services.errors import NoSuchRun
 from services.run_folder import run_config
 
 
 def print_status(folder: Path, *, as_json: bool, console: Console) -> None:
-    """Print how the run in `folder` stands.
+    """Print the state of the run in `folder`.
 
     Raises:
-        NoSuchRun: the folder holds no run. ConfigError: its configuration is damaged.
+        NoSuchRun: the folder holds no run.
+        ConfigError: its configuration is damaged.
     """
     folder = folder.resolve()
     run_config(folder)
@@ -26,7 +27,7 @@ def print_status(folder: Path, *, as_json: bool, console: Console) -> None:
     try:
         run = runs.find(folder.name)
         if run is None:
-            raise NoSuchRun(f"no run in {folder}: {folder.name!r} is not the name of a run")
+            raise NoSuchRun(f"no run in {folder}: invalid run name {folder.name!r}")
         facts = collect(run)
     finally:
         runs.close()
@@ -37,14 +38,14 @@ def print_status(folder: Path, *, as_json: bool, console: Console) -> None:
 
 
 def collect(run: Run) -> dict[str, Any]:
-    """Everything that `status` tells, JSON-able."""
+    """Return everything that `status` prints, as JSON-able data."""
     checkpoints = run.checkpoints()
     return {
         "run": run.view().model_dump(),
-        "actors": answers.actors(run).model_dump(exclude={"actors": {"__all__": {"facts"}}}),
-        "buffer": answers.buffer(run).model_dump(),
+        "actors": run_views.actors(run).model_dump(exclude={"actors": {"__all__": {"facts"}}}),
+        "buffer": run_views.buffer(run).model_dump(),
         "checkpoints": [checkpoint.version for checkpoint in checkpoints],
-        "waiting_commands": [c.action for c in answers.commands(run).commands if c.answer is None],
+        "waiting_commands": [c.action for c in run_views.commands(run).commands if c.answer is None],
     }
 
 
@@ -61,9 +62,9 @@ def _print(facts: dict[str, Any], console: Console) -> None:
         table.add_row("tickets", f"{buffer['queued']} queued, {buffer['leased']} leased; {mib:.1f} MiB of trajectories")
         for actor in actors:
             playing = f"version {actor['version']}, {actor['episodes']} episodes, {actor['tokens_per_s']} tokens/s"
-            table.add_row(actor["name"], f"{actor['state']}: {playing}, heard {actor['heard_s']:.0f} s ago")
+            table.add_row(actor["name"], f"{actor['state']}: {playing}, last heartbeat {actor['heard_s']:.0f} s ago")
         if facts["waiting_commands"]:
-            table.add_row("asked for", ", ".join(facts["waiting_commands"]))
+            table.add_row("waiting commands", ", ".join(facts["waiting_commands"]))
     console.print(table, highlight=False)
 
 

@@ -1,6 +1,6 @@
-"""Players without a model on the evaluation panels: what chance and the environment's own expert come to.
+"""Players without a model on the evaluation panels: the success of chance and of the environment's own expert.
 
-They play the very tasks that a policy would get, in this process, or on the server that `env.url` names.
+They play the same tasks as a policy would, in this process, or on the server that `env.url` names.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from learner.evaluation import EvaluationResult, Outcome
 
 BASELINES = {"random": 1.0, "expert": 0.0}
-"""Name -> share of random actions."""
+"""Name to share of random actions."""
 AT_ONCE = 32
+"""Episodes played concurrently."""
 
 
 def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int], None]) -> EvaluationResult:
-    """Play the panels with a player of `BASELINES`; `on_progress` gets the episodes ended, and won of them.
+    """Play the panels with a player of `BASELINES`. `on_progress` gets the numbers of episodes ended and won.
 
     Raises:
-        EnvironmentUnavailable: the environment cannot be reached, or knows no such split, or has no expert.
+        EnvironmentUnavailable: the environment cannot be reached, has no such split, or has no expert.
     """
     from env_servers.client import EnvironmentUnavailableError, RequestRejected
     from env_servers.environment import TaskError

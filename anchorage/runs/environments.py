@@ -1,4 +1,4 @@
-"""The environments of a run, as this process starts and asks for them: name, data, token, servers and what they say."""
+"""The environments of a run as this process sees them: names, data, token, servers and their `/info`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 SAME_EVERYWHERE = ("version", "splits", "source", "fingerprint")
-"""What the servers of one environment must say alike: with them a task is the same task, and worth the same."""
+"""Fields of `/info` that the servers of one environment must agree on: then a task is the same on each of them."""
 
 
 def registered_name(env: EnvConfig) -> str:
-    """The name in `env_servers.registry` of the environment with the engine that is asked for."""
+    """Return the name in `env_servers.registry` of the environment with the configured engine."""
     return env.name if env.engine == "native" else f"{env.name}-{env.engine}"
 
 
 def environment_class(env: EnvConfig) -> type[Environment]:
-    """The class of an environment that a server is started for here, with its data there.
+    """Return the class of an environment that a server is started for here; its data have been found.
 
     Raises:
-        EnvironmentUnavailable: it is none of those that come with the project, or it has no tasks.
+        EnvironmentUnavailable: no such environment is registered, or it has no tasks.
     """
     from env_servers.environment import TaskError
     from env_servers.errors import ServerError
@@ -55,13 +55,17 @@ def environment_class(env: EnvConfig) -> type[Environment]:
 
 
 def make_data_known(env: EnvConfig) -> None:
-    """Let this process, and servers that it starts from now on, find the data of `env.data`, where it is given."""
+    """Set the variable by which this process, and servers that it starts from now on, find the data of `env.data`."""
     if env.data is not None:
         os.environ[f"{env.name.upper()}_DATA"] = str(env.data)
 
 
 def serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
-    """Start its server, on any free port where `port` is 0. EnvironmentUnavailable where it does not come up."""
+    """Start the environment's server, on a free port where `port` is 0. Its log lies in `folder`.
+
+    Raises:
+        EnvironmentUnavailable: the server does not start.
+    """
     from env_servers.errors import ServerError
     from env_servers.launch import start_server
     from env_servers.registry import BUILT_IN, ENVIRONMENTS, import_folder
@@ -80,15 +84,23 @@ def serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
 
 
 def _info(env: EnvConfig, url: str) -> EnvInfo:
-    """What the server says of itself. EnvironmentUnavailable where it is another environment's."""
+    """Return the server's `/info`.
+
+    Raises:
+        EnvironmentUnavailable: it cannot be reached, or serves another environment.
+    """
     info = _ask_info(url, env.request_timeout_s)
     if info.name != env.name:
-        raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, the run wants {env.name} (env.name)")
+        raise EnvironmentUnavailable(f"the server at {url} serves {info.name}, not {env.name} (env.name)")
     return info
 
 
 def info_of(env: EnvConfig, urls: Sequence[str]) -> EnvInfo:
-    """What all servers of an environment say. EnvironmentUnavailable where they serve different tasks."""
+    """Return the `/info` of the first server of an environment, which all of `urls` agree with.
+
+    Raises:
+        EnvironmentUnavailable: a server cannot be reached, or they serve different tasks.
+    """
     first, *others = [_info(env, url) for url in urls]
     for url, other in zip(urls[1:], others, strict=True):
         for field in SAME_EVERYWHERE:

@@ -185,7 +185,7 @@ def _whole(file: Path) -> Iterator[BinaryIO]:
 
 
 def _is_parquet(file: Path) -> bool:
-    """Raises EpisodesUnavailable where the name of the file says neither form."""
+    """Return the form of the file by its name. Raises EpisodesUnavailable for any other name."""
     if file.suffix not in (".jsonl", ".parquet"):
         raise EpisodesUnavailable(f"the file's name must end in .jsonl or .parquet, got {file.name}")
     return file.suffix == ".parquet"

@@ -38,7 +38,7 @@ def evaluation_config(
     has several. The evaluation is a run of its own, beside the run that the policy may come from.
 
     Raises:
-        ConfigError: nothing says how the policy is to be prompted, or the tree has no environment `env`.
+        ConfigError: the prompts of the policy are unknown, or the tree has no environment `env`.
     """
     models = [Path(policy) for policy in policies if policy not in BASELINES]
     if recipe is None and not policies:

@@ -1,8 +1,8 @@
-"""Whether a training run starts, or resumes one that is there: `anchorage train`, `--resume` and `--resume=auto`.
+"""Whether a training run starts or resumes: `anchorage train`, `--resume` and `--resume=auto`.
 
 Invariants
-- A name that was mistyped never starts a new training: only `--resume=auto` may do either.
-- Nothing is written here, and no weights are read: what a checkpoint holds is verified when it is loaded.
+- With `--resume` a mistyped name never starts a new training; only `--resume=auto` may do either.
+- Nothing is written here, and no weights are read: they are verified when the checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, runs_in
 
 
 class Resume(StrEnum):
-    """What `--resume` asks for."""
+    """The value of `--resume`."""
 
     NO = "no"
     """Start a new run."""
@@ -26,11 +26,11 @@ class Resume(StrEnum):
 
 
 def check_resumption(config: Config, resume: Resume) -> bool:
-    """Whether to resume.
+    """Return whether the run is to be resumed.
 
     Raises:
-        CheckpointFailed: there is no run to resume, or one is in the way of a new run, or no checkpoint is intact, or
-            the newest that is was written with other settings.
+        CheckpointFailed: there is no run to resume; a new run would overwrite one; no checkpoint is intact; or the
+            newest intact one was written with other settings.
     """
     from learner import checkpoint
 

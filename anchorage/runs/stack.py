@@ -1,11 +1,11 @@
-"""Everything a run needs around the learner, started in order, stopped in reverse: Redis, environment, Ray, pool.
+"""What a run needs around the learner, started in order and stopped in reverse: Redis, environments, Ray, the pool.
 
 Invariants
-- What this process started it also ends, whatever the reason it ends for; what it was only pointed at it leaves alone.
-- Redis keeps its data in the run's folder, so a run that was killed finds its tickets and trajectories again.
+- This process ends what it started, for whatever reason it ends itself. What it only connected to, it leaves running.
+- A Redis of the run's own keeps its data in the run's folder, so a killed run finds its tickets and trajectories again.
 - The kernel ends Redis and the environment servers with the thread that opened the stack: a stack is opened and closed
   by one thread, which need not be the main one.
-- The run owns its name in Redis before anything but Redis is started, and stops when it loses it.
+- The run owns its name in Redis before anything but Redis is started, and stops when it loses that name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchorage.runs.environments import TOKEN_VARIABLE, info_of, make_data_known, serve
-from anchorage.runs.supervisor import Keeper
+from anchorage.runs.supervisor import Supervisor
 from services.buffer import Buffer
 from services.buffer.owner import Owner, Ownership, take
 from services.config.load import dump_config, shown_config
@@ -42,7 +42,7 @@ CHECK_EVERY_S = 2.0
 WATCH_EVERY_S = 10.0
 OBJECT_STORE_BYTES = 256 * 2**20
 MOST_ACTORS = 64
-"""Places for rollout actors in a cluster of the run's own: `anchorage pool scale` may ask for so many."""
+"""Places for rollout actors in a cluster of the run's own: the most that `anchorage pool scale` can get there."""
 
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,10 @@ class Stack:
     env_source: str
 
     def __init__(self, config: Config, announce: Callable[[str], None] = log.info, *, resume: bool = False) -> None:
-        """`resume`: what an earlier process left in Redis for the run in this folder is used."""
+        """Start nothing yet. `announce` gets a line for each part that is started.
+
+        `resume`: use what an earlier process of the run in this folder left in Redis.
+        """
         self.config = config
         self._announce = announce
         self._resume = resume
@@ -83,8 +86,8 @@ class Stack:
     def _open(self) -> None:
         config, folder = self.config, self.config.run.folder
         self._exit.enter_context(locked(folder))
-        keeper = Keeper([self._restart_redis, self._restart_environments, self._watch_redis])
-        self._exit.callback(keeper.end)
+        supervisor = Supervisor([self._restart_redis, self._restart_environments, self._watch_redis])
+        self._exit.callback(supervisor.close)
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
             redis_url,
@@ -100,8 +103,8 @@ class Stack:
         owner = self._own_name(folder)
         _write_config(folder / CONFIG_NAME, config)
         env_urls = self._start_environments(folder)
-        keeper.start()
-        self._exit.callback(keeper.rest)
+        supervisor.start()
+        self._exit.callback(supervisor.pause)
         self._start_ray()
         self.channel = open_channel(config.weights, config.run.name, folder, redis_url=redis_url)
         self._exit.callback(self.channel.close)
@@ -122,11 +125,11 @@ class Stack:
         self._exit.callback(self._ownership.release)
         self.buffer.check()
         for stream, group in self.buffer.mend():
-            log.warning("the data of group %s/%d in Redis are damaged; it is played again", stream, group)
+            log.warning("damaged group in Redis; playing it again: %s/%d", stream, group)
         return owner
 
     def _close_weights(self) -> None:
-        if not self._ownership.lost:  # else they are the next owner's by now
+        if not self._ownership.lost:  # otherwise the weights are the next owner's by now
             self.channel.close_run()
 
     def _start_redis(self, folder: Path) -> str:
@@ -140,7 +143,7 @@ class Stack:
         return self._redis.url
 
     def _start_environments(self, folder: Path) -> dict[str, tuple[str, ...]]:
-        """Addresses by environment. Starts a server for each environment that has none."""
+        """Return the addresses of each environment's servers; start a server for each environment that has none."""
         self._exit.callback(self._stop_environments)
         urls = {env.name: env.addresses or (self._start_server(env, folder),) for env in self.config.environments}
         infos = {env.name: info_of(env, urls[env.name]) for env in self.config.environments}
@@ -164,7 +167,7 @@ class Stack:
             self._redis.ensure_running()
 
     def _watch_redis(self) -> None:
-        """Somebody else's Redis may be told to evict while the run goes on."""
+        """Note whether a Redis that is not the run's own has been told to evict data meanwhile."""
         now = time.monotonic()
         if self._redis is None and now - self._watched >= WATCH_EVERY_S:
             self._watched = now
@@ -173,7 +176,7 @@ class Stack:
     def _restart_environments(self) -> None:
         for name, server in self._servers.items():
             if not server.alive:
-                log.warning("the server of %s died, starting it again", name)
+                log.warning("environment server died; restarting it: %s", name)
                 port = int(server.url.rpartition(":")[2])
                 self._servers[name] = serve(self.config.environment(name), self.config.run.folder, port)
 
@@ -190,7 +193,7 @@ class Stack:
             )
         self._announce("starting ray")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # One rank that fails ends the others: one error is reported, and Ray would print the tracebacks of the rest.
+        # A rank that fails ends the others. One error is reported; Ray would print the tracebacks of all the others.
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         quiet: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
         address = os.environ.get("RAY_ADDRESS")
@@ -222,20 +225,20 @@ class Stack:
             try:
                 self.buffer.set_state("stopping")
             except AnchorageError as error:
-                log.warning("the rollout actors cannot be told to stop: %s", error)
+                log.warning("stop request to the rollout actors failed: %s", error)
             try:
                 ray.get(pool.stop.remote(), timeout=STOP_TIMEOUT_S)
             except ray.exceptions.RayError as error:
-                log.warning("the rollout pool did not stop in order: %s", type(error).__name__)
+                log.warning("rollout pool did not stop cleanly: %s", type(error).__name__)
             ray.kill(pool)
 
         self._exit.callback(stop)
 
     def check(self) -> None:
-        """Look after the pool: call it often. A Redis or an environment server that died is started again without it.
+        """Check the pool and the run's name: call it often. Redis and environment servers are restarted without it.
 
         Raises:
-            RunStalled: the rollout actors keep dying.
+            RunStalled: the rollout actors keep crashing.
             RunTaken: another process has taken the run's name.
             RedisUnsuitable: the run's Redis has been told to evict data.
         """
@@ -247,18 +250,18 @@ class Stack:
             return
         self._checked = now
         if (reason := self.pool_error()) is not None:
-            self.buffer.beat()  # RunTaken, where that is what ended the actors
+            self.buffer.beat()  # raises RunTaken where that is what ended the actors
             raise RunStalled(f"the rollout actors cannot run: {reason}")
 
     def pool_error(self) -> str | None:
-        """Why the rollout actors keep dying and none works; None while the pool is well."""
+        """Return why all rollout actors keep crashing; None while the pool works."""
         import ray
 
         status = ray.get(self.pool.status.remote(), timeout=STOP_TIMEOUT_S)
         return str(status["failing"]) if status["failing"] else None
 
     def publish_initial(self) -> None:
-        """Announce the weights of `model.path` as version 0, so that actors can play before a learner runs."""
+        """Publish the weights of `model.path` as version 0, so that actors can play before a learner runs."""
         from services.model_folder import read_weights
 
         self.channel.publish(0, read_weights(self.config.model.path))
@@ -267,7 +270,7 @@ class Stack:
         """Wait until every rollout actor that is alive serves `version` or a newer one.
 
         Raises:
-            RunStalled: it takes longer than `timeout_s`, or the actors keep dying.
+            RunStalled: it takes longer than `timeout_s`, or the actors keep crashing.
         """
         deadline = time.monotonic() + timeout_s
         while not should_stop():
@@ -297,7 +300,7 @@ def _own_sigterm_handler() -> Iterator[None]:
 
 
 def watched(stack: Stack, should_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """`should_stop` that also looks after the stack whenever it is asked."""
+    """Return a `should_stop` that also checks the stack each time it is called; it raises as `Stack.check` does."""
 
     def ask() -> bool:
         stack.check()
@@ -308,7 +311,11 @@ def watched(stack: Stack, should_stop: Callable[[], bool]) -> Callable[[], bool]
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The run's folder, made when missing, held against a second process on the same run."""
+    """Create the run's folder where it is missing, and hold its lock against a second process on the same run.
+
+    Raises:
+        RunBusy: the folder cannot be written, or another process holds it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "run.lock").open("w")
@@ -323,7 +330,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _write_config(file: Path, config: Config) -> None:
-    """For its owner alone where a credential is in it."""
+    """Write the run's configuration; a file with a credential in it is readable by its owner alone."""
     text = dump_config(config)
     file.touch()
     if text != shown_config(config):
@@ -332,7 +339,7 @@ def _write_config(file: Path, config: Config) -> None:
 
 
 def _own_cluster(config: Config) -> dict[str, Any]:
-    """A Ray cluster of this process's own, on this machine, with room for the run, whatever else runs there."""
+    """Return the options of a Ray cluster of this process's own on this machine, with room for the run."""
     return {
         "address": "local",
         "num_cpus": os.cpu_count(),

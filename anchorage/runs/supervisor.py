@@ -1,11 +1,11 @@
-"""Starts again what died of a run's own processes, however busy the main thread is.
+"""Restarts a run's own processes when they die, however busy the run's thread is.
 
-The main thread may wait a minute for a Redis that nobody but itself would start, or compute an update for longer.
+That thread may wait a minute for a Redis that only this process restarts, or be in an update for longer.
 
 Invariants
-- The kernel ends such a process with the thread that started it: the keeper's thread lives until `end`. `rest` comes
-  before anybody stops what it keeps.
-- A look that fails is logged and repeated.
+- The kernel ends a process together with the thread that started it, so the supervisor's thread lives until `close`.
+- `pause` comes before anybody stops a supervised process: otherwise it would be restarted.
+- A check that fails is logged and repeated.
 """
 
 from __future__ import annotations
@@ -14,48 +14,52 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-LOOK_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 
 log = logging.getLogger(__name__)
 
 
-class Keeper:
-    """Calls every one of `looks` again and again, on a thread of its own, from `start` until `rest`."""
+class Supervisor:
+    """Calls each of `checks` every `every_s` seconds, on a thread of its own, from `start` until `pause`.
 
-    def __init__(self, looks: Sequence[Callable[[], object]], every_s: float = LOOK_EVERY_S) -> None:
-        self._looks = looks
+    A check restarts what has died, and may raise.
+    """
+
+    def __init__(self, checks: Sequence[Callable[[], object]], every_s: float = CHECK_EVERY_S) -> None:
+        self._checks = checks
         self._every_s = every_s
-        self._looking = threading.Lock()
-        self._resting = threading.Event()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._checking = threading.Lock()
+        self._paused = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> None:
+        """Start the thread and the checks."""
         self._thread.start()
 
-    def rest(self) -> None:
-        """Look no more; returns when a look in progress has ended."""
-        self._resting.set()
-        with self._looking:
+    def pause(self) -> None:
+        """Stop checking for good; return when a check in progress has ended. The thread stays."""
+        self._paused.set()
+        with self._checking:
             pass
 
-    def end(self) -> None:
-        """End the thread, and with it whatever it started and nobody has stopped. No-op before `start`."""
-        self.rest()
-        self._over.set()
+    def close(self) -> None:
+        """End the thread, and with it any process that it started and that is still running. No-op before `start`."""
+        self.pause()
+        self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._resting.wait(self._every_s):
-            with self._looking:
-                if not self._resting.is_set():
-                    self._look()
-        self._over.wait()
+        while not self._paused.wait(self._every_s):
+            with self._checking:
+                if not self._paused.is_set():
+                    self._check()
+        self._closed.wait()
 
-    def _look(self) -> None:
-        for look in self._looks:
+    def _check(self) -> None:
+        for check in self._checks:
             try:
-                look()
+                check()
             except Exception as error:
-                log.warning("%s", error)
+                log.warning("supervision failed; retrying in %g s: %s", self._every_s, error)

@@ -1,4 +1,16 @@
-"""`anchorage warmstart`: makes a small starter policy from scripted episodes, tokenizer included."""
+"""Makes a small starter policy, tokenizer included, by imitating scripted players: `anchorage warmstart`.
+
+Reinforcement learning needs a policy that sometimes succeeds. Scripted players play episodes through the environment's
+API; a tokenizer is trained on their texts, and the model learns to respond as they act. Phases follow one another,
+each with its own data and learning rate. In configs/starter.yaml:
+
+    phases 1 to 3   own_play 0     scripted experts play, which act at random now and then (`noise`)
+    phase 4         own_play 0.8   the model itself plays four of five episodes, and learns what the expert would
+                                   have done in the states that it reached (DAgger, arXiv 1011.0686)
+
+Invariants
+- The data are computed from `run.seed`: the same configuration sees the same episodes in the same order.
+"""
 
 from __future__ import annotations
 
@@ -38,34 +50,31 @@ def make_starter(
     start: Path | None = None,
     first_phase: int = 1,
 ) -> dict[str, object]:
-    """Train a starter policy and write it to `out`; answers the figures that stand in its recipe file.
+    """Train a starter policy, write it to `out`, and return the content of its recipe file.
 
-    `start` names a folder that earlier phases have written: the phases from number `first_phase` on go on from it.
-    `on_progress` gets the tokens done so far and the mean loss of the last responses.
+    Args:
+        start: folder that earlier phases have written; training continues from it with phase number `first_phase`.
+        on_progress: gets the tokens done so far and the mean loss of the last responses.
 
     Raises:
         PreflightFailed: the environment, a split, `start`, `out` or the shape of the model is wrong.
         ModelUnavailable: the warm start cannot train the model in `start`.
+
+    Example:
+        # configs/starter.yaml has four phases; here the first three are done, and models/three holds the result.
+        make_starter(config, Path("models/mine"), print, start=Path("models/three"), first_phase=4)
     """
     make_data_known(config.env)
     if problems := [*_problems(config, out, start, first_phase)]:
         raise PreflightFailed("\n".join(problems))
     import torch
 
-    from actors.prompts import PromptBuilder, load_tokenizer
+    from actors.prompts import PromptBuilder
     from learner import warmstart
 
     torch.set_num_threads(config.warmstart.threads)
-    if start is None:
-        tokenizer = warmstart.train_tokenizer(_texts(config), config.warmstart.vocab_size)
-        limit = config.model.max_prompt_tokens + config.model.max_response_tokens
-        model = warmstart.new_model(
-            config.warmstart, len(tokenizer), tokenizer.eos_token_id, max(1024, limit), config.run.seed
-        )
-        figures: list[dict[str, object]] = []
-    else:
-        tokenizer, model = load_tokenizer(start), warmstart.load(start, config)
-        figures = _earlier_phases(start)
+    tokenizer, model = _fresh(config) if start is None else _continued(config, start)
+    figures = [] if start is None else _earlier_phases(start)
     prompts = PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens)
     tokens = 0
     for number, phase in enumerate(config.warmstart.phases[first_phase - 1 :], start=first_phase):
@@ -77,15 +86,7 @@ def make_starter(
         with contextlib.closing(_examples(config, phase, f"phase {number}", prompts, tokenizer, model)) as examples:
             last = warmstart.fit(model, examples, phase, config.warmstart.batch_tokens, note)
         tokens += last.tokens
-        figures.append(
-            {
-                "phase": number,
-                "seconds": round(time.time() - began, 1),
-                "steps": last.step,
-                "tokens": last.tokens,
-                "response_loss": round(last.response_loss, 4),
-            }
-        )
+        figures.append(_figures(number, time.time() - began, last))
     warmstart.save(model, tokenizer, out)
     recipe = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -96,8 +97,37 @@ def make_starter(
     return recipe
 
 
+def _fresh(config: Config) -> tuple[Any, Any]:
+    """Return a tokenizer trained on scripted play, and a model with random weights."""
+    from learner import warmstart
+
+    tokenizer = warmstart.train_tokenizer(_texts(config), config.warmstart.vocab_size)
+    limit = max(1024, config.model.max_prompt_tokens + config.model.max_response_tokens)
+    model = warmstart.new_model(config.warmstart, len(tokenizer), tokenizer.eos_token_id, limit, config.run.seed)
+    return tokenizer, model
+
+
+def _continued(config: Config, start: Path) -> tuple[Any, Any]:
+    """Return the tokenizer and the model that earlier phases have written."""
+    from actors.prompts import load_tokenizer
+    from learner import warmstart
+
+    return load_tokenizer(start), warmstart.load(start, config)
+
+
+def _figures(number: int, seconds: float, last: Any) -> dict[str, object]:
+    """Return the record of a phase; `last` is its last progress."""
+    return {
+        "phase": number,
+        "seconds": round(seconds, 1),
+        "steps": last.step,
+        "tokens": last.tokens,
+        "response_loss": round(last.response_loss, 4),
+    }
+
+
 def _problems(config: Config, out: Path, start: Path | None, first_phase: int) -> Iterator[str]:
-    """What is known to be wrong before anything is played or computed, one line each."""
+    """Yield a line for each problem that is known before anything is played or computed."""
     phases, shape = config.warmstart.phases, config.warmstart
     if first_phase > len(phases):
         yield f"--first-phase must be <= {len(phases)}, the number of warmstart.phases, got {first_phase}"
@@ -126,12 +156,16 @@ def _problems(config: Config, out: Path, start: Path | None, first_phase: int) -
     elif engine_is_on_cpu() and shape.hidden_size // shape.heads not in CPU_HEAD_SIZES:
         yield (
             f"warmstart.hidden_size / warmstart.heads = {shape.hidden_size // shape.heads}: "
-            f"vLLM on CPU can do heads of size {', '.join(map(str, CPU_HEAD_SIZES))}"
+            f"vLLM on CPU supports heads of size {', '.join(map(str, CPU_HEAD_SIZES))}"
         )
 
 
 def _earlier_phases(start: Path) -> list[dict[str, object]]:
-    """Figures of the phases that made a folder; none where it does not tell. Raises ModelUnavailable."""
+    """Return the records of the phases that made a folder; none where it has no record.
+
+    Raises:
+        ModelUnavailable: the record is damaged.
+    """
     file = start / WARMSTART_NAME
     try:
         return [dict(phase) for phase in json.loads(file.read_text())["phases"]]
@@ -142,7 +176,14 @@ def _earlier_phases(start: Path) -> list[dict[str, object]]:
 
 
 def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tuple[Task, random.Random]]:
-    """Endless tasks of the phase's splits in a seeded order, each with a generator of its own."""
+    """Yield tasks of the phase's splits without end, in a seeded order, each with a random generator of its own.
+
+    The splits take turns. `salt` keeps the orders of two phases apart.
+
+    Example:
+        # phase.splits = ("train", "small"), 3 and 2 tasks; the indices are random, the splits are not:
+        # train 2, small 0, train 0, small 1, train 2, …
+    """
     sizes = environment_class(config.env).splits()
     splits = phase.splits or (config.env.split,)
     order = random.Random(f"warmstart {salt} {config.run.seed}")
@@ -157,7 +198,17 @@ def _episodes(config: Config, phase: WarmstartPhase, salt: str) -> Iterator[tupl
 def _turns(
     config: Config, phase: WarmstartPhase, salt: str, own: _OwnPlay | None = None
 ) -> Generator[list[Any], None, None]:
-    """The turns of endless episodes, many played at the same time, in the order of their seeds."""
+    """Yield the turns of one episode after the other, without end.
+
+    `_AT_ONCE` episodes are played concurrently, and come out in the order of their tasks: what is yielded depends on
+    the seed alone, not on which episode ends first. In each episode, three draws decide:
+
+        expert or habitual player       phase.expert_share
+        who acts: the player or `own`   phase.own_play; the scripted player then labels the states
+        objects renumbered              phase.renumbered (`desk 1` becomes `desk 7` in all texts of the episode)
+
+    `own` is the policy that plays itself; None: the scripted players act.
+    """
     from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted, renumbered
     from env_servers.clients.local import LocalClient
 
@@ -189,7 +240,7 @@ def _turns(
 
 
 class _OwnPlay:
-    """A policy that plays itself: its engine, on the model of a folder, and what its players need."""
+    """A policy that plays itself: the engine that serves the model of `folder`, and the players that use it."""
 
     def __init__(self, config: Config, prompts: Any, folder: Path) -> None:
         from actors.engine.process import EngineProcess
@@ -208,7 +259,7 @@ class _OwnPlay:
 
 
 def _texts(config: Config) -> Iterator[str]:
-    """What the tokenizer is trained on: the texts and actions of scripted episodes."""
+    """Yield the texts that the tokenizer is trained on: observations and actions of scripted episodes."""
     from actors.templates import render_observation, render_opening
 
     turns = _turns(config, config.warmstart.phases[0], "tokenizer")
@@ -222,7 +273,7 @@ def _texts(config: Config) -> Iterator[str]:
 def _examples(
     config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any, model: Any
 ) -> Generator[Any, None, None]:
-    """The rows of a phase. They hold an engine where the policy plays itself: close them."""
+    """Yield the training rows of a phase without end. Close the generator: it holds an engine where `own_play` > 0."""
     from actors.scripted import to_examples
     from learner import warmstart
 

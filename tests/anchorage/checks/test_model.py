@@ -108,7 +108,7 @@ def changed(folder: Path, name: str, **values: object) -> Path:
     [
         ("config.json", {"vocab_size": 1000}, "has 1127 tokens .* the model 1000 embedding rows"),
         ("tokenizer_config.json", {"eos_token": None}, "has no eos_token"),
-        ("tokenizer_config.json", {"eos_token": "<|end|>"}, "does not know its own eos_token '<|end|>'"),
+        ("tokenizer_config.json", {"eos_token": "<|end|>"}, "does not contain its own eos_token '<|end|>'"),
     ],
 )
 def test_tokenizers_that_do_not_fit_are_refused_before_a_run_starts(

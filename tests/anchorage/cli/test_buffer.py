@@ -101,7 +101,7 @@ def test_a_run_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         run("buffer", "inspect", "nothing", "--dir", str(tmp_path))
     (tmp_path / "ended").mkdir()
     (tmp_path / "ended" / "config.yaml").write_text("")
-    with pytest.raises(RedisUnavailable, match="ended has no Redis that runs"):
+    with pytest.raises(RedisUnavailable, match="the Redis of run ended is not running"):
         run("buffer", "inspect", "ended", "--dir", str(tmp_path))
 
 

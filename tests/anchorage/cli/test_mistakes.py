@@ -287,7 +287,7 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ("buffer inspect --dir {}/empty", 1, ["no run in {}/empty"]),
     ("buffer inspect finishd --dir {}", 1, ["did you mean finished?"]),
     ("buffer inspect broken --dir {}", 2, ["broken/config.yaml is not a recipe"]),
-    ("buffer inspect ../x --dir {}", 1, ["'../x' is not the name of a run"]),
+    ("buffer inspect ../x --dir {}", 1, ["invalid run name: '../x'"]),
     ("pool scale", 2, ["Missing argument 'actors'"]),
     ("pool scale many", 2, ["got 'many'"]),
     ("pool scale -- -1", 2, ["got '-1'"]),
