@@ -38,7 +38,7 @@ ENGINE = "vLLM"
 def check_model(
     folder: Path, dtype: Dtype, *, engine: bool = True, on_step: Callable[[str], None] = lambda text: None
 ) -> list[Finding]:
-    """Run all checks. `engine`: also start vLLM, which takes most of the time. `on_step` gets the current step as text."""
+    """Run all checks. `engine`: also start vLLM, which takes most of the time. `on_step` gets each step as text."""
     try:
         check_model_folder(folder)
         stored_parameters(folder)

@@ -136,7 +136,7 @@ class Run:
         if found is None:
             raise NoSuchGroup(f"group {number} is not kept in {self.folder}{self._kept_groups()}")
         path, summary, entry = found
-        view = group_view(path, summary, entry, self.config)
+        view = group_view(path, summary, entry, None, None)
         anchors = {state.state: state.anchor for state in view.states}
         steps = Rows()
         for member in entry.members:
