@@ -69,7 +69,7 @@ def algorithm(folder: Path) -> AlgorithmView | None:
 
 
 def group_view(
-    path: Path, summary: GroupSummary, entry: GroupEntry, config: Config | None, described: AlgorithmView | None
+    path: Path, summary: GroupSummary, entry: GroupEntry, config: Config | None, described: AlgorithmView | None = None
 ) -> GroupView:
     """The whole group. Raises what `services.archive.read_trajectory` does."""
     episodes = [(member, read_trajectory(path, member)) for member in entry.members]

@@ -50,4 +50,4 @@ def test_trackio_keeps_a_run_in_its_local_database(tmp_path, monkeypatch):
     with sqlite3.connect(file) as database:
         rows = database.execute("select step, metrics from metrics where run_name = 'first' order by step").fetchall()
     assert [step for step, _ in rows] == [1, 2]
-    assert "rollout/success_rate" in rows[0][1]
+    assert b"rollout/success_rate" in bytes(rows[0][1])
