@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from anchorage.runs import event_loop
 from services.config.tree import EnvConfig
 from services.errors import EnvironmentUnavailable, did_you_mean
+from services.plugins import make_importable, raised
 
 if TYPE_CHECKING:
     from env_servers.environment import Environment
@@ -37,6 +38,7 @@ def environment_class(env: EnvConfig) -> type[Environment]:
     from env_servers.errors import ServerError
     from env_servers.registry import ENVIRONMENTS, load_environment
 
+    _register_own(env)
     name = registered_name(env)
     if name not in ENVIRONMENTS:
         own = [known for known in ENVIRONMENTS if "-" not in known]
@@ -52,6 +54,27 @@ def environment_class(env: EnvConfig) -> type[Environment]:
     except (ServerError, TaskError, OSError) as error:
         raise EnvironmentUnavailable(str(error)) from None
     return environment
+
+
+def _register_own(env: EnvConfig) -> None:
+    """Register the class of `env.implementation`, where it is given, under the environment's name."""
+    from env_servers.errors import ServerError
+    from env_servers.registry import register
+
+    if env.implementation is None:
+        return
+    place, _, name = env.implementation.rpartition(":")
+    if place.endswith(".py"):
+        # As a module of its folder, not as a file: the server's process imports it by that name.
+        make_importable([Path(place).parent])
+        place = Path(place).stem
+    label = f"env.implementation={env.implementation}"
+    try:
+        register(env.name, f"{place}:{name}")
+    except ServerError as error:
+        raise EnvironmentUnavailable(f"{label}: {error}") from None
+    except Exception as error:
+        raise EnvironmentUnavailable(f"{label} cannot be imported: {raised(error)}") from error
 
 
 def make_data_known(env: EnvConfig) -> None:
@@ -70,6 +93,7 @@ def serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
     from env_servers.launch import start_server
     from env_servers.registry import BUILT_IN, ENVIRONMENTS, import_folder
 
+    _register_own(env)
     name = registered_name(env)
     ready = folder / f"{env.name}.url"
     listening = ["--port", str(port), "--ready-file", str(ready)]

@@ -35,6 +35,7 @@ from services.config.tree import Config, WarmstartPhase
 from services.errors import EnvironmentUnavailable, ModelUnavailable, PreflightFailed, first_line
 from services.folders import folder_problem
 from services.model_folder import check_model_folder
+from services.plugins import make_importable
 from services.run_folder import WARMSTART_NAME
 from services.schemas import Task
 from services.tasks import split_size
@@ -64,6 +65,7 @@ def make_starter(
         # configs/starter.yaml has four phases; here the first three are done, and models/three holds the result.
         make_starter(config, Path("models/mine"), print, start=Path("models/three"), first_phase=4)
     """
+    make_importable(config.plugins.folders)
     make_data_known(config.env)
     if problems := [*_problems(config, out, start, first_phase)]:
         raise PreflightFailed("\n".join(problems))

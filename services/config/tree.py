@@ -68,6 +68,9 @@ class ModelConfig(Section):
 class EnvConfig(Section):
     name: str = Field("alfworld", pattern=r"^[^/\x00-\x1f]+$")
     """Name of the environment, as its server's info route gives it."""
+    implementation: Annotated[str, Choice()] | None = None
+    """Class of an environment of your own, which a server is started for here (`module:Class`, `./file.py:Class`); its
+    `name` must be `env.name`. none: the one of that name that comes with the project or was registered."""
     split: str = Field("train", min_length=1)
     """Split that training tasks come from."""
     url: HttpAddress | None = None

@@ -1,4 +1,4 @@
-"""A run whose algorithm, template, parser, loss and tracker all come from outside, on the real parts, and its resumption.
+"""A run whose algorithm, template, parser, loss and tracker come from outside, on the real parts; it is resumed too.
 
 The package and the files lie beside the recipe, outside of the repository, and are installed nowhere.
 """
