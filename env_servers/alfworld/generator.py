@@ -14,11 +14,10 @@ import functools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
+from env_servers.alfworld.domain import domain
 from env_servers.alfworld.expert import Planner
 from env_servers.alfworld.native import NativeGame
-from env_servers.alfworld.package import alfworld_module, alfworld_text
 from env_servers.alfworld.problem import TASK_TYPES, parse_game
 from env_servers.alfworld.rooms import LAMP_PLACES, LAMPS, OPENABLE, ROOMS, SCENE_SIZES, RoomKind
 
@@ -80,7 +79,7 @@ def _game(rng: random.Random, name: str, number: int, task_type: str, title: str
     room, receptacles = ROOMS[name], _scene(name, number)
     kinds = sorted(rng.sample(sorted(room.objects), min(len(room.objects), len(receptacles) + rng.randint(0, 4))))
     objects = [_Placed(_identity(rng, kind), kind, "") for kind in kinds for _ in _count(rng, room, kind)]
-    fits = _constants().VAL_RECEPTACLE_OBJECTS
+    fits = domain().fits
     home: dict[str, _Placed] = {}
     for thing in objects:
         kinds = sorted({r.type for r in receptacles if thing.type in fits[r.type]})
@@ -93,10 +92,8 @@ def _game(rng: random.Random, name: str, number: int, task_type: str, title: str
         objects.append(lamp)
     target_object, target = _choose_goal(rng, task_type, receptacles, objects, home, lamp)
     document = {
-        "pddl_domain": alfworld_text("alfred.pddl"),
-        "grammar": alfworld_text("alfred.twl2").replace(
-            "UNKNOWN GOAL", _goal_text(rng, task_type, target_object, target)
-        ),
+        "pddl_domain": domain().pddl,
+        "grammar": domain().grammar.replace("UNKNOWN GOAL", _goal_text(rng, task_type, target_object, target)),
         "pddl_problem": _problem(rng, room, receptacles, objects, home, lamp, task_type, target_object, target, title),
         "solvable": True,
         "walkthrough": [],
@@ -129,7 +126,7 @@ def _choose_goal(
     lamp: _Placed | None,
 ) -> tuple[str, str]:
     """Object type, and receptacle type or lamp type."""
-    constants = _constants()
+    rules = domain()
     kinds = sorted({thing.type for thing in objects if thing is not lamp})
     if task_type == "look_at_obj_in_light":
         if lamp is None:
@@ -144,10 +141,10 @@ def _choose_goal(
     choices = []
     for kind in kinds:
         homes = [home[thing.id].type for thing in objects if thing.type == kind]
-        if len(homes) < needed or (able and kind not in constants.VAL_ACTION_OBJECTS[able]):
+        if len(homes) < needed or (able and kind not in rules.able[able]):
             continue
         for place in sorted({r.type for r in receptacles}):
-            if kind in constants.VAL_RECEPTACLE_OBJECTS[place] and place not in homes:
+            if kind in rules.fits[place] and place not in homes:
                 choices.append((kind, place))
     if not choices:
         raise _Unlucky
@@ -167,7 +164,7 @@ def _place_lamp(
 
 
 def _goal_text(rng: random.Random, task_type: str, kind: str, target: str) -> str:
-    template: str = rng.choice(alfworld_module("gen.goal_library").gdict[task_type]["templates"])
+    template = rng.choice(domain().goals[task_type].templates)
     return template.format(obj=kind.lower(), recep=target.lower(), toggle=target.lower(), mrecep="")
 
 
@@ -183,7 +180,7 @@ def _problem(
     target: str,
     title: str,
 ) -> str:
-    constants = _constants()
+    rules = domain()
     start = _location(rng)
     scenery = [_Placed(_identity(rng, kind), kind, _location(rng)) for kind in room.scenery]
     places = sorted({r.location for r in receptacles} | {s.location for s in scenery} | {start})
@@ -198,20 +195,19 @@ def _problem(
     declared += [f"{o.id} - object" for o in things]
     declared += [f"{place} - location" for place in places]
 
-    actions = constants.VAL_ACTION_OBJECTS
     facts = [f"receptacleType {r.id} {r.type}Type" for r in receptacles]
     facts += [f"objectType {o.id} {o.type}Type" for o in things]
     facts += [
         f"canContain {place}Type {kind}Type"
         for place in receptacle_types
         for kind in object_types
-        if kind in constants.VAL_RECEPTACLE_OBJECTS[place]
+        if kind in rules.fits[place]
     ]
     for o in objects:
         facts += [f"pickupable {o.id}"] if o is not lamp else [f"toggleable {o.id}"]
-        facts += [f"isReceptacleObject {o.id}"] if o.type in constants.MOVABLE_RECEPTACLES_SET else []
+        facts += [f"isReceptacleObject {o.id}"] if o.type in rules.movable_receptacles else []
         for action in ("Cleanable", "Heatable", "Coolable", "Sliceable"):
-            facts += [f"{action.lower()} {o.id}"] if o.type in actions[action] else []
+            facts += [f"{action.lower()} {o.id}"] if o.type in rules.able[action] else []
     facts += [f"openable {r.id}" for r in receptacles if r.type in OPENABLE]
     facts += [f"atLocation agent1 {start}"]
     facts += [f"inReceptacle {o.id} {home[o.id].id}" for o in objects]
@@ -219,8 +215,7 @@ def _problem(
     facts += [f"objectAtLocation {o.id} {home[o.id].location}" for o in objects]
     facts += [f"objectAtLocation {s.id} {s.location}" for s in scenery]
 
-    template: str = alfworld_module("gen.goal_library").gdict[task_type]["pddl"]
-    goal = template.format(obj=target_object, recep=target, toggle=target).replace("#", "-")
+    goal = rules.goals[task_type].pddl.format(obj=target_object, recep=target, toggle=target).replace("#", "-")
     head = f"(define (problem {title})\n(:domain alfred)\n(:objects\n" + "\n".join(declared) + "\n)\n"
     return head + "(:init\n" + "\n".join(f"({fact})" for fact in facts) + "\n)\n" + goal
 
@@ -244,7 +239,3 @@ def _location(rng: random.Random) -> str:
     x, z = (rng.randint(-12, 12) for _ in range(2))
     numbers = (x, z, rng.randint(0, 3), rng.choice((15, 30, 45, 60)))
     return "loc" + "".join(f"_bar_{n}" if n >= 0 else f"_bar__minus_{-n}" for n in numbers)
-
-
-def _constants() -> ModuleType:
-    return alfworld_module("gen.constants")

@@ -11,7 +11,6 @@ import importlib
 import os
 import tempfile
 import threading
-from importlib import resources
 from types import ModuleType
 
 _VARIABLE = "ALFWORLD_DATA"
@@ -31,10 +30,3 @@ def alfworld_module(name: str) -> ModuleType:
                 del os.environ[_VARIABLE]
             else:
                 os.environ[_VARIABLE] = before
-
-
-@functools.cache
-def alfworld_text(name: str) -> str:
-    """A text file of the package's `data` folder."""
-    alfworld_module("info")
-    return (resources.files("alfworld") / "data" / name).read_text()

@@ -1,6 +1,6 @@
 """What stands in the generated rooms: receptacles with their usual numbers, objects with their usual numbers.
 
-What fits into what, and what can be heated, cooled, cleaned or sliced, comes from the `alfworld` package.
+What fits into what, and what can be heated, cooled, cleaned or sliced, is ALFWorld's own (`domain.py`).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from env_servers.alfworld.problem import Goal, read_goal
 from env_servers.environment import BrokenTask
 
 if importlib.util.find_spec("textworld") is None:
-    raise ImportError("TextWorld is missing; pip install --no-deps -r requirements/textworld.txt")
+    raise ImportError("TextWorld is missing: pip install 'anchorage-rl[textworld]', which needs a C++ compiler")
 
 START_LIMIT_S = 120.0
 STEP_LIMIT_S = 30.0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from env_servers.alfworld.domain import domain
 from env_servers.alfworld.environment import DATA_VARIABLE, game_source
 from env_servers.alfworld.games import GameSource, OfficialGames
-from env_servers.alfworld.package import alfworld_module, alfworld_text
 from tests import needs
 
 Document = dict[str, object]
@@ -52,12 +52,11 @@ def build_kitchen(
 ) -> Document:
     """The game document of the small kitchen: a sink beside its basin, two drawers and two cold places to stand at."""
     kind, target = _GOALS[task_type]
-    template = alfworld_module("gen.goal_library").gdict[task_type]["pddl"]
-    goal = template.format(obj=kind, recep=target, toggle=target).replace("#", "-")
-    domain = alfworld_text("alfred.pddl")
+    goal = domain().goals[task_type].pddl.format(obj=kind, recep=target, toggle=target).replace("#", "-")
+    pddl = domain().pddl
     if official_domain:
         basin = "(receptacleType ?r SinkBasinType)"
-        domain = domain.replace(basin, f"(receptacleType ?r SinkType) {basin}")
+        pddl = pddl.replace(basin, f"(receptacleType ?r SinkType) {basin}")
     things = {thing: place for _, place, _, inside in _RECEPTACLES.values() for thing in inside}
     things["Spoon_bar_1"] = things["Mug_bar_1"]
     types = {thing: thing.partition("_bar_")[0] for thing in things}
@@ -81,8 +80,8 @@ def build_kitchen(
     problem = "(define (problem kitchen)\n(:domain alfred)\n(:objects\n" + "\n".join(declared) + "\n)\n(:init\n"
     problem += "\n".join(f"({fact})" for fact in dict.fromkeys(facts)) + "\n)\n" + goal
     return {
-        "pddl_domain": domain,
-        "grammar": alfworld_text("alfred.twl2").replace("UNKNOWN GOAL", "tidy the kitchen"),
+        "pddl_domain": pddl,
+        "grammar": domain().grammar.replace("UNKNOWN GOAL", "tidy the kitchen"),
         "pddl_problem": problem,
         "solvable": True,
         "walkthrough": [],

@@ -12,6 +12,7 @@ from env_servers.alfworld.games import GameSource
 from env_servers.alfworld.native import NativeGame
 from env_servers.alfworld.problem import TASK_TYPES, parse_game
 from env_servers.alfworld.textworld_worker import TextWorldGame
+from tests import needs
 
 Document = Mapping[str, object]
 ODD_COMMANDS = (
@@ -46,6 +47,7 @@ examine candle 1; move candle 1 to drawer 1; look; help
 
 @pytest.fixture(scope="module")
 def textworld_game() -> TextWorldGame:
+    pytest.importorskip("textworld", reason=needs.TEXTWORLD)
     return TextWorldGame()
 
 

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from env_servers.alfworld import textworld_engine
 from env_servers.alfworld.environment import AlfWorld
 from env_servers.alfworld.games import GameSource
-from env_servers.alfworld.textworld_engine import EngineFailure, TextWorldAlfWorld, TextWorldPlay, WorkerPool
 from env_servers.environment import BrokenTask, Environment, Observation
+from tests import needs
+
+pytest.importorskip("textworld", reason=needs.TEXTWORLD)
+from env_servers.alfworld import textworld_engine
+from env_servers.alfworld.textworld_engine import EngineFailure, TextWorldAlfWorld, TextWorldPlay, WorkerPool
 
 Document = dict[str, object]
 
