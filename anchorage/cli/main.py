@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -33,8 +34,32 @@ app.add_typer(config_commands.app, name="config")
 app.add_typer(pool.app, name="pool")
 console = literal_console()
 
+DISTRIBUTION = "anchorage-rl"
+TRAINING = {"accelerate", "deepspeed", "jinja2", "peft", "ray", "safetensors", "tensorboard", "tokenizers", "torch"}
+TRAINING |= {"transformers", "vllm"}
+"""Packages of the extra `train`, without which environments can be served but nothing can be trained."""
+
 Recipe = Annotated[Path | None, typer.Argument(help="Recipe (YAML), as in configs/. None: that of the first policy.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as in learner.updates=50 algorithm=grpo.")]
+
+
+def _version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        typer.echo(f"anchorage {metadata.version(DISTRIBUTION)}")
+    except metadata.PackageNotFoundError:
+        typer.echo("anchorage (a checkout that is not installed)")
+    raise typer.Exit
+
+
+@app.callback()
+def anchorage(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train LLM agents with GiGPO, and serve the environments that they play."""
 
 
 class _TrainCommand(TyperCommand):
@@ -46,7 +71,9 @@ class _TrainCommand(TyperCommand):
 
 @app.command(cls=_TrainCommand)
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), as in configs/.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe (YAML), or the name of one that comes with the project: demo.")
+    ],
     overrides: Overrides = None,
     resume: Annotated[
         Resume,
@@ -226,9 +253,9 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 @env_app.command("serve", context_settings=PASS_ON)
 def serve(context: typer.Context) -> None:
     """Serve an environment. Example: anchorage env serve alfworld --port 8001 --workers 4"""
-    from env_servers.__main__ import main as serve_main
-
-    raise typer.Exit(serve_main(context.args, "anchorage env serve"))
+    # A process that has imported none of our packages but env_servers: the environment's own may have the same names.
+    start = "import sys; from env_servers.__main__ import main; sys.exit(main(prog='anchorage env serve'))"
+    os.execv(sys.executable, [sys.executable, "-c", start, *context.args])
 
 
 @env_app.command("check", context_settings=PASS_ON)
@@ -272,6 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in TRAINING:
+            raise
+        _fail(f"{error.name} is not installed, which this command needs: pip install '{DISTRIBUTION}[train]'", 1)
     except OSError as error:
         if error.filename is None:
             raise

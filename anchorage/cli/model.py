@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from anchorage.checks.tokenizer import Finding
+from services import packaged
 from services.telemetry import setup_logging
 
 app = typer.Typer(no_args_is_help=True, help="Model folders.")
@@ -55,7 +56,7 @@ def check(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console(emoji=False)
     with Console(stderr=True).status("reading the folder") as status:
-        findings = check_model(folder, dtype.value, engine=engine, on_step=status.update)
+        findings = check_model(packaged.find(folder), dtype.value, engine=engine, on_step=status.update)
     if as_json:
         console.print_json(
             data={"folder": str(folder), "fit": is_fit(findings), "findings": list(map(asdict, findings))}

@@ -150,6 +150,5 @@ def _figures(
 
 
 def default_recipe() -> Path:
-    """Return the demo's recipe in the checkout: for the official games where `ALFWORLD_DATA` names them."""
-    name = "demo-official.yaml" if os.environ.get("ALFWORLD_DATA") else "demo.yaml"
-    return Path(__file__).resolve().parents[2] / "configs" / name
+    """Return the demo's recipe: for the official games where `ALFWORLD_DATA` names them."""
+    return Path("configs", "demo-official.yaml" if os.environ.get("ALFWORLD_DATA") else "demo.yaml")

@@ -14,6 +14,7 @@ from anchorage.runs.baselines import BASELINES, evaluate_baseline
 from anchorage.runs.export import policy_of
 from anchorage.runs.progress import OnProgress, Progress, ShouldStop, announcer, play_summary
 from anchorage.runs.stack import Stack, watched
+from services import packaged
 from services.codec import CodecError
 from services.config import ConfigError, load_config
 from services.config.load import parse_config
@@ -40,7 +41,7 @@ def evaluation_config(
     Raises:
         ConfigError: the prompts of the policy are unknown, or the tree has no environment `env`.
     """
-    models = [Path(policy) for policy in policies if policy not in BASELINES]
+    models = [packaged.find(Path(policy)) for policy in policies if policy not in BASELINES]
     if recipe is None and not policies:
         models = [load_config(None, overrides).model.path]
     config = _own_config(models, overrides) if recipe is None and models else load_config(recipe, overrides)
@@ -119,7 +120,7 @@ def model_of(policy: str) -> Path | None:
     """
     if policy in BASELINES:
         return None
-    folder = Path(policy)
+    folder = packaged.find(Path(policy))
     if not folder.is_dir():
         hint = did_you_mean(policy, BASELINES)
         raise ModelUnavailable(

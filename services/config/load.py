@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from services import packaged
 from services.config import mistakes, recipe_yaml, references
 from services.config.masking import masked
 from services.config.tree import Config
@@ -30,13 +31,17 @@ Override = str | Mapping[str, Any]
 def load_config(recipe: Path | Mapping[str, Any] | None, overrides: Sequence[Override] = ()) -> Config:
     """The recipe's tree with the overrides applied. A mapping is the tree itself.
 
+    `recipe` may be the bare name of one in `configs`, such as `demo`; without such a file the packaged one is read.
+    `model.path` likewise names a packaged policy where the working directory has no such folder.
+
     Raises:
         ConfigError: missing or broken recipe, malformed overrides, unknown keys, or values that are out of range.
     """
     if isinstance(recipe, Mapping):
         return _validated(copy.deepcopy(dict(recipe)), overrides)
     folders: list[Path] = []
-    return _validated(_read(recipe, folders) if recipe is not None else {}, overrides, folders)
+    tree = _read(packaged.find_recipe(recipe), folders) if recipe is not None else {}
+    return _validated(tree, overrides, folders)
 
 
 def parse_config(text: str, overrides: Sequence[str] = ()) -> Config:
@@ -90,7 +95,11 @@ def _validated(tree: dict[str, Any], overrides: Sequence[Override], folders: Seq
     found += _mistakes(tree)
     if found:
         raise ConfigError("\n".join(dict.fromkeys(found)))
-    return Config.model_validate(tree)
+    config = Config.model_validate(tree)
+    model = packaged.find(config.model.path)
+    if model == config.model.path:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
 
 
 def _mistakes(tree: dict[str, Any]) -> Iterator[str]:
@@ -157,6 +166,7 @@ def _other_recipe(recipe: Path) -> str:
     if "=" in str(recipe):
         return "; the recipe comes first, then the overrides, as in configs/demo.yaml learner.updates=50"
     recipes = [*recipe.parent.glob("*.yaml"), *Path("configs").glob("*.yaml")]
+    recipes += [Path("configs", found.name) for found in packaged.recipes()]
     named = [str(found) for found in recipes if found.stem == recipe.stem]
     if named:
         return f", did you mean {named[0]}?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from env_servers.launch import start_server
 from tests.processes import ROOT
+from tests.waiting import until
 
 ANCHORAGE = [sys.executable, "-m", "anchorage.cli.main", "env"]
 
@@ -60,3 +62,63 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert text in line
+
+
+CLASHING = """
+from collections.abc import Mapping
+
+from actors.rules import sizes
+from env_servers.environment import Environment, Observation
+from services import title
+
+
+class Env(Environment):
+    name = title
+
+    @classmethod
+    def splits(cls) -> Mapping[str, int]:
+        return sizes()
+
+    def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
+        return Observation("start")
+
+    def step(self, action: str) -> Observation:
+        return Observation("end", reward=1.0, terminated=True)
+"""
+
+
+def test_an_environment_whose_packages_are_called_as_ours_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file, text in (
+        ("services/__init__.py", "title = 'clashing'"),
+        ("actors/__init__.py", ""),
+        ("actors/rules.py", "def sizes():\n    return {'train': 7}"),
+        ("mine.py", CLASHING),
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ready = tmp_path / "ready"
+    # -P: as with the console script, the working directory is not on the path from the start.
+    served = [sys.executable, "-P", "-m", "anchorage.cli.main", "env", "serve", "mine:Env", "--port", "0"]
+    with start_server([*served, "--ready-file", str(ready)], ready) as server:
+        checked = run(ROOT, "check", server.url, "--seconds", "0.1", "--tasks", "2", "--steps", "1")
+    assert "clashing 1 at " in checked.stdout, checked.stdout + checked.stderr
+    assert "(train 7)" in checked.stdout
+
+
+def test_ctrl_c_ends_a_server_as_it_ends_one_of_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    codes = []
+    for number, start in enumerate((["env_servers"], ["anchorage.cli.main", "env", "serve"])):
+        ready = tmp_path / str(number)
+        command = [sys.executable, "-m", *start, "alfworld", "--port", "0", "--ready-file", str(ready)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            until(ready.exists, 60)
+            server.send_signal(signal.SIGINT)
+            _, messages = server.communicate(timeout=60)
+        assert "Traceback" not in messages
+        codes.append(server.returncode)
+    assert codes == [0, 0]

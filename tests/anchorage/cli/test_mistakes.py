@@ -221,7 +221,7 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     ("train configs/demo.yaml --no-such", 2, ["No such option: --no-such"]),
     ("train configs/demo.yaml --resume=aut", 2, ["'aut' is not one of"]),
     ("train configs/dmo.yaml", 2, ["did you mean configs/demo.yaml?"]),
-    ("train demo", 2, ["did you mean configs/demo.yaml?"]),
+    ("train dmo", 2, ["cannot read the recipe dmo: "]),
     ("train learner.updates=3 configs/demo.yaml", 2, ["the recipe comes first"]),
     ("train run.dir={}", 2, ["the recipe comes first"]),
     ("train {}", 2, ["Is a directory"]),

@@ -221,7 +221,7 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
     for name, hint in (
         ("binry.yaml", f", did you mean {tmp_path}/binary.yaml?"),
         ("binary", f", did you mean {tmp_path}/binary.yaml?"),
-        ("demo", ", did you mean configs/demo.yaml?"),
+        ("demo.yaml", ", did you mean configs/demo.yaml?"),
         ("learner.updates=3", "; the recipe comes first, then the overrides"),
         ("zzzzzzzz", "No such file or directory"),
     ):
