@@ -116,7 +116,8 @@ def evaluate(
         policies: each a run or its folder (of its newest checkpoint), a checkpoint's folder, a Hugging Face folder, or
             a baseline: `"random"`, `"expert"`. Empty: the policy of `model.path`.
         env: the environment to play, one of `envs` where the configuration has several.
-        on_progress, should_stop: as of `train`. A stop leaves out the policies after the current one.
+        on_progress, should_stop: as of `train`. A stop leaves out the policies after the current one, whose result is
+            not `complete`.
 
     Raises:
         ConfigError: the recipe is wrong, or the prompts of a policy are unknown.

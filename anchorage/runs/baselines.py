@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from anchorage.runs import event_loop
@@ -28,8 +29,12 @@ AT_ONCE = 32
 """Episodes played concurrently."""
 
 
-def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int], None]) -> EvaluationResult:
+def evaluate_baseline(
+    name: str, config: Config, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool] = lambda: False
+) -> EvaluationResult:
     """Play the panels with a player of `BASELINES`. `on_progress` gets the numbers of episodes ended and won.
+
+    Once `should_stop` returns True no further episode is begun, and the result is not `complete`.
 
     Raises:
         EnvironmentUnavailable: the environment cannot be reached, has no such split, or has no expert.
@@ -47,11 +52,12 @@ def evaluate_baseline(name: str, config: Config, on_progress: Callable[[int, int
                 for split, size in (await client.info()).splits.items()
             }
             tickets = panel(config, splits, name)
-            outcomes = await _play_all(tickets, clients, name, config, on_progress)
+            outcomes = await _play_all(tickets, clients, name, config, on_progress, should_stop)
         finally:
             for client in clients.values():
                 await client.close()
-        return summarise_splits(config, outcomes, tickets, stream=name)
+        result = summarise_splits(config, outcomes, tickets, stream=name)
+        return replace(result, complete=len(outcomes) == len(tickets))
 
     try:
         return event_loop.run(play_all())
@@ -75,19 +81,24 @@ async def _play_all(
     name: str,
     config: Config,
     on_progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
 ) -> list[Outcome]:
+    """Play the tickets, `AT_ONCE` at a time, and return the outcomes of those that were begun."""
     room = asyncio.Semaphore(AT_ONCE)
     ended = won = 0
 
-    async def play(ticket: Ticket) -> Outcome:
+    async def play(ticket: Ticket) -> Outcome | None:
         nonlocal ended, won
         async with room:
+            if should_stop():
+                return None
             outcome = await _play(ticket, clients[ticket.task.env], name, config)
         ended, won = ended + 1, won + outcome.won
         on_progress(ended, won)
         return outcome
 
-    return [*await asyncio.gather(*map(play, tickets))]
+    played = await asyncio.gather(*map(play, tickets))
+    return [outcome for outcome in played if outcome is not None]
 
 
 async def _play(ticket: Ticket, client: EnvironmentClient, name: str, config: Config) -> Outcome:

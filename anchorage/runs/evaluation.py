@@ -93,7 +93,7 @@ def evaluate_policies(
     """Evaluate each of `policies` (none: `model.path`) and return the results by name.
 
     A policy is a Hugging Face folder, a run's folder (its newest checkpoint), a checkpoint's, or a baseline's name.
-    A stop leaves out the policies after the current one, whose result is then not `complete`.
+    A stop ends the current policy's evaluation, whose result is then not `complete`, and leaves out the others.
 
     Raises:
         ModelUnavailable: a policy is none of these.
@@ -143,7 +143,7 @@ def _evaluate(
         def note(done: int, won: int) -> None:
             on_progress(Progress("evaluation", name, done, total, "episodes", play_summary(won, done)))
 
-        return evaluate_baseline(name, config, note)
+        return evaluate_baseline(name, config, note, should_stop)
     from anchorage.checks.local_scorer import without_progress_bars
     from learner.rank.parity import check_small_folder
 

@@ -169,6 +169,19 @@ def test_baselines_in_a_notebook_off_the_main_thread(tmp_path: Path, capfd: pyte
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_stop_ends_an_evaluation_and_leaves_out_the_policies_after_it(tmp_path: Path) -> None:
+    config = anchorage.load_config(DEMO, {"run.dir": tmp_path, "evaluation.episodes": 60, "env.max_steps": 5})
+    told: list[anchorage.Progress] = []
+    results = anchorage.evaluate(
+        config, ["random", "expert"], on_progress=told.append, should_stop=lambda: len(told) >= 3
+    )
+    assert list(results) == ["random"]
+    assert not results["random"].complete
+    assert 3 <= results["random"].success.episodes < 60
+    with pytest.raises(ZeroDivisionError):  # what a call-back raises ends the evaluation
+        anchorage.evaluate(config, "random", on_progress=lambda progress: 1 / 0)
+
+
 MODULE = """
 from env_servers.environment import Environment, Observation
 
