@@ -23,10 +23,11 @@ from learner.batching import Sharing
 from learner.commands import Commands, NotDone
 from learner.dispatch import Dispatcher
 from learner.intake import Intake
+from learner.panels import Evaluate, Panels
 from learner.prefetch import Prefetcher
 from learner.prepare import OptimizerStep, PreparedUpdate, prepare
 from learner.rank.group import RankFailed
-from learner.record import SUCCESS, History, WarningLog, evaluated_versions, record_algorithm
+from learner.record import SUCCESS, History, WarningLog, record_algorithm
 from learner.report import Timings, UpdateReport, describe
 from learner.signal import Signal, figures
 from learner.soundness import Groups, Tries, culprits, unusable
@@ -41,8 +42,6 @@ from services.telemetry import MetricsWriter, open_metrics
 from services.weights import WeightChannel, WeightsError
 
 log = logging.getLogger(__name__)
-
-Evaluate = Callable[[int, Callable[[], bool]], Mapping[str, float]]
 
 
 class Ranks(Protocol):
@@ -92,7 +91,7 @@ class Trainer:
         self._splits = splits
         self._on_start: Callable[[int], None] | None = on_start
         self._on_update = on_update
-        self._evaluate = evaluate
+        self._panels = Panels(config, folder, channel, ranks, evaluate, self._record_panel)
         self._should_stop = should_stop
         work = {Action.CHECKPOINT: self._checkpoint_now, Action.EVALUATE: self._evaluate_now}
         self._commands = Commands(buffer, work, should_stop)
@@ -105,7 +104,6 @@ class Trainer:
         self._tries = Tries()
         self._signal = Signal()
         self._warned = WarningLog(folder)
-        self._evaluated: set[int] = set()
         self._metrics: MetricsWriter | None = None
 
     @property
@@ -122,7 +120,7 @@ class Trainer:
                 ranks keep dying.
         """
         if resume:
-            self._evaluated = evaluated_versions(self._folder)
+            self._panels.resume()
             self._signal.given = self._warned.names()
         else:
             self._clear()
@@ -138,7 +136,7 @@ class Trainer:
                 try:
                     self._begin()
                     self._commands.obey()
-                    self._play_panel()
+                    self._play_panel_if_due()
                     if self._over():
                         self._save_last()
                         return
@@ -316,8 +314,7 @@ class Trainer:
             self._version, self._seconds = state.version, state.seconds
             log.info("going on from %s", found)
         self._saved_version = self._version
-        checkpoint.forget_best(self._checkpoints, after=self._version)
-        self._evaluated = {version for version in self._evaluated if version <= self._version}
+        self._panels.cut(self._version)
         self._history.cut(self._version)
         # The process may have died between a checkpoint and its acknowledgement.
         self._acknowledge()
@@ -326,44 +323,16 @@ class Trainer:
         settings = portable_tree(self._config)
         self._metrics = open_metrics(self._folder, self._config.telemetry, resume_step=self._version, settings=settings)
 
-    def _play_panel(self) -> None:
-        """Play this version's panel where it is due and the run does not have it yet."""
-        every = self._config.evaluation.every
-        due = every is not None and self._version % every == 0 and self._version not in self._evaluated
-        if due and not self._stopping():
-            self._play_panel_now()
-
-    def _play_panel_now(self) -> Mapping[str, float]:
-        figures = self._evaluate(self._version, self._stopping_panel)
-        if figures:
-            self._evaluated.add(self._version)
-            # What is on record will not be played again: the best policy comes first.
-            self._keep_if_best(figures)
-            self._record("evaluation", self._version, figures)
-        return figures
+    def _play_panel_if_due(self) -> None:
+        if self._panels.due(self._version) and not self._stopping():
+            self._panels.play(self._version, self._stopping_panel)
 
     def _stopping_panel(self) -> bool:
         self._keep_published()
         return self._stopping()
 
-    def _keep_if_best(self, figures: Mapping[str, float]) -> None:
-        success = figures.get(SUCCESS)
-        if success is None or not self._config.checkpoint.keep_best:
-            return
-        before = checkpoint.best(self._checkpoints)
-        if before is not None and not success > before[1]:
-            return
-        checkpoint.keep_best(self._checkpoints, self._version, success, self._published(), self._config.model.path)
-
-    def _published(self) -> Mapping[str, Tensor]:
-        """The weights that were evaluated: the ranks may have died meanwhile, or the channel may have lost them."""
-        try:
-            published = self._channel.latest()
-            if published is not None:
-                return self._channel.fetch(published)
-        except WeightsError as error:
-            log.warning("version %d is asked of the ranks: %s", self._version, error)
-        return self._ranks.weights()
+    def _record_panel(self, version: int, figures: Mapping[str, float]) -> None:
+        self._record("evaluation", version, figures)
 
     def _record(self, kind: str, update: int, scalars: Mapping[str, float]) -> None:
         if self._metrics is not None:
@@ -383,7 +352,7 @@ class Trainer:
         return f"checkpoint {self._saved_version:06d} is there"
 
     def _evaluate_now(self) -> str:
-        success = self._play_panel_now().get(SUCCESS)
+        success = self._panels.play(self._version, self._stopping_panel).get(SUCCESS)
         if success is None:
             raise NotDone("the panel was not played to its end")
         return f"success {success:.1%}"

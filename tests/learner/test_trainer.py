@@ -335,7 +335,7 @@ def test_a_best_policy_that_cannot_be_fetched_is_asked_of_the_ranks(tiny_config,
         )
         run.train()
     assert run.version == 4
-    assert "version 0 is asked of the ranks: the holder is away" in caplog.text
+    assert "cannot fetch version 0 from the weight channel, asking the ranks: the holder is away" in caplog.text
     assert best(config.run.folder / "checkpoints")[0].name == "best-000000"
     assert records(config, "evaluation/success_rate") == [0, 2, 4]
 

@@ -111,7 +111,7 @@ def test_chosen_targets(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_compared_with_the_layer_that_it_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.lora._factors", lambda layer, down, up: (up, down))  # the scale is forgotten
+    monkeypatch.setattr("learner.rank.lora._factors", lambda layer, down, up: (up, down))  # the scale is forgotten
     folder = write(tmp_path, make("phi3"))
     policy = load(folder)
     with pytest.raises(ModelUnavailable, match="with its adapter added is another layer"):

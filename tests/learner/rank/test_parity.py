@@ -104,7 +104,7 @@ def test_what_is_dropped_in_our_own_attention_is_seen(monkeypatch, broken):
             others[broken] = None if broken == "sliding_window" else 0.5
         return attention.packed_attention(module, query, key, value, mask, layout=layout, **others)
 
-    monkeypatch.setattr("learner.policy.register", lambda: "broken")
+    monkeypatch.setattr("learner.rank.policy.register", lambda: "broken")
     transformers.AttentionInterface.register("broken", without)
     found = measure(unmeasured(random_model(PACKED["mistral_window"]())), "auto", CONTEXT)
     assert found.path == "rows"
