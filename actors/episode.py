@@ -1,26 +1,29 @@
-"""Plays one ticket: reset, then prompt, response, action, transition, until the episode ends.
+"""Play one ticket: reset, then prompt, response, action and transition until the episode ends.
 
 Invariants
-- The step's anchor is the key of the state in which the action was chosen, not of the state that it led to.
-- All randomness of a step comes from the ticket's seed and the step's number: the same policy replays the same episode.
+- A step's anchor is the key of the state in which the action was chosen, not of the state that it led to.
+- All randomness of a step comes from the ticket's seed and the step number: the same policy replays the same episode.
 - A lost session restarts the episode from reset; no step of the lost attempt is kept.
-- An action at which the session is lost again and again, where it survives another action, is the last step of the
-  episode: invalid, and without a reward. The policy can end its environment (`raise SystemExit`), and a failed ticket
-  would be played the same way again.
+- An action at which the environment repeatedly fails or loses its session, where another action passes, is the last
+  step of the episode: invalid and without reward. A policy can crash its environment (`raise SystemExit`), and a retry
+  of the ticket would repeat the same action.
+- Suspected actions are verified one at a time: an action that hangs a server takes the sessions of all other episodes
+  with it, often again and again at the same step, since they restart together.
+- An action after which no environment server is usable, and stays so, costs the ticket one attempt, because it may be
+  the cause. An outage at any other moment costs none.
 - The session is closed however the episode ends.
-- A refused action is a step like any other, and invalid (`env_servers/clients/refusals.py`).
-- Every trajectory has the fact `won`: the environment's word, else whether the episode terminated with a reward.
+- A refused action is an ordinary step, marked invalid (`env_servers/clients/refusals.py`).
+- Every trajectory has the fact `won`: the environment's, else whether the episode terminated with a reward.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +31,13 @@ import numpy as np
 from actors.engine.interface import Sample, Sampler
 from actors.parsing import ParsedAction
 from actors.prompts import Exchange, Prompt, PromptBuilder
-from env_servers.client import EnvironmentClient, RequestRejected, SessionLost
+from env_servers.client import (
+    EnvironmentClient,
+    EnvironmentFailed,
+    EnvironmentUnavailableError,
+    RequestRejected,
+    SessionLost,
+)
 from env_servers.protocol import ActionForm, ResetRequest, StepResult
 from services.config.tree import Config, EnvConfig
 from services.schemas import Step, Ticket, Trajectory
@@ -37,18 +46,29 @@ logger = logging.getLogger(__name__)
 
 RESTARTS = 5
 LOSSES = 3
-"""As often in a row the same action must have lost its session before it is asked whether the action is the cause."""
+"""Losses in a row at the same actions after which `_Attempt.is_cause` verifies whether the last action is the cause."""
+WAITS = 2
+"""Further resets, each as patient as its client, for a server that went away at an action. A server that hangs at it
+and is restarted in that time is given the same action again, so the cause can be verified."""
 ANY_ACTION = "look"
+"""Tried in place of a suspected action if the environment lists no admissible one."""
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
 
 
 class EpisodeFailed(Exception):
-    """The ticket cannot be played: its environment keeps losing the session, or ends before the first action."""
+    """The ticket cannot be played; costs it one attempt. The message is one line."""
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Sampling seed of a step, in [0, 2^63): stable across processes, unrelated for neighbouring seeds and steps."""
+    """Sampling seed of a step, in [0, 2^63).
+
+    Stable across processes, unrelated for neighbouring seeds and steps.
+
+    Args:
+        seed: the ticket's.
+        step: from 1.
+    """
     digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -65,9 +85,18 @@ async def respond(
     seed: int,
     form: ActionForm,
 ) -> tuple[Prompt, Sample, ParsedAction]:
-    """What the policy reads in a state, what it writes, and the action that this is.
+    """Build the prompt for a state, sample the response and parse its action.
 
-    `seed`: the episode's. `form`: what the environment wants actions to look like.
+    Args:
+        engine: samples the response.
+        prompts: builds the prompt.
+        config: of the run; its prompt rules and response length are used.
+        goal: of the episode, if it has one.
+        history: earlier steps, oldest first.
+        state: the state to act in.
+        temperature: of sampling.
+        seed: the episode's.
+        form: how the environment wants actions to be normalised.
 
     Raises:
         EngineFailed: from the engine.
@@ -83,9 +112,12 @@ async def respond(
 
 
 def is_won(facts: Mapping[str, object], last: StepResult, won_at: float | None) -> bool:
-    """Whether an episode was won: the environment's `won`, else by how it ended (`env.won_at`).
+    """Whether an episode was won: the fact `won` if the environment gives it, else by its end and `env.won_at`.
 
-    That is by the reward of the last transition: a sum would call shaped rewards of a lost episode a success.
+    The reward of the last transition decides, not the sum: a sum would count shaped rewards of a lost episode as a
+    success.
+
+    Example: with `won_at=1.0`, rewards 0, 5, 0.9 and termination are lost; -9, 0, 1 are won.
     """
     told = facts.get("won")
     if told is not None:
@@ -102,12 +134,34 @@ async def play(
     *,
     actor: str = "",
     form: ActionForm | None = None,
+    alone: asyncio.Lock | None = None,
 ) -> Trajectory:
-    """Play the ticket to its end. `form`: of the environment's actions; None: asks the configuration, then the client.
+    """Play the ticket to its end.
+
+    Args:
+        ticket: the episode to play.
+        client: of the ticket's environment.
+        engine: samples responses.
+        prompts: builds prompts.
+        config: of the run.
+        actor: name to record in the trajectory.
+        form: how the environment wants actions to be normalised; None: from the configuration, else asked of `client`.
+        alone: held while a suspected action is verified; one lock for all episodes of an environment.
+
+    Example: in step 2 the policy says `format disk`, which crashes the environment.
+
+        attempt 1   reset, open desk, format disk   session lost, restart
+        attempt 2   reset, open desk, format disk   session lost, restart
+        attempt 3   reset, open desk, format disk   session lost: `LOSSES` times the same actions
+        verify      reset, open desk, look          passes: neither the task nor the server is broken
+                    reset, open desk, format disk   session lost: the action is the cause
+        trajectory  open desk, format disk          the last step invalid, reward 0, terminated
 
     Raises:
-        EpisodeFailed: see there.
-        EnvironmentUnavailableError, RequestRejected: from the client.
+        EpisodeFailed: the environment keeps losing the session whatever the action, ends before the first action, or
+            becomes unavailable at one of the episode's actions for longer than `WAITS` resets take.
+        EnvironmentUnavailableError: no server is usable at the start of the episode.
+        RequestRejected: from the client.
         EngineFailed: from the engine.
     """
     form = form or await action_form(client, config, ticket.task.env)
@@ -115,29 +169,48 @@ async def play(
     started = time.time()
     delay = FIRST_DELAY_S
     losses: list[_LostAtAction] = []
-    for _ in range(RESTARTS + 1):
+    restarts = waits = 0
+    while True:
         try:
             if _same_actions(losses[-LOSSES:]):
-                steps, facts = await attempt.without(losses[-1])
-                logger.warning("ticket %s: the action of step %d ends its session", ticket.id, len(steps))
+                async with alone or asyncio.Lock():
+                    found = await attempt.is_cause(losses[-1])
+                if not found:
+                    losses = []
+                    continue
+                steps, facts = losses[-1].steps, {**losses[-1].facts, "won": False}
+                logger.warning("ticket %s: the environment cannot take the action of step %d", ticket.id, len(steps))
             else:
                 steps, facts = await attempt.play()
-            break
+            return Trajectory(ticket, steps, facts, actor, started, time.time())
         except SessionLost as error:
             logger.warning("ticket %s: session lost (%s), restarting in %.1f s", ticket.id, error, delay)
             losses = [*losses, error] if isinstance(error, _LostAtAction) else []
-            lost = error
+            restarts, waits = restarts + 1, 0
+            if restarts > RESTARTS:
+                raise EpisodeFailed(f"the environment lost the session {restarts} times: {error}") from error
+        except EnvironmentUnavailableError as error:
+            if not losses:
+                raise
+            waits += 1
+            if waits > WAITS:
+                step = len(losses[-1].steps)
+                raise EpisodeFailed(
+                    f"the environment became unavailable at the action of step {step}: {error}"
+                ) from error
         await asyncio.sleep(delay)
         delay = min(2 * delay, LONGEST_DELAY_S)
-    else:
-        raise EpisodeFailed(f"the environment lost the session {RESTARTS + 1} times: {lost}")
-    return Trajectory(ticket, steps, facts, actor, started, time.time())
 
 
 class _LostAtAction(SessionLost):
-    """The session was lost at the last of these steps, which is an invalid end here. `facts`: the episode's."""
+    """The environment failed, or lost its session, at the last of `steps`; see `_Attempt.play`.
 
-    def __init__(self, steps: tuple[Step, ...], facts: dict[str, object], cause: SessionLost) -> None:
+    Attributes:
+        steps: of the attempt; the last one as the invalid end of the episode.
+        facts: of the episode so far.
+    """
+
+    def __init__(self, steps: tuple[Step, ...], facts: dict[str, object], cause: Exception) -> None:
         super().__init__(str(cause))
         self.steps = steps
         self.facts = facts
@@ -149,12 +222,18 @@ def _same_actions(losses: Sequence[_LostAtAction]) -> bool:
 
 
 async def action_form(client: EnvironmentClient, config: Config, environment: str) -> ActionForm:
-    """What is done to the environment's actions. Raises as the client's `info`."""
+    """How the environment wants actions to be normalised: from the configuration, else from the client's `info`.
+
+    Raises:
+        EnvironmentUnavailableError: no server is usable.
+    """
     return config.environment(environment).action_form or (await client.info()).action_form
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
+    """Plays a ticket once from reset; its methods may be called again."""
+
     ticket: Ticket
     client: EnvironmentClient
     engine: Sampler
@@ -163,7 +242,14 @@ class _Attempt:
     form: ActionForm
 
     async def play(self) -> tuple[tuple[Step, ...], dict[str, object]]:
-        """The steps of one session and the episode's facts, later ones over earlier ones."""
+        """Play one session to its end.
+
+        Returns:
+            The steps, and the episode's facts; later ones override earlier ones.
+
+        Raises:
+            _LostAtAction: the environment failed or lost the session at an action.
+        """
         env = self.config.environment(self.ticket.task.env)
         state = await self._reset()
         try:
@@ -174,10 +260,10 @@ class _Attempt:
             history: list[Exchange] = []
             steps: list[Step] = []
             while not state.done:
-                step, after, lost = await self._step(state, goal, history)
+                step, after, failure = await self._step(state, goal, history)
                 steps.append(step)
-                if lost is not None:
-                    raise _LostAtAction(tuple(steps), facts, lost) from lost
+                if failure is not None:
+                    raise _LostAtAction(tuple(steps), facts, failure) from failure
                 history.append(Exchange(state.observation, step.action, step.response, step.response_ids.tolist()))
                 facts.update(after.facts)
                 state = after
@@ -185,23 +271,36 @@ class _Attempt:
         finally:
             await self.client.close_session(state.session)
 
-    async def without(self, loss: _LostAtAction) -> tuple[tuple[Step, ...], dict[str, object]]:
-        """The lost attempt's steps, where a session survives another action in the place of the last one.
+    async def is_cause(self, loss: _LostAtAction) -> bool:
+        """Whether the environment fails at the last action of a lost attempt, but not at another one in its place.
+
+        Replays the recorded actions in two new sessions; nothing is sampled.
 
         Raises:
-            SessionLost: it does not: the action is not the cause.
+            SessionLost: a session is lost at another action too.
+            EnvironmentFailed: the environment fails at another action too.
         """
+        last = loss.steps[-1].action
+        failure = await self._replay(loss, lambda known: next((other for other in known if other != last), ANY_ACTION))
+        if failure is not None:
+            raise failure
+        return await self._replay(loss, lambda known: last) is not None
+
+    async def _replay(self, loss: _LostAtAction, choose: Callable[[list[str]], str]) -> Exception | None:
+        """Take the lost attempt's actions but the last, then the chosen one; return the failure at that one, if any."""
         state = await self._reset()
         try:
             for step in loss.steps[:-1]:
                 state = await self.client.step(state.session, state.step + 1, step.action)
-            known = state.admissible or [ANY_ACTION]
-            other = next((action for action in known if action != loss.steps[-1].action), ANY_ACTION)
-            with contextlib.suppress(RequestRejected):  # which is an answer too
-                await self.client.step(state.session, state.step + 1, other)
+            try:
+                await self.client.step(state.session, state.step + 1, choose(state.admissible or []))
+            except (SessionLost, EnvironmentFailed) as error:
+                return error
+            except RequestRejected as error:  # the session took notice of the action, so it is alive
+                logger.debug("ticket %s: the replayed action was rejected: %s", self.ticket.id, error)
         finally:
             await self.client.close_session(state.session)
-        return loss.steps, {**loss.facts, "won": False}
+        return None
 
     async def _reset(self) -> StepResult:
         task, env = self.ticket.task, self.config.environment(self.ticket.task.env)
@@ -216,8 +315,12 @@ class _Attempt:
 
     async def _step(
         self, state: StepResult, goal: str | None, history: Sequence[Exchange]
-    ) -> tuple[Step, StepResult, SessionLost | None]:
-        """The next step, the state after it, and where its action lost the session, that."""
+    ) -> tuple[Step, StepResult, Exception | None]:
+        """Take the next step.
+
+        Returns:
+            The step, the state after it, and the error if the environment failed or lost the session at its action.
+        """
         config = self.config
         ticket = self.ticket
         prompt, sample, parsed = await respond(
@@ -232,11 +335,11 @@ class _Attempt:
             form=self.form,
         )
         _check_sampled(sample)
-        lost = None
+        failure = None
         try:
             after = await self.client.step(state.session, state.step + 1, parsed.action)
-        except SessionLost as error:
-            lost, after = error, _ended_by_action(state)
+        except (SessionLost, EnvironmentFailed) as error:
+            failure, after = error, _ended_by_action(state)
         step = Step(
             prompt_ids=np.asarray(prompt.ids, dtype=np.int32),
             response_ids=np.asarray(sample.token_ids, dtype=np.int32),
@@ -254,31 +357,32 @@ class _Attempt:
             finished=sample.finished,
             prompt_truncated=prompt.truncated,
         )
-        return step, after, lost
+        return step, after, failure
 
 
 def _ended_by_action(state: StepResult) -> StepResult:
-    """What an action led to that ended its session."""
+    """The state after an action that ended its session."""
     end = {"step": state.step + 1, "reward": 0.0, "terminated": True, "truncated": False, "accepted": False}
     return state.model_copy(update=end)
 
 
 def _check_sampled(sample: Sample) -> None:
-    """Raises EpisodeFailed where a sampled token has no log-probability to train with."""
+    """Raise EpisodeFailed if a sampled token has no finite log-probability to train with."""
     wrong = next((value for value in sample.logprobs if not math.isfinite(value)), None)
     if wrong is not None:
         raise EpisodeFailed(
-            f"the inference engine gave the log-probability {wrong} to a token that it sampled, with policy version "
-            f"{sample.versions[-1].version}: are its weights finite, and is model.dtype wide enough for the model?"
+            f"the inference engine returned the log-probability {wrong} for a token that it sampled, with policy "
+            f"version {sample.versions[-1].version}: are its weights finite, and is model.dtype wide enough for the "
+            "model?"
         )
 
 
 def _scaled_reward(reward: float, env: EnvConfig) -> float:
-    """Raises EpisodeFailed where the reward is not a finite number."""
+    """Reward times `env.success_reward`. Raises EpisodeFailed if that is not a finite number."""
     scaled = reward * env.success_reward
     if not math.isfinite(scaled):
         raise EpisodeFailed(
-            f"the environment {env.name} gave the reward {reward}, and times env.success_reward={env.success_reward:g} "
+            f"the environment {env.name} gave the reward {reward}; times env.success_reward={env.success_reward:g} "
             f"it is {scaled}, not a finite number"
         )
     return scaled

@@ -63,6 +63,7 @@ class Rollout:
         self._engine = engine
         self._environments = environments
         self._forms: dict[str, ActionForm] = {}
+        self._alone = {name: asyncio.Lock() for name in environments}
         self._prompts = prompts
         self._buffer = buffer
         self._weights = WeightFollower(channel, engine, config.weights)
@@ -285,7 +286,14 @@ class Rollout:
         if env not in self._forms:
             self._forms[env] = await action_form(client, self._config, env)
         return await play(
-            ticket, client, self._sampler, self._prompts, self._config, actor=self.name, form=self._forms[env]
+            ticket,
+            client,
+            self._sampler,
+            self._prompts,
+            self._config,
+            actor=self.name,
+            form=self._forms[env],
+            alone=self._alone[env],
         )
 
     def _client(self, ticket: Ticket) -> EnvironmentClient:

@@ -10,6 +10,7 @@ from env_servers.clients.http import HttpClient
 from env_servers.clients.interface import (
     ActionRefused,
     EnvironmentClient,
+    EnvironmentFailed,
     EnvironmentUnavailableError,
     RequestRejected,
     SessionLost,
@@ -19,6 +20,7 @@ from env_servers.clients.openenv import OpenEnvClient
 __all__ = [
     "ActionRefused",
     "EnvironmentClient",
+    "EnvironmentFailed",
     "EnvironmentUnavailableError",
     "HttpClient",
     "OpenEnvClient",

@@ -25,6 +25,7 @@ from env_servers.clients.coalescing import Coalescer
 from env_servers.clients.foreign_json import read_json
 from env_servers.clients.interface import (
     ActionRefused,
+    EnvironmentFailed,
     EnvironmentUnavailableError,
     RequestRejected,
     SessionLost,
@@ -127,7 +128,7 @@ class HttpClient:
             raise SessionLost(answer.detail)
         if answer.status in UNACCEPTABLE_STATUSES:
             raise ActionRefused(answer.detail)
-        raise RequestRejected(answer.detail)
+        raise _rejection(answer.status)(answer.detail)
 
     async def reset_many(self, requests: Sequence[ResetRequest]) -> list[StepResult | Problem]:
         """Open sessions, at most `MAX_BATCH`. A task that could not be reset gives its problem in its place."""
@@ -172,7 +173,7 @@ class HttpClient:
         body = b'{"items":[' + b",".join(bodies) + b"]}"
         try:
             answer = await self._request("POST", "batch/step", body, unacceptable=UNACCEPTABLE_STATUSES)
-        except ActionRefused:  # one of them spoils the batch, and nothing says which
+        except (ActionRefused, EnvironmentFailed):  # one of them spoils the batch, and nothing says which
             return [*await asyncio.gather(*map(self._settle, bodies))]
         answers = self._parse_batch(answer)
         if len(answers) != len(bodies):
@@ -187,6 +188,8 @@ class HttpClient:
             return Problem(title="Gone", status=410, detail=str(error))
         except ActionRefused as error:
             return Problem(title="Unprocessable", status=422, detail=str(error))
+        except EnvironmentFailed as error:
+            return Problem(title="Internal Server Error", status=500, detail=str(error))
         except RequestRejected as error:
             return Problem(title="Conflict", status=409, detail=str(error))
 
@@ -235,7 +238,7 @@ class HttpClient:
         if status in lost:
             raise SessionLost(_detail(answer))
         if status >= 400:
-            raise RequestRejected(_detail(answer) or f"{self._name} answered {status}")
+            raise _rejection(status)(_detail(answer) or f"{self._name} answered {status}")
         raise EnvironmentUnavailableError(f"{self._name} answered {status}: it is no environment server")
 
     def _parse(self, model: type[M], answer: bytes) -> M:
@@ -256,7 +259,7 @@ class HttpClient:
                 return self._parse(StepResult, answer)
             result = self._parse_item(item)
         if isinstance(result, Problem):
-            raise RequestRejected(result.detail)
+            raise _rejection(result.status)(result.detail)
         return result
 
     def _parse_batch(self, answer: bytes) -> list[StepResult | Problem]:
@@ -295,6 +298,10 @@ class HttpClient:
     @property
     def _name(self) -> str:
         return f"the environment server at {self._url.origin()}"
+
+
+def _rejection(status: int) -> type[RequestRejected]:
+    return EnvironmentFailed if status >= 500 else RequestRejected
 
 
 def _encode(body: dict[str, object]) -> bytes:

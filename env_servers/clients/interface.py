@@ -35,6 +35,10 @@ class RequestRejected(Exception):
     """The server refused the request, or failed at it, for good. The message is the problem's detail."""
 
 
+class EnvironmentFailed(RequestRejected):
+    """The environment failed at the request (HTTP 500). A step's session is gone; its action may be the cause."""
+
+
 class WrongAnswer(RequestRejected):
     """The server took the request, and answered with the state of another step or session."""
 

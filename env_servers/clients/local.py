@@ -7,11 +7,17 @@ from contextlib import contextmanager, suppress
 
 from pydantic import ValidationError
 
-from env_servers.clients.interface import ActionRefused, EnvironmentUnavailableError, RequestRejected, SessionLost
+from env_servers.clients.interface import (
+    ActionRefused,
+    EnvironmentFailed,
+    EnvironmentUnavailableError,
+    RequestRejected,
+    SessionLost,
+)
 from env_servers.clients.refusals import Refusals
 from env_servers.environment import Environment, TaskError
 from env_servers.protocol import EnvInfo, ResetRequest, StepRequest, StepResult
-from env_servers.sessions.table import CALL_SECONDS, Busy, SessionError, SessionTable, SessionUnknown
+from env_servers.sessions.table import CALL_SECONDS, Busy, EnvironmentFault, SessionError, SessionTable, SessionUnknown
 from env_servers.validation import summary
 
 
@@ -75,5 +81,7 @@ def _translated() -> Iterator[None]:
         raise EnvironmentUnavailableError(str(error)) from error
     except ValidationError as error:
         raise ActionRefused(summary(error)) from error
+    except EnvironmentFault as error:
+        raise EnvironmentFailed(str(error)) from error
     except (SessionError, TaskError) as error:
         raise RequestRejected(str(error)) from error

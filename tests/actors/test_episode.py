@@ -15,7 +15,7 @@ from actors import episode
 from actors.engine.interface import Sample
 from actors.episode import EpisodeFailed, play, step_seed
 from actors.prompts import PromptBuilder, load_tokenizer
-from env_servers.client import RequestRejected, SessionLost, open_client
+from env_servers.client import EnvironmentUnavailableError, RequestRejected, SessionLost, open_client
 from env_servers.clients.local import LocalClient
 from env_servers.environment import Environment, Observation
 from env_servers.launch import start_server
@@ -25,6 +25,7 @@ from services.config.tree import Config
 from services.schemas import Task, Ticket, Trajectory
 from tests.actors.scripted_engine import ScriptedEngine
 from tests.env_servers.counting import Counting
+from tests.env_servers.launching import launch
 from tests.env_servers.openenv.venvs import NoOpenEnv, python_with_openenv
 
 
@@ -169,7 +170,98 @@ async def test_an_action_that_ends_its_environment_is_an_invalid_end(
     assert (last.action, last.reward, last.valid, last.terminated) == (client.killer, 0.0, False, True)
     assert trajectory.facts["won"] is False
     assert decode(encode(trajectory)).facts == trajectory.facts
+    assert client.resets == client.closes == episode.LOSSES + 2
+
+
+class Crashing(Counting):
+    """Raises at `down` in a state other than the first; `always`: at any action there."""
+
+    always = False
+
+    def step(self, action: str) -> Observation:
+        if self.value and (self.always or action == "down"):
+            raise RuntimeError("a bug")
+        return super().step(action)
+
+
+class CrashingAlways(Crashing):
+    always = True
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+async def test_an_action_at_which_the_environment_fails_is_an_invalid_end(
+    config: Config, tmp_path: Path, over_http: bool
+) -> None:
+    """A server answers 500 then. A failed ticket would be played with the same seed, and fail in the same way."""
+    engine = Saying(config.model.path)
+    engine.texts = [" up", " down"] * episode.LOSSES
+    if not over_http:
+        played = await play_with(config, Recording(Crashing), ticket(index=9), engine)
+    else:
+        with launch(tmp_path / "ready", "tests.actors.test_episode:Crashing") as server:
+            client = open_client(server.url)
+            played = await play_with(config, client, ticket(index=9), engine)  # type: ignore[arg-type]
+    first, last = played.steps
+    assert (first.action, first.valid, first.terminated) == ("up", True, False)
+    assert (last.action, last.reward, last.valid, last.terminated) == ("down", 0.0, False, True)
+    assert played.facts["won"] is False
+    assert engine.texts == []
+
+
+async def test_an_environment_that_fails_at_every_action_fails_the_ticket(config: Config) -> None:
+    engine = Saying(config.model.path)
+    engine.texts = [" up", " down"] * episode.LOSSES
+    client = Recording(CrashingAlways)
+    with pytest.raises(RequestRejected, match="the environment failed at step 2: RuntimeError"):
+        await play_with(config, client, ticket(index=9), engine)
     assert client.resets == client.closes == episode.LOSSES + 1
+
+
+class Vanishing(Recording):
+    """Hangs at `up` in step 2; then no server is usable for the next `outage` resets."""
+
+    outage = 1
+    away = 0
+
+    async def reset(self, request):  # type: ignore[no-untyped-def]
+        if self.away:
+            self.away -= 1
+            raise EnvironmentUnavailableError("nobody listens")
+        return await super().reset(request)
+
+    async def step(self, session: str, step: int, action: str) -> StepResult:
+        if step == 2 and action == "up":
+            self.away = self.outage
+            raise SessionLost("no answer within 30 s")
+        return await super().step(session, step, action)
+
+
+@pytest.mark.parametrize("outage", [1, episode.WAITS])
+async def test_an_action_that_hangs_its_server_is_an_invalid_end(
+    config: Config, monkeypatch: pytest.MonkeyPatch, outage: int
+) -> None:
+    """Somebody restarts the server. A ticket that was given back instead would hang it again, for ever."""
+    monkeypatch.setattr(episode, "FIRST_DELAY_S", 0.001)
+    client, engine = Vanishing(), Saying(config.model.path)
+    client.outage = outage
+    engine.texts = [" up", " up"] * episode.LOSSES
+    played = await play_with(config, client, ticket(index=9), engine)
+    assert [step.valid for step in played.steps] == [True, False]
+    assert (played.steps[-1].terminated, played.facts["won"]) == (True, False)
+
+
+async def test_a_server_that_an_action_takes_away_costs_an_attempt_and_an_outage_before_it_none(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episode, "FIRST_DELAY_S", 0.001)
+    client, engine = Vanishing(), Saying(config.model.path)
+    client.outage = episode.WAITS + 1
+    engine.texts = [" up", " up"]
+    with pytest.raises(EpisodeFailed, match="unavailable at the action of step 2: nobody listens"):
+        await play_with(config, client, ticket(), engine)
+    client.away = 1
+    with pytest.raises(EnvironmentUnavailableError):
+        await play_with(config, client, ticket(), engine)
 
 
 async def test_a_task_that_cannot_be_played_is_told(config: Config) -> None:
@@ -292,9 +384,7 @@ class Rewarding(Counting):
 
 
 async def test_a_reward_that_becomes_infinite_when_scaled_fails_the_ticket_by_name(config: Config) -> None:
-    with pytest.raises(
-        EpisodeFailed, match=r"environment \w+ gave the reward 1e\+308, and times env.success_reward=10"
-    ):
+    with pytest.raises(EpisodeFailed, match=r"environment \w+ gave the reward 1e\+308; times env.success_reward=10"):
         await play_with(config, Recording(Rewarding), ticket())
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ import torch
 from actors import rollout_actor, weights
 from actors.engine.interface import EngineFailed
 from actors.prompts import PromptBuilder, load_tokenizer
+from actors.replicas import Replicas
 from actors.rollout_actor import Rollout
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError
+from env_servers.clients.http import HttpClient
 from env_servers.clients.local import LocalClient
 from env_servers.environment import Observation
 from env_servers.protocol import ResetRequest, StepResult
@@ -26,6 +29,7 @@ from services.schemas import TRAIN_STREAM, Task, Ticket, Trajectory
 from services.weights import WeightChannel, open_channel
 from tests.actors.scripted_engine import ScriptedEngine
 from tests.env_servers.counting import Counting
+from tests.env_servers.launching import launch
 
 SIZE = 3
 SHORT_LEASES: dict[str, object] = {"lease_s": 1.5}
@@ -373,6 +377,23 @@ async def test_tickets_go_back_while_no_environment_server_can_be_used(
         scene.client.away = False
         await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
     assert scene.rollout.status()["failed"] == 0
+
+
+async def test_an_action_that_hangs_its_server_does_not_stall_the_run(make: MakeScene, tmp_path: Path) -> None:
+    """Its ticket has the same seed each time. The other episodes of the server only lose time."""
+    scene = make()
+    with launch(tmp_path / "ready", "tests.env_servers.counting:Stuck") as server:
+        scene.client = Replicas([HttpClient(server.url, timeout_s=0.7, patience_s=0.1)])
+        scene.__post_init__()
+        scene.publish(0)
+        task = Task(env="counting", split="train", index=1)
+        scene.buffer.issue([*group(0), Ticket(group=1, member=0, group_size=1, task=task, seed=101), *group(2)])
+        async with scene.playing():
+            await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0, 1, 2])
+    (stuck,) = scene.buffer.read(TRAIN_STREAM, 1)
+    assert (stuck.steps[-1].action, stuck.steps[-1].valid, stuck.steps[-1].terminated) == ("up", False, True)
+    assert not stuck.won
+    assert all(trajectory.won for number in (0, 2) for trajectory in scene.buffer.read(TRAIN_STREAM, number))
 
 
 async def test_draining_gives_the_tickets_back_at_once(make: MakeScene) -> None:

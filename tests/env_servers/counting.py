@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 
 from env_servers.environment import BrokenTask, Environment, Observation, UnknownTask
@@ -119,6 +120,17 @@ class Hanging(Counting):
         assert not getattr(self, "inside", False), "closed while a step was being taken"
         super().close()
         self.all_closed.release()
+
+
+class Stuck(Counting):
+    """Stops its whole server, of one thread, for a while at the second `up` of task 1."""
+
+    name = "stuck"
+
+    def step(self, action: str) -> Observation:
+        if self.target == 3 and self.value == 1 and action == "up":
+            time.sleep(1.5)
+        return super().step(action)
 
 
 class Retold(Counting):

@@ -12,11 +12,11 @@ import pytest
 from aiohttp import web
 
 from env_servers.client import EnvironmentClient, HttpClient, SessionLost, open_client
-from env_servers.clients.interface import ActionRefused, RequestRejected
+from env_servers.clients.interface import ActionRefused, EnvironmentFailed, RequestRejected
 from env_servers.clients.local import LocalClient
 from env_servers.environment import Environment, Observation
 from env_servers.launch import ServerProcess
-from env_servers.protocol import MAX_ACTION_CHARS, ResetRequest, StepResult
+from env_servers.protocol import MAX_ACTION_CHARS, Problem, ResetRequest, StepRequest, StepResult
 from tests.env_servers.launching import launch
 
 TASK = ResetRequest(split="train", index=0)
@@ -153,6 +153,13 @@ class Strict:
         self.steps += 1
         return web.json_response(self._state())
 
+    async def batch(self, request: web.Request) -> web.Response:
+        """Fails as a whole where one of its steps does."""
+        bodies = (await request.json())["items"]
+        if any(body["action"] == "500" for body in bodies):
+            return web.Response(status=500, text="Traceback")
+        return web.json_response({"items": [self._state() | {"step": body["step"]} for body in bodies]})
+
     def _state(self) -> dict[str, object]:
         state = {"session": "s", "step": self.steps, "observation": f"at {self.steps}", "reward": 0, "anchor": "x"}
         return {**state, "terminated": False, "truncated": False}
@@ -163,6 +170,7 @@ async def foreign() -> AsyncIterator[str]:
     server = Strict()
     app = web.Application()
     app.add_routes([web.post("/reset", server.reset), web.post("/step", server.step)])
+    app.add_routes([web.post("/batch/step", server.batch)])
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -188,4 +196,16 @@ async def test_a_foreign_servers_word_for_a_bad_action(tmp_path: Path) -> None:
             assert not isinstance(caught.value, ActionRefused)
         with pytest.raises(SessionLost):
             await client.step(session, 6, "410")
+        await client.close()
+
+
+async def test_an_action_at_which_a_foreign_server_fails_leaves_the_others_of_its_batch_alone() -> None:
+    async with foreign() as url:
+        client = HttpClient(url, coalesce=True, patience_s=0.1)
+        seen = await client.step_many([StepRequest(session="s", step=1, action=action) for action in ("500", "go")])
+        assert isinstance(seen[0], Problem)
+        assert seen[0].status == 500
+        assert isinstance(seen[1], StepResult)
+        with pytest.raises(EnvironmentFailed):
+            await client.step("s", 2, "500")
         await client.close()
