@@ -6,8 +6,8 @@ a check, write such a function and add it to `CHECKS`.
 Invariants
 - Every check of `CHECKS` runs, whatever the others found. Those of `LAST` wait for servers that may still be starting,
   so they run only where nothing else is wrong.
-- A check starts no process, leaves no file behind, and imports neither torch nor Ray nor vLLM, unless a plug-in does.
-  Each of its requests has a timeout.
+- A check starts no process, leaves no file behind, and imports neither torch nor Ray nor vLLM, unless a plug-in or a
+  trained adapter needs it. Each of its requests has a timeout.
 """
 
 from __future__ import annotations
@@ -129,10 +129,31 @@ def models(start: Start) -> Iterator[str]:
         yield from shape_problems(folder, start.config)
 
 
+def adapters(start: Start) -> Iterator[str]:
+    """Every target of `model.lora` is a layer of the model."""
+    lora = start.config.model.lora
+    if not start.trains or lora is None:
+        return
+    from learner.rank.lora import check_targets
+
+    try:
+        check_targets(start.config.model.path, lora.targets)
+    except ModelUnavailable as error:
+        yield str(error)
+
+
 def machine(start: Start) -> Iterator[str]:
     """Check this machine's memory and devices for a Ray cluster of the run's own; other clusters are not checked."""
     config = start.config
-    if not start.models or os.environ.get("RAY_ADDRESS") or not engine_is_on_cpu():
+    if not start.models or os.environ.get("RAY_ADDRESS"):
+        return
+    cores = os.cpu_count() or 1
+    if start.trains and config.learner.ranks > cores:
+        yield (
+            f"learner.ranks={config.learner.ranks}, and this machine has {cores} processor core(s): lower it, or set "
+            "RAY_ADDRESS to a cluster with more"
+        )
+    if not engine_is_on_cpu():
         return
     if config.weights.channel == "nccl":
         yield "weights.channel=nccl needs GPUs, and this machine's vLLM is for CPUs: use ray or directory"
@@ -238,7 +259,7 @@ def plugins(start: Start) -> Iterator[str]:
             yield from losses.check(loss)
 
 
-CHECKS: tuple[Check, ...] = (plugins, run_folder, outputs, models, disk_space, machine, environments)
+CHECKS: tuple[Check, ...] = (plugins, run_folder, outputs, models, adapters, disk_space, machine, environments)
 LAST: tuple[Check, ...] = (redis, ray_cluster)
 
 

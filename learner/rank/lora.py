@@ -10,9 +10,11 @@ Invariants
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,10 @@ from learner.rank.attention import Layout
 from learner.rank.disk_names import DiskForm
 from learner.rank.policy import Policy
 from services.config.tree import LoraConfig
-from services.errors import ModelUnavailable
+from services.errors import ModelUnavailable, first_line
 from services.weights.adapter import DELTA, A, B
+
+log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 LARGEST_ERROR = {torch.float32: 1e-4}
@@ -120,17 +124,50 @@ def adapt(policy: Policy, config: LoraConfig, disk: DiskForm) -> Adapters:
     return Adapters(policy, disk)
 
 
+def check_targets(folder: Path, targets: Sequence[str]) -> None:
+    """Check targets against a model's layers without loading its weights, in seconds.
+
+    The layers are those of the model that `config.json` describes, built on PyTorch's meta device. A layer that only a
+    forward pass shows to be unfit is found later, by `adapt`. So is whatever else is wrong with the folder.
+
+    Args:
+        folder: of the model.
+        targets: `model.lora.targets`.
+
+    Raises:
+        ModelUnavailable: a target matches no layer, or one that is not a linear layer.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # depends on the architecture; the ranks report it with its cause
+        log.info("cannot check model.lora.targets before the start: %s", first_line(error))
+        return
+    _matching(lm, targets, list(_linear_layers(lm)))
+
+
 def target_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
     """Names of the layers to adapt.
 
-    `all-linear`: every linear layer but the head, the routed experts, and what a forward pass does not call. Anything
-    else is the end of layers' names.
+    Args:
+        policy: the model.
+        targets: each `all-linear`, for every layer of `adaptable_layers`, or the end of layers' names.
 
     Raises:
         ModelUnavailable: a target matches no layer, or one that cannot have an adapter.
     """
-    lm = policy.lm
-    possible = adaptable_layers(policy)
+    return _matching(policy.lm, targets, adaptable_layers(policy))
+
+
+def _matching(lm: Any, targets: Sequence[str], possible: Sequence[str]) -> list[str]:
+    """Names that the targets match, in the order of the targets; each must be among `possible`.
+
+    Example: in a model of two layers `down_proj` matches `model.layers.0.mlp.down_proj` and
+    `model.layers.1.mlp.down_proj`; `1.mlp.down_proj` matches the second; `proj` matches none.
+    """
     if not possible:
         raise ModelUnavailable(f"model.lora: {type(lm).__name__} has no linear layers that can have adapters")
     chosen: dict[str, None] = {}
@@ -149,23 +186,11 @@ def target_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
 
 
 def adaptable_layers(policy: Policy) -> list[str]:
-    """Names of the linear layers, but the head and routed experts, that a forward pass calls as linear layers.
+    """Names of the linear layers, except the head and routed experts, that a forward pass calls as linear layers.
 
-    A router that is a linear layer by its class and returns what it chose (Phi-MoE, Llama 4) is none.
+    A router whose class is a linear layer but which returns its choice (Phi-MoE, Llama 4) is not one of them.
     """
-    from transformers.pytorch_utils import Conv1D
-
-    lm, head = policy.lm, policy.lm.get_output_embeddings()
-    tied = {id(lm.get_input_embeddings().weight)}
-    linear = {
-        name: module
-        for name, module in lm.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and module is not head
-        and id(module.weight) not in tied
-        and "experts" not in name.split(".")
-        and _peft_takes(lm, name)
-    }
+    linear = _linear_layers(policy.lm)
     called: dict[str, bool] = {}
 
     def note(name: str, output: object) -> None:
@@ -181,6 +206,23 @@ def adaptable_layers(policy: Policy) -> list[str]:
         for hook in hooks:
             hook.remove()
     return [name for name in linear if called.get(name)]
+
+
+def _linear_layers(lm: Any) -> dict[str, nn.Module]:
+    """The linear layers by name, except the head, a tied embedding, routed experts and those that peft refuses."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = lm.get_output_embeddings()
+    tied = {id(lm.get_input_embeddings().weight)}
+    return {
+        name: module
+        for name, module in lm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and id(module.weight) not in tied
+        and "experts" not in name.split(".")
+        and _peft_takes(lm, name)
+    }
 
 
 @torch.no_grad()

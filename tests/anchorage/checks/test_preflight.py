@@ -244,6 +244,24 @@ def test_a_cluster_of_ray_that_is_still_starting_is_waited_for(tmp_path: Path, m
         preflight(Start(made(tmp_path), models=(STARTER,), trains=True, plays_panels=True))
 
 
+def test_more_ranks_than_cores_are_refused_in_a_cluster_of_the_runs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(checks.os, "cpu_count", lambda: 2)
+    (line,) = problems(made(tmp_path, learner={"ranks": 1000}), models=(STARTER,))
+    assert line.startswith("learner.ranks=1000, and this machine has 2 processor core(s)")
+    preflight(Start(made(tmp_path, learner={"ranks": 2}), models=(STARTER,), trains=True))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    preflight(Start(made(tmp_path, learner={"ranks": 1000}), models=(STARTER,), trains=True))
+
+
+def test_a_lora_target_that_matches_nothing_is_told_before_the_start(tmp_path: Path) -> None:
+    model = {"path": STARTER, "lora": {"targets": ["q_proj", "query"]}}
+    (line,) = problems(made(tmp_path, model=model))
+    assert line.startswith("model.lora.targets: no layer is called query; Qwen2ForCausalLM has down_proj, gate_proj")
+
+
 def test_vllm_takes_the_temperatures_that_a_configuration_may_have_and_no_others() -> None:
     sampling = pytest.importorskip("vllm.sampling_params", reason=needs.VLLM)
     for taken in 0.01, 2.0:

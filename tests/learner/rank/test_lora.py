@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learner.rank.disk_names import DiskForm
-from learner.rank.lora import Adapters, adapt, adaptable_layers
+from learner.rank.lora import Adapters, adapt, adaptable_layers, check_targets
 from learner.rank.policy import Policy, Route, load_policy
 from services.config.tree import LoraConfig
 from services.errors import ModelUnavailable
@@ -96,8 +96,19 @@ def test_layers_that_the_forward_pass_goes_past_get_none(tmp_path: Path) -> None
 def test_targets_that_match_nothing_that_fits(targets: tuple[str, ...], message: str, tmp_path: Path) -> None:
     folder = write(tmp_path, make("phi3"))
     policy = load(folder)
-    with pytest.raises(ModelUnavailable, match=r"model\.lora\.targets: .*" + message.replace(".", r"\.")):
+    told = r"model\.lora\.targets: .*" + message.replace(".", r"\.")
+    with pytest.raises(ModelUnavailable, match=told):
         adapt(policy, LoraConfig(targets=targets), DiskForm(policy.lm, folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match=told):
+        check_targets(folder, targets)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_targets_are_checked_without_the_weights(name: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, make(name))
+    (folder / "model.safetensors").unlink()
+    check_targets(folder, ["all-linear", *KINDS[name]])
 
 
 def test_chosen_targets(tmp_path: Path) -> None:
