@@ -1,10 +1,10 @@
-"""Anchor grouping: which steps of a group were taken in the same state (GiGPO, eq. 6).
+"""Anchor grouping: which steps of a group were taken in the same state (GiGPO, arXiv:2505.10978, eq. 6).
 
 Invariants
 - A step group never spans two groups.
 - Step groups are numbered from 0 in order of first appearance, so equal input gives equal output.
 - With a similarity threshold the clusters are greedy and depend on row order: a step joins the first cluster whose
-  first member it resembles, exactly as the published code does it.
+  first member it resembles, as in the published code.
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ Ids = NDArray[np.int64]
 
 
 def step_groups(group: Ids, anchors: Sequence[str], similarity: float | None = None) -> Ids:
-    """Number of the step group of every row.
+    """Assign each row to a step group.
 
     Args:
         group: int64 [N], group of each row.
         anchors: N anchor keys.
-        similarity: smallest SequenceMatcher ratio of two anchors that count as the same; None: exact keys.
+        similarity: smallest SequenceMatcher ratio at which two anchors count as the same; None: equal keys only.
 
     Returns:
-        int64 [N], from 0 in order of first appearance.
+        int64 [N], step group of each row, from 0 in order of first appearance.
+
+    Raises:
+        ValueError: `group` and `anchors` differ in length.
+
+    Example: two groups of three steps; the state `desk` occurs in both, and twice in the first.
+
+        group    0     0      0     1     1      1
+        anchors  desk  shelf  desk  desk  stove  sink
+        result   0     1      0     2     3      4
     """
     if len(group) != len(anchors):
         raise ValueError(f"{len(group)} rows but {len(anchors)} anchors")
@@ -36,15 +45,30 @@ def step_groups(group: Ids, anchors: Sequence[str], similarity: float | None = N
 
 
 def dense_ids(keys: Sequence[object]) -> Ids:
-    """int64 [N]: equal keys get equal ids, from 0 in order of first appearance."""
+    """Number keys from 0 in order of first appearance; equal keys get equal ids. Returns int64 [N].
+
+    Example: `["b", "a", "b"]` gives `[0, 1, 0]`.
+    """
     ids = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.fromiter(map(ids.__getitem__, keys), dtype=np.int64, count=len(keys))
 
 
 def joint_ids(first: Ids, second: Ids) -> Ids:
-    """int64 [N]: rows that agree in both ids get equal ids, from 0 in order of first appearance."""
+    """Number pairs of ids from 0 in order of first appearance; rows that agree in both get equal ids.
+
+    Args:
+        first: int64 [N].
+        second: int64 [N].
+
+    Returns:
+        int64 [N].
+
+    Example: `first` 3 3 5 3 and `second` 7 8 7 7 become the codes 0 1 4 0 (`first` counts in steps of the width of
+    `second`'s range, here 2), which np.unique sorts and the order of first appearance numbers as 0 1 2 0.
+    """
     if not len(first):
         return np.zeros(0, dtype=np.int64)
+    # One integer for each pair, so that one sort finds equal pairs.
     low = second.min()
     codes = (first - first.min()) * (int(second.max() - low) + 1) + (second - low)
     _, appears, inverse = np.unique(codes, return_index=True, return_inverse=True)
@@ -54,10 +78,15 @@ def joint_ids(first: Ids, second: Ids) -> Ids:
 
 
 def _clusters(group: Ids, anchors: Sequence[str], similarity: float) -> Ids:
-    """Greedy clusters, numbered within each group."""
+    """Cluster anchors greedily, numbered within each group. Returns int64 [N].
+
+    Example: one group, similarity 0.8. `a b c d e` opens cluster 0; `a b c d f` resembles its first member (ratio
+    0.89) and joins; `a b c x f` resembles only the second member (0.89; 0.78 to the first) and opens cluster 1.
+    """
     representatives: dict[int, list[SequenceMatcher[str]]] = {}
     known: dict[tuple[int, str], int] = {}
     out = np.empty(len(anchors), dtype=np.int64)
+    # Anchors repeat within a group, and a ratio takes quadratic time: each distinct one is placed once.
     for row, (member_of, anchor) in enumerate(zip(group.tolist(), anchors, strict=True)):
         cluster = known.get((member_of, anchor))
         if cluster is None:
@@ -68,9 +97,10 @@ def _clusters(group: Ids, anchors: Sequence[str], similarity: float) -> Ids:
 
 
 def _place(anchor: str, representatives: list[SequenceMatcher[str]], similarity: float) -> int:
+    """Number of the first cluster whose first member `anchor` resembles; a new cluster if there is none."""
     for number, matcher in enumerate(representatives):
         matcher.set_seq1(anchor)
-        # The two quick ratios are upper bounds of the ratio.
+        # The quick ratios are upper bounds of the ratio: most pairs are told apart by the first, in constant time.
         if (
             matcher.real_quick_ratio() >= similarity
             and matcher.quick_ratio() >= similarity

@@ -1,13 +1,15 @@
-"""Rows to micro-batches: what each rank runs through the model, in which order.
+"""Pack rows into micro-batches: what each rank runs through the model, and in which order.
+
+    rows ── _families ──▶ sequences ── _units ──▶ neighbours ── _bins ──▶ forward passes ── _pack ──▶ MicroBatch
 
 Invariants
 - Deterministic: the plan is a function of the rows, the number of ranks and the token budget.
-- A forward pass is one line of tokens without padding, at most the budget's (a longer single row goes alone).
-- Every rank does the same number of forward passes, as collectives need it, of nearly the same length; one that is
-  short of work repeats a batch with weight 0.
-- A token is computed once for all rows of a line that begin with the same tokens up to it: in causal attention its
-  hidden state is the same there. Each row keeps its own loss. An episode whose prompts go on from one another is thus
-  one sequence, and the episodes of a group share their beginning.
+- A forward pass is one line of tokens without padding, within the budget (a longer single row goes alone).
+- Every rank runs the same number of forward passes, because collectives require it, of nearly the same length; a rank
+  that is short of work repeats a batch with weight 0.
+- A token is computed once for all rows of a line that begin with the same tokens up to it: under causal attention its
+  hidden state is the same in all of them. Each row keeps its own loss. An episode whose prompts continue one another is
+  thus one sequence, and the episodes of a group share their beginning.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ Floats = NDArray[np.float32]
 
 Sharing = Literal["lines", "prefixes", "nothing"]
 """What rows share. `lines`: a forward pass holds many sequences, which share beginnings. `prefixes`: it holds one
-sequence, and rows that begin that one. `nothing`: it holds one row."""
+sequence and the rows that are prefixes of it. `nothing`: it holds one row."""
 
 MIN_SHARED = 32
-"""Shorter common beginnings are computed again: that costs less than to read them from another sequence."""
+"""Tokens. Shorter common prefixes are recomputed: cheaper than gathering keys and values from another sequence."""
 UNITS_PER_BATCH = 2
-"""Sequences are dealt in units of at most the budget's so-manieth part: smaller ones balance better, share less."""
+"""Pack in units of at most `budget / UNITS_PER_BATCH` tokens: smaller units balance better and share less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,10 @@ class Row:
 
     Attributes:
         tokens: int32 [P + R], prompt then response.
-        logprobs: float32 [R], of the response under the sampler.
+        logprobs: float32 [R], log-probabilities (nats) of the response under the sampler.
         advantage: of every response token.
-        counts: its tokens are trained on; if not, they only fill a batch.
-        fresh: bool [R], sampled by the policy version that is being updated; None: none of them.
+        counts: whether its tokens are trained on; otherwise they only fill a batch.
+        fresh: bool [R], whether the version being updated sampled the token; None: none of them.
     """
 
     tokens: NDArray[np.int32]
@@ -61,16 +63,19 @@ class MicroBatch:
     """One forward pass: a line of L tokens that holds S sequences and T response tokens.
 
     Attributes:
-        input_ids: int64 [1, L]. position_ids: int64 [1, L], place of each token in its own sequence.
-        starts / path_starts / path: where the sequences lie, see `learner.rank.attention.Layout`.
+        input_ids: int64 [1, L], tokens of the line.
+        position_ids: int64 [1, L], position of each token in its own sequence.
+        starts: int64 [S + 1], bounds of the sequences' own tokens, see `learner.rank.attention.Layout`.
+        path_starts: int64 [S + 1], bounds of the sequences' paths in `path`.
+        path: int64, places in the line of the tokens that each sequence reads.
         positions: int64 [T], place in the line of the token that predicts each response token.
         targets: int64 [T], the response tokens.
-        behaviour: float32 [T], the sampler's log-probabilities.
+        behaviour: float32 [T], the sampler's log-probabilities (nats).
         advantage: float32 [T].
         weight: float32 [T], 1 or 0.
-        fresh: float32 [T], 1 where the policy version that is being updated sampled the token, else 0.
-        sequence: int64 [T], number within the micro-batch of the row that each response token belongs to.
-        tokens: L, or 0 in a batch that only fills.
+        fresh: float32 [T], 1 where the version being updated sampled the token, else 0.
+        sequence: int64 [T], row of each response token, numbered within the micro-batch.
+        tokens: L, or 0 in a batch that only fills a rank's pass.
         widest: the largest T of the passes that run at the same time, one on each rank.
     """
 
@@ -92,7 +97,13 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """Rows that one sequence holds: the longest first. `shared`: tokens in common with the family before it."""
+    """Rows that one sequence holds: a row, and rows that are prefixes of it.
+
+    Attributes:
+        rows: numbers of the rows, the longest first; it is the sequence.
+        length: tokens of the sequence.
+        shared: leading tokens in common with the family before.
+    """
 
     rows: list[int]
     length: int
@@ -100,10 +111,25 @@ class _Family:
 
 
 def plan(rows: Sequence[Row], ranks: int, budget: int, sharing: Sharing = "lines") -> list[list[MicroBatch]]:
-    """Micro-batches of each rank, equally many; `budget` tokens at most in each of several sequences.
+    """Plan the micro-batches of each rank.
+
+    Args:
+        rows: at least one.
+        ranks: number of ranks.
+        budget: most tokens in a line of several sequences.
+        sharing: what rows may share.
+
+    Returns:
+        For each rank its micro-batches in order, equally many.
 
     Raises:
         ValueError: there are no rows.
+
+    Example: five passes of 9, 8, 7, 5 and 4 tokens on two ranks. Each column runs at the same time; the order of the
+    ranks alternates, so that the longer pass of a pair goes to each in turn. `fill` repeats the last pass, weight 0.
+
+        rank 0   9  5  4
+        rank 1   8  7  fill     pairs in order of length: (9 8), then reversed (7 5), then (4 fill)
     """
     if not rows:
         raise ValueError("no rows to train on")
@@ -121,18 +147,25 @@ def plan(rows: Sequence[Row], ranks: int, budget: int, sharing: Sharing = "lines
         together += [filler] * (ranks - len(together))
         widest = max(len(batch.targets) for batch in together)
         together = [replace(batch, widest=widest) for batch in together]
-        # Longest first, back and forth: the ranks of one pass are nearly even, and so are their sums.
+        # Back and forth over passes sorted by length: passes that run together are nearly even, and so are the sums.
         for own, batch in zip(shares if number // ranks % 2 == 0 else reversed(shares), together, strict=True):
             own.append(batch)
     return shares
 
 
 def _families(rows: Sequence[Row]) -> list[_Family]:
-    """Which rows share a sequence, in the lexicographic order of their tokens.
+    """Group rows into sequences, in the lexicographic order of their tokens.
 
-    In that order a row comes right before those that it begins, and each sequence next to those that it has most in
-    common with, so one walk from the end finds all of it.
+    In that order a row comes right before those it is a prefix of, and each sequence next to those with which it has
+    most in common. So one walk from the end finds the families, and one from the start what neighbours share.
+
+    Example: rows as letters. Walking backwards, `abc` is a prefix of `abcde` and joins it; `ab` too.
+
+        rows       0 abcde   1 ab   2 abx   3 abc
+        sorted     ab, abc, abcde, abx
+        families   rows 0 3 1 (length 5, shared 0), row 2 (length 3, shared 2 with `abcde`)
     """
+    # Big-endian bytes sort, and have prefixes, as the token ids do.
     texts = [row.tokens.astype(">u4").tobytes() for row in rows]
     members: list[list[int]] = []
     for number in sorted(range(len(rows)), key=texts.__getitem__, reverse=True):
@@ -155,14 +188,18 @@ def _every_row(rows: Sequence[Row]) -> list[_Family]:
 
 
 def _common(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     size = min(len(one), len(other))
     differs = one[:size] != other[:size]
     return int(differs.argmax()) if differs.any() else size
 
 
 def _units(families: list[_Family], limit: int) -> list[list[_Family]]:
-    """Neighbours that share a beginning, cut where a unit would pass `limit` tokens."""
+    """Join neighbours that share a prefix into units of at most `limit` tokens; a longer family is its own unit.
+
+    Example: limit 100; families of 60, 50 (40 shared) and 90 (45 shared) tokens. The second adds 10 to the first's 60;
+    the third would add 45, 115 in all, so it opens a unit, in which its shared tokens are computed again: 90.
+    """
     units: list[list[_Family]] = []
     size = 0
     for family in families:
@@ -177,17 +214,31 @@ def _units(families: list[_Family], limit: int) -> list[list[_Family]]:
 
 
 def _size(unit: list[_Family]) -> int:
+    """Tokens of a unit: the first family in full, of the others what they do not share with the one before."""
     return unit[0].length + sum(family.length - family.shared for family in unit[1:])
 
 
 def _bins(units: list[list[_Family]], ranks: int, budget: int) -> list[list[list[_Family]]]:
-    """Units of each forward pass, longest pass first: as few passes a rank as fit the budget, nearly equally long.
+    """Distribute units over forward passes: as few passes a rank as fit the budget, nearly equally long.
 
-    Longest unit first into the emptiest pass, whose maximum is at most a third over the best possible.
+    Longest unit first into the emptiest pass (LPT; Graham, SIAM J. Appl. Math. 17, 1969), whose fullest pass is at most
+    a third longer than that of the best distribution.
+
+    Args:
+        units: of families.
+        ranks: number of ranks; passes come in multiples of it.
+        budget: most tokens of a pass of several units.
+
+    Returns:
+        Units of each pass in their original order, longest pass first.
+
+    Example: sizes 7 6 5 4 on one rank, budget 12. Two passes could hold 22 <= 24 tokens:
+
+        7 -> pass 0 (7)      6 -> pass 1 (6)      5 -> pass 1 (11)      4 -> pass 0 (11)
     """
     sizes = [_size(unit) for unit in units]
     order = sorted(range(len(units)), key=lambda number: (-sizes[number], number))
-    passes = max(1, -(-sum(sizes) // (ranks * budget)))
+    passes = max(1, -(-sum(sizes) // (ranks * budget)))  # fewer cannot hold them; more are tried below
     while True:
         loads = [(0, place) for place in range(ranks * passes)]
         bins: list[list[int]] = [[] for _ in loads]
@@ -204,15 +255,33 @@ def _bins(units: list[list[_Family]], ranks: int, budget: int) -> list[list[list
 
 
 def _pack(families: list[_Family], rows: Sequence[Row]) -> MicroBatch:
+    """Lay the sequences of one forward pass out in a line.
+
+    Example, with a MIN_SHARED of 2: sequence A is `a b c d e`, of which row 0 predicts `d e` and row 1, its prefix
+    `a b c`, predicts `c`. Sequence B is `a b c x y` and shares `a b c` with A; its row 2 predicts `x y`.
+
+        place in the line   0 1 2 3 4 | 5 6
+        token               a b c d e | x y       A's own tokens, then only B's own
+        position_ids        0 1 2 3 4 | 3 4
+        starts              0 5 7
+        path                0 1 2 3 4 | 0 1 2 5 6     B reads A's `a b c`, then itself
+        path_starts         0 5 10
+        row                 0: d e   1: c    2: x y
+        positions           2 3      1       2 5      the place before each target, along the path
+        targets             d e      c       x y
+        sequence            0 0      1       2 2
+    """
     line, place, paths, starts = [], [], [], [0]
     positions, targets, behaviour, advantage, weight, fresh = [], [], [], [], [], []
     before: NDArray[np.int32] = np.zeros(0, np.int32)
     path: Ids = np.zeros(0, np.int64)
     for family in families:
         tokens = rows[family.rows[0]].tokens
+        # At least one token of its own: the attention kernels take no empty sequence.
         shared = min(_common(before, tokens), len(tokens) - 1)
         shared = shared if shared >= MIN_SHARED else 0
         own = len(tokens) - shared
+        # Along the path of the sequence before, not its own tokens: that one may itself share with one before it.
         path = np.concatenate([path[:shared], np.arange(starts[-1], starts[-1] + own)])
         line.append(tokens[shared:])
         place.append(np.arange(shared, len(tokens)))

@@ -1,21 +1,21 @@
-"""Checkpoints: `checkpoints/000040/`, whole or not there at all.
+"""Checkpoints, `checkpoints/000040/`: complete, or absent.
 
     manifest.json run, update, number of ranks, and size and checksum of every other file
-    state.json    policy version, dispatcher, what the run must have in common with its resumption
+    state.json    policy version, dispatcher, and what a resumed run must have in common with this one
     engine/       parameters, optimizer, step count and random state of every rank
     policy/       the policy as a Hugging Face folder that vLLM can serve
 
-`checkpoints/best-000040/` is the policy of the best evaluation so far, a Hugging Face folder with its score in
-`best.json`, and a manifest. There is a second one while no checkpoint covers the newest: training may return to before
-it. `checkpoints/damaged-000040/` is a checkpoint that could not be resumed from, until a newer one is written.
+`checkpoints/best-000040/` is the policy of the best evaluation so far: a Hugging Face folder, its score in `best.json`,
+and a manifest. There is a second one while no checkpoint covers the newest, because training may return to an update
+before it. `checkpoints/damaged-000040/` is a checkpoint that could not be resumed from; the next checkpoint deletes it.
 
 Invariants
-- A checkpoint is written under a temporary name, synced to disk and renamed: a folder with a number for a name is
+- A checkpoint is written under a temporary name, synced to disk and renamed: a folder whose name is a number is
   complete and durable.
-- Nothing is resumed from, exported or evaluated whose files are not those that were written (`services/manifest.py`).
-  Where the newest checkpoint is damaged, training resumes from the one before it.
-- A checkpoint that cannot be written leaves nothing behind, and the older ones untouched.
-- Whatever checkpoint training goes on from, the best policy of the updates up to it is there.
+- Nothing is resumed, exported or evaluated unless its files are those that were written (`services/manifest.py`). If
+  the newest checkpoint is damaged, training resumes from the one before it.
+- A checkpoint that cannot be written leaves nothing behind, and older ones untouched.
+- Whichever checkpoint training resumes from, the best policy of the updates up to it exists.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json"
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """What the trainer itself must remember.
+    """The trainer's own part of a checkpoint.
 
     Attributes:
         version: policy version, the number of updates done.
@@ -67,9 +67,9 @@ class TrainerState:
 
 
 def identity(config: Config) -> dict[str, object]:
-    """What a resumption must share with the run: the order of tasks, the groups in Redis, the trained parameters.
+    """Settings a resumed run must share with this one: the order of tasks, the groups in Redis, the trained parameters.
 
-    Not the number of ranks, the ZeRO stage or what is off-loaded: the engine's files hold whole tensors.
+    The number of ranks, the ZeRO stage and off-loading may differ: the engine's files hold whole tensors.
     """
     return {
         "run.seed": config.run.seed,
@@ -84,22 +84,22 @@ def identity(config: Config) -> dict[str, object]:
 
 
 def require_none(folder: Path) -> None:
-    """Raise `CheckpointFailed` where a new run would find the checkpoints of an old one."""
+    """Raise CheckpointFailed if the folder of a new run holds checkpoints."""
     found = latest(folder)
     if found is not None:
-        raise CheckpointFailed(f"{found} is there already: go on with --resume, or give the new run another run.name")
+        raise CheckpointFailed(f"{found} exists: continue that run with --resume, or choose another run.name")
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, if there is one."""
+    """The newest complete checkpoint in `folder`; None if there is none."""
     found = sorted(_complete(folder))
     return found[-1] if found else None
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` whose files are all as they were written; None where there is no checkpoint.
+    """The newest checkpoint in `folder` whose files are all as they were written; None if there is no checkpoint.
 
-    Damaged ones that are newer are named in a warning, one line each.
+    Logs one warning for each newer one that is damaged.
 
     Raises:
         CheckpointFailed: there are checkpoints, and all of them are damaged.
@@ -112,16 +112,16 @@ def newest_intact(folder: Path) -> Path | None:
 
 
 def newest_with_state(folder: Path) -> Path | None:
-    """As `newest_intact`, but of the files only the state is read, and nothing is said of damaged ones.
+    """As `newest_intact`, but verifies only the state's file and logs nothing: quick, for checks before a start.
 
     Raises:
-        CheckpointFailed: no checkpoint can be resumed from, as far as that is known without its weights.
+        CheckpointFailed: there are checkpoints, and the state of each is damaged.
     """
     return _newest(folder, only=_STATE)[0]
 
 
 def _newest(folder: Path, only: str) -> tuple[Path | None, list[FolderDamaged]]:
-    """The newest checkpoint whose files beginning with `only` are intact, and what is wrong with newer ones."""
+    """The newest checkpoint whose files that begin with `only` are intact, and the damage of newer ones."""
     damaged: list[FolderDamaged] = []
     for found in sorted(_complete(folder), reverse=True):
         try:
@@ -132,13 +132,13 @@ def _newest(folder: Path, only: str) -> tuple[Path | None, list[FolderDamaged]]:
         return found, damaged
     if damaged:
         raise CheckpointFailed(
-            f"no checkpoint in {folder} is intact; {damaged[0]}: copy one back, or start a run of another name"
+            f"no intact checkpoint in {folder}; {damaged[0]}: restore one from a copy, or choose another run.name"
         )
     return None, damaged
 
 
 def set_aside_after(folder: Path, version: int) -> None:
-    """Rename the checkpoints after `version`, which are damaged: their numbers will be used again."""
+    """Rename the checkpoints after `version`, which are damaged: their numbers will be reused."""
     for found in _complete(folder):
         if int(found.name) > version:
             aside = found.with_name(_DAMAGED + found.name)
@@ -147,6 +147,7 @@ def set_aside_after(folder: Path, version: int) -> None:
 
 
 def _verify(checkpoint: Path, only: str) -> None:
+    """Raise FolderDamaged if a file that begins with `only` is not as written, or the manifest is another update's."""
     update = manifest.read(checkpoint).get("update")
     if update != int(checkpoint.name):
         raise FolderDamaged(f"{checkpoint} is damaged: its {MANIFEST_NAME} is that of update {update}")
@@ -154,10 +155,10 @@ def _verify(checkpoint: Path, only: str) -> None:
 
 
 def read_state(checkpoint: Path, config: Config) -> TrainerState:
-    """State of a checkpoint that is intact.
+    """Read the state of an intact checkpoint.
 
     Raises:
-        CheckpointFailed: it cannot be read, or was written by a run that this one cannot go on from.
+        CheckpointFailed: it cannot be read, or was written by a run that `config` cannot continue.
     """
     try:
         state = TrainerState(**json.loads((checkpoint / _STATE).read_text()))
@@ -165,12 +166,12 @@ def read_state(checkpoint: Path, config: Config) -> TrainerState:
         raise CheckpointFailed(f"cannot read {checkpoint / 'state.json'}: {error}") from error
     written_by = manifest.read(checkpoint).get("run")
     if written_by != config.run.name:
-        raise CheckpointFailed(f"{checkpoint} was written by the run {written_by}, this one is {config.run.name}")
+        raise CheckpointFailed(f"{checkpoint} was written by the run {written_by}, not by {config.run.name}")
     for key, value in identity(config).items():
         if state.identity.get(key) != value:
             raise CheckpointFailed(
                 f"{checkpoint} was written with {key}={state.identity.get(key)}, this run has {key}={value}: "
-                "use the same value, or start a run of another name"
+                "use the same value, or choose another run.name"
             )
     return state
 
@@ -187,17 +188,24 @@ def save(
     run: str,
     ranks: int,
 ) -> Path:
-    """Write the checkpoint of `state.version`, then drop all but the newest `keep`, and best policies that are the best
-    no longer; the new folder.
+    """Write the checkpoint of `state.version`; then delete all but the newest `keep`, and surpassed best policies.
 
     Args:
-        weights: the policy under its Hugging Face names, or its adapters. model: folder whose other files, and weights
-            below the adapters, complete the export.
-        engine: writes the ranks' files into a folder. engine_bytes: about how much that is.
-        run, ranks: name of the run and number of its ranks, for the manifest.
+        folder: of all checkpoints.
+        state: the trainer's.
+        weights: the policy under its Hugging Face names, or its adapters.
+        model: folder that completes the exported policy: tokenizer, configuration, weights below adapters.
+        engine: writes the ranks' files into a folder.
+        engine_bytes: about how much `engine` writes.
+        keep: number of checkpoints to keep.
+        run: name of the run, for the manifest.
+        ranks: number of ranks, for the manifest.
+
+    Returns:
+        The folder of the new checkpoint.
 
     Raises:
-        CheckpointFailed: not enough space, or a file could not be written.
+        CheckpointFailed: not enough disk space, or a file cannot be written.
     """
     final = folder / f"{state.version:06d}"
     partial = folder / f".{final.name}.partial"
@@ -230,18 +238,25 @@ def save(
 
 
 def best(folder: Path) -> tuple[Path, float] | None:
-    """The best policy kept in `folder`, and its success rate in the evaluation that found it so.
+    """The best policy kept in `folder` and its success rate; None if there is none.
 
-    One whose score is damaged does not count, and is named in a warning. Its weights are not looked at.
+    A policy whose score is damaged does not count and is logged as a warning. Weights are not verified.
     """
     return max(((found, _score(found)) for found in _kept_as_best(folder)), key=lambda each: each[1], default=None)
 
 
 def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, Tensor], model: Path) -> None:
-    """Keep the policy of `version`, the best so far. The one before stays until a checkpoint covers this one.
+    """Write the policy of `version` as the best so far. The one before stays until a checkpoint covers this one.
+
+    Args:
+        folder: of all checkpoints.
+        version: policy version.
+        success: its success rate.
+        weights: the policy under its Hugging Face names, or its adapters.
+        model: folder that completes the exported policy.
 
     Raises:
-        CheckpointFailed: it could not be written.
+        CheckpointFailed: it cannot be written.
     """
     final = folder / f"{_BEST}{version:06d}"
     partial = folder / f".{final.name}.partial"
@@ -263,16 +278,16 @@ def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, 
 
 
 def forget_best(folder: Path, after: int) -> None:
-    """Drop the best policies of updates after `after`: they will be done again."""
+    """Delete the best policies of updates after `after`, which will be repeated."""
     for found in _kept_as_best(folder):
         if _version_of_best(found) > after:
             _discard(found)
 
 
 def _drop_beaten(folder: Path) -> None:
-    """Keep two best policies at most: the best that the newest checkpoint covers, and the best of those after it.
+    """Keep at most two best policies: the best that the newest checkpoint covers, and the best of those after it.
 
-    A run that dies goes on from that checkpoint, and will do again what came after it.
+    A run that crashes resumes from that checkpoint and repeats the updates after it.
     """
     newest = latest(folder)
     intact = _kept_as_best(folder)
@@ -287,13 +302,13 @@ def _drop_beaten(folder: Path) -> None:
 
 
 def _kept_as_best(folder: Path) -> list[Path]:
-    """Folders of best policies whose score is intact, newest first: of equal ones that one counts."""
+    """Folders of best policies with an intact score, newest first: the newest of equally good ones counts."""
     kept = []
     for found in sorted(folder.glob(f"{_BEST}*"), reverse=True):
         try:
             manifest.verify(found, only=_SCORE)
         except FolderDamaged as error:
-            log.warning("%s; it does not count as the best policy", error)
+            log.warning("ignoring a best policy: %s", error)
             continue
         kept.append(found)
     return kept
@@ -308,9 +323,10 @@ def _score(found: Path) -> float:
 
 
 def whole_policy(weights: Mapping[str, Tensor], model: Path) -> Mapping[str, Tensor]:
-    """All that a folder holds: the weights, or those of `model` with the adapters added, and what was not trained.
+    """Complete trained weights to all tensors of a model folder.
 
-    Such is the vision tower of a larger model of which the learner trains the part for text.
+    Adapters are merged into the weights of `model`. Tensors that only `model` has are added, such as the vision tower
+    of a model whose text part is trained.
     """
     if is_adapter(weights):
         return merged(weights, read_weights(model))
@@ -318,9 +334,12 @@ def whole_policy(weights: Mapping[str, Tensor], model: Path) -> Mapping[str, Ten
 
 
 def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> None:
-    """Write the policy as a Hugging Face folder: these weights, and configuration and tokenizer of `model`.
+    """Write the policy as a Hugging Face folder: these weights, with the configuration and tokenizer of `model`.
 
-    How `model` was warm-started stays behind: it says nothing of the run that came after.
+    The record of `model`'s warm start is not copied: it does not describe this policy.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -332,14 +351,14 @@ def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> N
     try:
         save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
     except Exception as error:
-        # safetensors wraps the operating system's error in its own, as text.
+        # safetensors wraps the OS error in its own, as text only.
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(code, str(error)) from error
     share_weights(folder)
 
 
 def _set_type(config: Path, weights: Mapping[str, Tensor]) -> None:
-    """Name the weights' type in the configuration, which may tell that of the model the run began with."""
+    """Set the weights' dtype in the configuration, which may name that of the initial model."""
     settings = json.loads(config.read_text())
     settings.pop("torch_dtype", None)
     settings["dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
@@ -347,6 +366,7 @@ def _set_type(config: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _complete(folder: Path) -> list[Path]:
+    """Folders of complete checkpoints, in no order."""
     if not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
@@ -356,19 +376,20 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointFailed(
-            f"a checkpoint takes about {needed / 2**20:,.0f} MiB and {folder} has {free / 2**20:,.0f} MiB left: "
+            f"a checkpoint takes about {needed / 2**20:,.0f} MiB, and {folder} has {free / 2**20:,.0f} MiB left: "
             "free some space, lower checkpoint.keep, or move run.dir"
         )
 
 
 def _discard(checkpoint: Path) -> None:
-    """Rename first: a removal that is cut short must not leave half a checkpoint under its name."""
+    """Delete a folder. Renames first, so that an interrupted deletion leaves no partial checkpoint under its name."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def _discard_leftovers(folder: Path) -> None:
+    """Delete what interrupted writes and deletions left."""
     for pattern in (".*.partial", ".*.removed"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover)

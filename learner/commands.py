@@ -1,8 +1,8 @@
-"""What people ask of a run while it trains (see `services.buffer.commands`), carried out between updates.
+"""Commands to a run while it trains (see `services.buffer.commands`), carried out between updates.
 
 Invariants
-- Every command gets one answer. Those that were asked for before the run was there are refused: nobody waits for them.
-- A paused run issues no tickets and starts no update; it goes on on `resume`, and ends on `stop`.
+- Every command gets exactly one reply. Commands sent before the run started are refused: their senders no longer wait.
+- A paused run issues no tickets and starts no update; `resume` continues it, `stop` ends it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ log = logging.getLogger(__name__)
 
 
 class NotDone(Exception):
-    """What was asked for was begun and not carried to its end; the message is one line for people."""
+    """A command was started but not completed; the message is one line for people."""
 
 
 class Commands:
-    """`work` are the actions that the trainer itself carries out, each answering one line for people.
+    """Carries out the commands to one run.
 
-    They may raise CheckpointFailed or NotDone, which is the answer then.
+    Args:
+        buffer: where commands arrive and replies go.
+        work: what the trainer does for an action; returns one line for people, or raises CheckpointFailed or NotDone,
+            whose message is the reply.
+        should_stop: asked while paused.
     """
 
     def __init__(
@@ -41,51 +45,51 @@ class Commands:
 
     @property
     def stopped(self) -> bool:
-        """Somebody asked to stop."""
+        """Whether `stop` was received."""
         return self._stopped
 
     def refuse_old(self) -> None:
-        """Answer what was asked for before this run began."""
+        """Refuse the commands sent before this run started."""
         for command in self._buffer.commands.waiting():
-            self._answer(command, False, "the run was not there when this was asked for")
+            self._reply(command, False, "the run had not started when the command was sent")
 
     def waiting(self) -> bool:
-        """Something was asked for and `obey` should be called."""
+        """Whether there are commands for `carry_out`."""
         return any(command.action is not Action.SCALE for command in self._buffer.commands.waiting())
 
-    def obey(self) -> None:
-        """Carry out what was asked for; while paused, stay here."""
-        self._carry_out()
+    def carry_out(self) -> None:
+        """Carry out all commands. While paused, blocks and continues to carry them out."""
+        self._carry_out_waiting()
         if not self._paused:
             return
         self._buffer.set_state("paused")
         log.info("paused")
         while self._paused and not self._stopped and not self._should_stop():
             time.sleep(POLL_S)
-            self._carry_out()
+            self._carry_out_waiting()
         self._buffer.set_state("running")
 
-    def _carry_out(self) -> None:
+    def _carry_out_waiting(self) -> None:
         for command in self._buffer.commands.waiting():
-            if command.action is not Action.SCALE:  # the pool's
-                log.info("%s was asked for by %s", command.action, command.by)
-                self._answer(command, *self._do(command.action))
+            if command.action is not Action.SCALE:  # for the pool
+                log.info("command %s from %s", command.action, command.by)
+                self._reply(command, *self._do(command.action))
 
     def _do(self, action: Action) -> tuple[bool, str]:
         match action:
             case Action.PAUSE:
                 self._paused = True
-                return True, "paused: tickets that are out are played, no update begins"
+                return True, "paused: issued tickets are still played, no update starts"
             case Action.RESUME:
                 self._paused = False
                 return True, "running"
             case Action.STOP:
                 self._stopped = True
-                return True, "stopping; a checkpoint is left behind"
+                return True, "stopping after a checkpoint"
         try:
             return True, self._work[action]()
         except (CheckpointFailed, NotDone) as error:
             return False, str(error)
 
-    def _answer(self, command: Command, done: bool, text: str) -> None:
+    def _reply(self, command: Command, done: bool, text: str) -> None:
         self._buffer.commands.answer(command.id, Answer(at=time.time(), done=done, text=text))

@@ -1,13 +1,13 @@
-"""What came in for an update, what of it is not used, and when too much of it is not.
+"""Groups collected for an update, those left out, and the limits on how many may be.
 
-Dynamic sampling (DAPO, arXiv:2503.14476, section 3.2) drops the groups of equal reward and plays others in their place.
+Dynamic sampling (DAPO, arXiv:2503.14476, section 3.2) drops groups of equal reward and plays others in their place.
 
 Invariants
-- Whether a group is dropped is a pure function of its rewards, asked for the groups of the update's window only. So
+- Whether a group is dropped is a pure function of its rewards, applied to the groups of the update's window only. So
   which groups are dropped, and which take their place, does not depend on what completes first.
-- A dropped group is cancelled in Redis with `EQUAL_REWARDS` as the reason: its trajectories are gone at once, the mark
-  stays until the checkpoint behind it. A run that goes on from an older checkpoint finds the mark and drops the group
-  again, unplayed.
+- A dropped group is cancelled in Redis with `EQUAL_REWARDS` as the reason: its trajectories are deleted at once, the
+  mark stays until a checkpoint covers it. A run resumed from an older checkpoint finds the mark and drops the group
+  again, without playing it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,29 @@ from services.schemas import Trajectory
 
 EQUAL_REWARDS = "all episodes have the same reward (learner.dynamic_sampling)"
 TOLERANCE = 1e-8
-"""Rewards that differ by less are equal on paper."""
+"""Rewards that differ by less are equal up to rounding."""
 WASTE_LIMIT = 4
-"""Give up when so many times the capacity was cancelled or stale in one update: the run does not get anywhere."""
+"""Stop the run when one update has lost this many times the capacity: it makes no progress."""
 
 
 def has_equal_rewards(group: Sequence[Trajectory]) -> bool:
-    """No episode of the group did better than another: nothing to learn from relative to the group."""
+    """Whether no episode of the group did better than another, so that group-relative advantages are all 0."""
     rewards = [trajectory.reward for trajectory in group]
     return max(rewards) - min(rewards) < TOLERANCE
 
 
 @dataclass(slots=True)
 class Collected:
-    """Groups to train on by number, and how many were not used: too old, unreadable, cancelled, of equal rewards."""
+    """Groups collected for one update.
+
+    Attributes:
+        groups: to train on, by number.
+        stale: number of groups that were too old and issued again.
+        unreadable: number of groups that could not be read and were issued again.
+        cancelled: number of groups cancelled because tickets failed.
+        equal: number of groups dropped for equal rewards.
+        last_reason: why the last group was cancelled.
+    """
 
     groups: dict[int, list[Trajectory]] = field(default_factory=dict)
     stale: int = 0
@@ -44,7 +53,12 @@ class Collected:
     last_reason: str = ""
 
     def check_waste(self, config: LearnerConfig, capacity: int) -> None:
-        """Raise `RunStalled` where the update would wait for ever; `capacity` groups may be out."""
+        """Raise RunStalled if too many groups were lost for the update ever to begin.
+
+        Args:
+            config: limits of dynamic sampling.
+            capacity: largest number of outstanding groups.
+        """
         if self.cancelled > WASTE_LIMIT * capacity:
             raise RunStalled(
                 f"{self.cancelled} groups were cancelled while one update waited, the last: {self.last_reason}"

@@ -1,15 +1,16 @@
-"""Evaluation panels: the same tasks with the same seeds every time, played by whatever policy the actors serve.
+"""Evaluation panels: the same tasks with the same seeds every time, played by the policy that the actors serve.
 
-A rate's interval is Wilson's (JASA 22, 1927). Several episodes of one task are not independent: with `evaluation.seeds`
-it is Wilson's for the effective number of episodes n / d, where the design effect d is the variance of the rate over
-that of n independent episodes. The variance is that between tasks, as of clusters in a survey (Korn and Graubard,
-Survey Methodology 24, 1998; with Wilson's interval: Franco et al., J. Survey Statistics and Methodology 7, 2019).
+The interval of a rate is Wilson's (JASA 22, 1927). Episodes of the same task are not independent: with
+`evaluation.seeds` the interval is Wilson's for the effective number of episodes n / d, where the design effect d is the
+variance of the rate divided by that of n independent episodes. The variance is that between tasks, as between clusters
+in a survey (Korn and Graubard, Survey Methodology 24, 1998; with Wilson's interval: Franco et al., J. Survey Statistics
+and Methodology 7, 2019).
 
 Invariants
-- Runs in a stream of its own, so it may go on while training does, and leaves nothing of it in the buffer.
-- Seeds depend on the task's place in the panel alone: two evaluations of a run are paired.
-- Each of several splits has panels and figures of its own.
-- Cancelled episodes (an environment that failed) are counted apart and are no result.
+- An evaluation runs in a stream of its own, so training may continue meanwhile, and leaves nothing in the buffer.
+- Seeds depend only on the task's place in the panel: two evaluations of a run are paired.
+- If several splits are evaluated, each has panels and figures of its own.
+- Cancelled episodes (the environment failed) are counted separately and are not part of the result.
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`won` of `episodes`, with the Wilson 95 % interval of the rate.
+    """A success rate with its 95 % Wilson interval.
 
-    `effective`: as how many independent episodes they count, where they are not all independent.
+    Attributes:
+        won: number of episodes won.
+        episodes: number of episodes.
+        effective: number of independent episodes they are worth; None: they are independent.
+
+    Example: `Rate(40, 50)` has the value 0.8 and the interval (0.67, 0.89).
     """
 
     won: int
@@ -53,11 +59,12 @@ class Rate:
 
     @property
     def value(self) -> float:
+        """Share of episodes won; NaN without episodes."""
         return self.won / self.episodes if self.episodes else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Lower and upper end; (0, 1) without episodes."""
+        """Lower and upper bound; (0, 1) without episodes."""
         if not self.episodes:
             return 0.0, 1.0
         n, rate, z2 = self.effective or self.episodes, self.value, Z_95**2
@@ -68,7 +75,13 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference of two rates with its 95 % interval."""
+    """Difference of two rates with its 95 % interval.
+
+    Attributes:
+        value: the difference.
+        low: lower bound.
+        high: upper bound.
+    """
 
     value: float
     low: float
@@ -76,9 +89,9 @@ class Difference:
 
 
 def difference(after: Rate, before: Rate) -> Difference:
-    """`after − before`, interval by Newcombe's method 10 (Statistics in Medicine 17, 1998): from both Wilson intervals.
+    """Compute `after − before`, with the interval of Newcombe's method 10 (Statistics in Medicine 17, 1998).
 
-    The pairing of the panel is not used, so the interval is on the wide side.
+    Ignores that the episodes are paired, so the interval is conservative.
     """
     (low_a, high_a), (low_b, high_b) = after.interval, before.interval
     gain = after.value - before.value
@@ -89,7 +102,13 @@ def difference(after: Rate, before: Rate) -> Difference:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean of `count` values with its standard error; NaN without values."""
+    """Mean of several values.
+
+    Attributes:
+        value: the mean; NaN without values.
+        error: its standard error; NaN with fewer than two values.
+        count: number of values.
+    """
 
     value: float
     error: float
@@ -97,11 +116,12 @@ class Mean:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Normal 95 % interval."""
+        """Bounds of the 95 % interval, by the normal approximation."""
         return self.value - Z_95 * self.error, self.value + Z_95 * self.error
 
 
 def mean(values: Sequence[float]) -> Mean:
+    """Compute the mean of values and its standard error."""
     count = len(values)
     if not count:
         return Mean(math.nan, math.nan, 0)
@@ -111,9 +131,18 @@ def mean(values: Sequence[float]) -> Mean:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an episode of a panel came to. `score` is the environment's, None where it has none.
+    """Result of one episode of a panel.
 
-    `task` is the task's number in the panels of all splits, `seed` that of the episode among the task's.
+    Attributes:
+        panel: number of the panel.
+        task_type: from the environment's facts; empty if it gives none.
+        won: whether the episode was won.
+        score: from the environment's facts; None if it gives none.
+        steps: number of steps.
+        valid: number of steps whose action was valid.
+        task: number of the task in the panels of all splits.
+        seed: number of the episode among those of the task.
+        split: of the task.
     """
 
     panel: int
@@ -128,7 +157,7 @@ class Outcome:
 
     @classmethod
     def of(cls, ticket: Ticket, facts: Mapping[str, object], config: Config, *, steps: int, valid: int) -> Outcome:
-        """Of the episode that was played for a panel's ticket, by the environment's facts."""
+        """Build the outcome of the episode played for a panel's ticket, from the environment's facts."""
         score = facts.get("score")
         seed, task = divmod(ticket.group, _numbers(config) * max(1, len(config.evaluation.splits)))
         return cls(
@@ -146,16 +175,24 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """What a policy's panels showed.
+    """Result of a policy's panels.
 
     Attributes:
-        stream: its name. split: of its tasks; of several the names, with commas.
-        version: the policy it was asked for; None: whatever was served.
-        success: over all finished episodes. panels, seeds: the same by panel and by seed. task_types: by `task_type`.
-        score: of the environment's `score`; None where it has none. mean_steps: per episode. valid_fraction: of steps.
-        oldest_version / newest_version: of the policy that played, None without episodes.
-        cancelled: episodes that could not be played. complete: the panels were not cut short by a stop.
-        splits: the result of each split by itself, where several were asked for.
+        stream: name of the evaluation's stream.
+        split: of the tasks; the names of several are separated by commas.
+        version: policy version requested; None: whatever was served.
+        success: over all finished episodes.
+        panels: success by panel.
+        seeds: success by seed.
+        score: mean of the environment's `score`; None if it gives none.
+        task_types: success by `task_type`.
+        mean_steps: steps of an episode.
+        valid_fraction: share of steps whose action was valid.
+        oldest_version: of the policy that played; None without episodes.
+        newest_version: of the policy that played; None without episodes.
+        cancelled: number of episodes that could not be played.
+        complete: whether the panels were played to their end.
+        splits: result of each split, if there are several.
     """
 
     stream: str
@@ -175,7 +212,7 @@ class EvaluationResult:
     splits: Mapping[str, EvaluationResult] = field(default_factory=dict)
 
     def scalars(self, prefix: str = "evaluation") -> dict[str, float]:
-        """The record as named numbers; those of each of several splits also as `evaluation/SPLIT/NAME`."""
+        """The result as named numbers; with several splits also `evaluation/SPLIT/NAME` for each."""
         low, high = self.success.interval
         own = {
             f"{prefix}/success_rate": self.success.value,
@@ -191,7 +228,17 @@ class EvaluationResult:
 
 
 def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket]:
-    """The tickets of all panels: groups of one, the tasks of `split_tasks` once for each seed.
+    """Build the tickets of all panels: each task of `split_tasks` once for each seed, in a group of its own.
+
+    Args:
+        config: of the run.
+        splits: sizes of the environments' splits.
+        stream: of the tickets.
+
+    Example: 2 seeds, 2 splits, panels of 3 tasks. Groups are numbered seed by seed, then split by split:
+
+        seed 0   split a  0 1 2    split b  3 4 5
+        seed 1   split a  6 7 8    split b  9 10 11     group 7 plays the task of group 1 again, with another seed
 
     Raises:
         EnvironmentUnavailable: the environment has no such split, or too few tasks for the panels.
@@ -214,7 +261,7 @@ def panel(config: Config, splits: Mapping[str, int], stream: str) -> list[Ticket
 
 
 def _numbers(config: Config) -> int:
-    """How many numbers the tasks of one split's panels have."""
+    """Number of tasks in the panels of one split."""
     return config.evaluation.episodes * config.evaluation.panels
 
 
@@ -228,7 +275,16 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EvaluationResult:
-    """Play the panel in `stream` and sum it up. Blocks; `on_progress` gets (episodes ended, episodes).
+    """Play the panels and summarise them. Blocks.
+
+    Args:
+        config: of the run.
+        buffer: the run's.
+        env_splits: sizes of the environments' splits.
+        stream: to play in; what it holds is removed first.
+        version: policy version requested, for the result.
+        should_stop: asked while waiting.
+        on_progress: called with the number of finished episodes, and of all.
 
     Raises:
         EnvironmentUnavailable: the environment has no such split, or too few tasks for the panels.
@@ -247,7 +303,7 @@ def evaluate(
             buffer.issue([ticket for ticket in tickets if ticket.group in damaged])
         else:
             raise RunStalled(
-                f"evaluation {stream}: {len(damaged)} episodes could not be read, played {READ_ATTEMPTS} times; "
+                f"evaluation {stream}: {len(damaged)} episodes are unreadable after {READ_ATTEMPTS} attempts; "
                 "do the actors run this release of the code?"
             )
         reasons = buffer.cancelled(stream)
@@ -278,7 +334,17 @@ def summarise_splits(
     served: tuple[int | None, int | None] = (None, None),
     cancelled: Collection[int] = (),
 ) -> EvaluationResult:
-    """Sum up the episodes of all splits, and of each by itself; `cancelled` are the groups that were."""
+    """Summarise the episodes of all splits together and of each split.
+
+    Args:
+        config: of the run.
+        outcomes: of the finished episodes.
+        tickets: of all episodes.
+        stream: of the evaluation.
+        version: policy version requested.
+        served: oldest and newest policy version that played.
+        cancelled: groups whose episode could not be played.
+    """
     split_of = {ticket.group: ticket.task.split for ticket in tickets}
 
     def part(name: str, chosen: Sequence[Outcome], lost: int) -> EvaluationResult:
@@ -309,7 +375,17 @@ def summarise(
     cancelled: int = 0,
     complete: bool = True,
 ) -> EvaluationResult:
-    """Sum up episodes; `served` are the oldest and the newest policy version that played them."""
+    """Summarise episodes.
+
+    Args:
+        outcomes: of the finished episodes.
+        stream: of the evaluation.
+        split: name for the result.
+        version: policy version requested.
+        served: oldest and newest policy version that played.
+        cancelled: number of episodes that could not be played.
+        complete: whether the panels were played to their end.
+    """
     by_type = _grouped(outcomes, lambda outcome: outcome.task_type)
     by_panel = _grouped(outcomes, lambda outcome: outcome.panel)
     by_seed = _grouped(outcomes, lambda outcome: outcome.seed)
@@ -342,14 +418,22 @@ def wait_for_episodes(
     should_stop: Callable[[], bool],
     on_progress: Callable[[int, int], None] = lambda ended, total: None,
 ) -> None:
-    """Wait until every episode of the stream has ended, or for a stop.
+    """Wait until every episode of the stream has finished or was cancelled, or for a stop.
+
+    Args:
+        buffer: the run's.
+        stream: of the tickets.
+        tickets: all of them; issued again if Redis loses some.
+        timeout_s: longest time in which no episode finishes.
+        should_stop: asked while waiting.
+        on_progress: called with the number of finished episodes, and of all.
 
     Raises:
-        RunStalled: none ended for `timeout_s`.
+        RunStalled: none finished for `timeout_s`.
     """
     total, before, quiet_since = len(tickets), -1, time.monotonic()
     while True:
-        buffer.expire()  # as at the intake of groups: no actor may be alive to do it
+        buffer.expire()  # the actors do it too, but none may be alive
         ended = len(buffer.complete(stream)) + len(buffer.cancelled(stream))
         if ended != before:
             before, quiet_since = ended, time.monotonic()
@@ -358,17 +442,17 @@ def wait_for_episodes(
             return
         if time.monotonic() - quiet_since > timeout_s:
             raise RunStalled(
-                f"evaluation {stream}: no episode ended for {timeout_s:g} s ({ended} of {total} have); "
+                f"evaluation {stream}: no episode finished for {timeout_s:g} s ({ended} of {total} have); "
                 "are the rollout actors and the environment server up?"
             )
         if not buffer.wait(stream, POLL_S):
-            # Issuing again is a no-op, unless Redis has lost tickets.
+            # Redis may have lost tickets with its last second of data; for all others issuing is a no-op.
             known = buffer.known(stream)
             buffer.issue([ticket for ticket in tickets if ticket.group not in known])
 
 
 def _read(buffer: Buffer, stream: str, tickets: Sequence[Ticket]) -> tuple[list[Trajectory], list[int]]:
-    """The episodes that have ended and that Redis has not lost since, and the groups that cannot be read."""
+    """Read the finished episodes; return them, and the groups that are unreadable."""
     played: list[Trajectory] = []
     damaged: list[int] = []
     asked = {ticket.group: ticket for ticket in tickets}
@@ -376,11 +460,11 @@ def _read(buffer: Buffer, stream: str, tickets: Sequence[Ticket]) -> tuple[list[
         try:
             found = buffer.read(stream, group)
             if [trajectory.ticket for trajectory in found] != [asked.get(group)]:
-                raise CodecError("it was played for another ticket")
+                raise CodecError("played for another ticket")
         except KeyError:
             continue
         except CodecError as error:
-            log.warning("episode %s/%d cannot be read and is played again: %s", stream, group, error)
+            log.warning("episode %s/%d unreadable, playing it again: %s", stream, group, error)
             damaged.append(group)
             continue
         played += found
@@ -407,9 +491,18 @@ def _rate(outcomes: Sequence[Outcome]) -> Rate:
 
 
 def effective_episodes(tasks: Sequence[tuple[int, int]]) -> float:
-    """As how many independent episodes those of several tasks count, each task's (won, played) given.
+    """Number of independent episodes that those of several tasks are worth: n / d, see the module.
 
-    At least one a task, at most all of them. Where nothing was won, or all, nothing tells a task's episodes apart: one.
+    Between the number of tasks and the number of episodes. If none or all were won, the variance says nothing about how
+    alike a task's episodes are, so each task counts as one episode.
+
+    Args:
+        tasks: (won, played) of each task.
+
+    Example: four tasks of two episodes, half of them won.
+
+        each task won both or none    2/2 2/2 0/2 0/2    4: a second seed adds nothing
+        each task won one             1/2 1/2 1/2 1/2    8: as independent episodes
     """
     won, played, count = sum(won for won, _ in tasks), sum(played for _, played in tasks), len(tasks)
     rate = won / played

@@ -1,11 +1,19 @@
-"""The groups of an update: tickets out, complete groups in, those that cannot be used replaced by others.
+"""Collect the groups of an update: issue tickets, read complete groups, replace those that cannot be used.
 
 Invariants
-- Staleness is checked when a group is about to be used. Too old: counted, removed, issued again under its number. One
-  that cannot be read (damaged, incomplete, of another version of the code), or in which an episode is not of the ticket
-  that the dispatcher computes, fares the same.
-- Dynamic sampling drops a group when it is read: it is cancelled in Redis, its slot is free, the next group takes it.
-- No wait without an end: a run in which nothing completes, or in which nothing usable does, stops with one clear line.
+- Staleness is checked when a group is about to be used. A group that is too old is counted, removed and issued again
+  under its number. So is one that cannot be read (damaged, incomplete, written by another release), or whose episodes
+  are not those of the tickets that the dispatcher computes.
+- Dynamic sampling drops a group when it is read: it is cancelled in Redis, and the next new group takes its slot.
+- Every wait ends: a run in which no group, or no usable group, completes stops with one clear line.
+
+Example: groups_per_update=2; 0 and 1 are the window, 2 and 3 are outstanding too. Each line is one `poll`.
+
+    Redis                          collected  action
+    0 complete                     0          1 is still being played: wait
+    0, 1 complete, 1 is too old    0          remove 1, issue its tickets again
+    1 cancelled: tickets failed    0          settle 1, issue group 4 in its slot; the window is now 0 2
+    2 complete                     0 2        the window is whole: train
 """
 
 from __future__ import annotations
@@ -31,7 +39,14 @@ log = logging.getLogger(__name__)
 
 
 class Intake:
-    """Keeps the dispatcher's groups on their way. Raises RunStalled where they do not get anywhere."""
+    """Collects groups for updates.
+
+    Args:
+        config: of the learner.
+        buffer: the run's.
+        dispatcher: decides which groups are issued.
+        prefetch: reads complete groups.
+    """
 
     def __init__(self, config: LearnerConfig, buffer: Buffer, dispatcher: Dispatcher, prefetch: Prefetcher) -> None:
         self._config = config
@@ -40,11 +55,22 @@ class Intake:
         self._prefetch = prefetch
 
     def collect(self, version: int, interrupted: Callable[[], bool]) -> Collected | None:
-        """The groups of the update of policy `version`; None when interrupted while waiting."""
+        """Wait for the groups of the update of policy `version`.
+
+        Args:
+            version: the learner's policy version.
+            interrupted: asked repeatedly while waiting; True ends the wait.
+
+        Returns:
+            The groups in ascending order; None if interrupted.
+
+        Raises:
+            RunStalled: no group, or no usable group, completes.
+        """
         collected = Collected()
         quiet_since = time.monotonic()
         while not interrupted():
-            if self.look(version, collected):
+            if self.poll(version, collected):
                 return collected
             collected.check_waste(self._config, self._dispatcher.capacity)
             if self._buffer.wait(TRAIN_STREAM, POLL_S):
@@ -56,10 +82,11 @@ class Intake:
                 )
         return None
 
-    def look(self, version: int, collected: Collected) -> bool:
-        """Take what is there, send out what is missing; True once `collected` holds the whole window, in order."""
-        self._buffer.expire()  # the actors do, too; while none is alive this keeps the run's clock going
-        self._give_up_cancelled(collected)
+    def poll(self, version: int, collected: Collected) -> bool:
+        """Read complete groups and issue missing ones, once. Returns whether `collected` holds the whole window."""
+        # The actors expire leases too. While none is alive, this keeps the run's clock going.
+        self._buffer.expire()
+        self._settle_cancelled(collected)
         self._issue(version)
         self._read_complete(collected, version)
         window = self._dispatcher.window()
@@ -69,14 +96,14 @@ class Intake:
         return True
 
     def _issue(self, version: int) -> None:
-        """Send new groups out, and again those that Redis does not know: new, dropped, or lost by it."""
+        """Issue new groups, and again those that Redis does not have: issuing is idempotent."""
         self._dispatcher.advance(self._config.updates - version)
         missing = self._dispatcher.missing(self._buffer.known(TRAIN_STREAM))
         self._buffer.issue(self._dispatcher.tickets(missing))
         self._prefetch.want(self._dispatcher.outstanding)
 
-    def _give_up_cancelled(self, collected: Collected) -> None:
-        """Free the slots of cancelled groups; the next groups take their place."""
+    def _settle_cancelled(self, collected: Collected) -> None:
+        """Free the slots of cancelled groups, so that the next groups take their place."""
         for group, reason in self._buffer.cancelled(TRAIN_STREAM).items():
             if group not in self._dispatcher.outstanding:
                 continue
@@ -85,12 +112,13 @@ class Intake:
             else:
                 collected.cancelled += 1
                 collected.last_reason = reason
-                log.warning("group %d is given up: %s", group, reason)
+                log.warning("group %d cancelled: %s", group, reason)
             self._dispatcher.settle([group])
 
     def _read_complete(self, collected: Collected, version: int) -> None:
-        """Read the window's groups that are complete; cancel those of equal reward, issue the unusable again."""
+        """Read the complete groups of the window; cancel those of equal reward, issue unusable ones again."""
         complete = set(self._buffer.complete(TRAIN_STREAM))
+        limit = self._config.max_staleness
         stale: list[int] = []
         unreadable: list[int] = []
         for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
@@ -98,34 +126,34 @@ class Intake:
                 trajectories = self._prefetch.read(group)
                 self._check_tickets(group, trajectories)
             except KeyError:
-                continue  # Redis has lost it since it was asked: it is missing, and issued again, at the next look
+                continue  # Redis has lost it since `complete`: the next poll finds it missing and issues it again
             except CodecError as error:
-                log.warning("group %d cannot be read and is issued again: %s", group, error)
+                log.warning("group %d unreadable, issuing it again: %s", group, error)
                 unreadable.append(group)
                 continue
             age = staleness(version, trajectories)
-            if age > self._config.max_staleness:
-                log.warning("group %d is dropped and issued again: %d updates old", group, age)
+            if age > limit:
+                log.warning("group %d is %d updates old (max. %d), issuing it again", group, age, limit)
                 stale.append(group)
             elif self._config.dynamic_sampling and has_equal_rewards(trajectories):
-                # Its slot is freed where those of all cancelled groups are.
+                # `_settle_cancelled` frees its slot in the next poll, as after a resumption, which finds only the mark.
                 self._buffer.cancel(TRAIN_STREAM, group, EQUAL_REWARDS)
             else:
                 collected.groups[group] = trajectories
         self._buffer.remove(TRAIN_STREAM, stale + unreadable)
-        # Out, but no longer known to Redis: issue them right away, under the same numbers.
+        # Issue them right away: as long as they are missing, later groups would be played before them.
         self._buffer.issue(self._dispatcher.tickets(stale + unreadable))
         collected.stale += len(stale)
         collected.unreadable += len(unreadable)
 
     def _check_tickets(self, group: int, trajectories: Sequence[Trajectory]) -> None:
-        """Raises CodecError unless every trajectory was played for its ticket of this group, and there are some."""
+        """Raise CodecError unless there are trajectories, each of them played for its ticket of this group."""
         tickets = self._dispatcher.tickets([group])
         if not trajectories:
-            raise CodecError("it has no trajectory")
+            raise CodecError("no trajectory")
         for trajectory in trajectories:
             played = trajectory.ticket
             if not 0 <= played.member < len(tickets) or tickets[played.member] != played:
-                raise CodecError(f"the trajectory of {played.id} was played for another ticket than this run's")
+                raise CodecError(f"the trajectory of {played.id} was not played for this run's ticket")
             if not any(step.versions for step in trajectory.steps):
-                raise CodecError(f"the trajectory of {played.id} has no token")
+                raise CodecError(f"the trajectory of {played.id} has no tokens")

@@ -1,8 +1,8 @@
-"""The ledger of a run: which group was trained on in which update, one JSON line each.
+"""The ledger of a run: which group was trained on in which update, one JSON object a line.
 
 Invariants
-- Append-only while training goes forward, synced to disk; cut back to the checkpoint's update when it goes back. So it
-  always tells the history that survives, in which every group stands at most once.
+- Append-only and synced to disk while training goes forward; cut back to the checkpoint's update when training resumes
+  from it. So it always holds the surviving history, in which every group occurs at most once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Update number (from 1), group, and the policy versions that wrote each member's tokens."""
+    """One group of one update.
+
+    Attributes:
+        update: number of the update, from 1.
+        group: number of the group.
+        versions: for each member, the policy versions that wrote its tokens, ascending.
+    """
 
     update: int
     group: int
@@ -29,11 +35,13 @@ class Entry:
 
 
 class Ledger:
+    """The ledger in the file at `path`, which need not exist yet."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Add the groups of an update; durable on return.
+        """Append the groups of an update; durable on return.
 
         Raises:
             CheckpointFailed: the file cannot be written.
@@ -48,7 +56,7 @@ class Ledger:
             raise CheckpointFailed(f"cannot write the ledger {self._path}: {error.strerror}") from error
 
     def read(self) -> list[Entry]:
-        """All entries. A last line that was cut off while being written is none; damaged lines are skipped and named.
+        """Return all entries, oldest first. Skips an incomplete last line silently, and damaged lines with a warning.
 
         Raises:
             CheckpointFailed: the file cannot be read.
@@ -66,11 +74,11 @@ class Ledger:
             try:
                 entries.append(_entry(line))
             except (ValueError, TypeError):
-                log.warning("%s: line %d is damaged and is skipped", self._path, number)
+                log.warning("skipping damaged line %d of %s", number, self._path)
         return entries
 
     def cut(self, update: int) -> None:
-        """Forget what came after `update`, and damaged lines."""
+        """Remove entries of later updates than `update`, and damaged lines. Raises CheckpointFailed as `append`."""
         kept = [entry for entry in self.read() if entry.update <= update]
         temporary = self._path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
@@ -79,7 +87,7 @@ class Ledger:
 
 
 def _entry(line: bytes) -> Entry:
-    """Raises ValueError or TypeError where the line is none."""
+    """Parse one line. Raises ValueError or TypeError if it is not an entry."""
     entry = Entry(**json.loads(line))
     if not (isinstance(entry.update, int) and isinstance(entry.group, int) and isinstance(entry.versions, list)):
         raise TypeError("not an entry")

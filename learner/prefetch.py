@@ -1,10 +1,10 @@
-"""Reads and decodes complete groups in the background, so that an update does not wait for Redis.
+"""Read and decode complete groups in the background, so that an update does not wait for Redis.
 
 Invariants
-- At most the wanted groups are held, which the dispatcher bounds.
-- Nothing is decided here: whether a group is complete, fresh or still wanted is checked by whoever uses it.
-- What is read while somebody else reads is not held: the group may have been removed and issued again in between.
-- Trouble is left to the reader, who meets it himself; the reading ahead goes on once it has passed.
+- Only wanted groups are held; the dispatcher bounds their number.
+- Nothing is decided here: the reader checks whether a group is complete, fresh and still wanted.
+- A group read while another read is in progress is not held: it may have been removed and issued again in between.
+- Errors are not raised here; the reader hits the same error on its own read. Prefetching resumes once it has passed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """Groups of one stream, read ahead by a thread of its own. Thread-safe."""
+    """Prefetches groups of one stream in a thread of its own. Thread-safe; a context manager."""
 
     def __init__(self, buffer: Buffer, stream: str) -> None:
         self._buffer = buffer
@@ -46,13 +46,13 @@ class Prefetcher:
         self._thread.join(CLOSING_S)
 
     def want(self, groups: Iterable[int]) -> None:
-        """Read these ahead; let go of all others."""
+        """Prefetch these groups and drop all others."""
         with self._lock:
             self._wanted = frozenset(groups)
             self._held = {group: read for group, read in self._held.items() if group in self._wanted}
 
     def read(self, group: int) -> list[Trajectory]:
-        """As `Buffer.read`; at once where the group was read ahead. Whoever asks again asks Redis."""
+        """Return a group as `Buffer.read` does, at once if it was prefetched. A second call reads from Redis."""
         with self._lock:
             self._reads += 1
             held = self._held.pop(group, None)
@@ -61,11 +61,11 @@ class Prefetcher:
     def _run(self) -> None:
         while not self._closed.wait(POLL_S):
             try:
-                self._look()
+                self._prefetch()
             except AnchorageError as error:
-                log.info("no group is read ahead: %s", error)
+                log.info("prefetch failed; retrying: %s", error)
 
-    def _look(self) -> None:
+    def _prefetch(self) -> None:
         with self._lock:
             missing, reads = self._wanted - self._held.keys(), self._reads
         if not missing:
@@ -74,8 +74,9 @@ class Prefetcher:
             try:
                 read = self._buffer.read(self._stream, group)
             except (KeyError, CodecError):
-                continue  # it left Redis meanwhile, or the reader will be told what is wrong with it
+                continue  # removed meanwhile, or damaged: the reader finds out on its own read
             with self._lock:
+                # A reader that came in between may have found the group stale and issued it again under this number.
                 if reads != self._reads:
                     return
                 if group in self._wanted:

@@ -1,9 +1,20 @@
-"""Complete groups to training rows: advantages over all groups first, then one row a step.
+"""Turn complete groups into training rows: advantages over all groups first, then one row a step.
 
 Invariants
-- Advantages are computed before any row is dropped, padded or dealt to ranks.
-- The loss's denominator is that of all rows, also those left out because they cannot move the policy: leaving them
-  out changes nothing but the time.
+- Advantages are computed before any row is dropped or assigned to a rank.
+- The loss's denominator counts all rows, including those dropped because they cannot move the policy. So dropping them
+  changes the time of an update, not its gradient.
+
+Example: one group of two episodes, two steps each, with advantages 0.5 and 0 and two minibatches. `_minibatches` draws
+whole episodes, so the optimizer steps are the rows 2 3, then 0 1:
+
+    row         0    1    2    3
+    episode     0    0    1    1
+    advantage   0.5  0.5  0    0
+    tokens      4    6    5    5
+
+    step 1: total_tokens 10, both rows dropped, so row 2 stands in: the optimizer's momentum moves on
+    step 2: total_tokens 10, rows 0 and 1 are trained on
 """
 
 from __future__ import annotations
@@ -21,12 +32,18 @@ from services.config.tree import Config
 from services.schemas import Step, Trajectory
 
 ZERO_ADVANTAGE = 1e-8
-"""Advantages are 0 on paper below this: float64 rounding of equal scores gives about 1e-10 (1e-16 / 1e-6)."""
+"""Smaller advantages are 0 up to rounding: equal scores give about 1e-10 in float64 (1e-16 / 1e-6)."""
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerStep:
-    """One rank's share of one optimizer step; response tokens and rows of the whole step."""
+    """One rank's share of one optimizer step.
+
+    Attributes:
+        total_tokens: response tokens of the whole step, all ranks, dropped rows included.
+        batches: this rank's micro-batches.
+        total_rows: rows of the whole step, all ranks, dropped rows included.
+    """
 
     total_tokens: int
     batches: list[MicroBatch]
@@ -35,16 +52,19 @@ class OptimizerStep:
 
 @dataclass(frozen=True, slots=True)
 class PreparedUpdate:
-    """What the ranks do in an update, and what its rows looked like.
+    """The work of the ranks in one update, and figures of its rows.
 
     Attributes:
         work: one list of optimizer steps for each rank.
-        rows / trained_rows: steps of the groups, and those left after dropping zero advantages and what is ignored.
-        tokens: prompt and response tokens that go through the model. response_tokens: of all rows.
-        step_group_sizes: int64, size of every step group.
+        rows: number of steps in the groups.
+        trained_rows: number of rows left after dropping zero advantages and ignored responses.
+        tokens: prompt and response tokens that go through the model.
+        response_tokens: of all rows.
+        step_group_sizes: int64 [step groups], rows in each.
         advantage_deviation: standard deviation of the rows' advantages.
-        cut_fraction: share of responses that the sampling limit ended.
-        table / advantages: the rows, and what each was trained with.
+        cut_fraction: share of responses that ended at the sampling limit.
+        table: the rows.
+        advantages: of the rows.
     """
 
     work: list[list[OptimizerStep]]
@@ -59,14 +79,18 @@ class PreparedUpdate:
     advantages: Advantages
 
 
-# An advantage that float32 cannot hold becomes infinite here, and its group is found in `learner.soundness`.
+# An advantage beyond float32 becomes infinite here; `learner.soundness` finds its group.
 @np.errstate(over="ignore")
 def prepare(
     groups: Sequence[Sequence[Trajectory]], config: Config, update: int, sharing: Sharing = "lines"
 ) -> PreparedUpdate:
-    """Advantages and micro-batches of update number `update`, over complete groups.
+    """Compute advantages and micro-batches of an update.
 
-    `sharing` is what rows may share on their way through the model.
+    Args:
+        groups: trajectories of each group, complete.
+        config: of the run.
+        update: number of the update; seeds the order of rows, and is the policy version whose tokens are fresh.
+        sharing: what rows may share on their way through the model.
     """
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     rows = step_rows(groups, config)
@@ -81,7 +105,7 @@ def prepare(
     work: list[list[OptimizerStep]] = [[] for _ in range(ranks)]
     for part in parts:
         total = sum(len(steps[i].response_ids) for i in part)
-        # With nothing left, one row of advantage 0 keeps the optimizer step (its momentum moves on).
+        # If nothing is left, one row of advantage 0 keeps the optimizer step: its momentum moves on.
         trained = [i for i in part if kept[i]] or part[:1]
         chosen = [_row(steps[i], float(advantages[i]), update, counts=not ignored[i]) for i in trained]
         shares = plan(chosen, ranks, config.learner.microbatch_tokens, sharing)
@@ -102,7 +126,7 @@ def prepare(
 
 
 def step_rows(groups: Sequence[Sequence[Trajectory]], config: Config) -> StepRows:
-    """The steps of the groups as arrays, in group, member and step order."""
+    """Tabulate the steps of the groups, in the order of group, member and step."""
     played = [(number, trajectory) for number, group in enumerate(groups) for trajectory in group]
     lengths = [len(trajectory.steps) for _, trajectory in played]
     group = np.repeat([number for number, _ in played], lengths).astype(np.int64)
@@ -118,7 +142,15 @@ def step_rows(groups: Sequence[Sequence[Trajectory]], config: Config) -> StepRow
 
 
 def _minibatches(trajectory: NDArray[np.int64], config: Config, update: int) -> list[list[int]]:
-    """Row numbers of each optimizer step: whole trajectories in random order, as their rows may share sequences."""
+    """Row numbers of each optimizer step, ascending.
+
+    Whole trajectories in an order drawn from seed and update: rows of one trajectory may share a sequence.
+
+    Args:
+        trajectory: int64 [N], trajectory of each row, ascending.
+        config: of the run.
+        update: number of the update.
+    """
     count = int(trajectory[-1]) + 1
     order = np.random.default_rng([config.run.seed, update]).permutation(count)
     parts = np.array_split(order, min(config.learner.minibatches, count))
@@ -126,6 +158,7 @@ def _minibatches(trajectory: NDArray[np.int64], config: Config, update: int) -> 
 
 
 def _kept(advantages: NDArray[np.float64], config: Config) -> NDArray[np.bool_]:
+    """bool [N]: rows that can move the policy; all of them if KL or entropy move it whatever the advantage."""
     if not config.loss.skips_zero_advantage:
         return np.ones(len(advantages), dtype=np.bool_)
     return np.abs(advantages) > ZERO_ADVANTAGE

@@ -1,5 +1,4 @@
-"""What a run has on record: the groups of each update, in the ledger and with the prepared numbers in the archive, and
-which panels were played."""
+"""Records of a run: the groups of each update in the ledger, with their advantages in the archive; warnings; panels."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ Groups = Mapping[int, Sequence[Trajectory]]
 
 
 class History:
-    """The ledger and the archive of a run's folder."""
+    """The ledger and the archive in a run's folder."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._ledger = Ledger(folder / LEDGER_NAME)
@@ -39,12 +38,12 @@ class History:
         self._config = config
 
     def append(self, update: int, groups: Groups, prepared: PreparedUpdate) -> None:
-        """Add the groups of an update. Raises CheckpointFailed when the ledger cannot be written."""
+        """Append the groups of an update. Raises CheckpointFailed if the ledger cannot be written."""
         self._ledger.append([_entry(update, number, group) for number, group in groups.items()])
         self._archive.append(update, group_records(groups, prepared, self._config))
 
     def cut(self, update: int) -> None:
-        """Forget what came after `update`."""
+        """Remove the updates after `update`."""
         self._ledger.cut(update)
         self._archive.cut(update)
 
@@ -63,16 +62,17 @@ def record_algorithm(folder: Path, config: Config) -> None:
 
 
 class WarningLog:
-    """The warnings that a run gave, in its folder: none is given twice, also after a resumption."""
+    """Warnings of a run, in its folder, so that none is repeated after a resumption."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / WARNINGS_NAME
 
     def clear(self) -> None:
+        """Delete all warnings."""
         self._path.unlink(missing_ok=True)
 
     def append(self, update: int, name: str, text: str) -> None:
-        """Add one. A file that cannot be written costs the warning's place in it, not the run."""
+        """Append a warning. If the file cannot be written, the failure is logged and the run continues."""
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps({"update": update, "name": name, "text": text}) + "\n")
@@ -80,12 +80,12 @@ class WarningLog:
             log.warning("cannot write %s: %s", self._path, error.strerror)
 
     def names(self) -> set[str]:
-        """Names of the warnings given; a broken line holds none."""
+        """Names of the recorded warnings; damaged lines are skipped."""
         return {str(record["name"]) for record in _records(self._path) if "name" in record}
 
 
 def group_records(groups: Groups, prepared: PreparedUpdate, config: Config) -> list[GroupRecord]:
-    """One record a group. `prepared` was made of the same groups in the same order, so its rows follow theirs."""
+    """Build one record for each group. `prepared` must come from the same groups in the same order."""
     table, advantages = prepared.table, prepared.advantages
     returns = step_returns(table, config.advantage.gamma, before_normalisation(config.advantage).invalid_action_penalty)
     columns = (table.step_group, returns, advantages.episode, advantages.step, advantages.total)
@@ -101,7 +101,7 @@ def _entry(update: int, number: int, group: Sequence[Trajectory]) -> Entry:
 
 
 def evaluated_versions(folder: Path) -> set[int]:
-    """Policy versions whose panels stand in the metrics of a run's folder; a broken line holds none."""
+    """Policy versions whose panels are in the metrics of a run's folder; damaged lines are skipped."""
     versions = set()
     for record in _records(folder / METRICS_NAME):
         try:
@@ -113,7 +113,7 @@ def evaluated_versions(folder: Path) -> set[int]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; no file holds none, nor does a broken line."""
+    """The objects in a file of JSON lines. A missing file has none; damaged lines are skipped."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:

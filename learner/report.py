@@ -1,4 +1,4 @@
-"""What the trainer tells about an update: one flat record for the log, TensorBoard and the dashboard."""
+"""Report of an update: one flat record for the log, the metrics trackers and the dashboard."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from learner.prepare import PreparedUpdate
 from services.schemas import Trajectory
 
 SIZE_CLASSES = {"1": (1, 1), "2_to_4": (2, 4), "5_to_8": (5, 8), "9_up": (9, sys.maxsize)}
-"""Classes of step-group sizes whose shares of all step groups are recorded."""
+"""Smallest and largest size of each class of step groups; their shares of all step groups are recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds: waiting for groups, advantages and batches, the ranks' work, and making the version public."""
+    """Time of an update in seconds.
+
+    Attributes:
+        wait: for groups.
+        prepare: advantages and micro-batches.
+        update: work of the ranks.
+        publish: of the new version.
+    """
 
     wait: float
     prepare: float
@@ -29,16 +36,29 @@ class UpdateReport:
     """One policy update.
 
     Attributes:
-        update: its number from 1, which is the policy version that it made.
-        episodes: trained on. success_rate: share of them that won. mean_reward: undiscounted.
-        mean_steps: per episode. valid_fraction: of all steps.
-        rows / trained_rows: steps, and those that could move the policy. response_tokens: of all rows.
-        step_group_sizes: number of step groups of each size. step_group_size_mean: over step groups.
-        staleness_mean / staleness_max: over groups, in updates.
-        dropped_stale / dropped_equal / dropped_unreadable / cancelled: groups, since the update before.
-        prompt_truncated: share of the prompts from which something was left out for want of room.
+        update: number of the update, from 1, which is the policy version that it made.
+        episodes: number of episodes trained on.
+        success_rate: share of the episodes that were won.
+        mean_reward: undiscounted reward of an episode.
+        mean_steps: steps of an episode.
+        valid_fraction: share of steps whose action was valid.
+        rows: number of steps.
+        trained_rows: number of steps that could move the policy.
+        response_tokens: of all rows.
+        step_group_sizes: number of step groups of each size.
+        step_group_size_mean: over step groups.
+        advantage_deviation: standard deviation of the rows' advantages.
+        cut_fraction: share of responses that ended at the sampling limit.
+        staleness_mean: over groups, in updates.
+        staleness_max: over groups, in updates.
+        dropped_stale: groups since the update before that were too old.
+        dropped_equal: groups since the update before with equal rewards.
+        dropped_unreadable: groups since the update before that could not be read.
+        cancelled: groups since the update before that were cancelled.
+        tokens_per_second: prompt and response tokens through the model per second of the ranks' work.
+        timings: seconds of the update's parts.
         loss: metrics of the ranks, averaged over the tokens trained on.
-        tokens_per_second: prompt and response tokens that went through the model over the ranks' seconds.
+        prompt_truncated: share of prompts that were shortened to fit.
     """
 
     update: int
@@ -66,7 +86,7 @@ class UpdateReport:
     prompt_truncated: float = 0.0
 
     def scalars(self) -> dict[str, float]:
-        """The record as named numbers."""
+        """The report as named numbers."""
         out = {
             "rollout/success_rate": self.success_rate,
             "rollout/mean_reward": self.mean_reward,
@@ -109,7 +129,19 @@ def describe(
     timings: Timings,
     loss: dict[str, float],
 ) -> UpdateReport:
-    """The report of update number `update`, which trained on these groups."""
+    """Build the report of an update.
+
+    Args:
+        update: number of the update.
+        groups: that it trained on, by number.
+        prepared: from these groups.
+        dropped_stale: see `UpdateReport`; so are the next three.
+        dropped_equal: see there.
+        dropped_unreadable: see there.
+        cancelled: see there.
+        timings: seconds of the update's parts.
+        loss: metrics of the ranks.
+    """
     episodes = [trajectory for group in groups.values() for trajectory in group]
     steps = [step for trajectory in episodes for step in trajectory.steps]
     ages = [staleness(update - 1, group) for group in groups.values()]
@@ -142,8 +174,10 @@ def describe(
 
 
 def staleness(version: int, group: Sequence[Trajectory]) -> int:
-    """The learner's version less the oldest version that wrote a token of the group; at least 0.
+    """The learner's version minus the oldest version that wrote a token of the group; at least 0.
 
-    After a resumption a group may come from a version that was lost: it is newer than the learner, and not stale.
+    After a resumption a group may come from a version that was lost: newer than the learner's, so not stale.
+
+    Example: version 7 and tokens of versions 5 and 6 give 2; version 7 and tokens of version 9 give 0.
     """
     return max(0, version - min(trajectory.oldest_version for trajectory in group))

@@ -1,12 +1,12 @@
-"""The sampler against the learner at the start of a run, before any group is dispatched.
+"""Compare sampler and learner at the start of a run, before any group is issued.
 
-A few episodes of two steps are played as all episodes are, by the rollout actors with the policy that was just
-published, and the learner scores what they sampled. So it covers what a run stands on: the names and the layout of the
-weights, vLLM's model and its update, the prompts, and what crosses Redis.
+The rollout actors play a few episodes of two steps with the policy that was just published, as they play all episodes,
+and the learner scores the sampled tokens. That covers everything that must agree: names and layout of the weights,
+vLLM's model and its update, prompts, and the path through Redis.
 
 Invariants
-- It runs in a stream of its own and leaves nothing of it in the buffer.
-- What is off is one line that names the model; episodes that cannot be played are not this check's business.
+- The check runs in a stream of its own and leaves nothing in the buffer.
+- A disagreement is one line that names the model. Episodes that cannot be played are left to the run to report.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
-    """Who computes the learner's log-probabilities."""
+    """Computes the learner's log-probabilities."""
 
     def gap(self, rows: Sequence[Row]) -> tuple[float, float]:
         """Largest and mean absolute difference between the rows' log-probabilities and the learner's, in nats."""
@@ -44,10 +44,11 @@ class Scorer(Protocol):
 
 
 def bounds(dtype: str) -> tuple[float, float]:
-    """Largest and mean difference that are allowed, in nats, of a policy in this type.
+    """Largest and mean difference allowed, in nats, for a policy of this dtype.
 
-    float32: rounding makes 1e-6 to 1e-4. bfloat16: both round every layer, in other orders, so single tokens may be far
-    off although nothing is wrong, and only the mean says anything; see `learner.rank.parity.MEAN_BFLOAT16`.
+    In float32 rounding causes 1e-6 to 1e-4. In bfloat16 both sides round every layer, in different orders: single
+    tokens may differ widely although nothing is wrong, so only the mean counts, see
+    `learner.rank.parity.MEAN_BFLOAT16`.
     """
     return (BOUND, BOUND) if dtype == "float32" else (math.inf, MEAN_BFLOAT16)
 
@@ -59,7 +60,14 @@ def require_agreement(
     scorer: Scorer,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Play `tasks`, score and compare. The version to check must have been published.
+    """Play tasks, score the sampled tokens and compare.
+
+    Args:
+        config: of the run.
+        buffer: the run's.
+        tasks: one episode each.
+        scorer: the learner's ranks; the version they hold must have been published.
+        should_stop: asked while waiting; True skips the check.
 
     Raises:
         ModelUnavailable: sampler and learner disagree.
@@ -74,16 +82,17 @@ def require_agreement(
     if not rows:
         return
     largest, mean = scorer.gap(rows)
-    log.info("sampler and learner differ by %.2g nats at most, %.2g on average", largest, mean)
+    log.info("sampler and learner differ by at most %.2g nats, %.2g on average", largest, mean)
     most, most_mean = bounds(config.model.dtype)
     if not (largest <= most and mean <= most_mean):
         raise ModelUnavailable(
-            f"model.path {config.model.path}: vLLM samples with other log-probabilities than the learner computes, "
-            f"off by {largest:.2g} nats, {mean:.2g} on average: this model cannot be trained; see anchorage model check"
+            f"model.path {config.model.path}: vLLM's log-probabilities differ from the learner's by up to "
+            f"{largest:.2g} nats, {mean:.2g} on average: this model cannot be trained; see anchorage model check"
         )
 
 
 def _play(config: Config, buffer: Buffer, tasks: Sequence[Task], should_stop: Callable[[], bool]) -> list[Trajectory]:
+    """Play the tasks; return the episodes that were played, none if stopped."""
     tickets = _tickets(config, tasks)
     groups = [ticket.group for ticket in tickets]
     buffer.remove(STREAM, sorted(buffer.known(STREAM)))
@@ -93,14 +102,14 @@ def _play(config: Config, buffer: Buffer, tasks: Sequence[Task], should_stop: Ca
         if should_stop():
             return []
         for reason in buffer.cancelled(STREAM).values():
-            log.warning("an episode for the check of the sampler could not be played: %s", reason)
+            log.warning("sampler check: episode not played: %s", reason)
         return [episode for group in buffer.complete(STREAM) for episode in _read(buffer, group)]
     finally:
         buffer.remove(STREAM, groups)
 
 
 def _tickets(config: Config, tasks: Sequence[Task]) -> list[Ticket]:
-    """Groups of one."""
+    """One ticket for each task, in a group of its own."""
     return [
         Ticket(
             stream=STREAM,
@@ -120,5 +129,5 @@ def _read(buffer: Buffer, group: int) -> list[Trajectory]:
     try:
         return list(buffer.read(STREAM, group))
     except (KeyError, CodecError) as error:  # lost by Redis meanwhile
-        log.warning("an episode for the check of the sampler cannot be read: %s", error)
+        log.warning("sampler check: episode unreadable: %s", error)
         return []

@@ -1,11 +1,19 @@
-"""What an update's figures say of the training signal: is there one, and does it come from the policy that is trained.
+"""Check the training signal of each update: is there one, and does it come from the policy that is trained?
 
 Invariants
-- Pure functions of the figures that every update reports, and of a small state: nothing here looks at text or weights.
-- Each warning is given once in a run, resumed or not, with its likely cause.
-- The gap is that of tokens which the learner's current version sampled: there sampler and learner should agree,
-  whatever the staleness. A run whose updates have no such tokens for a while is judged by all tokens, whose gap
-  includes what the updates since have changed: no run is left unwatched.
+- Judged from the figures that every update reports, and a small state: nothing here reads text or weights.
+- Each warning is given once in a run, also across resumptions, with its likely cause.
+- The gap is measured on tokens that the learner's current version sampled: on them sampler and learner should agree,
+  whatever the staleness. If updates have no such tokens for a while, all tokens are judged instead, whose gap includes
+  the effect of the updates since. So every run is watched.
+
+Example: learner.max_logprob_gap=0.5. Fresh tokens are missing from update 4 on, so from update 8 on (STALE_UPDATES=5)
+the gap of all tokens counts; three updates in a row above the limit (GAP_UPDATES=3) end the run in update 10.
+
+    update     1     2     3     4    5    6    7    8    9    10
+    fresh gap  0.01  0.01  0.01  -    -    -    -    -    -    -
+    all tokens 0.01  0.02  0.02  0.6  0.6  0.7  0.7  0.8  0.8  0.9
+    judged     0.01  0.01  0.01  -    -    -    -    0.8  0.8  0.9 -> RunStalled
 """
 
 from __future__ import annotations
@@ -21,29 +29,31 @@ from services.errors import RunStalled
 from services.schemas import Trajectory
 
 GAP_WARNING = 0.05
-"""Nats, of the mean |log π − log μ|. The same weights are about 1e-5 apart in float32, 0.01 in bfloat16."""
+"""Nats, of the mean |log π − log μ|. Equal weights differ by about 1e-5 in float32, 0.01 in bfloat16."""
 GAP_UPDATES = 3
-"""Updates in a row above `learner.max_logprob_gap` that end the run: one may be an odd batch."""
+"""Updates in a row above `learner.max_logprob_gap` that end the run: a single one may be an odd batch."""
 STALE_UPDATES = 5
-"""Updates in a row without a token of the current version after which the gap of older ones is judged."""
+"""Updates in a row without tokens of the current version after which the gap of all tokens is judged."""
 EQUAL_UPDATES = 5
 ANCHOR_UPDATES = 3
 MOST = 0.5
-"""Share of the responses that is "most" of them."""
+"""Share of responses above which most of them count as cut."""
 
 GAP, INVALID, EQUAL, CUT, ANCHORS = "logprob_gap", "no_valid_action", "equal_rewards", "cut_responses", "lone_anchors"
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is judged of one update.
+    """Figures of one update that are judged.
 
     Attributes:
-        steps / valid / cut: steps played, those whose action was valid, those whose response hit the sampling limit.
-        equal_groups: every group's episodes all have the same reward.
-        repeated_anchors: steps whose state another step of their group was taken in.
+        steps: number of steps played.
+        valid: number of steps whose action was valid.
+        cut: number of steps whose response ended at the sampling limit.
+        equal_groups: whether in every group all episodes have the same reward.
+        repeated_anchors: number of steps whose state another step of the group was taken in.
         gap: mean |log π − log μ| in nats over tokens of the current version; None without such tokens.
-        stale_gap: the same over all tokens, of whatever version; None: not known.
+        stale_gap: the same over the tokens of all versions; None if unknown.
     """
 
     steps: int
@@ -58,7 +68,7 @@ class Figures:
 def figures(
     groups: Iterable[Sequence[Trajectory]], step_group_sizes: Sequence[int], loss: Mapping[str, float]
 ) -> Figures:
-    """Those of an update: its groups, the sizes of its step groups, and the metrics of its loss."""
+    """Collect the figures of an update from its groups, the sizes of its step groups, and its loss metrics."""
     played = list(groups)
     steps = [step for group in played for trajectory in group for step in trajectory.steps]
     return Figures(
@@ -74,7 +84,15 @@ def figures(
 
 @dataclass(slots=True)
 class Signal:
-    """Counts over the updates of a run. `given`: warnings that are not given again."""
+    """Judges the updates of a run, one after the other.
+
+    Attributes:
+        given: names of warnings that were given already.
+        equal: updates in a row in which all groups had equal rewards.
+        lone: updates in a row without a repeated anchor.
+        wide: updates in a row above the largest allowed gap.
+        stale: updates in a row without a token of the current version.
+    """
 
     given: set[str] = field(default_factory=set)
     equal: int = 0
@@ -83,7 +101,12 @@ class Signal:
     stale: int = 0
 
     def judge(self, update: int, seen: Figures, config: Config) -> dict[str, str]:
-        """Warnings after update number `update`, by name.
+        """Return the new warnings after an update, by name.
+
+        Args:
+            update: number of the update.
+            seen: its figures.
+            config: of the run.
 
         Raises:
             RunStalled: sampler and learner are too far apart, see `learner.max_logprob_gap`.
@@ -113,25 +136,25 @@ class Signal:
         if self.wide >= GAP_UPDATES:
             raise RunStalled(
                 f"update {update}: sampler and learner are {gap:.3g} nats apart (mean |log π − log μ|), more than "
-                f"learner.max_logprob_gap={limit:g} in {GAP_UPDATES} updates in a row: the engine does not play the "
+                f"learner.max_logprob_gap={limit:g}, in {GAP_UPDATES} updates in a row: the engine does not sample the "
                 f"policy that is trained; run `anchorage model check` on the model{self._tokens(GAP)}"
             )
 
     def _tokens(self, name: str) -> str:
-        """Which tokens a gap is of, where it is not those of the current version."""
+        """Note on the tokens that were judged, if they were not those of the current version."""
         if name != GAP or self.stale < STALE_UPDATES:
             return ""
         return (
-            f" (no token of the last {self.stale} updates was of the version that was updated: the gap is of older "
-            "tokens and includes what the updates since have changed; learner.max_staleness=0 tells them apart)"
+            f" (the last {self.stale} updates had no token of the version they updated: the gap is that of older "
+            "tokens, and includes the effect of the updates since; learner.max_staleness=0 separates the two)"
         )
 
 
 def _gap(seen: Figures, config: Config) -> str:
     return (
         f"sampler and learner are {seen.gap or 0.0:.3g} nats apart (mean |log π − log μ|), "
-        f"more than {GAP_WARNING:g}: other kernels, a low precision (model.dtype={config.model.dtype}), or an "
-        "engine that does not hold the learner's weights; see `anchorage model check`"
+        f"more than {GAP_WARNING:g}: different kernels, low precision (model.dtype={config.model.dtype}), or an "
+        "engine without the learner's weights; see `anchorage model check`"
     )
 
 
@@ -146,7 +169,7 @@ def _invalid(seen: Figures, config: Config) -> str:
 def _equal(seen: Figures, config: Config) -> str:
     return (
         f"in the last {EQUAL_UPDATES} updates all episodes of each group had the same reward, so there was nothing to "
-        "compare: are the tasks too hard or too easy for the model, or does the environment give no reward?"
+        "learn from: are the tasks too hard or too easy for the model, or does the environment give no reward?"
     )
 
 
@@ -158,11 +181,11 @@ def _cut(seen: Figures, config: Config) -> str:
 
 
 def _lone_anchors(seen: Figures, config: Config) -> str:
-    effects = {"gigpo": "GiGPO is GRPO here", "hgpo": "HGPO compares nothing, every advantage is 0"}
-    effect = effects.get(config.algorithm, f"the step level of {config.algorithm} compares nothing")
+    effects = {"gigpo": "GiGPO is reduced to GRPO", "hgpo": "HGPO has nothing to compare"}
+    effect = effects.get(config.algorithm, f"the step level of {config.algorithm} has nothing to compare")
     return (
-        f"{effect}: no state was met twice within a group in the last {ANCHOR_UPDATES} updates. Is there a step "
-        "counter or the history in the observation? See env.anchor and advantage.similarity"
+        f"{effect}: no state occurred twice within a group in the last {ANCHOR_UPDATES} updates. Does the observation "
+        "contain a step counter or the history? See env.anchor and advantage.similarity"
     )
 
 

@@ -1,8 +1,17 @@
-"""Groups that no update can be made of: found by their advantages, or by the policy's own log-probabilities.
+"""Find groups that make an update impossible: by their advantages, or by the policy's own log-probabilities.
 
 Invariants
-- Only the groups found are given up; the others of the update stay where they are and are trained on.
-- A run that cannot make an update ends after `MOST_TRIES`, with the last reason.
+- Only the groups found are cancelled; the others of the update are kept and trained on.
+- A run in which `MOST_TRIES` updates in a row are impossible ends, with the last reason.
+
+Example: an update of groups 4, 5 and 6, in which an environment gave group 5 a reward of 1e200.
+
+    unusable    advantages reach 3, 1e200, 2    {5: "its advantages reach 1e+200; ..."}
+                5 is cancelled, the next group takes its place, and the update is tried again
+
+    If all advantages are fine and the loss is still not finite, each group goes through the policy alone:
+    culprits    finite, not finite, finite      {5: "...: the policy's log-probabilities of it are not finite"}
+                finite, finite, finite          RunStalled: the fault is in the weights, not in a group
 """
 
 from __future__ import annotations
@@ -16,16 +25,24 @@ from services.errors import RunStalled
 from services.schemas import Trajectory
 
 LARGEST_ADVANTAGE = 1e12
-"""The norm of a gradient is a sum of squares in float32, which ends at 1e38."""
+"""The norm of a gradient is a sum of squares in float32, whose largest number is 3e38."""
 MOST_TRIES = 3
 
 Groups = Mapping[int, Sequence[Trajectory]]
 
 
 def unusable(groups: Groups, prepared: PreparedUpdate) -> dict[int, str]:
-    """Groups with an advantage that is too large or not a number, and why; `prepared` was made of these groups."""
+    """Find groups with an advantage that is too large or not a number.
+
+    Args:
+        groups: of the update, by number.
+        prepared: from these groups.
+
+    Returns:
+        The reason for each group found.
+    """
     sizes = np.abs(prepared.advantages.total)
-    wrong = ~(sizes <= LARGEST_ADVANTAGE)
+    wrong = ~(sizes <= LARGEST_ADVANTAGE)  # not `>`, which is false for NaN
     found = {}
     for place, number in enumerate(groups):
         own = (prepared.table.group == place) & wrong
@@ -36,16 +53,24 @@ def unusable(groups: Groups, prepared: PreparedUpdate) -> dict[int, str]:
 
 
 def culprits(groups: Groups, finite: Callable[[Groups], bool], cause: str) -> dict[int, str]:
-    """Groups that the policy gives log-probabilities that are not finite, and why.
+    """Find groups for which the policy's log-probabilities are not finite.
+
+    Args:
+        groups: of the update, by number.
+        finite: whether the policy's log-probabilities of some groups are all finite.
+        cause: why the update failed.
+
+    Returns:
+        The reason for each group found.
 
     Raises:
-        RunStalled: it is none of the groups, or every one: the fault is not theirs.
+        RunStalled: none of the groups, or every one: the groups are not at fault.
     """
     reason = f"{cause}: the policy's log-probabilities of it are not finite"
     found = {number: reason for number, group in groups.items() if not finite({number: group})}
     if not found or len(found) == len(groups):
         raise RunStalled(
-            f"no update can be made: {cause}, and the policy's log-probabilities are "
+            f"no update is possible: {cause}, and the policy's log-probabilities are "
             + ("finite for each of its groups" if not found else "finite for none of its groups")
             + "; resume from an older checkpoint with a lower optimizer.lr, or with model.dtype=float32"
         )
@@ -53,20 +78,29 @@ def culprits(groups: Groups, finite: Callable[[Groups], bool], cause: str) -> di
 
 
 class Tries:
-    """How often in a row an update could not be made."""
+    """Counts the tries of an update that failed, in a row."""
 
     def __init__(self) -> None:
         self._failed = 0
 
     def made(self) -> None:
+        """Start again from 0: an update succeeded."""
         self._failed = 0
 
     def failed(self, update: int, reasons: Mapping[int, str]) -> None:
-        """Raise RunStalled after `MOST_TRIES`."""
+        """Count a failed try.
+
+        Args:
+            update: number of the update.
+            reasons: by group.
+
+        Raises:
+            RunStalled: it was the last of `MOST_TRIES`.
+        """
         self._failed += 1
         if self._failed >= MOST_TRIES:
             group, reason = next(iter(reasons.items()))
             raise RunStalled(
-                f"update {update} could not be made in {MOST_TRIES} tries, each with other groups; the last, "
+                f"update {update} failed in {MOST_TRIES} tries, each with different groups; the last, "
                 f"group {group}: {reason}"
             )

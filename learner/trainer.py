@@ -1,11 +1,11 @@
-"""The training loop: the groups of `intake` in, one policy update, the new version out.
+"""The training loop: collect groups, update the policy, publish the new version.
 
 Invariants
-- A group leaves Redis only after a checkpoint that records it is durable; after a crash training goes on from the
-  checkpoint over the same groups in the same order, so each is trained on once in the history that survives.
-- The figures of an update are recorded before a checkpoint can be past it, and a run that goes on plays the panel that
-  it finds missing: a kill at any moment loses neither.
-- No wait without an end: `intake` stops a run in which nothing usable completes, ranks that keep dying stop it here.
+- A group leaves Redis only after a checkpoint that records it is durable. After a crash training resumes from the
+  checkpoint over the same groups in the same order, so each is trained on once in the surviving history.
+- The figures of an update are recorded before any checkpoint that covers it, and a resumed run plays a panel that is
+  missing: a kill at any moment loses neither.
+- Every wait ends: `intake` stops a run in which no usable group completes; ranks that keep crashing stop it here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class Ranks(Protocol):
-    """What the trainer needs of the learner's ranks; see `learner.rank.group.RankGroup`."""
+    """The learner's ranks as the trainer uses them; see `learner.rank.group.RankGroup`."""
 
     checkpoint_bytes: int
 
@@ -60,12 +60,20 @@ class Ranks(Protocol):
 
 
 class Trainer:
-    """One run of the learner. `folder` is the run's; `splits` are the environment's split sizes.
+    """One run of the learner.
 
-    `on_start` is called with the version once it has been published, before any group is dispatched. `on_update` is
-    called after each published update; `evaluate` before the first update and after every `evaluation.every` of them,
-    for numbers to record (none where it was cut short), with the version and a question to ask while it waits: whether
-    to stop. `should_stop` is asked while waiting and between updates.
+    Args:
+        config: of the run.
+        buffer: the run's.
+        channel: where policy versions are published.
+        ranks: do the updates.
+        folder: the run's folder.
+        splits: sizes of the environments' splits.
+        on_start: called with the policy version once it is published, before any group is issued.
+        on_update: called after each published update.
+        evaluate: plays the panel of a version, before the first update and after every `evaluation.every` of them. Gets
+            the version and a function to ask while it waits whether to stop; returns figures, or none if cut short.
+        should_stop: asked while waiting and between updates.
     """
 
     def __init__(
@@ -112,12 +120,12 @@ class Trainer:
         return self._version
 
     def train(self, resume: bool = False) -> None:
-        """Train to the end of the run, its time limit, or a stop; a checkpoint is left behind in each case.
+        """Train to the end of the run, its time limit, or a stop, and write a checkpoint in each case.
 
         Raises:
             CheckpointFailed: a checkpoint cannot be written or read, or the folder holds one and `resume` is false.
-            RunStalled: nothing (usable) completes, no update can be made, sampler and learner are too far apart, or the
-                ranks keep dying.
+            RunStalled: no usable group completes, no update is possible, the sampler's log-probabilities are too far
+                from the learner's, or the ranks keep crashing.
         """
         if resume:
             self._panels.resume()
@@ -131,29 +139,29 @@ class Trainer:
     def _train(self) -> None:
         try:
             self._commands.refuse_old()
-            self._start()
+            self._recover()
             while True:
                 try:
-                    self._begin()
-                    self._commands.obey()
+                    self._call_on_start()
+                    self._commands.carry_out()
                     self._play_panel_if_due()
                     if self._over():
                         self._save_last()
                         return
                     self._update()
                 except RankFailed as failure:
-                    self._start(failure)
+                    self._recover(failure)
         finally:
             self._close_metrics()
 
-    def _begin(self) -> None:
-        """Once: what has to be right before anything is played."""
+    def _call_on_start(self) -> None:
+        """Call `on_start`, once, also if the ranks had to be restarted first."""
         if self._on_start is not None and not self._stopping():
             self._on_start(self._version)
         self._on_start = None
 
-    def _start(self, failure: RankFailed | None = None) -> None:
-        """Restore; after a failure of the ranks restart them first, as often as the run allows."""
+    def _recover(self, failure: RankFailed | None = None) -> None:
+        """Restore the newest checkpoint; after a failure restart the ranks first, up to `learner.max_restarts`."""
         while True:
             try:
                 if failure is not None:
@@ -167,11 +175,11 @@ class Trainer:
         if self._restarts >= self._config.learner.max_restarts:
             raise RunStalled(f"{failure}; the ranks have been restarted {self._restarts} times (learner.max_restarts)")
         self._restarts += 1
-        log.warning("%s; starting the ranks again from the last checkpoint", failure)
+        log.warning("%s; restarting the ranks from the last checkpoint", failure)
         self._ranks.restart()
 
     def _update(self) -> None:
-        """One update; none when stopped, or asked for something else, while waiting."""
+        """Do one update; none if stopped or interrupted by a command while waiting."""
         started = time.monotonic()
         intake = Intake(self._config.learner, self._buffer, self._dispatcher, self._prefetch)
         collected = intake.collect(self._version, self._interrupted)
@@ -184,7 +192,7 @@ class Trainer:
         loss = self._trained(groups, prepared)
         if loss is None:
             return
-        self._buffer.beat()  # RunTaken: what follows would be in another run's way
+        self._buffer.beat()  # raises RunTaken: the steps below would overwrite what another run owns now
         updated = time.monotonic()
         self._version += 1
         self._dispatcher.settle(list(groups))
@@ -213,7 +221,14 @@ class Trainer:
         return prepare(list(groups.values()), self._config, self._version, self._ranks.sharing)
 
     def _trained(self, groups: Groups, prepared: PreparedUpdate) -> dict[str, float] | None:
-        """The update's metrics; None where it cannot be made of these groups, which are then less those at fault."""
+        """Update the policy. If that is impossible with these groups, cancel those at fault.
+
+        Returns:
+            The loss metrics; None if groups were cancelled instead.
+
+        Raises:
+            RunStalled: several updates in a row were impossible, or no group is at fault.
+        """
         wrong = unusable(groups, prepared)
         if not wrong:
             try:
@@ -229,11 +244,11 @@ class Trainer:
         return None
 
     def _finite(self, groups: Groups) -> bool:
-        """Whether the policy gives finite log-probabilities to the groups' responses."""
+        """Whether the policy's log-probabilities of the groups' responses are finite."""
         return self._ranks.finite(self._prepared(groups).work)
 
     def _warn(self, groups: Groups, prepared: PreparedUpdate, loss: Mapping[str, float]) -> None:
-        """Say once what makes training pointless. Raises RunStalled where the sampler is not the policy."""
+        """Log and record new warnings about the training signal. Raises RunStalled if the sampler is not the policy."""
         seen = figures(groups.values(), prepared.step_group_sizes.tolist(), loss)
         for name, text in self._signal.judge(self._version, seen, self._config).items():
             log.warning("%s", text)
@@ -246,19 +261,19 @@ class Trainer:
         return self._stopping() or self._commands.waiting()
 
     def _make_room(self) -> None:
-        """Groups stay in Redis until a checkpoint: without one a full buffer would starve the actors."""
+        """Write a checkpoint if the buffer is full: only that removes trained groups, and makes room for new ones."""
         if self._saved_version < self._version and self._buffer.stats().full:
             self._save_last()
 
     def _keep_published(self) -> None:
-        """Publish again what the channel lost with a node: without it no actor would play, and no update be due."""
+        """Publish again if the channel has lost the version with a node: no actor could play without it."""
         try:
             published = self._channel.latest()
         except WeightsError as error:
-            log.warning("the weight channel cannot be asked: %s", error)
+            log.warning("weight channel unavailable: %s", error)
             return
         if published is None or published.version < self._version:
-            log.warning("the weight channel has lost version %d, it is published again", self._version)
+            log.warning("the weight channel has lost version %d, publishing it again", self._version)
             self._publish()
 
     def _publish(self) -> dict[str, Tensor]:
@@ -267,7 +282,7 @@ class Trainer:
         return weights
 
     def _save(self, weights: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint, then let go of the groups that it records."""
+        """Write a checkpoint, then remove the groups that it records from Redis."""
         state = checkpoint.TrainerState(
             version=self._version,
             dispatcher=self._dispatcher.state(),
@@ -292,16 +307,16 @@ class Trainer:
         self._buffer.remove(TRAIN_STREAM, self._dispatcher.finished(self._buffer.known(TRAIN_STREAM)))
 
     def _clear(self) -> None:
-        """A new run starts from nothing."""
+        """Remove what an earlier run left under this name. Raises CheckpointFailed if it left checkpoints."""
         checkpoint.require_none(self._checkpoints)
         self._warned.clear()
         self._buffer.remove(TRAIN_STREAM, sorted(self._buffer.known(TRAIN_STREAM)))
 
     def _restore(self) -> None:
-        """Return to the newest intact checkpoint, or to the beginning, and publish that version.
+        """Return to the newest intact checkpoint, or to the initial policy, and publish that version.
 
-        The groups trained on since then are played again where Redis no longer has them: the dispatcher's state is the
-        checkpoint's, and what it has out but Redis does not know is issued again.
+        The dispatcher's state is the checkpoint's, so groups that were trained on since then are outstanding again.
+        Those that Redis no longer has are issued and played again.
         """
         self._dispatcher = Dispatcher(self._config, self._splits)
         self._version, self._seconds = 0, 0.0
@@ -312,11 +327,11 @@ class Trainer:
             self._ranks.load(found / "engine")
             self._dispatcher.restore(state.dispatcher)
             self._version, self._seconds = state.version, state.seconds
-            log.info("going on from %s", found)
+            log.info("resuming from %s", found)
         self._saved_version = self._version
         self._panels.cut(self._version)
         self._history.cut(self._version)
-        # The process may have died between a checkpoint and its acknowledgement.
+        # The process may have crashed between writing a checkpoint and removing its groups.
         self._acknowledge()
         self._publish()
         self._close_metrics()
@@ -349,12 +364,12 @@ class Trainer:
 
     def _checkpoint_now(self) -> str:
         self._save_last()
-        return f"checkpoint {self._saved_version:06d} is there"
+        return f"checkpoint {self._saved_version:06d} written"
 
     def _evaluate_now(self) -> str:
         success = self._panels.play(self._version, self._stopping_panel).get(SUCCESS)
         if success is None:
-            raise NotDone("the panel was not played to its end")
+            raise NotDone("the panel was cut short")
         return f"success {success:.1%}"
 
     def _stopping(self) -> bool:

@@ -1,13 +1,14 @@
-"""Supervised warm start: a small policy and its tokenizer, trained from scratch on scripted episodes.
+"""Supervised warm start: train a small policy and its tokenizer from scratch on scripted episodes.
 
 The model is a Qwen2 of a few hundred thousand parameters with a byte-level BPE vocabulary in which every common word is
-one token. It learns the scripted player's probabilities, not the draws from them, so every label says which actions
-there are. Cross-entropy on the prompt, with a smaller weight, helps too: guessing the next name in a listing is what
-teaches a small model to copy names.
+one token. It learns the scripted player's probabilities, not samples from them, so each label covers all actions.
+Cross-entropy on the prompt, with a smaller weight, helps too: predicting the next name in a listing teaches a small
+model to copy names.
 
 Invariants
-- The seed decides the weights, the order of the examples and so the result, up to the floating point of the machine.
-- The folder written is an ordinary Hugging Face model folder in bfloat16.
+- The seed determines the weights and the order of the examples, and so the result, up to floating-point differences
+  between machines.
+- The output is an ordinary Hugging Face model folder in bfloat16.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ _NAME_FREQUENCY = 5
 
 
 class Example(Protocol):
-    """A row of token ids, and for each of them what is to be imitated there: token ids and their probabilities."""
+    """A row to imitate.
+
+    Attributes:
+        tokens: token ids of the row.
+        targets: for each token, the distribution to imitate in its place, as probabilities by token id; empty: none.
+    """
 
     @property
     def tokens(self) -> list[int]: ...
@@ -48,9 +54,14 @@ class Example(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FitProgress:
-    """State of the training after an optimizer step. Losses in nats per token, averaged over the last steps.
+    """State of the training after an optimizer step; losses are averages over the last 50 steps.
 
-    `response_loss` is the divergence KL(player ‖ policy): the player's own randomness does not count.
+    Attributes:
+        step: number of the optimizer step, from 1.
+        tokens: seen so far.
+        response_loss: KL(player ‖ policy), nats per token; excludes the player's own randomness.
+        prompt_loss: cross-entropy of prompt tokens, nats per token.
+        learning_rate: of the layers' matrices.
     """
 
     step: int
@@ -61,10 +72,10 @@ class FitProgress:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocab_size` entries, as transformers loads it for a Qwen2 model.
+    """Train a byte-level BPE tokenizer of at most `vocab_size` entries, as transformers loads it for a Qwen2 model.
 
-    A frequent name with its number (` desk 1`) is one token, so that to name a thing is to copy one token. These are
-    added tokens: transformers gives every Qwen2 model Qwen2's own splitting, which would cut them at the digits.
+    A frequent name with its number (` desk 1`) is one token, so naming a thing means copying one token. These are added
+    tokens, because transformers gives every Qwen2 model Qwen2's own splitting, which separates digits.
     """
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
@@ -79,7 +90,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 def new_model(config: WarmstartConfig, vocab_size: int, eos_token_id: int, max_tokens: int, seed: int) -> Any:
-    """A randomly initialised Qwen2 of the configured shape."""
+    """Initialise a Qwen2 of the configured shape at random, in float32.
+
+    Args:
+        config: shape of the model.
+        vocab_size: entries of the tokenizer.
+        eos_token_id: end-of-text token, also used for padding.
+        max_tokens: longest row.
+        seed: of the weights.
+    """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
@@ -100,7 +119,7 @@ def new_model(config: WarmstartConfig, vocab_size: int, eos_token_id: int, max_t
             use_cache=True,
         )
     )
-    # The customary deviation of 0.02 is for wide models; in a narrow one it leaves attention flat for a long time.
+    # The usual standard deviation of 0.02 suits wide models; in a narrow one attention stays flat for a long time.
     for name, parameter in model.named_parameters():
         if "embed" in name:
             torch.nn.init.normal_(parameter, std=0.03)
@@ -116,10 +135,21 @@ def fit(
     batch_tokens: int,
     on_progress: Callable[[FitProgress], None],
 ) -> FitProgress:
-    """Train `model` in place until the examples run out or `phase.tokens` were seen; answers where it ended."""
+    """Train `model` in place until the examples run out or `phase.tokens` were seen.
+
+    Args:
+        model: from `new_model` or `load`.
+        examples: rows to imitate.
+        phase: weights of the losses, learning rate and length.
+        batch_tokens: about how many tokens an optimizer step takes.
+        on_progress: called after each optimizer step.
+
+    Returns:
+        The state after the last optimizer step.
+    """
     optimizers = _optimizers(model, phase.lr)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    model.eval()  # without dropout: what is trained is the function that is sampled
+    model.eval()  # no dropout: the function that is trained must be the one that is sampled
     tokens = 0
     progress = FitProgress(0, 0, math.nan, math.nan, 0.0)
     recent: list[tuple[float, float]] = []
@@ -146,10 +176,10 @@ def fit(
 
 
 def load(folder: Path, config: Config) -> Any:
-    """The model of a folder, in float32.
+    """Load the model of a folder in float32.
 
     Raises:
-        ModelUnavailable: there is none, or `fit` would not train what its own forward pass computes.
+        ModelUnavailable: it cannot be loaded, or `fit` would train another function than its own forward pass.
     """
     policy = load_policy(folder, "float32", temperature=1.0, route=Route(packed=False))
     parity = require_exact(policy, "rows", config.model.max_prompt_tokens + config.model.max_response_tokens)
@@ -177,14 +207,14 @@ def _optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def _schedule(progress: float) -> float:
-    """Linear warm-up over the first 2 %, cosine to a twentieth at the end."""
+    """Share of the peak learning rate: linear warm-up over the first 2 %, then cosine down to a twentieth."""
     if progress < 0.02:
         return max(progress / 0.02, 0.01)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def _batches(examples: Iterable[Example], budget: int) -> Iterator[list[Example]]:
-    """Batches of about `budget` tokens, of rows of similar length taken from a pool of 16 batches, in random order."""
+    """Batch rows of similar length, about `budget` tokens a batch, in random order within pools of 16 batches."""
     generator = torch.Generator().manual_seed(0)
     pool: list[Example] = []
     size = 0
@@ -199,6 +229,7 @@ def _batches(examples: Iterable[Example], budget: int) -> Iterator[list[Example]
 
 
 def _split(pool: list[Example], budget: int, generator: torch.Generator) -> Iterator[list[Example]]:
+    """Split a pool into batches that, padded to their longest row, take at most `budget` tokens; in random order."""
     pool.sort(key=lambda e: len(e.tokens))
     batches: list[list[Example]] = [[]]
     for example in pool:
@@ -210,10 +241,18 @@ def _split(pool: list[Example], budget: int, generator: torch.Generator) -> Iter
 
 
 def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The two losses of `_divergence`, and cross-entropy of the other tokens of every fourth row.
+    """Losses of a batch, scalars in nats per token.
 
-    The third is 0 without `with_prompt`. Rows are padded on the right: with causal attention nothing real sees the
-    padding.
+    Rows are padded on the right: under causal attention no real token sees the padding.
+
+    Args:
+        model: the policy.
+        batch: rows to imitate.
+        with_prompt: whether to compute the third loss.
+
+    Returns:
+        The two of `_divergence`, and the cross-entropy of tokens without a target in every fourth row; 0 without
+        `with_prompt`.
     """
     ids = torch.zeros(len(batch), max(len(e.tokens) for e in batch), dtype=torch.long)
     imitate = torch.zeros_like(ids, dtype=torch.bool)
@@ -238,9 +277,21 @@ def _losses(model: Any, batch: list[Example], with_prompt: bool) -> tuple[Tensor
 
 
 def _divergence(logits: Tensor, wanted: list[Mapping[int, float]]) -> tuple[Tensor, Tensor]:
-    """Means over positions, in nats: KL(wanted ‖ softmax(logits)), and of that the part −log P(any wanted token).
+    """Divergence of the policy from the distributions to imitate, and the part of it due to unwanted tokens.
 
-    Logits [T, V]; `wanted` has T distributions. The rest of the divergence is that among the wanted tokens.
+    Args:
+        logits: float32 [T, V].
+        wanted: T distributions, probabilities by token id.
+
+    Returns:
+        Means over the T positions, in nats: KL(wanted ‖ softmax(logits)), and −log P(any wanted token). The rest of the
+        first is the divergence among the wanted tokens.
+
+    Example: one position; the player says `left` or `right` with probability 0.5 each, the policy gives them 0.6 and
+    0.2, and 0.2 to other tokens.
+
+        divergence   0.5 ln(0.5 / 0.6) + 0.5 ln(0.5 / 0.2) = -0.09 + 0.46 = 0.37
+        astray       -ln(0.6 + 0.2) = 0.22
     """
     width = max((len(targets) for targets in wanted), default=1)
     tokens = torch.tensor([[*t, *[0] * (width - len(t))] for t in wanted], dtype=torch.long).view(-1, width)

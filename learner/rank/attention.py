@@ -1,13 +1,23 @@
 """Causal attention over packed sequences, as an attention function of transformers.
 
-A micro-batch is one line of tokens that holds many sequences. Each has its own tokens, which ask, and reads a path:
-the tokens that it shares with sequences before it in the line, then its own.
+A micro-batch is one line of tokens that holds many sequences. Each sequence has its own tokens, which are the queries,
+and a path, which gives keys and values: the tokens that it shares with sequences before it, then its own.
 
 Invariants
-- No token reads one of another sequence, except along its path; nothing is padded.
-- No argument of a layer is dropped: it is honoured (scale, sliding window), or the model is refused here and its rows
-  go through the model's own forward.
+- No token attends to a token of another sequence, except along its path; nothing is padded.
+- No argument of a layer is ignored: it is honoured (scale, sliding window), or the model is refused here and its rows
+  go through the model's own forward pass.
 - The result does not depend on what else is in the line.
+
+Example: sequence A `a b c d e`, and B `a b c x y`, which shares `a b c` with it (`learner.batching._pack`). A dot: the
+query attends to the key. B's queries are two, its keys five.
+
+    place in the line   0 1 2 3 4 5 6        A       a b c d e        B       a b c x y   along its path
+    token               a b c d e x y        a       .                x       . . . .
+                                             b       . .              y       . . . . .
+    A: starts 0 5, path 0 1 2 3 4            c       . . .
+    B: starts 5 7, path 0 1 2 5 6            d       . . . .
+                                             e       . . . . .
 """
 
 from __future__ import annotations
@@ -23,23 +33,26 @@ from torch.nn.functional import scaled_dot_product_attention
 NAME = "anchorage_packed"
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 NEUTRAL = frozenset({"position_ids", "cache_position", "return_dict"})
-"""Arguments of attention functions that do not change what a packed line attends to, whatever they are."""
+"""Arguments of attention functions whose values never change what a packed line attends to."""
 
 
 class PackingUnsupported(Exception):
-    """The model cannot be run on packed lines; the message says why, as part of a sentence about the model."""
+    """The model cannot run on packed lines; the message is the reason, as part of a sentence about the model."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sequences lie in a line of L tokens.
+    """Where the S sequences lie in a line of L tokens.
 
     Attributes:
-        starts: int32 [S + 1], bounds of the sequences' own tokens in the line. path_starts: of their paths in `path`.
+        starts: int32 [S + 1], bounds of the sequences' own tokens in the line.
+        path_starts: int32 [S + 1], bounds of the sequences' paths in `path`.
         path: int64, places in the line of the tokens that each sequence reads, sequence after sequence; None: each
-            reads its own tokens only.
-        own / read: longest sequence's own tokens, and longest path.
-        bounds / path_bounds: `starts` and `path_starts` as plain numbers.
+            reads only its own tokens.
+        own: largest number of own tokens of a sequence.
+        read: length of the longest path.
+        bounds: `starts` as plain numbers.
+        path_bounds: `path_starts` as plain numbers.
     """
 
     starts: Tensor
@@ -52,7 +65,7 @@ class Layout:
 
     @classmethod
     def of(cls, starts: Any, path_starts: Any, path: Any, device: torch.device) -> Layout:
-        """Made of the arrays of a micro-batch."""
+        """Build the layout from the arrays of a micro-batch, see `learner.batching.MicroBatch`."""
         shared = len(path) > starts[-1]
         return cls(
             starts=torch.tensor(starts, dtype=torch.int32, device=device),
@@ -77,17 +90,31 @@ def packed_attention(
     sliding_window: int | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: query [1, H, L, D], key and value [1, G, L, D] to [1, L, H, D].
+    """Attend along the paths of a packed line; transformers calls this in each layer.
+
+    Args:
+        module: the attention layer.
+        query: [1, H, L, D].
+        key: [1, G, L, D], with G dividing H.
+        value: [1, G, L, D].
+        attention_mask: must be None.
+        layout: where the sequences lie; passed through the model's forward pass.
+        scaling: factor of the scores; None: 1 / sqrt(D).
+        sliding_window: number of tokens that each attends to, itself included; None: all before it.
+        others: further arguments of the layer, which must ask for nothing.
+
+    Returns:
+        [1, L, H, D], and None in place of the attention weights.
 
     Raises:
-        PackingUnsupported: the layer asks for something that is not done here.
+        PackingUnsupported: the layer needs something that is not implemented here.
     """
     _refuse_others(module, attention_mask, others)
     if layout is None:
         raise PackingUnsupported("the model does not pass arguments on to its attention layers")
     window = sliding_window if sliding_window is not None and sliding_window < layout.read else None
     if layout.path is not None:
-        # Not by brackets: their backward pass is far slower.
+        # Not key[:, :, path]: its backward pass, a scatter with duplicates, is far slower.
         key, value = key.index_select(2, layout.path), value.index_select(2, layout.path)
     if query.is_cuda and query.dtype in FLASH_DTYPES:
         return _flash(query, key, value, layout, scaling, window), None
@@ -95,13 +122,13 @@ def packed_attention(
 
 
 def _refuse_others(module: torch.nn.Module, attention_mask: Tensor | None, others: dict[str, object]) -> None:
-    """Raise unless all arguments are those that change nothing here: a dropped one is a wrong number."""
+    """Raise PackingUnsupported unless all further arguments change nothing: one that is ignored is a wrong result."""
     if attention_mask is not None:
         raise PackingUnsupported("its attention layers take a mask of the model's own")
     if others.pop("is_causal", None) is False or getattr(module, "is_causal", True) is False:
         raise PackingUnsupported("its attention is not causal")
     for name, value in others.items():
-        # None, False and 0.0 ask for nothing.
+        # None, False and 0.0 switch something off.
         if name not in NEUTRAL and not (value is None or (isinstance(value, bool | int | float) and not value)):
             raise PackingUnsupported(f"its attention has {name}")
 
@@ -109,10 +136,10 @@ def _refuse_others(module: torch.nn.Module, attention_mask: Tensor | None, other
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, window: int | None
 ) -> Tensor:
-    """Flash attention of PyTorch: all sequences in one kernel."""
+    """PyTorch's flash attention, all sequences in one kernel. As `packed_attention`; key and value along the paths."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # Causal from the end: the last own token reads the whole path.
+    # Its causal mask is aligned at the end: the last own token reads the whole path.
     out = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -132,6 +159,7 @@ def _flash(
 def _each_alone(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, window: int | None
 ) -> Tensor:
+    """Scaled dot-product attention, one sequence after the other. Shapes as `_flash`."""
     parts = []
     for (start, end), (first, last) in zip(pairwise(layout.bounds), pairwise(layout.path_bounds), strict=True):
         own, read = end - start, last - first
@@ -139,7 +167,7 @@ def _each_alone(
         mask = None
         if not whole:
             mask = torch.ones(own, read, dtype=torch.bool, device=query.device).tril_(read - own)
-            # A window counts the token itself.
+            # A window of w tokens includes the token itself.
             mask = mask if window is None else mask.triu_(read - own - window + 1)
         parts.append(
             scaled_dot_product_attention(
@@ -156,7 +184,7 @@ def _each_alone(
 
 
 def register() -> str:
-    """Make the function known to transformers in this process; its name. Idempotent."""
+    """Register the function with transformers in this process; returns its name. Idempotent."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)

@@ -1,12 +1,12 @@
-"""What a model's weights are called in a checkpoint on disk, and how they lie there.
+"""Names and layout of a model's weights on disk.
 
 transformers may hold weights in another form than the folder does: names with or without a prefix, experts fused into
 one tensor, parts concatenated or permuted. vLLM, the actors and every exported folder use the form on disk.
 
 Invariants
-- Names and layout are those of `save_pretrained`, by transformers' own record of how the folder was converted when it
-  was loaded; nothing here knows an architecture.
-- A tied weight has every name that the folder gives it, and one where the folder gives it none.
+- Names and layout are those of `save_pretrained`, according to transformers' own record of how it converted the folder
+  on loading; nothing here depends on the architecture.
+- A tied weight has every name that the folder gives it, or one name if the folder gives it none.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ from services.model_folder import tensor_shapes
 
 
 class DiskForm:
-    """The form on disk of one loaded model. Made while its parameters are whole (before ZeRO shards them).
+    """Converts the weights of one loaded model to their form on disk.
+
+    Must be constructed while the parameters are whole, that is before ZeRO shards them.
+
+    Args:
+        lm: the model, as transformers loaded it.
+        folder: that it was loaded from.
 
     Raises:
-        ModelUnavailable: the model has weights that the folder has not, or in another shape.
+        ModelUnavailable: the model has weights that the folder lacks, or has in another shape.
 
-    Example: of a Qwen3-MoE with two layers of four experts, `model.layers.0.mlp.experts.gate_up_proj` [4, 2 I, H]
+    Example: in a Qwen3-MoE with two layers of four experts, `model.layers.0.mlp.experts.gate_up_proj` [4, 2 I, H]
     becomes `model.layers.0.mlp.experts.0.gate_proj.weight` [I, H] and seven more.
     """
 
@@ -39,7 +45,7 @@ class DiskForm:
         self._check(self.published(shapes), folder)
 
     def published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All of the model's weights, by its own names, in the form on disk. Parts may be views of what came in."""
+        """Convert all of the model's weights, given by its own names. Results may be views of the input."""
         whole = dict(tensors)
         tied: dict[int, list[str]] = {}
         for name, others in self._aliases.items():
@@ -56,9 +62,9 @@ class DiskForm:
         return found
 
     def convert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Some of the weights, by the model's own names; what is only renamed is the same object.
+        """Convert some weights, given by the model's own names. A tensor that is only renamed stays the same object.
 
-        The other members of a converted group (a layer's experts) must be among them.
+        All members of a group that is converted together, such as a layer's experts, must be given.
 
         Raises:
             ModelUnavailable: transformers cannot undo its conversion.
@@ -66,30 +72,31 @@ class DiskForm:
         return {self._as_in_folder(name): tensor for name, tensor in on_disk(self._lm, tensors).items()}
 
     def _as_in_folder(self, name: str) -> str:
-        """A folder may leave out the prefix of the model's body, as GPT-2's of the hub does; transformers adds it."""
+        """Name in the folder, which may lack the prefix of the model's body that transformers adds, as GPT-2's does."""
         prefix = f"{self._lm.base_model_prefix}."
         other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
         return other if name not in self._folder and other in self._folder else name
 
     def _check(self, found: Mapping[str, Tensor], folder: Path) -> None:
+        """Raise ModelUnavailable unless the folder has all converted weights, in the same shapes."""
         if not self._folder:
-            return  # weights in another format than safetensors
+            return  # the weights are in another format than safetensors
         for name, tensor in sorted(found.items()):
             if name not in self._folder:
-                raise ModelUnavailable(f"model.path {folder} has no {name}, which the model's weights are saved as")
+                raise ModelUnavailable(f"model.path {folder}: the weights files lack {name}, which the model has")
             if self._folder[name] != tuple(tensor.shape):
                 raise ModelUnavailable(
-                    f"model.path {folder}: {name} has shape {self._folder[name]}, the model's is {tuple(tensor.shape)}"
+                    f"model.path {folder}: {name} has shape {self._folder[name]}, the model needs {tuple(tensor.shape)}"
                 )
 
 
 def weights_of(lm: Any) -> dict[str, Tensor]:
-    """Parameters, tied ones under their first name, and persistent buffers, by the model's own names."""
+    """Parameters and persistent buffers by the model's own names; a tied parameter under its first name only."""
     return {name: parameter.detach() for name, parameter in lm.named_parameters()} | persistent_buffers(lm)
 
 
 def persistent_buffers(lm: Any) -> dict[str, Tensor]:
-    """Buffers that belong to a checkpoint, such as the correction biases of a router, by the model's own names."""
+    """Buffers that are part of a checkpoint, such as a router's correction biases, by the model's own names."""
     found: dict[str, Tensor] = {}
     for prefix, module in lm.named_modules():
         for name, buffer in module.named_buffers(prefix, recurse=False):
@@ -99,7 +106,7 @@ def persistent_buffers(lm: Any) -> dict[str, Tensor]:
 
 
 def on_disk(lm: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors`, by the model's own names, in the form on disk. The model's own weights are not read.
+    """Convert tensors, given by the model's own names, to their form on disk. Does not read the model's own weights.
 
     Raises:
         ModelUnavailable: transformers cannot undo its conversion.
@@ -108,15 +115,15 @@ def on_disk(lm: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     try:
         reverted: dict[str, Tensor] = revert_weight_conversion(lm, dict(tensors))
-    except Exception as error:  # its conversions raise whatever a wrong shape or name ends in
+    except Exception as error:  # depends on the conversion
         raise ModelUnavailable(
-            f"model.path: transformers cannot write {type(lm).__name__} as it is on disk: {first_line(error)[:200]}"
+            f"model.path: transformers cannot convert {type(lm).__name__} for the disk: {first_line(error)[:200]}"
         ) from error
     return reverted
 
 
 def _aliases(lm: Any) -> dict[str, tuple[str, ...]]:
-    """The further names of each tied parameter, by its first; `named_parameters` gives the first only."""
+    """Further names of each tied parameter, by its first, which is the only one that `named_parameters` gives."""
     first = {id(parameter): name for name, parameter in lm.named_parameters()}
     found: dict[str, list[str]] = {}
     for name, parameter in lm.named_parameters(remove_duplicate=False):

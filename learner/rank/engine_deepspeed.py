@@ -1,12 +1,12 @@
-"""The training engine of one rank. The only file that knows DeepSpeed.
+"""Training engine of one rank. The only file that depends on DeepSpeed.
 
 Invariants
-- `accumulate` may be called any number of times before `step`, equally often on every rank. Losses are sums over one
-  token count for the whole step: DeepSpeed's averaging over ranks is undone here, and it scales by nothing else.
-- A step whose gradient is not finite is refused on every rank, whatever the ZeRO stage, and changes nothing.
+- `accumulate` may be called any number of times before `step`, equally often on every rank. Losses are normalised by
+  one token count for the whole step: DeepSpeed's averaging over ranks is undone here, and nothing else is scaled.
+- A step whose gradient is not finite is refused on every rank, in every ZeRO stage, and changes nothing.
 - The learning rate is a function of the number of optimizer steps done, which the checkpoint holds.
-- A checkpoint holds whole tensors under the parameters' names, not what each rank had: any number of ranks and any
-  ZeRO stage can go on from it.
+- A checkpoint holds whole tensors under the parameters' names, not the shards of each rank: it can be loaded with any
+  number of ranks and any ZeRO stage.
 """
 
 from __future__ import annotations
@@ -45,17 +45,24 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 log = logging.getLogger(__name__)
 
 LossFunction = Callable[[Tensor, Tensor], LossTerms]
-"""(log-probability, entropy) of a micro-batch's T response tokens to its loss."""
+"""(log-probability, entropy), float32 [T] each, of a micro-batch's response tokens to its loss."""
 
 
 def connect(rank: int, ranks: int, address: str, port: int) -> None:
-    """Join the group of ranks (gloo on CPU, NCCL on GPU). Blocks until all have joined."""
+    """Join the process group of the ranks (gloo on CPU, NCCL on GPU). Blocks until all have joined.
+
+    Args:
+        rank: number of this rank.
+        ranks: number of all.
+        address: IP address of rank 0.
+        port: free port there.
+    """
     import deepspeed
 
     _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not torch.cuda.is_available():
-        # On a CPU it would otherwise compile a shared-memory kernel here, and fail where there is no compiler.
+        # On a CPU it would compile a shared-memory kernel here, and fail without a compiler.
         deepspeed.ops.__compatible_ops__ = {}
     # DeepSpeed reads these; a rank sees its own GPU only, so its local rank is 0.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
@@ -72,10 +79,10 @@ def connect(rank: int, ranks: int, address: str, port: int) -> None:
 
 
 def _import_muon() -> None:
-    """Import what DeepSpeed imports in any case when it is initialised, its optimizer Muon, without compiling it.
+    """Import DeepSpeed's optimizer Muon without compiling it, before DeepSpeed imports it at initialisation.
 
-    Muon's functions are decorated with `torch.compile`, which loads the compiler: six seconds of processor time of
-    every rank's start, for an optimizer that is not used.
+    Muon's functions are decorated with `torch.compile`, which loads the compiler: six seconds of processor time at the
+    start of every rank, for an optimizer that is not used.
     """
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
@@ -92,10 +99,10 @@ class DeepSpeedEngine:
     """A policy under DeepSpeed ZeRO. Every method is collective: all ranks call it, in the same order.
 
     Attributes:
-        parity: what was measured of the model when it was loaded, and the route that its rows take on every rank.
+        parity: what was measured of the model on loading, and the route that rows take on every rank.
 
     Raises:
-        ModelUnavailable: the model cannot be loaded, or not be trained on what it computes.
+        ModelUnavailable: the model cannot be loaded, or the learner would train another function than it computes.
     """
 
     parity: Parity
@@ -111,7 +118,7 @@ class DeepSpeedEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not config.learner.offload_parameters:
             policy.to(self._device)
-        # Before DeepSpeed shards the parameters: each rank has the whole model here, and waits for nobody.
+        # Before DeepSpeed shards the parameters: here each rank has the whole model, so measuring is not collective.
         context = config.model.max_prompt_tokens + config.model.max_response_tokens
         parity = require_exact(policy, config.learner.packing, context)
         policy.route = self._agreed(parity.route)
@@ -128,7 +135,7 @@ class DeepSpeedEngine:
         self._engine.train()
 
     def _agreed(self, route: Route) -> Route:
-        """The fastest route that is exact on every rank."""
+        """The fastest route that is exact on every rank. Collective."""
         votes = torch.tensor([route.packed, route.halves, route.prefixes], dtype=torch.int32, device=self._device)
         torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MIN)
         packed, halves, prefixes = (bool(vote) for vote in votes.tolist())
@@ -145,41 +152,53 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def logprobs(self, batch: MicroBatch, *, adapted: bool = True) -> Tensor:
-        """float32 [T], on the engine's device; of the model without its adapters where `adapted` is false."""
+        """Log-probabilities of the batch's response tokens, without a gradient.
+
+        Args:
+            batch: T response tokens.
+            adapted: whether the model's adapters, if it has any, take part.
+
+        Returns:
+            float32 [T], in nats, on the engine's device.
+        """
         with nullcontext() if adapted else lora.switched_off(self._engine.module):
             logprob: Tensor = self._engine(*inputs(batch, self._device))[0]
         return logprob.detach()
 
     def accumulate(self, batch: MicroBatch, loss: LossFunction) -> LossTerms:
-        """Forward and backward pass; the gradient is added to what `step` will apply."""
+        """Run forward and backward pass; add the gradient to what `step` will apply."""
         entropy_gradient = self._config.loss.entropy_coef > 0
         terms = loss(*self._engine(*inputs(batch, self._device), entropy_gradient))
-        # A loss that is not finite can have a finite gradient, which is all that the step looks at.
+        # A non-finite loss can have a finite gradient, and the step checks only that: NaN makes the gradient NaN too.
         sound = torch.where(terms.loss.detach().isfinite(), 1.0, math.nan)
         self._engine.backward(terms.loss * sound * self._ranks, scale_wrt_gas=False)
         return terms
 
     def step(self) -> dict[str, float]:
-        """Clip, apply and clear the gradient; returns `learning_rate` and `grad_norm`.
+        """Clip, apply and clear the gradient.
+
+        Returns:
+            `learning_rate` and, where DeepSpeed computes it, `grad_norm`.
 
         Raises:
-            UpdateNotFinite: on every rank, a loss or the gradient's norm is not finite. The gradient is cleared, and
-                all else is as it was before.
+            UpdateNotFinite: on every rank, if a loss or the gradient's norm is not finite. The gradient is cleared;
+                nothing else has changed.
         """
         rate = self._config.optimizer.lr * rate_factor(self.steps, self._config)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()
         if not self._engine.was_step_applied():
-            self._engine.global_steps -= 1  # DeepSpeed counts what it has skipped
+            self._engine.global_steps -= 1  # DeepSpeed counts skipped steps too
             raise UpdateNotFinite("the loss or the gradient is not finite")
         norm = self._engine.get_global_grad_norm()
         return {"learning_rate": rate} | ({} if norm is None else {"grad_norm": float(norm)})
 
     def weights(self) -> dict[str, Tensor]:
-        """What the actors need, on the CPU in `model.dtype`; empty on all ranks but 0.
+        """Weights for the actors, on the CPU in `model.dtype`; empty on all ranks but 0.
 
-        The whole model as a checkpoint on disk has it, or its adapters as in `services.weights.adapter`.
+        Returns:
+            All weights in their form on disk, or the adapters in the form of `services.weights.adapter`.
         """
         wanted = torch.distributed.get_rank() == 0
         dtype = DTYPES[self._config.model.dtype]
@@ -196,14 +215,14 @@ class DeepSpeedEngine:
         return self._disk.published(gathered | {name: buffer.cpu() for name, buffer in buffers.items()})
 
     def checkpoint_bytes(self) -> int:
-        """About what `save` writes: float32 parameters and two moments of each."""
+        """Approximate size of what `save` writes, in bytes: float32 parameters and two moments of each."""
         return 12 * sum(int(getattr(parameter, "ds_numel", parameter.numel())) for _, parameter in self._trained())
 
     def save(self, folder: Path) -> None:
         """Write parameters, optimizer state, step count and every rank's random state into an existing folder.
 
         Raises:
-            CheckpointFailed: the files could not be written.
+            CheckpointFailed: the files cannot be written.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
@@ -226,17 +245,17 @@ class DeepSpeedEngine:
             raise CheckpointFailed(f"cannot write the checkpoint to {folder}: {_brief(error)}") from error
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote, with any number of ranks and any ZeRO stage.
+        """Restore what `save` wrote, with any number of ranks and any ZeRO stage.
 
         Raises:
-            CheckpointFailed: the files are missing, broken or do not fit.
+            CheckpointFailed: the files are missing, damaged or belong to another model.
         """
         try:
             steps = int(json.loads((folder / "engine.json").read_text())["steps"])
             stored = ShardReader(folder)
             own = {f"{part}/{name}" for name, _ in self._trained() for part in (MASTER, *MOMENTS)}
             if own != stored.names:
-                raise ValueError(f"its parameters are others, such as {min(own ^ stored.names)}")
+                raise ValueError(f"it has other parameters than the model, such as {min(own ^ stored.names)}")
             self._make_moments(steps)
             for name, parameter in self._trained():
                 for part in (MASTER, *MOMENTS):
@@ -247,22 +266,24 @@ class DeepSpeedEngine:
         self._engine.global_steps = steps
 
     def close(self) -> None:
+        """Leave the process group."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The trained parameters by the model's own names."""
         policy: Policy = self._engine.module
         return ((name, parameter) for name, parameter in policy.lm.named_parameters() if parameter.requires_grad)
 
     def _whole(self, parameter: nn.Parameter, *, change: bool = False) -> Any:
-        """A context in which a sharded parameter is whole; what rank 0 changes becomes all ranks'."""
+        """A context in which a sharded parameter is whole; with `change`, rank 0's changes reach all ranks."""
         import deepspeed
 
         modifier = 0 if change else None
         return deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier, enabled=self._stage == 3)
 
     def _read(self, parameter: nn.Parameter, part: str) -> Tensor:
-        """float32, whole on every rank: the parameter's master copy, or one of its moments."""
+        """The parameter's master copy or one of its moments, float32, whole on every rank. Collective."""
         from deepspeed import utils
 
         if self._stage == 0:
@@ -273,12 +294,20 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _write(self, parameter: nn.Parameter, part: str, value: Tensor) -> None:
+        """Set what `_read` returns. Collective.
+
+        The master copy is written twice: into the parameter that the forward pass reads, in its own dtype, and into
+        the float32 copy that the optimizer updates, which ZeRO keeps elsewhere, sharded or not by its stage.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
         from deepspeed import utils
 
         if part == MASTER:
             with self._whole(parameter, change=True):
                 if parameter.shape != value.shape:
-                    raise ValueError(f"a parameter of shape {tuple(value.shape)} does not fit {tuple(parameter.shape)}")
+                    raise ValueError(f"a parameter has shape {tuple(value.shape)} in place of {tuple(parameter.shape)}")
                 parameter.copy_(value)
         if self._stage == 0:
             if part != MASTER:
@@ -295,7 +324,7 @@ class DeepSpeedEngine:
             utils.safe_set_full_optimizer_state(parameter, value, part)
 
     def _make_moments(self, steps: int) -> None:
-        """The optimizer's state after `steps`, moments 0: otherwise it comes into being with the first step."""
+        """Create the optimizer's state after `steps` steps, moments 0; by itself it does so only in its first step."""
         zero = self._engine.optimizer
         optimizer = zero if self._stage == 0 else zero.optimizer
         stage_3 = getattr(zero, "fp32_partitioned_groups_flat", None)
@@ -305,13 +334,13 @@ class DeepSpeedEngine:
             if "exp_avg" not in state:
                 state |= {moment: torch.zeros_like(parameter.data) for moment in MOMENTS}
             plain = isinstance(optimizer, torch.optim.AdamW)
-            # DeepSpeed's FusedAdam counts in plain numbers.
+            # DeepSpeed's FusedAdam counts in a plain int.
             state["step"] = torch.tensor(float(steps), device=parameter.device) if plain else steps
         if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
             zero._lazy_init_hp_params_optimizer_state()
 
     def _restore_random(self, file: Path, steps: int) -> None:
-        """The rank's own random state; a rank that the run did not have before gets one of its own."""
+        """Restore the rank's random state; a rank that the run did not have before is seeded."""
         from safetensors.torch import load_file
 
         if file.is_file():
@@ -324,13 +353,13 @@ class DeepSpeedEngine:
 
 
 def configured_policy(config: Config, route: Route) -> Policy:
-    """The model that the run begins with. Raises ModelUnavailable."""
+    """Load the initial policy of the run, on the CPU. Raises ModelUnavailable."""
     limit = config.learner.logits_mib * LOGITS_PER_MIB
     return load_policy(config.model.path, config.model.dtype, config.rollout.temperature, limit, route)
 
 
 def sharded(frozen: Policy, config: Config) -> Any:
-    """A frozen policy whose parameters ZeRO 3 shards over the ranks; called like the policy itself. Collective."""
+    """Shard a frozen policy's parameters over the ranks by ZeRO 3; called like the policy itself. Collective."""
     import deepspeed
 
     settings = _common(config) | {"zero_optimization": {"stage": 3, "overlap_comm": False}}
@@ -339,7 +368,7 @@ def sharded(frozen: Policy, config: Config) -> Any:
 
 
 def _adamw(policy: Policy, config: Config) -> torch.optim.Optimizer:
-    """DeepSpeed's FusedAdam on a GPU where it can be built, else PyTorch's fused AdamW: the same mathematics."""
+    """AdamW: DeepSpeed's FusedAdam on a GPU if it can be built, else PyTorch's fused one. Both compute the same."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     settings: dict[str, Any] = {
         "lr": config.optimizer.lr,
@@ -352,15 +381,15 @@ def _adamw(policy: Policy, config: Config) -> torch.optim.Optimizer:
         try:
             fused: torch.optim.Optimizer = FusedAdam(parameters, adam_w_mode=True, **settings)
             return fused
-        except Exception as error:  # whatever a missing or unfit compiler ends in
-            log.warning("DeepSpeed's FusedAdam cannot be built, PyTorch's takes its place: %s", _brief(error))
+        except Exception as error:  # depends on what the compiler lacks
+            log.warning("cannot build DeepSpeed's FusedAdam, using PyTorch's AdamW: %s", _brief(error))
     return torch.optim.AdamW(parameters, fused=True, **settings)
 
 
 def _refusing(optimizer: torch.optim.Optimizer, clip: float) -> torch.optim.Optimizer:
-    """The optimizer, which clips by itself and skips a step whose gradient is not finite, as those of ZeRO do.
+    """Make the optimizer clip, and skip a step whose gradient is not finite, as ZeRO's optimizers do.
 
-    Without ZeRO DeepSpeed applies whatever there is. It reads the two attributes after each step.
+    Without ZeRO, DeepSpeed applies any gradient. After a step it reads `_global_grad_norm` and `overflow`.
     """
     apply: Callable[[], object] = optimizer.step
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -391,20 +420,23 @@ def _deepspeed_config(config: Config) -> dict[str, Any]:
     if learner.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return _common(config) | {
-        # `step` alone ends an accumulation: the number of micro-batches differs from update to update.
+        # Only `step` ends an accumulation: the number of micro-batches differs between updates.
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.optimizer.grad_clip if learner.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # PyTorch's fused AdamW runs on the CPU as well, and needs no compiler.
         "zero_force_ds_cpu_optimizer": False,
-        # Sums of many micro-batches in bfloat16 would lose the small ones.
+        # A bfloat16 sum of many micro-batches loses small summands.
         "data_types": {"grad_accum_dtype": "fp32"},
     }
 
 
 def _shard(value: Tensor, size: int) -> Tensor:
-    """This rank's part of a flattened tensor, filled up with zeros."""
+    """This rank's part of a flattened tensor, padded with zeros.
+
+    Example: 5 values on 2 ranks with shards of 3: rank 0 gets values 0 1 2, rank 1 gets 3 4 and a zero.
+    """
     start = size * torch.distributed.get_rank()
     shard = value.new_zeros(size)
     own = value.flatten()[start : start + size]

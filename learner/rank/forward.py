@@ -1,11 +1,18 @@
-"""The forward pass of a causal language model in two halves: the body (hidden states) and the head (logits).
+"""Forward pass of a causal language model in two halves: the body (hidden states) and the head (logits).
 
-The head is whatever the model's own forward does after its body: projection, logit scales, soft caps. It is the model's
-own code: the body's place is taken by a stand-in that returns hidden states that were computed before. So the head runs
-on chosen positions, in pieces, and again in the backward pass, without a second run of the body.
+The head is whatever the model's own forward pass does after its body: projection, logit scales, soft caps. The model's
+own code runs it, with a stand-in in the body's place that returns hidden states computed before. So the head can run on
+selected positions, in pieces, and again in the backward pass, without running the body a second time.
+
+Example: a row of 1,000 tokens whose last 20 are the response, in a model with a vocabulary of 150,000.
+
+    body(ids)                   hidden states [1, 1000, H], once
+    hidden[0, 979:999]          the 20 positions that predict the response
+    head(output, hidden)        lm(zeros[1, 20]) with its body replaced by a stand-in that returns these 20 hidden
+                                states: logits [20, 150000] instead of [1000, 150000]
 
 Invariants
-- Nothing here knows an architecture by name.
+- Nothing here depends on the architecture.
 - The model stays in evaluation mode, in training too: no dropout, no router noise, no skipped layers.
 """
 
@@ -23,15 +30,15 @@ from torch.utils.checkpoint import checkpoint
 
 
 class _StandIn(nn.Module):
-    """Returns what the body returned before. Everything else that is read of it is the body's."""
+    """Takes the body's place and returns a given output. All other attributes are the body's."""
 
     def __init__(self, body: nn.Module, output: Any) -> None:
         super().__init__()
-        self.__dict__["body"] = body  # not a submodule: it already is one of the model
+        self.__dict__["body"] = body  # not as a submodule: it already is one of the model
         self.__dict__["output"] = output
 
     def __getattr__(self, name: str) -> Any:
-        # OPT's forward calls the decoder inside of its body.
+        # OPT's forward pass calls the decoder inside its body.
         return self if name == "decoder" else getattr(self.__dict__["body"], name)
 
     def forward(self, *_: object, **__: object) -> Any:
@@ -39,7 +46,11 @@ class _StandIn(nn.Module):
 
 
 class Forward:
-    """The two halves of `lm`, a causal language model of transformers."""
+    """Both halves of a model.
+
+    Attributes:
+        lm: a causal language model of transformers.
+    """
 
     def __init__(self, lm: Any) -> None:
         self.lm = lm
@@ -50,11 +61,28 @@ class Forward:
         return int(self.lm.config.get_text_config().vocab_size)
 
     def body(self, input_ids: Tensor, **more: Any) -> Any:
-        """The output of the body, which has `last_hidden_state` [B, L, H]; int64 `input_ids` [B, L]."""
+        """Run the body.
+
+        Args:
+            input_ids: int64 [B, L].
+            more: further arguments of the body.
+
+        Returns:
+            The body's output; its `last_hidden_state` is [B, L, H].
+        """
         return self.lm._modules[self._body](input_ids=input_ids, **self._without_cache, **more)
 
     def head(self, output: Any, hidden: Tensor) -> Tensor:
-        """Logits [T, V] of hidden states [T, H]; `output` is a body's, for what else is in it."""
+        """Run the head on selected hidden states.
+
+        Args:
+            output: of `body`, for whatever else the head reads in it.
+            hidden: [T, H], from its `last_hidden_state`.
+
+        Returns:
+            Logits [T, V].
+        """
+        # Token ids of the right number: some models derive positions or masks from their shape.
         filled = type(output)(**{**output, "last_hidden_state": hidden[None]})
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         with self._standing_in(filled):
@@ -62,7 +90,15 @@ class Forward:
         return logits[0]
 
     def whole(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Logits [B, P, V] of the model's own forward pass, undivided; at `positions`, int64 [P], none: at all."""
+        """Run the model's own forward pass, undivided.
+
+        Args:
+            input_ids: int64 [B, L].
+            positions: int64 [P], places to return logits of; None: all.
+
+        Returns:
+            Logits [B, P, V].
+        """
         accepts = "logits_to_keep" in inspect.signature(self.lm.forward).parameters
         keep = {"logits_to_keep": positions} if positions is not None and accepts else {}
         logits: Tensor = self.lm(input_ids=input_ids, **self._without_cache, **keep).logits
@@ -70,6 +106,7 @@ class Forward:
 
     @contextmanager
     def _standing_in(self, output: Any) -> Iterator[None]:
+        """A context in which the body returns `output` without computing anything."""
         body = self.lm._modules[self._body]
         self.lm._modules[self._body] = _StandIn(body, output)
         try:
@@ -79,15 +116,15 @@ class Forward:
 
     @cached_property
     def _body(self) -> str:
-        """Name of the body among the model's parts. Raises ValueError where it has none of its own."""
+        """Name of the body among the model's children. Raises ValueError if it has no separate body."""
         from transformers import PreTrainedModel
 
         if self.lm.base_model_prefix in self.lm._modules:
             return str(self.lm.base_model_prefix)
-        # Llama 4's prefix is that of the model with pictures.
+        # Llama 4's prefix is that of the multimodal model.
         inner = [name for name, part in self.lm._modules.items() if isinstance(part, PreTrainedModel)]
         if len(inner) != 1:
-            raise ValueError("its body cannot be told from its head")
+            raise ValueError("its body cannot be separated from its head")
         return str(inner[0])
 
     @cached_property
@@ -97,9 +134,9 @@ class Forward:
 
 
 def recompute_layers(lm: Any) -> None:
-    """Keep each layer's input only and compute the layer again in the backward pass (activation checkpointing).
+    """Keep only each layer's input and recompute the layer in the backward pass (activation checkpointing).
 
-    transformers does so in training mode only, which the model is never in.
+    transformers' own implementation works in training mode only, which the model is never in.
     """
     for layer in _layers(lm):
         layer.forward = partial(_recomputed, layer.forward)
@@ -112,7 +149,7 @@ def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _layers(lm: Any) -> list[Any]:
-    """The repeated layers: those that transformers knows as such, else the members of the longest list of modules."""
+    """The repeated layers: those that transformers marks as such, else the members of the longest list of modules."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     known = {name: module for name, module in lm.named_modules() if isinstance(module, GradientCheckpointingLayer)}

@@ -1,8 +1,8 @@
-"""All ranks of the learner, as one thing that works or has failed. The only file of the learner that knows Ray.
+"""All ranks of the learner as one unit, which works or has failed. The only file of the learner that depends on Ray.
 
 Invariants
-- A call goes to every rank and comes back when all have answered, or as soon as one has failed: no rank is waited for
-  whose peer is dead.
+- A call goes to every rank and returns when all have returned, or as soon as one has failed: nothing waits for a rank
+  whose peer has died.
 - A failed group is unusable until `restart`, which starts every rank in a new process.
 """
 
@@ -26,17 +26,22 @@ from services.errors import AnchorageError, RunStalled, UpdateNotFinite
 
 PLACEMENT_TIMEOUT_S = 120.0
 CALL_TIMEOUT_S = 3600.0
-"""No update, load or save takes as long; a rank that does is taken for dead."""
+"""Longer than any update, load or save; a rank that takes longer counts as dead."""
 
 log = logging.getLogger(__name__)
 
 
 class RankFailed(Exception):
-    """A rank died, or raised something it cannot go on from. The message is one line."""
+    """A rank died, or raised an error that leaves it unusable. The message is one line."""
 
 
 class RankGroup:
-    """The learner's ranks as Ray actors, one `learner` resource each. Ray must be initialised."""
+    """The learner's ranks as Ray actors, with one `learner` resource each. Ray must be initialised.
+
+    Attributes:
+        checkpoint_bytes: approximate size of a checkpoint of the engine.
+        pids: process ids of the ranks.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -50,8 +55,8 @@ class RankGroup:
         """Start every rank and load the model.
 
         Raises:
-            RunStalled: the cluster has no room for the ranks, or GPUs for some of them only.
-            ModelUnavailable: the model cannot be loaded, or the learner would not train what it computes.
+            RunStalled: the cluster lacks room for the ranks, or has GPUs for only some of them.
+            ModelUnavailable: the model cannot be loaded, or the learner would train another function than it computes.
             RankFailed: a rank died.
         """
         import ray
@@ -59,9 +64,9 @@ class RankGroup:
         ranks = self._config.learner.ranks
         there = ray.cluster_resources().get("GPU", 0)
         if 0 < there < ranks:
-            raise RunStalled(f"learner.ranks={ranks}: each takes a GPU, and the Ray cluster has {there:g}")
+            raise RunStalled(f"learner.ranks={ranks}: each needs a GPU, and the Ray cluster has {there:g}")
         gpus = 1 if there else 0
-        # Kept over a restart: a rollout actor that waits for a GPU would take it in between.
+        # Kept across restarts: a rollout actor that waits for a GPU would take it in between.
         self._placement = self._placement or _place(ranks, gpus)
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._placement)
         actor = ray.remote(Rank).options(
@@ -81,20 +86,24 @@ class RankGroup:
 
     @property
     def parity(self) -> Parity:
-        """How rows go through the model, and what was measured of that; once started."""
+        """What was measured of the model, and the route that rows take. Only after `start`."""
         assert self._parity is not None
         return self._parity
 
     @property
     def sharing(self) -> Sharing:
-        """What the rows of an update may share, see `learner.batching.plan`."""
+        """What rows of an update may share, see `learner.batching.plan`. Only after `start`."""
         return self.parity.route.sharing
 
     def update(self, work: Sequence[Sequence[OptimizerStep]]) -> dict[str, float]:
-        """One policy update; `work[r]` is rank r's.
+        """Do one policy update.
 
-        Answers the loss metrics, averaged over all tokens trained on, and the largest of some of them as `NAME_max`.
-        `fresh_gap` is the mean |log π − log μ| over the tokens that this very version sampled; missing without such.
+        Args:
+            work: optimizer steps of each rank.
+
+        Returns:
+            Loss metrics, averaged over all tokens, and the largest value of some as `NAME_max`. `fresh_gap` is the
+            mean |log π − log μ| in nats over the tokens that the updated version itself sampled; absent without such.
 
         Raises:
             UpdateNotFinite: an advantage, a log-probability, the loss or the gradient is not finite; nothing has
@@ -102,47 +111,49 @@ class RankGroup:
             RankFailed: a rank died, or a later optimizer step of the update was not finite.
         """
         _require_finite(work)
-        answers = _gather([a.update.remote(w) for a, w in zip(self._actors, work, strict=True)])
-        sums = {k[4:]: sum(a[k] for a in answers) for k in answers[0] if k.startswith("sum/")}
+        results = _gather([a.update.remote(w) for a, w in zip(self._actors, work, strict=True)])
+        sums = {k[4:]: sum(a[k] for a in results) for k in results[0] if k.startswith("sum/")}
         tokens = max(sums.pop("tokens"), 1.0)
         loss = sums.pop("loss")
-        maxima = {k[4:]: max(a[k] for a in answers) for k in answers[0] if k.startswith("max/")}
-        figures = {name: value for name, value in answers[0].items() if not name.startswith(("sum/", "max/"))}
+        maxima = {k[4:]: max(a[k] for a in results) for k in results[0] if k.startswith("max/")}
+        figures = {name: value for name, value in results[0].items() if not name.startswith(("sum/", "max/"))}
         figures |= {f"{name}_max": value for name, value in maxima.items()}
         fresh = sums.pop("fresh_gap", 0.0), sums.get("fresh_fraction", 0.0)
         figures |= {"fresh_gap": fresh[0] / fresh[1]} if fresh[1] > 0 else {}
         return figures | {name: value / tokens for name, value in sums.items()} | {"loss": loss}
 
     def finite(self, work: Sequence[Sequence[OptimizerStep]]) -> bool:
-        """Whether the policy gives finite log-probabilities to these rows; `work[r]` is rank r's. Changes nothing."""
+        """Whether the policy's log-probabilities of these rows are finite; `work` as for `update`. Changes nothing."""
         return all(_gather([a.finite.remote(w) for a, w in zip(self._actors, work, strict=True)]))
 
     def gap(self, rows: Sequence[Row]) -> tuple[float, float]:
-        """Largest and mean difference (nats) between the rows' log-probabilities and the learner's."""
+        """Largest and mean absolute difference between the rows' log-probabilities and the learner's, in nats."""
         learner = self._config.learner
         work = plan(rows, learner.ranks, learner.microbatch_tokens, self.sharing)
-        answers = _gather([a.gap.remote(w) for a, w in zip(self._actors, work, strict=True)])
-        largest, totals, counts = zip(*answers, strict=True)
+        results = _gather([a.gap.remote(w) for a, w in zip(self._actors, work, strict=True)])
+        largest, totals, counts = zip(*results, strict=True)
         return max(largest), sum(totals) / max(1, sum(counts))
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole model under its Hugging Face names, on the CPU."""
+        """Weights for the actors on the CPU: the whole model in its form on disk, or its adapters."""
         weights: dict[str, Tensor] = self._call("weights")[0]
         return weights
 
     def save(self, folder: Path) -> None:
-        """Every rank writes its part into `folder`, which all of them must be able to reach."""
+        """Write the engine's checkpoint into a folder that all ranks can reach. Raises CheckpointFailed."""
         self._call("save", folder.resolve())
 
     def load(self, folder: Path) -> None:
+        """Restore what `save` wrote. Raises CheckpointFailed."""
         self._call("load", folder.resolve())
 
     def restart(self) -> None:
-        """Replace every rank by a new process that has the initial model loaded."""
+        """Replace every rank by a new process with the initial model. Raises as `start`."""
         self._kill()
         self.start()
 
     def stop(self) -> None:
+        """End all ranks and release their resources."""
         import ray
 
         self._kill()
@@ -158,6 +169,7 @@ class RankGroup:
         self._actors = []
 
     def _call(self, method: str, *args: object) -> list[Any]:
+        """Call a method of every rank; return the results by rank. Raises RankFailed, or what a rank raised."""
         return _gather([getattr(actor, method).remote(*args) for actor in self._actors])
 
 
@@ -173,6 +185,7 @@ def start_ranks(config: Config) -> RankGroup:
 
 
 def _place(ranks: int, gpus: int) -> Any:
+    """Reserve the ranks' resources. Raises RunStalled if the cluster lacks them for `PLACEMENT_TIMEOUT_S`."""
     import ray
 
     bundle = {"learner": 1.0} | ({"GPU": 1.0} if gpus else {})
@@ -191,12 +204,13 @@ def _place(ranks: int, gpus: int) -> Any:
 
 
 def _environment(threads: int, gpus: int) -> dict[str, str]:
-    # PASSIVE: threads that wait must not spin, the actors need the cores.
+    # PASSIVE: waiting threads must not spin, because the actors need the cores.
     own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return own if gpus else own | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _require_finite(work: Sequence[Sequence[OptimizerStep]]) -> None:
+    """Raise UpdateNotFinite if an advantage or a sampler's log-probability is not finite."""
     batches = (batch for own in work for step in own for batch in step.batches)
     for batch in batches:
         for name, values in (("an advantage", batch.advantage), ("a sampler's log-probability", batch.behaviour)):
@@ -205,6 +219,7 @@ def _require_finite(work: Sequence[Sequence[OptimizerStep]]) -> None:
 
 
 def _gather(references: list[Any]) -> list[Any]:
+    """Results of the ranks' calls, in order. Raises the first failure, without waiting for the other ranks."""
     import ray
 
     deadline = time.monotonic() + CALL_TIMEOUT_S
@@ -212,7 +227,7 @@ def _gather(references: list[Any]) -> list[Any]:
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
-            raise RankFailed(f"a learner rank did not answer for {CALL_TIMEOUT_S:.0f} s")
+            raise RankFailed(f"a learner rank did not return within {CALL_TIMEOUT_S:.0f} s")
         try:
             ray.get(done)
         except ray.exceptions.RayTaskError as error:

@@ -1,10 +1,11 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) of a policy, by peft.
+"""Low-rank adapters (LoRA, arXiv:2106.09685) of a policy, by peft.
 
 Invariants
-- Only the adapters train. Without them the policy is the model that it was loaded from: its own reference.
-- An adapted layer is one whose weights are used through the layer itself: a fused kernel that reads them past it would
-  leave the adapter out, so one forward pass shows which layers are called.
-- What is broadcast makes the same layer as the one that trains; each is compared when it is made.
+- Only the adapters train. Without them the policy is the model that it was loaded from, hence its own reference.
+- Only a layer that the forward pass calls gets an adapter: a fused kernel that reads the layer's weight directly would
+  leave the adapter out. One forward pass shows which layers are called.
+- Merging the broadcast adapter into the base weight gives the same layer as the one that trains; each layer is compared
+  when its adapter is created.
 """
 
 from __future__ import annotations
@@ -32,27 +33,41 @@ log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 LARGEST_ERROR = {torch.float32: 1e-4}
-"""Of a layer's output, relative to its largest number; in other types `ROUNDED`."""
+"""By dtype, of a merged layer's output, relative to its largest absolute value; in other dtypes `ROUNDED`."""
 ROUNDED = 0.05
 
 
 class Adapters:
     """The adapters of one policy.
 
+    Args:
+        policy: with adapters injected.
+        disk: form on disk of its model.
+
     Attributes:
-        layers: the adapted layers by the names that they have in the model.
+        layers: the adapted layers by the model's own names.
+
+    Raises:
+        ModelUnavailable: an adapter, merged, would make another layer than the one that trains.
     """
 
     def __init__(self, policy: Policy, disk: DiskForm) -> None:
         self._disk = disk
         self.layers = {name: layer for name, layer in policy.lm.named_modules() if _is_adapted(layer)}
-        # A layer that only has another name on disk is broadcast as two thin matrices.
+        # A weight that is at most renamed on disk is broadcast as two thin factors, any other as their product.
         self._names = {name: self._name_on_disk(name, layer) for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
             _require_same(name, layer)
 
     def broadcast(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The adapters' parameters, by peft's names, in the form of `services.weights.adapter`."""
+        """Convert the adapters' parameters to the form of `services.weights.adapter`.
+
+        Args:
+            parameters: by peft's names.
+
+        Returns:
+            By the names on disk: two factors B and A of each layer, or their product where the weight's layout differs.
+        """
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             down, up = (parameters[f"{name}.lora_{kind}.default.weight"] for kind in "AB")
@@ -66,23 +81,39 @@ class Adapters:
         return tensors
 
     def _name_on_disk(self, name: str, layer: Any) -> str | None:
-        """Of its weight; None where it is more than renamed."""
+        """Name of a layer's weight on disk; None if its layout differs there too."""
         weight = layer.get_base_layer().weight.to("meta")
         found = self._disk.convert({f"{name}.weight": weight})
         return next((disk for disk, tensor in found.items() if tensor is weight), None)
 
 
 def _factors(layer: Any, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The scaled adapter as two factors whose product has the layout of the layer's weight."""
+    """Scale an adapter and orient it so that the product of its factors has the layout of the layer's weight.
+
+    Args:
+        layer: the adapted layer.
+        down: A, [r, in].
+        up: B, [out, r].
+
+    Returns:
+        Factors [out, r] and [r, in] of a linear layer's weight [out, in]; [in, r] and [r, out] of a Conv1D's [in, out].
+
+    Example: r = 1, alpha = 2, so the scale is 2; A = [1 0], B = [3 4]ᵀ.
+
+        factors   [6 8]ᵀ and [1 0]
+        product   6 0      merged weight = base weight + product, and the layer computes W x + 2 B (A x)
+                  8 0
+    """
     scaled = up * layer.scaling["default"]
-    # GPT-2 keeps its weights transposed: W + (B · A)ᵀ.
+    # GPT-2 stores its weights transposed: W + (B A)ᵀ.
     return (down.T, scaled.T) if layer.fan_in_fan_out else (scaled, down)
 
 
 @torch.no_grad()
 def _require_same(name: str, layer: Any) -> None:
-    """Compare the layer, with an adapter that is not 0, with one that has it added as actors add it."""
+    """Raise ModelUnavailable unless the layer, with a random adapter, equals one into which it is merged."""
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    # B starts at 0, so a wrong merge would not show: it is replaced for the comparison.
     kept, generator = up.detach().clone(), torch.Generator().manual_seed(0)
     up.copy_(torch.randn(up.shape, generator=generator) / up.shape[1])
     merged = copy.deepcopy(layer.get_base_layer())
@@ -94,13 +125,18 @@ def _require_same(name: str, layer: Any) -> None:
     off = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
     if not off <= LARGEST_ERROR.get(merged.weight.dtype, ROUNDED):
         raise ModelUnavailable(
-            f"model.lora: {name} with its adapter added is another layer (relative error {off:.2g}); "
+            f"model.lora: {name} with its adapter merged is another layer (relative error {off:.2g}); "
             "leave it out of model.lora.targets"
         )
 
 
 def adapt(policy: Policy, config: LoraConfig, disk: DiskForm) -> Adapters:
-    """Add adapters to the policy and freeze the rest. `disk`: the form on disk of its model.
+    """Add adapters to the policy and freeze all other parameters.
+
+    Args:
+        policy: changed in place.
+        config: rank, scale and targets.
+        disk: form on disk of the policy's model.
 
     Raises:
         ModelUnavailable: a target matches no layer, or one that cannot have an adapter.
@@ -116,8 +152,8 @@ def adapt(policy: Policy, config: LoraConfig, disk: DiskForm) -> Adapters:
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of transposed layers: peft finds them out itself
-            # Not into `policy.lm`: of a model of transformers' peft takes `gate_proj` for the fused experts.
+            warnings.simplefilter("ignore")  # about transposed layers, which peft detects itself
+            # Not into `policy.lm`: in a model of transformers peft takes `gate_proj` for the fused experts.
             inject_adapter_in_model(settings, policy)
     except ValueError as error:
         raise ModelUnavailable(f"model.lora: {' '.join(str(error).split())[:200]}") from error
@@ -227,7 +263,7 @@ def _linear_layers(lm: Any) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def _call(policy: Policy) -> None:
-    """One forward pass over one row of four tokens."""
+    """Run one forward pass over one row of four tokens."""
     device = next(policy.parameters()).device
     bounds, places = np.array([0, 4]), torch.arange(4, device=device)
     layout = Layout.of(bounds, bounds, np.arange(4), device)
@@ -236,7 +272,7 @@ def _call(policy: Policy) -> None:
 
 @contextmanager
 def switched_off(policy: Policy) -> Iterator[None]:
-    """The policy without its adapters."""
+    """A context in which the policy runs without its adapters."""
     layers: list[Any] = [module for module in policy.modules() if _is_adapted(module)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -254,7 +290,7 @@ def _is_adapted(module: Any) -> bool:
 
 
 def _peft_takes(lm: Any, name: str) -> bool:
-    """Whether peft knows of no reason against it, such as a kernel that reads the weight past the layer."""
+    """Whether peft accepts the layer; it refuses those whose weight a kernel reads directly."""
     from peft import LoraConfig as PeftConfig
     from peft.tuners import tuners_utils
 

@@ -1,15 +1,28 @@
-"""Whether the learner computes a model's own function, by measurement on the loaded weights.
+"""Measure whether the learner computes a model's own function, on the loaded weights.
 
-Random rows go through the model's own forward pass, each alone, and through the routes that the learner has
-(`learner.policy.Route`). `measure` takes the fastest route that agrees, says why a faster one does not, or refuses the
-model. It costs about twenty forward passes, four of them over a row as long as the longest that the run can make: so
-windows and position limits show, whatever a configuration calls them. What decides is measured in float32, where the
-device has room for a float32 copy of the weights; bfloat16 weights are put back bit for bit.
+Random rows go through the model's own forward pass, each alone, and through the learner's routes
+(`learner.rank.policy.Route`). `measure` selects the fastest route that agrees, gives the reason against faster ones, or
+refuses the model. It costs about twenty forward passes, four of them over a row of the longest length that the run can
+produce, so that windows and position limits show whatever a configuration calls them. The decision is made in float32
+if the device has room for a float32 copy of the weights; bfloat16 weights are restored bit for bit.
 
 Invariants
-- What decides is a measured number. No architecture is known by name.
-- Dropped arguments of attention layers do not depend on the measurement: `learner.rank.attention` refuses them itself,
-  since a soft cap does not show as long as the numbers that it caps are small.
+- Measured numbers decide. Nothing here depends on the architecture.
+- Ignored arguments of attention layers do not depend on the measurement: `learner.rank.attention` refuses them itself,
+  because a soft cap does not show while the numbers that it caps are small.
+
+Example: the starter policy (Qwen2, float32) on a CPU. Largest difference in nats of each case, in order of measurement:
+
+    repeated      0        the same pass again: the model is a function
+    causal        0        other tokens after those compared change nothing
+    prefixes      1.9e-6   the beginning of the longest row scores as it does by itself
+    halves        0        the head on the body's hidden states
+    packed alone  0        one row in a line
+    packed        0        three rows in a line
+    shared        6.7e-6   four rows that share prefixes -> Route(packed=True)
+
+A small Gemma 2 fails at `packed alone` ("its attention has softcap"), so each of its rows goes through it alone. A BERT
+shows 0.055 in `causal` and is refused.
 """
 
 from __future__ import annotations
@@ -36,45 +49,46 @@ from services.model_folder import WEIGHT_PATTERNS
 Packing = Literal["auto", "packed", "rows"]
 
 BOUND = 1e-3
-"""Nats, of the largest difference in float32. Rounding makes 1e-6 to 1e-4 of it, by size and depth of the model."""
+"""Nats, bound of the largest difference in float32. Rounding causes 1e-6 to 1e-4, by size and depth of the model."""
 ROUNDING = 2.0
 """bfloat16: the mean distance from the float32 function may be this many times that of the model's own forward pass.
-Two exact ways to compute the same numbers round differently, and equally much on average."""
+Two exact ways to compute the same numbers round differently, but by equally much on average."""
 MEAN_FLOOR = 1e-3
 """bfloat16: mean distance in nats that is always allowed."""
 MEAN_BFLOAT16 = 0.03
-"""Nats, of the mean, where there is no memory for the float32 function. Logits between 8 and 32 are rounded to 1/16 to
-1/8 in bfloat16: single tokens are off by as much although nothing is wrong."""
+"""Nats, bound of the mean without memory for the float32 function. bfloat16 rounds logits between 8 and 32 to multiples
+of 1/16 to 1/8: single tokens are off by as much although nothing is wrong."""
 RUN_BFLOAT16 = 0.1
-"""Nats, likewise, of the mean over any `RUN` tokens in a row: what leaks from another row shows in the first tokens."""
+"""Nats, likewise, bound of the mean over any `RUN` tokens in a row: a leak between rows shows in the first tokens."""
 RUN = 8
 SHARE_OF_EFFECT = 0.002
-"""An error must be this much smaller than the effect of the context on the log-probabilities: in a model that hardly
-attends to anything, as one that was just initialised, a leak between rows is small in nats too."""
+"""An error must be at most this share of the context's effect on the log-probabilities: in a model that hardly attends
+to anything, such as a new one, a leak between rows is small in nats too."""
 FLOOR = 1e-5
-"""Nats. Below it an error is rounding, whatever the effect of the context (float32)."""
+"""Nats. A smaller error is rounding, whatever the effect of the context (float32)."""
 LEAST_EFFECT = 1e-4
-"""Nats. Where the context changes a score by less, a leak between rows could not be told from rounding."""
+"""Nats. If the context changes scores by less, a leak between rows is indistinguishable from rounding."""
 SCORED = 256
-"""Most tokens that are compared in a row, the last ones."""
+"""Most tokens compared in a row: its last ones."""
 PREFIX = 24
-"""Tokens of the beginning of the longest row that are scored without the rest of it."""
+"""Leading tokens of the longest row that are scored without the rest of it."""
 SEED = 20260
 SMALL_BYTES = 256 * 2**20
-"""Weights that a command line loads itself to measure them. Others are measured by the ranks that have them anyway."""
+"""Most weights that a command loads to measure them. Larger models are measured by the ranks that load them anyway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Log-probabilities of one case against the model's own forward pass on each row alone.
+    """Log-probabilities of one case compared with the model's own forward pass on each row alone.
 
     Attributes:
         name: `repeated`: the same pass again. `causal`: with other tokens after those compared. `prefixes`: without the
-            tokens after them. `halves`: body and head apart, each row alone. `packed alone`, `packed`, `shared`: one
-            row in a line, several, several with shared beginnings.
-        largest / mean: absolute differences in nats; NaN where the case could not be run.
-        failure: why not, one line.
-        run: largest mean over `RUN` tokens in a row.
+            tokens after them. `halves`: body and head separately, each row alone. `packed alone`, `packed`, `shared`:
+            a line of one row, of several, of several that share prefixes.
+        largest: largest absolute difference in nats; NaN if the case failed.
+        mean: mean absolute difference in nats; NaN if the case failed.
+        failure: why the case failed, one line; empty if it did not.
+        run: largest mean absolute difference over `RUN` tokens in a row, in nats.
     """
 
     name: str
@@ -86,14 +100,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """What was measured, and what follows.
+    """Result of a measurement.
 
     Attributes:
-        architecture: class name of the model. dtype: in which the cases were measured, `float32` wherever it fits.
-        bound: largest difference that is allowed, in nats; in bfloat16 largest mean.
+        architecture: class name of the model.
+        dtype: in which the cases were measured; `float32` if there is memory for it.
+        bound: largest difference allowed, in nats; in bfloat16 largest mean.
         cases: in the order of measurement.
-        route: how rows will go through the model.
-        reasons: why not on a faster route, one line each.
+        route: selected for the rows.
+        reasons: against faster routes, one line each.
         refusal: why the model cannot be trained at all, one line; None: it can.
     """
 
@@ -107,16 +122,17 @@ class Parity:
 
     @property
     def path(self) -> Literal["packed", "rows"]:
+        """`packed`: rows go through the model in lines; `rows`: each alone."""
         return "packed" if self.route.packed else "rows"
 
     @property
     def largest(self) -> float:
-        """Largest error of the route that was chosen, in nats."""
+        """Largest error of the selected route, in nats."""
         chosen = ("packed alone", "packed", "shared") if self.route.packed else ("halves",)
         return max((case.largest for case in self.cases if case.name in chosen and not case.failure), default=0.0)
 
     def line(self) -> str:
-        """One line for people."""
+        """The result as one line for people."""
         if self.refusal is not None:
             return self.refusal
         how = {"packed": "packed rows", "rows": "each row alone"}[self.path]
@@ -125,13 +141,18 @@ class Parity:
 
 
 class _Refused(Exception):
-    """The model cannot be trained; the message is a sentence about it."""
+    """The model cannot be trained; the message is the reason, as part of a sentence about it."""
 
 
 def measure(policy: Policy, packing: Packing, max_tokens: int) -> Parity:
-    """Measure the model of `policy`, with rows of up to `max_tokens`, and set the policy's route.
+    """Measure the model of a policy and set the policy's route.
 
-    Nothing is raised for a model that cannot be trained: see `Parity.refusal`.
+    A model that cannot be trained is not an error here, see `Parity.refusal`.
+
+    Args:
+        policy: its route is changed, its weights are not.
+        packing: `learner.packing`.
+        max_tokens: longest row that the run can produce.
 
     Example: a Llama gets `Route(packed=True)`; a Gemma 2 gets `Route(packed=False)` and the reason "its attention has
     softcap"; a BERT gets the refusal "... is not causal ...".
@@ -151,7 +172,7 @@ def measure(policy: Policy, packing: Packing, max_tokens: int) -> Parity:
 
 @contextmanager
 def _in_float32(policy: Policy) -> Iterator[None]:
-    """All parameters and buffers of lower precision in float32, and bit for bit as before afterwards."""
+    """A context in which parameters and buffers of lower precision are float32; restores them bit for bit."""
     named = [*policy.named_parameters(), *policy.named_buffers()]
     lower = [(tensor, tensor.dtype) for _, tensor in named if tensor.dtype in (torch.bfloat16, torch.float16)]
     try:
@@ -164,7 +185,7 @@ def _in_float32(policy: Policy) -> Iterator[None]:
 
 
 def measure_folder(folder: Path, dtype: str, max_tokens: int, packing: Packing = "auto") -> Parity:
-    """`measure` of the model in a folder, on the CPU.
+    """Measure the model in a folder, on the CPU. Arguments as for `measure`.
 
     Raises:
         ModelUnavailable: it cannot be loaded.
@@ -173,10 +194,10 @@ def measure_folder(folder: Path, dtype: str, max_tokens: int, packing: Packing =
 
 
 def check_small_folder(folder: Path, config: Config) -> None:
-    """`require_exact` of a folder whose weights take at most `SMALL_BYTES`; others take longer than seconds here.
+    """Apply `require_exact` to a folder if its weights take at most `SMALL_BYTES`; others take longer than seconds.
 
     Raises:
-        ModelUnavailable: the model cannot be loaded, or the learner would not train what it computes.
+        ModelUnavailable: the model cannot be loaded, or the learner would train another function than it computes.
     """
     if sum(file.stat().st_size for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)) > SMALL_BYTES:
         return
@@ -186,10 +207,10 @@ def check_small_folder(folder: Path, config: Config) -> None:
 
 
 def require_exact(policy: Policy, packing: Packing, max_tokens: int) -> Parity:
-    """`measure`, for a model that is to be trained.
+    """Measure a model that is to be trained. Arguments as for `measure`.
 
     Raises:
-        ModelUnavailable: it cannot be, or not as `learner.packing` asks.
+        ModelUnavailable: it cannot be trained, or not with this `learner.packing`.
     """
     parity = measure(policy, packing, max_tokens)
     if parity.refusal is not None:
@@ -198,7 +219,11 @@ def require_exact(policy: Policy, packing: Packing, max_tokens: int) -> Parity:
 
 
 class _Measurement:
-    """One measurement in the precision that the model has; `cases` fills up."""
+    """One measurement in the model's current dtype.
+
+    Attributes:
+        expected: log-probabilities of each row under the model's own forward pass.
+    """
 
     def __init__(self, policy: Policy, max_tokens: int) -> None:
         self._policy = policy
@@ -216,6 +241,7 @@ class _Measurement:
 
     @torch.no_grad()
     def run(self, packing: Packing) -> Parity:
+        """Measure and decide."""
         try:
             self._require_own_forward()
             route = self._choose(packing)
@@ -225,7 +251,16 @@ class _Measurement:
 
     @torch.no_grad()
     def check_rounding(self, exact: _Measurement, parity: Parity, packing: Packing) -> Parity:
-        """Whether packed lines in lower precision are as near to the float32 function as the model's own pass is."""
+        """Decide whether packed lines in lower precision are as close to the float32 function as the model's own pass.
+
+        Args:
+            exact: the measurement in float32.
+            parity: its result.
+            packing: `learner.packing`.
+
+        Returns:
+            `parity`, with further cases and possibly another route.
+        """
         self._cases, self._reasons = list(parity.cases), list(parity.reasons)
         expected = torch.cat([exact.expected[number] for number in _LINES["shared"][0]])
         try:
@@ -256,7 +291,11 @@ class _Measurement:
         return Parity(self._name, self._dtype, bound, cases, route, reasons, refusal)
 
     def _require_own_forward(self) -> None:
-        """The model's own forward pass works, is a function of what came before, and leaves the weights alone."""
+        """Check that the model's own forward pass works, depends on earlier tokens only, and does not change weights.
+
+        Raises:
+            _Refused: it does not.
+        """
         self._policy.route = Route(packed=False, halves=False)
         versions = [parameter._version for parameter in self._policy.parameters()]
         row, longest = self._tokens.rows[1], self._tokens.rows[-1]
@@ -268,19 +307,20 @@ class _Measurement:
             raise _Refused(f"what it scored before changes what it scores now, by {again.largest:.2g} nats")
         half = len(row) // 2
         other = np.concatenate([self._tokens.draw(half), row[half:]])
-        # Before the next comparison: in new weights later tokens show no more than earlier ones do.
+        # The effect of the context: what replacing the first half of a row changes in the scores of its second half.
         self._effect = float((self._plain(other)[half:] - self.expected[1][half:]).abs().mean())
         other = np.concatenate([row[:half], self._tokens.draw(len(row) - half)])
         early = self._plain(other)[: half - 1]
         causal = self._compare("causal", early, self.expected[1][: half - 1])
         if not self._agrees(causal):
             raise _Refused(f"it is not causal: later tokens change the score of earlier ones by {causal.largest:.2g}")
-        # Short against long: whatever length something changes at, it lies between the two.
+        # A short row against the longest: a length at which something changes lies between the two.
         cut = longest[:PREFIX]
         begun = self._plain(longest, range(len(cut) - 1))
         self._prefixes = self._agrees(self._compare("prefixes", self._plain(cut), begun))
 
     def _choose(self, packing: Packing) -> Route:
+        """Select the fastest route that agrees; add the reasons against faster ones."""
         if not self._prefixes:
             self._reasons.append("its function of a row's beginning depends on the row's length")
         halves = self._agrees(self._try("halves", Route(packed=False, halves=True), [[0], [1], [2]]))
@@ -288,7 +328,7 @@ class _Measurement:
             self._reasons.append(self._why("body and head apart"))
         if self._effect < LEAST_EFFECT:
             self._reasons.append(
-                f"other contexts change its scores by {self._effect:.1g} nats only, too little to tell"
+                f"other contexts change its scores by only {self._effect:.1g} nats, too little to detect a leak"
             )
         if packing == "rows" or self._reasons:
             return Route(packed=False, halves=halves, prefixes=self._prefixes)
@@ -303,7 +343,7 @@ class _Measurement:
         return last.failure or f"{what} are off by {last.largest:.2g} nats ({last.name})"
 
     def _try(self, name: str, route: Route, lines: Sequence[Sequence[int]], expected: Tensor | None = None) -> Case:
-        """The rows of each line through the policy on that route."""
+        """Run the rows of each line through the policy on a route; record and return the case."""
         try:
             self._policy.route = route
             found = {number: value for line in lines for number, value in self._scored(line).items()}
@@ -311,7 +351,7 @@ class _Measurement:
             case = Case(name, math.nan, math.nan, str(error))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a model ends in that is called as its author did not mean it
+        except Exception as error:  # depends on the model, which is called in a way its author did not intend
             case = Case(name, math.nan, math.nan, f"{type(error).__name__}: {first_line(error)[:160]}")
         else:
             wanted = torch.cat([self.expected[number] for number in found]) if expected is None else expected
@@ -320,11 +360,12 @@ class _Measurement:
         return case
 
     def _scored(self, numbers: Sequence[int]) -> dict[int, Tensor]:
-        """Log-probabilities by row, of rows that go through the policy together."""
+        """Log-probabilities of rows that go through the policy together, by row."""
         rows = []
         for number in numbers:
             tokens = self._tokens.rows[number]
             zeros = np.zeros(min(SCORED, len(tokens) - 1), np.float32)
+            # The advantage carries the row's number through the plan, to sort the scores by.
             rows.append(Row(tokens.astype(np.int32), zeros, advantage=float(number)))
         ((batch,),) = plan(rows, 1, sum(len(row.tokens) for row in rows) * 2)
         logprob = self._policy(*inputs(batch, self._device))[0]
@@ -332,10 +373,14 @@ class _Measurement:
         return {number: logprob[owner == number] for number in numbers}
 
     def _plain(self, tokens: Ids, places: range | None = None) -> Tensor:
-        """Log-probabilities of a row's tokens under the model's own forward pass: those after `places`, or the last.
+        """Log-probabilities of a row's tokens under the model's own forward pass.
+
+        Args:
+            tokens: the row.
+            places: whose next tokens are scored; None: of the last `SCORED`.
 
         Raises:
-            _Refused: it fails, or they are no numbers.
+            _Refused: the forward pass fails, or a log-probability is not finite.
         """
         ids = torch.tensor(tokens, dtype=torch.long, device=self._device)
         places = places or range(max(0, len(tokens) - 1 - SCORED), len(tokens) - 1)
@@ -344,7 +389,7 @@ class _Measurement:
             logits = self._forward.whole(ids[None], positions)[0]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever an architecture ends in
+        except Exception as error:  # depends on the architecture
             raise _Refused(
                 f"its forward pass fails on a row of {len(tokens)} tokens: {type(error).__name__}: "
                 f"{first_line(error)[:160]}"
@@ -356,6 +401,7 @@ class _Measurement:
         return chosen
 
     def _compare(self, name: str, found: Tensor, expected: Tensor) -> Case:
+        """Record and return a case of log-probabilities [T] each. NaN counts as an infinite difference."""
         off = (found - expected).abs().nan_to_num(math.inf)
         runs = off.unfold(0, min(RUN, len(off)), 1).mean(1)
         case = Case(name, float(off.max()), float(off.mean()), run=float(runs.max()))
@@ -363,6 +409,11 @@ class _Measurement:
         return case
 
     def _agrees(self, case: Case) -> bool:
+        """Whether a case is within the bounds.
+
+        Example, in float32: with a context effect of 2 nats an error of 1e-3 is allowed (`BOUND`); with 0.1 nats 2e-4
+        (`SHARE_OF_EFFECT`); with 0.001 nats 1e-5 (`FLOOR`).
+        """
         if case.failure:
             return False
         allowed = SHARE_OF_EFFECT * self._effect
@@ -372,11 +423,11 @@ class _Measurement:
 
 
 _LINES = {"packed alone": [[0], [2], [5]], "packed": [[1, 2, 3]], "shared": [[0, 1, 4, 5]]}
-"""Rows (see `_Tokens`) that go through the model in one line, by case."""
+"""By case, the lines, each with the numbers of its rows (see `_Tokens`)."""
 
 
 class _Tokens:
-    """Random rows: 0 and 1 share a beginning, 2 and 3 share nothing, 4 begins 1, the last is the longest."""
+    """Random rows: 0 and 1 share a prefix, 2 and 3 share nothing, 4 is a prefix of 1, 5 is the longest."""
 
     def __init__(self, forward: Forward, max_tokens: int) -> None:
         self._random = np.random.default_rng(SEED)
@@ -391,11 +442,12 @@ class _Tokens:
         self.rows = [first, second, *others, second[: -min(6, len(second) - 2)], longer(max_tokens)]
 
     def draw(self, count: int) -> Ids:
+        """Draw token ids, int64 [count]."""
         return self._random.choice(self._ids, count)
 
 
 def _ordinary_ids(forward: Forward) -> Ids:
-    """Token ids that stand for nothing special to the model, such as an image."""
+    """Token ids without a special meaning to the model, such as that of an image."""
     config = forward.lm.config
     known: dict[str, Any] = {**config.get_text_config().to_dict(), **config.to_dict()}
     special = [value for name, value in known.items() if "token" in name and isinstance(value, int)]

@@ -1,14 +1,15 @@
-"""A Hugging Face causal language model as a policy: log-probabilities of response tokens, and nothing else.
+"""A Hugging Face causal language model as a policy: log-probabilities of response tokens.
 
-Rows take one of three routes, all of which compute the model's own function where they are used (`learner.rank.parity`
-measures that): lines of packed sequences, each sequence alone through the body with the head on top, or each alone
-through the undivided forward pass.
+Rows take one of three routes: lines of packed sequences, each sequence alone through body and head, or each alone
+through the undivided forward pass. A route is used only for models for which it computes the model's own function, as
+measured by `learner.rank.parity`.
 
 Invariants
-- Only the positions that predict response tokens reach the vocabulary projection: prompts cost no logits.
-- The head is called equally often on all ranks, whatever each has to score: sharded, it takes a collective each time.
+- Only positions that predict response tokens reach the vocabulary projection: prompts cost no logits.
+- The head is called equally often on all ranks, whatever each has to score: if it is sharded, each call is collective.
 - Log-probabilities are those of the sampling distribution, logits / temperature, in float32.
-- The model is in evaluation mode always: what is trained is the function that is sampled, without dropout or noise.
+- The model is always in evaluation mode: the function that is trained is the one that is sampled, without dropout or
+  noise.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from services.model_folder import check_model_folder
 
 LOGITS_PER_MIB = 2**18
 MAX_LOGITS = 256 * LOGITS_PER_MIB
-"""Most logits held at once; more positions are done in pieces that are recomputed in the backward pass."""
+"""Most logits held at once; more positions are scored in pieces, which the backward pass recomputes."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,9 +42,9 @@ class Route:
     """How rows go through the model.
 
     Attributes:
-        packed: lines of many sequences with shared beginnings; else each sequence alone.
-        halves: the body once and the head on chosen positions; else the undivided forward pass.
-        prefixes: rows that begin another row are read off that row's sequence; else each row is a sequence.
+        packed: lines of many sequences that share prefixes; else each sequence alone.
+        halves: the body once, and the head on selected positions; else the undivided forward pass.
+        prefixes: rows that are prefixes of another row use its sequence; else each row is a sequence.
     """
 
     packed: bool = True
@@ -59,9 +60,15 @@ class Route:
 
 
 class Policy(nn.Module):
-    """`forward` answers (log-probability, entropy), float32 [T] each.
+    """Scores response tokens with a causal language model.
 
     Parameters keep their Hugging Face names below the prefix `lm.`.
+
+    Args:
+        lm: a causal language model of transformers.
+        temperature: of sampling.
+        max_logits: most logits held at once.
+        route: that rows take; None: `Route()`, packed lines.
 
     Raises:
         PackingUnsupported: `route` is packed and the model takes no attention function.
@@ -80,7 +87,7 @@ class Policy(nn.Module):
 
     @property
     def route(self) -> Route:
-        """The route that rows take; can be changed at any time."""
+        """The route that rows take; may be changed at any time."""
         return self._route
 
     @route.setter
@@ -90,7 +97,7 @@ class Policy(nn.Module):
         self._route = route
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode of this module alone: dropout, router noise and the like of the model stay off."""
+        """Set the mode of this module only: dropout, router noise and the like in the model stay off."""
         super().train(mode)
         self.lm.eval()
         return self
@@ -108,12 +115,16 @@ class Policy(nn.Module):
         """Score T tokens.
 
         Args:
-            input_ids: int64 [1, L], a line of sequences. position_ids: int64 [1, L], places in their own sequences.
+            input_ids: int64 [1, L], a line of sequences.
+            position_ids: int64 [1, L], position of each token in its own sequence.
             positions: int64 [T], place in the line of the token that predicts each target.
             targets: int64 [T].
             layout: where the sequences lie.
-            widest: the largest T of this call on all ranks.
-            entropy_gradient: let the entropy carry a gradient.
+            widest: largest T of this call over all ranks.
+            entropy_gradient: whether the entropy carries a gradient.
+
+        Returns:
+            Log-probability of each target and entropy of its distribution, in nats: float32 [T] each.
         """
         if not self._route.halves:
             logits = torch.cat([own[0] for own in self._alone(self._forward.whole, input_ids, layout)])
@@ -130,6 +141,7 @@ class Policy(nn.Module):
         def head(some: Tensor) -> Tensor:
             return self._forward.head(output, some)
 
+        # By `widest`, not by T: all ranks must call a sharded head equally often.
         pieces = -(-widest // max(1, self.max_logits // self._forward.vocabulary))
         if pieces <= 1:
             return self._score(head, hidden, targets, entropy_gradient)
@@ -141,7 +153,7 @@ class Policy(nn.Module):
         return torch.cat(logprob), torch.cat(entropy)
 
     def _alone(self, run: Callable[[Tensor], Tensor], input_ids: Tensor, layout: Layout) -> list[Tensor]:
-        """`run` on each sequence of the line alone; of its result [1, P, N] the sequence's own tokens."""
+        """Call `run` on each sequence of the line alone; keep of each result [1, P, N] the sequence's own tokens."""
         parts = []
         for (start, end), (first, last) in zip(pairwise(layout.bounds), pairwise(layout.path_bounds), strict=True):
             tokens = input_ids[:, start:end] if layout.path is None else input_ids[:, layout.path[first:last]]
@@ -149,7 +161,7 @@ class Policy(nn.Module):
         return parts
 
     def _body_keeping(self, outputs: list[Any]) -> Callable[[Tensor], Tensor]:
-        """The body's hidden states; one of its outputs goes into `outputs`, for the head."""
+        """A function from tokens to hidden states; keeps one output of the body in `outputs`, for the head."""
 
         def run(tokens: Tensor) -> Tensor:
             outputs[:] = [self._forward.body(tokens)]
@@ -161,6 +173,7 @@ class Policy(nn.Module):
     def _score(
         self, head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target and entropy, float32 [T] each, from hidden states [T, H]."""
         logs = (head(hidden).float() / self.temperature).log_softmax(dim=-1)
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = -(logs.exp() * logs).sum(dim=-1)
@@ -168,48 +181,55 @@ class Policy(nn.Module):
 
 
 def _set_attention(lm: Any, name: str) -> None:
-    """Make all layers use the attention function of that name."""
+    """Set the attention function of all layers by name. Raises PackingUnsupported if the model does not allow it."""
     from transformers import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that it cannot be set is an error here, and told as one
+    logging.set_verbosity_error()  # transformers only logs that it cannot be set; below that is an error
     try:
         lm.set_attn_implementation(name)
     finally:
         logging.set_verbosity(verbosity)
     if lm.config._attn_implementation != name:
-        raise PackingUnsupported("it does not take an attention function")
+        raise PackingUnsupported("it does not accept an attention function")
 
 
 def load_policy(
     folder: Path, dtype: str, temperature: float, max_logits: int = MAX_LOGITS, route: Route | None = None
 ) -> Policy:
-    """The model in `folder` as a policy, on the CPU.
+    """Load the model in a folder as a policy, on the CPU.
+
+    Args:
+        folder: a Hugging Face model folder.
+        dtype: `float32` or `bfloat16`.
+        temperature: of sampling.
+        max_logits: most logits held at once.
+        route: that rows take; None: packed lines.
 
     Raises:
-        ModelUnavailable: the folder holds no model that can be loaded, or not all of its weights.
-        PackingUnsupported: `route` is packed, as it is by default, and the model takes no attention function.
+        ModelUnavailable: the model cannot be loaded, or its weights are incomplete.
+        PackingUnsupported: `route` is packed, and the model does not accept an attention function.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_model_folder(folder)
-    # Code in the folder is not run. Without a word about it transformers would ask whoever is at the terminal.
+    # Code in the folder is not run. Without this setting transformers would prompt at the terminal.
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(folder, **local)
-        # Loaded for causal language modelling it would be the decoder alone.
+        # AutoModelForCausalLM would silently load the decoder alone.
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(f"{config.model_type} is an encoder-decoder model; take a causal language model")
         lm, loading = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **local
         )
-    except Exception as error:  # whatever a configuration or a file of somebody else's ends in
+    except Exception as error:  # depends on the configuration and the files
         raise ModelUnavailable(f"model.path: cannot load {folder}: {_cause(error)}") from error
     if loading["mismatched_keys"]:
         name, stored, wanted = min(loading["mismatched_keys"])
         raise ModelUnavailable(
-            f"model.path {folder}: {name} has shape {tuple(stored)} in the weights files and {tuple(wanted)} by "
-            "config.json, which is another model's"
+            f"model.path {folder}: {name} has shape {tuple(stored)} in the weights files and {tuple(wanted)} in "
+            "config.json, which belongs to another model"
         )
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -219,15 +239,15 @@ def load_policy(
 
 
 def _cause(error: Exception) -> str:
-    """One line; a KeyError and the like say only what was missing, so they are named."""
+    """The error as one line. A KeyError and the like name only the missing thing, so their type is added."""
     if "trust_remote_code" in str(error):
-        return "the model is code in its own folder, which is not run; take an architecture that transformers has"
+        return "the model needs code from its own folder, which is not run; use an architecture built into transformers"
     told = " ".join(str(error).split())[:300]
     return told if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {told}"
 
 
 def inputs(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Layout, int]:
-    """What `Policy.forward` takes."""
+    """Arguments of `Policy.forward` for a micro-batch, on a device."""
     arrays = (batch.input_ids, batch.position_ids, batch.positions, batch.targets)
     first, second, third, fourth = (torch.tensor(array, device=device) for array in arrays)
     layout = Layout.of(batch.starts, batch.path_starts, batch.path, device)

@@ -1,9 +1,9 @@
 """One data-parallel rank of the learner: a Ray actor around a training engine.
 
 Invariants
-- All ranks get the same calls in the same order; a rank that cannot go on raises, and all of them are started afresh.
-- π_old is the policy at the start of the update: free when the update is one optimizer step, one more forward pass
-  when it is several, and not needed at all without an importance cap.
+- All ranks get the same calls in the same order; a rank that becomes unusable raises, and all ranks are restarted.
+- π_old is the policy at the start of the update. It costs nothing if the update is one optimizer step, one more forward
+  pass if it is several, and is not needed without an importance cap.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ from services.plugins import make_importable
 
 
 class Rank:
-    """Runs in its own process. `connect` first; then every method is collective over the ranks."""
+    """A rank in a process of its own. Call `connect` first; then every method is collective over the ranks.
+
+    Args:
+        config: of the run.
+        number: of this rank, from 0.
+    """
 
     def __init__(self, config: Config, number: int) -> None:
         torch.set_num_threads(config.learner.threads)
@@ -45,11 +50,11 @@ class Rank:
             return host, probe.getsockname()[1], os.getpid()
 
     def connect(self, host: str, port: int) -> int:
-        """Join the other ranks and load the model; answers the size of a checkpoint of the engine in bytes.
+        """Join the other ranks and load the model. Returns the size of the engine's checkpoint in bytes.
 
         Raises:
             PluginError: the loss function cannot be loaded on this node.
-            ModelUnavailable: the model cannot be loaded, or the learner would not train what it computes.
+            ModelUnavailable: the model cannot be loaded, or the learner would train another function than it computes.
         """
         from learner.rank.engine_deepspeed import DeepSpeedEngine, connect
         from learner.rank.reference import Reference
@@ -62,20 +67,20 @@ class Rank:
         return self._engine.checkpoint_bytes()
 
     def parity(self) -> Parity:
-        """What `connect` measured of the model, see `learner.rank.parity`."""
+        """Measurement of the model by `connect`, see `learner.rank.parity`."""
         return self._engine.parity
 
     def update(self, steps: Sequence[OptimizerStep]) -> dict[str, float]:
         """Take the optimizer steps of one update.
 
         Returns:
-            This rank's token sums of the loss metrics (`tokens` is their denominator) as `sum/NAME`, their maxima as
-            `max/NAME`, and the last optimizer step's own figures as they are.
+            This rank's sums of the loss metrics over tokens as `sum/NAME` (`sum/tokens` is their denominator), their
+            maxima as `max/NAME`, and the figures of the last optimizer step.
 
         Raises:
-            UpdateNotFinite: on every rank, when the first optimizer step's loss or gradient is not finite; nothing has
-                changed.
-            RuntimeError: the same of a later one; the ones before it were taken.
+            UpdateNotFinite: on every rank, if the loss or gradient of the first optimizer step is not finite; nothing
+                has changed.
+            RuntimeError: likewise for a later optimizer step; the ones before it were applied.
         """
         old = self._old_logprobs(steps)
         reference = self._reference_logprobs(steps)
@@ -98,12 +103,16 @@ class Rank:
         return figures | {f"sum/{name}": float(value) for name, value in sums.items()}
 
     def finite(self, steps: Sequence[OptimizerStep]) -> bool:
-        """Whether this rank's share has finite log-probabilities under the policy."""
+        """Whether the policy's log-probabilities of this rank's share are all finite."""
         scored = [self._engine.logprobs(batch).isfinite().all() for step in steps for batch in step.batches]
         return all(bool(each) for each in scored)
 
     def gap(self, batches: Sequence[MicroBatch]) -> tuple[float, float, int]:
-        """Differences of the batches' log-probabilities from the sampler's: largest, sum (nats), and their number."""
+        """Compare the policy's log-probabilities with the sampler's.
+
+        Returns:
+            Largest absolute difference and sum of all, in nats, and their number. NaN counts as infinite.
+        """
         largest, total, count = 0.0, 0.0, 0
         for batch in batches:
             counted = torch.tensor(batch.weight) > 0
@@ -114,16 +123,19 @@ class Rank:
         return largest, total, count
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole model on rank 0, nothing on the others."""
+        """Weights for the actors on rank 0, empty on the others; see the engine."""
         return self._engine.weights()
 
     def save(self, folder: Path) -> None:
+        """Write this rank's part of a checkpoint. Raises CheckpointFailed."""
         self._engine.save(folder)
 
     def load(self, folder: Path) -> None:
+        """Restore a checkpoint. Raises CheckpointFailed."""
         self._engine.load(folder)
 
     def _step(self, number: int, steps: int) -> dict[str, float]:
+        """Apply optimizer step `number` of `steps`. Only before the first is a failed update without consequences."""
         try:
             return self._engine.step()
         except UpdateNotFinite as error:
@@ -149,7 +161,7 @@ class Rank:
                 reference=reference,
                 entropy=entropy,
                 sequence=sequence,
-                # Only before the first optimizer step is π the version that sampled them.
+                # Only before the first optimizer step is π still the version that sampled them.
                 fresh=torch.tensor(batch.fresh, device=logprob.device) if first else None,
             )
             return policy_loss(tokens, config, total, self._loss)
@@ -157,14 +169,14 @@ class Rank:
         return self._engine.accumulate(batch, loss)
 
     def _old_logprobs(self, steps: Sequence[OptimizerStep]) -> dict[int, Tensor]:
-        """log π_old of each micro-batch, by its `id`, where it takes a forward pass of its own."""
+        """log π_old, float32 [T], of each micro-batch by its `id`; empty if it needs no forward pass of its own."""
         if self._config.loss.importance_cap is None or len(steps) == 1:
             return {}
         return {id(batch): self._engine.logprobs(batch) for step in steps for batch in step.batches}
 
     def _reference_logprobs(self, steps: Sequence[OptimizerStep]) -> dict[int, Tensor]:
-        """log π_ref of each micro-batch, by its `id`, where the loss needs it."""
+        """log π_ref, float32 [T], of each micro-batch by its `id`; empty if the loss does not use it."""
         if self._reference is None:
             return {}
-        with self._reference.at_hand():
+        with self._reference.on_device():
             return {id(batch): self._reference.logprobs(batch) for step in steps for batch in step.batches}

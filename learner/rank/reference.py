@@ -1,4 +1,4 @@
-"""The reference policy of one rank: what the run began with, frozen, in the place that `learner.reference` names.
+"""Reference policy of one rank: the initial policy, frozen, kept where `learner.reference` says.
 
 With LoRA it is the engine's own model without its adapters.
 """
@@ -19,7 +19,12 @@ from services.config.tree import Config
 
 
 class Reference:
-    """Collective like the engine; only usable while `at_hand`."""
+    """The reference policy. Collective like the engine; usable only within `on_device`.
+
+    Args:
+        config: of the run.
+        engine: of the same rank, already loaded.
+    """
 
     def __init__(self, config: Config, engine: DeepSpeedEngine) -> None:
         self._kind = "adapters" if config.model.lora is not None else config.learner.reference
@@ -34,8 +39,8 @@ class Reference:
             self._policy = sharded(frozen, config)
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
-        """An off-loaded policy is on the device in here."""
+    def on_device(self) -> Iterator[None]:
+        """A context in which an off-loaded policy is on the engine's device."""
         if self._kind == "offloaded":
             self._policy.to(self._engine.device)
         try:
@@ -46,7 +51,7 @@ class Reference:
 
     @torch.no_grad()
     def logprobs(self, batch: MicroBatch) -> Tensor:
-        """float32 [T], on the engine's device."""
+        """Log-probabilities of the batch's response tokens, in nats: float32 [T], on the engine's device."""
         if self._kind == "adapters":
             return self._engine.logprobs(batch, adapted=False)
         logprob: Tensor = self._policy(*inputs(batch, self._engine.device))[0]

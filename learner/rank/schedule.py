@@ -1,7 +1,7 @@
-"""The learning rate over a run.
+"""Learning rate over a run.
 
 Invariants
-- A function of the number of optimizer steps done and the configuration alone: a resumed run goes on where it was.
+- A function of the number of optimizer steps done and the configuration alone, so that a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,18 @@ import math
 from services.config.tree import Config
 
 FINAL_SHARE = 0.1
-"""Share of the peak rate that a falling schedule ends at."""
+"""Share of the peak rate at which a falling schedule ends."""
 
 
 def rate_factor(step: int, config: Config) -> float:
-    """Share of the peak learning rate at optimizer step number `step` of the run, counted from 0."""
+    """Share of the peak learning rate at an optimizer step.
+
+    Args:
+        step: number of the optimizer step in the run, from 0.
+        config: of the run.
+
+    Example: 10 updates of one optimizer step, 2 of them warm-up, linear: 0.5, 1.0, 1.0, 0.89, ..., 0.21.
+    """
     optimizer, per_update = config.optimizer, config.learner.minibatches
     warmup, total = optimizer.warmup_updates * per_update, config.learner.updates * per_update
     if step < warmup:

@@ -1,7 +1,7 @@
 """Named tensors in numbered safetensors files, written one after the other.
 
 Invariants
-- No more than about `SHARD_BYTES` of them are in memory at a time, on writing as on reading.
+- At most about `SHARD_BYTES` of tensors are held in memory, both when writing and when reading.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class ShardWriter:
         self._files = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor; OSError when a file cannot be written."""
+        """Add a tensor under a new name. Raises OSError if a file cannot be written."""
         self._waiting[name] = tensor.detach().to("cpu", copy=True).contiguous()
         self._bytes += tensor.nbytes
         if self._bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the tensors held in memory. Raises OSError."""
         from safetensors.torch import save_file
 
         if not self._waiting:
@@ -42,7 +42,7 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Reads what `ShardWriter` wrote. Raises KeyError for a name that is not there."""
+    """Reads what `ShardWriter` wrote into a folder."""
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -52,8 +52,10 @@ class ShardReader:
 
     @property
     def names(self) -> set[str]:
+        """Names of all tensors."""
         return set(self._places)
 
     def get(self, name: str) -> Tensor:
+        """Read one tensor. Raises KeyError if there is none of that name."""
         tensor: Tensor = self._places[name].get_tensor(name)
         return tensor

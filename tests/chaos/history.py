@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-GIVEN_UP = re.compile(r"group (\d+) is given up")
+GIVEN_UP = re.compile(r"group (\d+) cancelled:")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,4 +37,4 @@ def test_reading(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"update": 1, "group": 0, "versions": [[0]]}\n{"update": 1, "gro')
     assert read_ledger(path) == [Entry(1, 0, [[0]])]
-    assert given_up(["group 3 is given up: x\ngroup 12 is given up: y", ""]) == {3, 12}
+    assert given_up(["group 3 cancelled: x\ngroup 12 cancelled: y", ""]) == {3, 12}

@@ -168,7 +168,7 @@ def test_other_runs_are_refused(tmp_path, tiny_config):
     with pytest.raises(CheckpointFailed, match=r"written with run\.seed=0, this run has run\.seed=5"):
         read_state(written, other)
     renamed = tiny_config.model_copy(update={"run": tiny_config.run.model_copy(update={"name": "other"})})
-    with pytest.raises(CheckpointFailed, match=f"written by the run {tiny_config.run.name}, this one is other"):
+    with pytest.raises(CheckpointFailed, match=f"written by the run {tiny_config.run.name}, not by other"):
         read_state(written, renamed)
 
 
@@ -301,7 +301,7 @@ def test_without_an_intact_checkpoint_there_is_one_line(two_checkpoints, tmp_pat
     folder = shutil.copytree(two_checkpoints, tmp_path / "c")
     for version in ("000002", "000004"):
         (folder / version / "state.json").unlink()
-    with pytest.raises(CheckpointFailed, match=r"no checkpoint in .* is intact; .*state\.json is missing") as caught:
+    with pytest.raises(CheckpointFailed, match=r"no intact checkpoint in .*; .*state\.json is missing") as caught:
         newest_intact(folder)
     assert "\n" not in str(caught.value)
     assert newest_intact(tmp_path / "nothing") is None
@@ -323,7 +323,7 @@ def test_a_damaged_score_is_no_best_policy(tmp_path, tiny_config, caplog):
     for content in ("{", '{"update": 2, "success_rate": 0.9}', "[]"):
         score.write_text(content)
         assert best(folder) is None
-        assert "it does not count as the best policy" in caplog.text
+        assert "ignoring a best policy" in caplog.text
     keep_best(folder, 4, 0.25, weights, model)
     assert best(folder) == (folder / "best-000004", 0.25)
     assert names(folder) == ["best-000004", "damaged-best-000002"]

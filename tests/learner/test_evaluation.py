@@ -134,7 +134,7 @@ def test_stop_and_stall(buffer, run_name):
     stopped = evaluate(configured(run_name), buffer, SPLITS, stream="eval-0", should_stop=lambda: True)
     assert not stopped.complete
     assert stopped.success.interval == (0.0, 1.0)
-    with pytest.raises(RunStalled, match=r"no episode ended for 0\.1 s \(0 of 7 have\)"):
+    with pytest.raises(RunStalled, match=r"no episode finished for 0\.1 s \(0 of 7 have\)"):
         evaluate(configured(run_name, 0.1), buffer, SPLITS, stream="eval-0")
     assert buffer.known("eval-0") == set()
 

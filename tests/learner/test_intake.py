@@ -79,14 +79,14 @@ CASES: dict[str, Callable[[Ticket], bytes | None]] = {
 def test_it_is_played_again(case, buffer, dispatcher, intake, run_name, caplog):
     caplog.set_level(logging.WARNING)
     collected = Collected()
-    assert not intake.look(0, collected)
+    assert not intake.poll(0, collected)
     play_all(buffer)
     put(buffer, run_name, 1, CASES[case](dispatcher.tickets([0])[1]))
-    assert not intake.look(0, collected)
+    assert not intake.poll(0, collected)
     assert (collected.unreadable, list(collected.groups)) == (1, [1])
-    assert "group 0 cannot be read and is issued again" in caplog.text
+    assert "group 0 unreadable, issuing it again" in caplog.text
     play_all(buffer)
-    assert intake.look(0, collected)
+    assert intake.poll(0, collected)
     assert collected.unreadable == 1
     played: list[list[Trajectory]] = [collected.groups[group] for group in (0, 1)]
     assert [t.ticket for group in played for t in group] == dispatcher.tickets([0, 1])
@@ -94,18 +94,18 @@ def test_it_is_played_again(case, buffer, dispatcher, intake, run_name, caplog):
 
 def test_the_right_ones_are_taken(buffer, dispatcher, intake):
     collected = Collected()
-    intake.look(0, collected)
+    intake.poll(0, collected)
     play_all(buffer)
-    assert intake.look(0, collected)
+    assert intake.poll(0, collected)
     assert collected.unreadable == 0
 
 
 def test_a_lease_ends_in_its_time_while_no_actor_lives(buffer, intake):
     """The run's clock counts a gap between two calls as a second at most: the learner's own calls keep it going."""
-    intake.look(0, Collected())
+    intake.poll(0, Collected())
     buffer.lease("dead", 100, 0.5)
     assert buffer.stats().queued == 0
     began = time.monotonic()
-    until(lambda: intake.look(0, Collected()) or buffer.stats().leased == 0)
+    until(lambda: intake.poll(0, Collected()) or buffer.stats().leased == 0)
     assert buffer.stats().queued == 4
     assert time.monotonic() - began >= 0.4

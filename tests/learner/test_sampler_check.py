@@ -102,7 +102,7 @@ def test_bounds(buffer: Buffer, run_name: str, dtype: str, largest: float, mean:
         if agrees:
             require_agreement(configured(run_name, dtype), buffer, TASKS[:2], Scorer(largest, mean))
             return
-        with pytest.raises(ModelUnavailable, match=r"models/mine: vLLM samples with other log-probabilities"):
+        with pytest.raises(ModelUnavailable, match=r"models/mine: vLLM's log-probabilities differ from"):
             require_agreement(configured(run_name, dtype), buffer, TASKS[:2], Scorer(largest, mean))
     assert not buffer.known(STREAM)
 
@@ -115,7 +115,7 @@ def test_episodes_that_cannot_be_played_are_left_out(buffer: Buffer, run_name: s
 
 
 def test_it_ends(buffer: Buffer, run_name: str) -> None:
-    with pytest.raises(RunStalled, match=r"no episode ended for 0\.5 s"):
+    with pytest.raises(RunStalled, match=r"no episode finished for 0\.5 s"):
         require_agreement(configured(run_name, timeout_s=0.5), buffer, TASKS, Scorer(0.0, 0.0))
     scorer = Scorer(9.0, 9.0)
     require_agreement(configured(run_name), buffer, TASKS, scorer, should_stop=lambda: True)

@@ -38,7 +38,7 @@ def test_a_sound_run_hears_nothing():
         (INVALID, {"valid": 0}, 1, "prompt.template=think"),
         (EQUAL, {"equal_groups": True}, 5, "same reward"),
         (CUT, {"cut": 6}, 1, "model.max_response_tokens=24"),
-        (ANCHORS, {"repeated_anchors": 0}, 3, "GiGPO is GRPO here"),
+        (ANCHORS, {"repeated_anchors": 0}, 3, "GiGPO is reduced to GRPO"),
         (GAP, {"gap": 0.06}, 1, "0.06 nats"),
     ],
 )
@@ -76,7 +76,7 @@ def with_limit(limit):
 
 
 def test_a_gap_that_stays_above_the_limit_ends_the_run_in_its_third_update():
-    with pytest.raises(RunStalled, match=r"update 3: .* 0\.3 nats apart .* learner.max_logprob_gap=0.2 in 3 updates"):
+    with pytest.raises(RunStalled, match=r"update 3: .* 0\.3 nats apart .* learner.max_logprob_gap=0.2, in 3 updates"):
         over(3, gap=0.3)
     assert over(2, gap=0.3).keys() == {GAP}
     assert over(9, with_limit(None), gap=99.0).keys() == {GAP}

@@ -81,7 +81,7 @@ def test_a_group_whose_advantages_no_gradient_can_hold_is_given_up_and_the_rest_
 
     trained, _ = train(FakeRanks(), alter, learner={"updates": 2}, advantage={"normalisation": "mean"})
     assert trained == [(1, 0), (1, 2), (2, 3), (2, 4)]
-    assert any("group 1 is given up" in line and "1e+200" in line for line in caplog.messages)
+    assert any("group 1 cancelled" in line and "1e+200" in line for line in caplog.messages)
 
 
 def test_a_group_that_the_policy_cannot_score_is_given_up_and_the_rest_trained_on(train, caplog):
@@ -96,17 +96,17 @@ def test_a_group_that_the_policy_cannot_score_is_given_up_and_the_rest_trained_o
 
     trained, _ = train(FakeRanks(refuse), alter, learner={"updates": 2})
     assert trained == [(1, 0), (1, 2), (2, 3), (2, 4)]
-    assert any("group 1 is given up" in line and "not finite" in line for line in caplog.messages)
+    assert any("group 1 cancelled" in line and "not finite" in line for line in caplog.messages)
 
 
 def test_a_run_whose_every_group_is_too_large_ends_in_one_line(train):
-    with pytest.raises(RunStalled, match=r"update 1 could not be made in 3 tries, .* group \d+: its advantages reach"):
+    with pytest.raises(RunStalled, match=r"update 1 failed in 3 tries, .* group \d+: its advantages reach"):
         train(FakeRanks(), lambda ticket, t: rewarded(t, 1e200 * ticket.member), advantage={"normalisation": "mean"})
 
 
 def test_a_run_whose_policy_is_no_longer_finite_ends_in_one_line(train):
     ranks = FakeRanks(lambda work: True)
-    with pytest.raises(RunStalled, match=r"no update can be made: .* finite for none of its groups") as stalled:
+    with pytest.raises(RunStalled, match=r"no update is possible: .* finite for none of its groups") as stalled:
         train(ranks, lambda ticket, t: t)
     assert "\n" not in str(stalled.value)
     assert ranks.updates == 0

@@ -151,7 +151,7 @@ def test_a_group_that_cannot_be_read_is_played_again(tiny_config, buffer, channe
         trainer(config, buffer, channel, ranks, on_update=reports.append).train(resume=True)
     assert trained(config) == [(1, 0), (1, 1)]
     assert reports[0].dropped_stale == 0
-    assert "group 0 cannot be read and is issued again" in caplog.text
+    assert "group 0 unreadable, issuing it again" in caplog.text
 
 
 def test_the_panel_is_played_at_fixed_intervals_with_the_version_just_published(tiny_config, buffer, channel, ranks):
@@ -199,8 +199,8 @@ def test_what_people_ask_for_is_done_between_updates(tiny_config, buffer, channe
     answers = [(command.answer.done, command.answer.text) for command in buffer.commands.all()]
     assert answers == [
         (True, "success 40.0%"),
-        (True, "checkpoint 000001 is there"),
-        (False, "the panel was not played to its end"),
+        (True, "checkpoint 000001 written"),
+        (False, "the panel was cut short"),
     ]
     records = [json.loads(line) for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "evaluation/success_rate" in r] == [1]

@@ -84,7 +84,7 @@ def test_a_model_with_few_positions_is_checked_within_them(
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot load"),
         (
             {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}},
-            "the model is code in its own folder, which is not run",
+            "the model needs code from its own folder, which is not run",
         ),
     ],
 )

@@ -184,7 +184,7 @@ def test_checkpoints_that_are_all_damaged_are_told_before_anything_starts(
     with pytest.raises(SystemExit):
         main(["train", DEMO, f"run.dir={folders}", "run.name=finished", "--resume", "model.path=/nope"])
     [line] = capsys.readouterr().err.splitlines()
-    assert re.search(r"no checkpoint in .* is intact; .*000009 is damaged: manifest\.json is missing", line)
+    assert re.search(r"no intact checkpoint in .*; .*000009 is damaged: manifest\.json is missing", line)
 
 
 def test_a_run_that_does_not_exist_is_not_resumed(run: list[str], tmp_path: Path) -> None:

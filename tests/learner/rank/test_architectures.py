@@ -75,7 +75,7 @@ def test_trained_on_its_own_function(name):
 
 def test_a_model_that_cannot_be_divided_is_trained_whole(monkeypatch):
     def undivided(self):
-        raise ValueError("its body cannot be told from its head")
+        raise ValueError("its body cannot be separated from its head")
 
     monkeypatch.setattr(Forward, "_body", property(undivided))
     model = random_model(TRAINED["lfm2"]())

@@ -302,7 +302,7 @@ def test_a_rank_asks_for_a_gpu_where_there_are_any(tiny_config, monkeypatch, the
 
 def test_more_ranks_than_gpus_are_refused_and_not_put_on_the_cpu(tiny_config, monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0, "learner": 3.0})
-    with pytest.raises(RunStalled, match=r"learner\.ranks=2: each takes a GPU, and the Ray cluster has 1"):
+    with pytest.raises(RunStalled, match=r"learner\.ranks=2: each needs a GPU, and the Ray cluster has 1"):
         start_ranks(changed(tiny_config, learner={"ranks": 2}))
 
 

@@ -125,7 +125,7 @@ def test_an_adapter_is_compared_with_the_layer_that_it_makes(tmp_path: Path, mon
     monkeypatch.setattr("learner.rank.lora._factors", lambda layer, down, up: (up, down))  # the scale is forgotten
     folder = write(tmp_path, make("phi3"))
     policy = load(folder)
-    with pytest.raises(ModelUnavailable, match="with its adapter added is another layer"):
+    with pytest.raises(ModelUnavailable, match="with its adapter merged is another layer"):
         adapt(policy, LoraConfig(rank=4, alpha=8), DiskForm(policy.lm, folder))
 
 

@@ -61,12 +61,12 @@ class Learner:
 
     def issue(self) -> None:
         """Look once, and be told to stop before anything comes of it."""
-        self.intake.look(self.version, Collected())
+        self.intake.poll(self.version, Collected())
 
     def update(self) -> bool:
         """Train on the window when all of it is there; what is too old goes out again."""
         collected = Collected()
-        if self.version == UPDATES or not self.intake.look(self.version, collected):
+        if self.version == UPDATES or not self.intake.poll(self.version, collected):
             return False
         for number, group in collected.groups.items():
             tickets, played = self.dispatcher.tickets([number]), [t.ticket for t in group]

@@ -122,30 +122,30 @@ def test_the_trainer_does_what_it_is_asked(live):
     request(live, "a", Action.CHECKPOINT)
     request(live, "b", Action.STOP)
     assert commands.waiting()
-    commands.obey()
+    commands.carry_out()
     assert done == ["checkpoint"]
     assert commands.stopped
     assert not commands.waiting()
-    assert [c.answer.text for c in live.commands.all()] == ["written", "stopping; a checkpoint is left behind"]
+    assert [c.answer.text for c in live.commands.all()] == ["written", "stopping after a checkpoint"]
 
 
 def test_what_was_not_carried_to_its_end_is_not_done(api, live, run_name, runs):
     def cut_short():
-        raise NotDone("the panel was not played to its end")
+        raise NotDone("the panel was cut short")
 
     commands = Commands(live, {Action.EVALUATE: cut_short}, lambda: False)
     assert act(api, run_name, {"action": "evaluate"}).status_code == 202
-    commands.obey()
+    commands.carry_out()
     (command,) = live.commands.all()
     assert not command.answer.done
-    until(lambda: audit(runs, run_name)[-1]["result"] == "not done: the panel was not played to its end")
+    until(lambda: audit(runs, run_name)[-1]["result"] == "not done: the panel was cut short")
 
 
 def test_what_was_asked_before_the_run_is_refused(live):
     request(live, "old", Action.STOP)
     commands = Commands(live, {}, lambda: False)
     commands.refuse_old()
-    commands.obey()
+    commands.carry_out()
     assert not commands.stopped
     (command,) = live.commands.all()
     assert not command.answer.done
