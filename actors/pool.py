@@ -1,17 +1,26 @@
-"""The pool's supervisor, a Ray actor: one rollout actor for each `rollout` resource of the cluster, dead ones replaced.
+"""Supervisor of the actor pool, a Ray actor: keeps one rollout actor for each `rollout` resource of the cluster.
 
 Invariants
-- A rollout actor holds one `rollout` resource, so Ray itself never places more of them than there are, and where the
-  cluster has GPUs those of its engine. A wish (`Buffer.set_desired_actors`) may ask for fewer.
-- Nodes that join or leave and wishes are the same event as actors that die: the next look sets it right.
-- An actor that is no longer wanted, or whose node is being drained since it was told to stop, is drained: its tickets
-  go back at once. One that does not end in time is killed.
-- In a cluster that was there before, a wish is passed on to Ray's autoscaler, if it has one.
-- An actor that has worked and falls silent (a process that hangs, a node that is cut off) is killed.
-- A replacement waits longer after each death in a row; an actor that had finished an episode starts the count anew.
-  While one lives that has, replacements may die as they like: the run goes on with what there is.
-- Nothing is asked of a rollout actor but to run and to drain: what it does is in its heartbeats in Redis.
-- The supervisor lives on the node of the process that started it.
+- A rollout actor holds one `rollout` resource, so Ray itself never places more actors than there are resources, and the
+  GPUs of its engine if the cluster has any. A requested pool size (`Buffer.set_desired_actors`) may be smaller.
+- Nodes that join or leave, requests for another size and actors that die are handled alike: the next reconciliation
+  compares what is running with what should be.
+- An actor that is no longer wanted, or whose node is being drained because it was told to stop, is drained: its tickets
+  go back at once. An actor that does not end in time is killed.
+- In an existing cluster, a requested size is passed on to Ray's autoscaler, if it has one.
+- An actor that has worked and stops sending heartbeats (its process hangs, its node is cut off) is killed.
+- A replacement starts later after each crash in a row; the count restarts with an actor that had completed an episode.
+  As long as one actor that has completed an episode is alive, crashing replacements do not fail the run.
+- A rollout actor is only told to run and to drain: what it does is in its heartbeats in Redis.
+- The supervisor runs on the node of the process that started it.
+
+Example: 3 places, actor a1 crashes at once whenever it starts (`FIRST_DELAY_S` 0.5).
+
+    s     running     event
+    0     a0 a1 a2    a1 crashes, 1 in a row: next start in 0.5 s
+    0.5   a0 a3 a2    a3 crashes, 2 in a row: next start in 1 s
+    1.5   a0 a4 a2    a4 crashes, 3 in a row: `failing`, unless a0 or a2 has completed an episode
+    4     a0 a5 a2    requested size 2: a5, the youngest, is drained
 """
 
 from __future__ import annotations
@@ -35,16 +44,16 @@ from services.errors import RedisUnavailable, RunStalled, first_line
 logger = logging.getLogger(__name__)
 
 RESOURCE = "rollout"
-LOOK_S = 0.5
+RECONCILE_S = 0.5
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 SETTLED_S = 60.0
-HOPELESS_DEATHS = 3
+FAILING_CRASHES = 3
 DRAIN_S = 15.0
-SILENT_LOOKS = 60
-"""Looks at Redis in a row without a heartbeat, which lives for ten seconds, after which an actor is given up."""
+MISSED_HEARTBEATS = 60
+"""Reconciliations in a row without a heartbeat, which lives ten seconds in Redis, after which an actor is killed."""
 PATIENCE = BufferConfig(timeout_s=2.0, reconnect_s=2.0)
-"""The supervisor does not wait for Redis: it goes on with the last wish it knows."""
+"""Short: without Redis the supervisor continues with the last requested size."""
 
 
 @dataclass(slots=True)
@@ -52,10 +61,14 @@ class Member:
     """A rollout actor that the pool has started.
 
     Attributes:
-        run: ends when it does. placed: its node's id, once Ray has found a place for it.
-        worked: it has finished an episode.
-        silent: looks without a heartbeat in a row.
-        drain_by: time after which it is killed; None while it is wanted.
+        name: of the actor, in leases and heartbeats.
+        handle: of the Ray actor.
+        run: ends with the actor.
+        placed: id of its node, once Ray has placed it.
+        started: when, on the monotonic clock.
+        worked: whether it has completed an episode.
+        missed: reconciliations in a row without a heartbeat.
+        drain_by: when it is killed, on the monotonic clock; None while it is wanted.
     """
 
     name: str
@@ -64,12 +77,16 @@ class Member:
     placed: asyncio.Future[str]
     started: float
     worked: bool = False
-    silent: int = 0
+    missed: int = 0
     drain_by: float | None = None
 
 
 class Pool:
-    """Keeps the rollout actors running. `run` once, as a task of the Ray actor this becomes."""
+    """Keeps the rollout actors running. Call `run` once; this becomes a Ray actor.
+
+    Args:
+        spec: what the rollout actors are built from.
+    """
 
     def __init__(self, spec: RolloutSpec) -> None:
         config = Config.model_validate_json(spec.config)
@@ -77,37 +94,37 @@ class Pool:
         self._run_name = config.run.name
         self._rollout = config.rollout
         self._spec = spec
-        # Not the names of an earlier supervisor's actors: leases and heartbeats go by name.
+        # Other names than those of an earlier supervisor's actors, because leases and heartbeats go by name.
         self._generation = uuid.uuid4().hex[:6]
         self._numbers = itertools.count()
         self._members: list[Member] = []
-        self._wish = spec.default_actors
-        self._asked: int | None = None
+        self._requested = spec.default_actors
+        self._asked_autoscaler: int | None = None
         self._buffer: Buffer | None = None
         self._wanted = 0
-        self._deaths = 0
-        self._deaths_in_a_row = 0
+        self._crashes = 0
+        self._crashes_in_a_row = 0
         self._last_error: str | None = None
         self._not_before = 0.0
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Look after the actors until `stop`."""
+        """Reconcile the pool twice a second until `stop`."""
         try:
             while not self._stopping.is_set():
                 try:
-                    await self._look()
-                except Exception:  # a hiccup of Ray's: without its supervisor the pool would not heal again
-                    logger.exception("the pool could not be looked after, it is tried again")
+                    await self._reconcile()
+                except Exception:  # such as a temporary failure of Ray: without a supervisor the pool never recovers
+                    logger.exception("pool reconciliation failed; retrying")
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
+                    async with asyncio.timeout(RECONCILE_S):
                         await self._stopping.wait()
         finally:
             if self._buffer is not None:
                 self._buffer.close()
 
     async def stop(self) -> None:
-        """Drain every actor, then end it. Returns when all are gone, within `DRAIN_S`."""
+        """Drain every actor, then end it. Returns when all have ended, within `DRAIN_S`."""
         self._stopping.set()
         members, self._members = self._members, []
         if members:
@@ -116,50 +133,53 @@ class Pool:
             await asyncio.wait([member.run for member in members], timeout=DRAIN_S)
         for member in members:
             _kill(member)
-        if self._asked is not None:
+        if self._asked_autoscaler is not None:
             await asyncio.to_thread(_request_places, 0)
 
     async def status(self) -> dict[str, object]:
-        """JSON-able facts: wanted and living actors, deaths, and why the last one died.
+        """Return the pool's state as plain JSON data: wanted and running actors, crashes, and the last one's reason.
 
-        `failing`: why, when `HOPELESS_DEATHS` in a row have died early and none that lives has finished an episode.
+        `failing` is the reason if `FAILING_CRASHES` actors in a row have crashed early and no running one has completed
+        an episode, else None.
         """
-        hopeless = self._deaths_in_a_row >= HOPELESS_DEATHS and not any(member.worked for member in self._members)
+        failing = self._crashes_in_a_row >= FAILING_CRASHES and not any(member.worked for member in self._members)
         return {
             "wanted": self._wanted,
             "actors": [member.name for member in self._members if member.drain_by is None],
             "draining": [member.name for member in self._members if member.drain_by is not None],
-            "deaths": self._deaths,
-            "deaths_in_a_row": self._deaths_in_a_row,
+            "deaths": self._crashes,
+            "deaths_in_a_row": self._crashes_in_a_row,
             "last_error": self._last_error,
-            "failing": self._last_error if hopeless else None,
+            "failing": self._last_error if failing else None,
         }
 
-    async def _look(self) -> None:
-        await self._ask_redis()
+    async def _reconcile(self) -> None:
+        """Compare the pool with what it should be; start, drain and remove actors accordingly."""
+        await self._update_from_redis()
         places, leaving = await asyncio.to_thread(_rollout_places)
-        self._wanted = places if self._wish is None else min(places, self._wish)
-        self._bury()
+        self._wanted = places if self._requested is None else min(places, self._requested)
+        self._remove_ended()
         if not self._stopping.is_set():
-            await self._ask_autoscaler()
+            await self._request_from_autoscaler()
             self._drain_leaving(leaving)
             self._drain_surplus()
-            self._fill()
+            self._start_missing()
 
-    async def _ask_redis(self) -> None:
-        """What is wished for, and which actors have finished an episode."""
+    async def _update_from_redis(self) -> None:
+        """Read the requested size and the actors' heartbeats; kill actors that have missed too many."""
         try:
-            wish, facts = await asyncio.to_thread(self._read_redis)
+            requested, heartbeats = await asyncio.to_thread(self._read_redis)
         except RedisUnavailable as error:
-            logger.warning("the pool goes on as it is: %s", error)
+            logger.warning("pool keeps its size: %s", error)
             return
-        self._wish = self._spec.default_actors if wish is None else wish
+        self._requested = self._spec.default_actors if requested is None else requested
         for member in self._members:
-            heartbeat = facts.get(member.name)
+            heartbeat = heartbeats.get(member.name)
             member.worked = member.worked or bool(heartbeat and heartbeat.get("stored"))
-            member.silent = 0 if heartbeat or not member.worked else member.silent + 1
-            if member.silent == SILENT_LOOKS:
-                logger.warning("rollout actor %s is silent and is killed", member.name)
+            # One that has not worked yet may be loading its model, which takes minutes.
+            member.missed = 0 if heartbeat or not member.worked else member.missed + 1
+            if member.missed == MISSED_HEARTBEATS:
+                logger.warning("killing rollout actor %s: no heartbeat", member.name)
                 _kill(member)
 
     def _read_redis(self) -> tuple[int | None, dict[str, dict[str, object]]]:
@@ -167,48 +187,50 @@ class Pool:
             self._buffer = Buffer.connect(self._spec.redis_url, self._run_name, PATIENCE)
         return self._buffer.desired_actors(), self._buffer.actors()
 
-    def _bury(self) -> None:
+    def _remove_ended(self) -> None:
+        """Remove actors that have ended; after a crash delay the next start."""
         now = time.monotonic()
         for member in [member for member in self._members if member.run.done()]:
             self._members.remove(member)
             _kill(member)
             if member.drain_by is not None:
-                logger.info("rollout actor %s is drained", member.name)
+                logger.info("rollout actor %s drained", member.name)
                 continue
             error = member.run.exception()
             self._last_error = _reason(error) if error else "it ended"
-            self._deaths += 1
+            self._crashes += 1
             settled = member.worked or now - member.started > SETTLED_S
-            self._deaths_in_a_row = 1 if settled else self._deaths_in_a_row + 1
-            delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self._deaths_in_a_row - 1))
+            self._crashes_in_a_row = 1 if settled else self._crashes_in_a_row + 1
+            delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self._crashes_in_a_row - 1))
             self._not_before = now + delay
-            logger.warning("rollout actor %s died: %s; next start in %.1f s", member.name, self._last_error, delay)
+            logger.warning("rollout actor %s crashed: %s; next start in %.1f s", member.name, self._last_error, delay)
 
-    async def _ask_autoscaler(self) -> None:
-        """Have it keep places for the wish. In a cluster of the run's own nobody listens, so nobody is asked."""
-        if self._spec.default_actors is None and self._wish != self._asked:
-            await asyncio.to_thread(_request_places, self._wish or 0)
-            self._asked = self._wish
+    async def _request_from_autoscaler(self) -> None:
+        """Ask Ray's autoscaler for the requested places, once for each size. A cluster of the run's own has none."""
+        if self._spec.default_actors is None and self._requested != self._asked_autoscaler:
+            await asyncio.to_thread(_request_places, self._requested or 0)
+            self._asked_autoscaler = self._requested
 
     def _drain_leaving(self, leaving: set[str]) -> None:
+        """Drain actors whose nodes are being drained; `leaving`: ids of these nodes."""
         for member in self._members:
             if member.drain_by is None and _node(member) in leaving:
-                logger.info("the node of rollout actor %s is leaving", member.name)
+                logger.info("draining rollout actor %s: its node is leaving", member.name)
                 _drain(member)
 
     def _drain_surplus(self) -> None:
-        """Those that wait for a place go first, then the youngest."""
+        """Drain actors beyond the wanted number: those not placed yet first, then the youngest. Kill overdue ones."""
         wanted = [member for member in self._members if member.drain_by is None]
         by_age = sorted(wanted, key=lambda member: (not member.placed.done(), member.started), reverse=True)
         for member in by_age[: max(0, len(wanted) - self._wanted)]:
-            logger.info("rollout actor %s is no longer wanted", member.name)
+            logger.info("draining rollout actor %s: no longer wanted", member.name)
             _drain(member)
         for member in self._members:
             if member.drain_by is not None and time.monotonic() > member.drain_by:
                 _kill(member)
 
-    def _fill(self) -> None:
-        """Start what is missing; Ray finds it a place when one that is being drained has left its own."""
+    def _start_missing(self) -> None:
+        """Start missing actors. Ray places them once actors that are being drained have freed their resources."""
         if time.monotonic() >= self._not_before:
             wanted = [member for member in self._members if member.drain_by is None]
             self._members += [self._start() for _ in range(self._wanted - len(wanted))]
@@ -227,15 +249,15 @@ class Pool:
         handle = actor.remote(name, self._spec)
         logger.info("rollout actor %s started", name)
         run, placed = (asyncio.wrap_future(method.remote().future()) for method in (handle.run, handle.node))
-        placed.add_done_callback(lambda future: future.cancelled() or future.exception())  # `run` tells of it
+        placed.add_done_callback(lambda future: future.cancelled() or future.exception())  # the same error ends `run`
         return Member(name, handle, run, placed, time.monotonic())
 
 
 def engine_gpus(config: RolloutConfig, resources: Mapping[str, float]) -> int:
-    """GPUs that an engine holds in a cluster with these resources.
+    """Number of GPUs that an engine holds in a cluster with these resources.
 
     Raises:
-        RunStalled: no engine could ever start.
+        RunStalled: the cluster has GPUs, but too few for one engine.
     """
     there = resources.get("GPU", 0)
     if there == 0:
@@ -255,10 +277,21 @@ def start_pool(
     default_actors: int | None = None,
     owner: Owner | None = None,
 ) -> tuple[Any, Any]:
-    """Start the supervisor in the connected Ray cluster: its handle, and the reference that ends when it does.
+    """Start the supervisor in the connected Ray cluster.
 
-    `default_actors`: how many without a wish; None: as many as there are places. `owner`: of the run, for its actors.
     End it with `ray.get(handle.stop.remote())`, then `ray.kill(handle)`.
+
+    Args:
+        config: of the run.
+        redis_url: may contain a password.
+        env_urls: addresses of the servers, by environment.
+        env_token: bearer token of the environment servers.
+        engine: makes the inference engine of an actor.
+        default_actors: pool size if none was requested; None: as many as there are places.
+        owner: the run's hold on its name in Redis, for its actors.
+
+    Returns:
+        Handle of the supervisor, and a reference that is ready when it ends.
 
     Raises:
         RunStalled: the cluster has GPUs, but too few for one engine.
@@ -274,9 +307,9 @@ def start_pool(
 
 
 def _rollout_places() -> tuple[int, set[str]]:
-    """Places on the nodes that stay, and the ids of the nodes that are being drained."""
+    """Number of places on the nodes that stay, and ids of the nodes that are being drained."""
     import ray
-    from ray._private.state import state  # there is no public way to ask which nodes are being drained
+    from ray._private.state import state  # no public API says which nodes are being drained
 
     leaving = set(state.get_draining_nodes())
     staying = (node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
@@ -290,12 +323,13 @@ def _request_places(count: int) -> None:
 
 
 def _node(member: Member) -> str | None:
-    """Id of its node; None where it has none yet, or has died."""
+    """Id of the actor's node; None if it has not been placed, or has died."""
     placed = member.placed
     return None if not placed.done() or placed.cancelled() or placed.exception() else placed.result()
 
 
 def _drain(member: Member) -> None:
+    """Tell an actor to drain; end one that has not been placed at once."""
     member.drain_by = time.monotonic() + DRAIN_S
     if member.placed.done():
         member.handle.drain.remote()
@@ -310,6 +344,6 @@ def _kill(member: Member) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line: the error's own message where the actor raised it, Ray's where the process is gone."""
+    """The error as one line: the actor's own message if it raised one, Ray's if its process is gone."""
     cause = getattr(error, "cause", None) or error
     return first_line(cause)

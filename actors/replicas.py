@@ -1,10 +1,18 @@
-"""Several servers of one environment as one client: the load is spread, a dead server's episodes begin again elsewhere.
+"""Several servers of one environment as one client: balances the load, restarts a dead server's episodes on others.
 
 Invariants
-- A session lives on the server that opened it. When that server cannot be reached the session is lost (`SessionLost`),
-  so its episode restarts from reset, on another server where there is one.
-- A server that failed rests for a while that doubles with each failure in a row; resets go to the others meanwhile.
-- `EnvironmentUnavailableError` only when no server can be used.
+- A session belongs to the server that opened it. If that server is unreachable, the session is lost (`SessionLost`), so
+  its episode restarts from reset, on another server if there is one.
+- A server that failed gets no resets for a back-off time that doubles with each failure in a row, unless all servers
+  are backing off.
+- `EnvironmentUnavailableError` is raised only if no server is usable.
+
+Example: two servers with 3 and 5 sessions.
+
+    reset            goes to A (3 sessions, now 4)
+    step on A fails  SessionLost; A backs off for 0.5 s, after the next failure for 1 s, ...
+    reset            goes to B (5 sessions), although A has fewer
+    0.5 s later      resets go to A again; a success ends its failures in a row
 """
 
 from __future__ import annotations
@@ -19,22 +27,32 @@ from env_servers.protocol import EnvInfo, ResetRequest, StepResult
 
 logger = logging.getLogger(__name__)
 
-FIRST_REST_S = 0.5
-LONGEST_REST_S = 30.0
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 30.0
 
 
 @dataclass(slots=True)
 class _Replica:
+    """One server.
+
+    Attributes:
+        client: of the server.
+        sessions: number of open sessions.
+        failures: number of failures in a row.
+        backs_off_until: when it gets resets again, on the event loop's clock.
+    """
+
     client: EnvironmentClient
     sessions: int = 0
     failures: int = 0
-    rests_until: float = 0.0
+    backs_off_until: float = 0.0
 
 
 class Replicas:
-    """An `EnvironmentClient` over the clients of an environment's servers, one or more.
+    """An `EnvironmentClient` over the clients of an environment's servers.
 
-    With several, give each little patience of its own: the others are there.
+    Args:
+        clients: one or more. Several should have little patience of their own, since the others can take over.
     """
 
     def __init__(self, clients: Sequence[EnvironmentClient]) -> None:
@@ -42,7 +60,7 @@ class Replicas:
         self._of_session: dict[str, _Replica] = {}
 
     async def info(self) -> EnvInfo:
-        """What the first server says of itself that can be reached."""
+        """Description by the first server that is reachable. Raises EnvironmentUnavailableError if none is."""
         failure: EnvironmentUnavailableError | None = None
         for replica in self._by_load():
             try:
@@ -54,7 +72,12 @@ class Replicas:
         raise failure
 
     async def reset(self, request: ResetRequest) -> StepResult:
-        """Open a session on the server with the fewest; after a failure on the next, each tried once."""
+        """Open a session on the server with the fewest; after a failure on the next one. Each is tried once.
+
+        Raises:
+            EnvironmentUnavailableError: no server is usable.
+            RequestRejected: from a client.
+        """
         failure: EnvironmentUnavailableError | None = None
         for replica in self._by_load():
             replica.sessions += 1
@@ -75,6 +98,12 @@ class Replicas:
         raise failure
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
+        """Take action number `step` (from 1).
+
+        Raises:
+            SessionLost: the session is gone, or its server is unavailable.
+            RequestRejected: from a client.
+        """
         replica = self._of_session.get(session)
         if replica is None:
             raise SessionLost("the session is closed")
@@ -85,30 +114,32 @@ class Replicas:
             raise SessionLost(str(error)) from error
 
     async def close_session(self, session: str) -> None:
+        """Close a session; if its server is backing off, leave it to expire."""
         replica = self._of_session.pop(session, None)
         if replica is not None:
             replica.sessions -= 1
-            if not self._rests(replica):
+            if not self._backs_off(replica):
                 await replica.client.close_session(session)
 
     async def close(self) -> None:
+        """Close all clients."""
         for replica in self._replicas:
             await replica.client.close()
 
     def _by_load(self) -> list[_Replica]:
-        """Those that are well, the least loaded first; then those that rest, the one that is up next first."""
+        """Usable servers, least loaded first; then those that back off, the one whose back-off ends first."""
         return sorted(
             self._replicas,
-            key=lambda replica: (self._rests(replica) and replica.rests_until, replica.sessions),
+            key=lambda replica: (self._backs_off(replica) and replica.backs_off_until, replica.sessions),
         )
 
-    def _rests(self, replica: _Replica) -> bool:
-        return replica.rests_until > asyncio.get_running_loop().time()
+    def _backs_off(self, replica: _Replica) -> bool:
+        return replica.backs_off_until > asyncio.get_running_loop().time()
 
     def _failed(self, replica: _Replica, error: EnvironmentUnavailableError) -> None:
-        if self._rests(replica):
-            return  # many sessions tell of one failure
-        rest_s = min(LONGEST_REST_S, FIRST_REST_S * 2.0 ** min(replica.failures, 16))
+        if self._backs_off(replica):
+            return  # many sessions report the same failure
+        backoff_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(replica.failures, 16))
         replica.failures += 1
-        replica.rests_until = asyncio.get_running_loop().time() + rest_s
-        logger.warning("an environment server rests for %.1f s: %s", rest_s, error)
+        replica.backs_off_until = asyncio.get_running_loop().time() + backoff_s
+        logger.warning("environment server backs off for %.1f s: %s", backoff_s, error)

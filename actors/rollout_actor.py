@@ -1,11 +1,11 @@
-"""Leases tickets and plays them, many episodes at once, until it is drained or something it needs is gone.
+"""Rollout actor: leases tickets and plays them, many episodes at once, until it is drained or loses what it needs.
 
 Invariants
-- A leased ticket is stored, failed, released or abandoned (its lease was lost), and exactly one of them; when the actor
-  ends, whatever the reason, the tickets it still holds are released.
-- An ended episode makes room for the next ticket at once.
-- An episode's own trouble fails its ticket; trouble of the engine, the weights or Redis ends the actor with that error.
-  An environment none of whose servers can be used costs its tickets no attempt: they go back, with a pause.
+- A leased ticket is either stored, failed, released or abandoned (its lease was lost). An actor that ends, for whatever
+  reason, releases the tickets it still holds.
+- A finished episode makes room for the next ticket at once.
+- An error of an episode fails its ticket; an error of the engine, the weights or Redis ends the actor. If no server of
+  an environment is usable, its tickets go back without a failed attempt, after a pause.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from actors.engine.interface import InferenceEngine
 from actors.episode import EpisodeFailed, action_form, play
 from actors.prompts import PromptBuilder
-from actors.weights import GatedSampler, WeightFollower
+from actors.weights import LockedSampler, WeightFollower
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, RequestRejected
 from env_servers.protocol import ActionForm
 from services.buffer import Buffer, Stored
@@ -42,9 +42,16 @@ CLOSING_S = 5.0
 
 
 class Rollout:
-    """One rollout actor. `run` once; `drain` may be called at any time from the same event loop.
+    """One rollout actor. Call `run` once; `drain` may be called at any time from the same event loop.
 
-    `environments`: a client for each environment, by name.
+    Args:
+        name: of the actor, in leases and heartbeats.
+        config: of the run.
+        engine: samples responses; started and stopped here.
+        environments: a client for each environment, by name; closed here.
+        prompts: builds prompts.
+        buffer: the run's.
+        channel: of the run's policy versions.
     """
 
     def __init__(
@@ -67,9 +74,9 @@ class Rollout:
         self._prompts = prompts
         self._buffer = buffer
         self._weights = WeightFollower(channel, engine, config.weights)
-        self._sampler = GatedSampler(engine, self._weights.responses)
+        self._sampler = LockedSampler(engine, self._weights.responses)
         self._episodes: dict[str, asyncio.Task[None]] = {}
-        self._coming: set[str] = set()
+        self._awaiting_weights: set[str] = set()
         self._settling: set[str] = set()
         self._ready = asyncio.Event()
         self._room = asyncio.Event()
@@ -87,7 +94,7 @@ class Rollout:
 
         Raises:
             ModelUnavailable, EngineFailed: the engine cannot start, stopped, or cannot load a policy version.
-            RedisUnavailable: the buffer stayed away.
+            RedisUnavailable: the buffer stayed unavailable.
         """
         endless = (self._follow_weights(), self._lease(), self._renew(), self._heartbeat(), self._measure())
         loops = [asyncio.create_task(loop) for loop in endless]
@@ -103,14 +110,14 @@ class Rollout:
             await self._end([ended, *loops])
 
     async def drain(self) -> None:
-        """Give every ticket back at once and let `run` end."""
+        """Release every ticket at once and let `run` end."""
         self._state = "draining"
         self._draining = True
         await self._release_all()
         self._ended.set()
 
     def status(self) -> dict[str, object]:
-        """JSON-able facts for heartbeats."""
+        """State for heartbeats, as plain JSON data."""
         stats = self._engine.stats()
         return {
             "state": "stopping" if self._stopping else self._state,
@@ -127,23 +134,24 @@ class Rollout:
         }
 
     async def _end(self, tasks: list[asyncio.Task[object]]) -> None:
+        """Cancel the loops, release all tickets, stop the engine and close the clients."""
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
             await self._release_all()
         except AnchorageError as error:
-            logger.warning("the tickets cannot be given back, their leases will run out: %s", error)
+            logger.warning("cannot release tickets, their leases will expire: %s", error)
         try:
             async with asyncio.timeout(CLOSING_S):
                 await self._engine.stop()
         except TimeoutError:
-            logger.warning("the engine does not stop; it ends with its process")
+            logger.warning("engine not stopped within %g s; it ends with this process", CLOSING_S)
         for client in self._environments.values():
             await client.close()
 
     async def _release_all(self) -> None:
-        # Who ends the actor waits here for whoever is giving tickets back already: then the buffer is closed.
+        # Ending the actor waits here for a release in progress, because the buffer is closed afterwards.
         async with self._releasing:
             held, self._episodes = self._episodes, {}
             for task in held.values():
@@ -153,6 +161,7 @@ class Rollout:
                 await asyncio.wait(held.values(), timeout=CLOSING_S)
 
     async def _follow_weights(self) -> None:
+        """Start the engine, load the first version, then follow newer ones."""
         await self._engine.start()
         self._state = "waiting for weights"
         await self._weights.first()
@@ -161,6 +170,7 @@ class Rollout:
         await self._weights.follow()
 
     async def _lease(self) -> None:
+        """Keep as many episodes in flight as configured."""
         await self._ready.wait()
         while True:
             self._room.clear()
@@ -173,23 +183,25 @@ class Rollout:
             for ticket in tickets:
                 self._episodes[ticket.id] = asyncio.create_task(self._play(ticket))
             if not tickets:
-                # Not asyncio.wait_for: in Python 3.11 it swallows a cancellation that arrives with the event.
+                # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that arrives with the event.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await self._room.wait()
 
     async def _catch_up(self, tickets: list[Ticket]) -> list[Ticket]:
-        """Load what was announced before they were leased; the tickets whose leases have outlived that."""
-        self._coming = {ticket.id for ticket in tickets}
+        """Load the version announced before the tickets were leased. Returns the tickets whose lease is still held."""
+        # `_renew` renews their leases too, although they are not being played yet: loading may take minutes.
+        self._awaiting_weights = {ticket.id for ticket in tickets}
         try:
             await self._weights.catch_up()
         except BaseException:
             await asyncio.to_thread(self._buffer.release, self.name, [ticket.id for ticket in tickets])
             raise
-        held, self._coming = self._coming, set()
+        held, self._awaiting_weights = self._awaiting_weights, set()
         return [ticket for ticket in tickets if ticket.id in held]
 
     async def _lease_tickets(self, room: int) -> list[Ticket]:
+        """Lease up to `room` tickets. If cancelled meanwhile, waits for the call and releases what it leased."""
         lease_s = self._config.rollout.lease_s
         call = asyncio.create_task(asyncio.to_thread(self._buffer.lease, self.name, room, lease_s))
         try:
@@ -199,44 +211,47 @@ class Rollout:
             raise
 
     async def _renew(self) -> None:
+        """Renew the leases of all tickets held; abandon those that were lost."""
         lease_s = self._config.rollout.lease_s
         while True:
             await asyncio.sleep(lease_s / 3)
-            held = [*self._episodes, *self._coming]
+            held = [*self._episodes, *self._awaiting_weights]
             for ticket in await asyncio.to_thread(self._buffer.renew, self.name, held, lease_s):
                 self._abandon(ticket)
             await asyncio.to_thread(self._buffer.expire)
 
     def _abandon(self, ticket: str) -> None:
-        if ticket in self._settling:  # that it is stored may be what ended the lease; if not, the first write wins
+        if ticket in self._settling:  # storing it may be what ended the lease; if not, the first write wins
             return
         task = self._episodes.pop(ticket, None)
-        if task is None and ticket not in self._coming:
+        if task is None and ticket not in self._awaiting_weights:
             return
-        logger.warning("the lease of ticket %s was lost, its episode is abandoned", ticket)
+        logger.warning("ticket %s: lease lost, abandoning its episode", ticket)
         self._outcomes["abandoned"] += 1
-        self._coming.discard(ticket)
+        self._awaiting_weights.discard(ticket)
         if task is not None:
             task.cancel()
         self._room.set()
 
     async def _heartbeat(self) -> None:
+        """Write heartbeats; release all tickets when the run is stopping."""
         while True:
             await asyncio.to_thread(self._buffer.heartbeat, self.name, self.status(), HEARTBEAT_TTL_S)
             self._stopping = await asyncio.to_thread(self._buffer.state) == "stopping"
             if self._stopping and self._episodes:
-                logger.info("the run is stopping, %d tickets are given back", len(self._episodes))
+                logger.info("run is stopping, releasing %d tickets", len(self._episodes))
                 await self._release_all()
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _measure(self) -> None:
+        """Measure the response tokens per second, every few seconds."""
         while True:
             began, before = time.monotonic(), self._engine.stats().response_tokens
             await asyncio.sleep(5 * HEARTBEAT_S)
             self._tokens_per_s = (self._engine.stats().response_tokens - before) / (time.monotonic() - began)
 
     async def _play(self, ticket: Ticket) -> None:
-        """Play and settle one ticket. Who cancels this task settles the ticket himself."""
+        """Play and settle one ticket. Whoever cancels this task must settle its ticket."""
         try:
             outcome = await self._settle(ticket)
         except AnchorageError as error:
@@ -246,16 +261,21 @@ class Rollout:
         finally:
             self._settling.discard(ticket.id)
         self._outcomes[outcome] += 1
-        # A ticket that went back into the queue may have been leased again already, by this very actor.
+        # A ticket that went back into the queue may have been leased again, even by this actor.
         if self._episodes.get(ticket.id) is asyncio.current_task():
             del self._episodes[ticket.id]
         self._room.set()
 
     async def _settle(self, ticket: Ticket) -> str:
+        """Play a ticket, then store or fail it, or give it back. Returns the outcome, a key of `_outcomes`.
+
+        Raises:
+            AnchorageError: from the engine, the weights or Redis; the ticket is not settled.
+        """
         limit = self._config.rollout.episode_timeout_s
         try:
             try:
-                async with self._weights.episodes.entered(), asyncio.timeout(limit):
+                async with self._weights.episodes.shared(), asyncio.timeout(limit):
                     trajectory = await self._play_through(ticket)
             finally:
                 self._settling.add(ticket.id)
@@ -265,23 +285,24 @@ class Rollout:
         except TimeoutError:
             reason = f"the episode took longer than {limit:g} s"
         except EnvironmentUnavailableError as error:
-            return await self._give_back(ticket, error)
+            return await self._return(ticket, error)
         except (EpisodeFailed, RequestRejected, CodecError) as error:
             reason = str(error)
         except Exception as error:
-            logger.exception("ticket %s cannot be played", ticket.id)
+            logger.exception("ticket %s: unexpected error", ticket.id)
             reason = f"{type(error).__name__}: {error}"
         else:
             if stored in (Stored.DUPLICATE, Stored.UNKNOWN):
-                logger.info("the trajectory of ticket %s was not needed: %s", ticket.id, stored.value)
+                logger.info("ticket %s: trajectory not stored: %s", ticket.id, stored.value)
             return "stored"
         logger.warning("ticket %s failed: %s", ticket.id, reason)
         if await asyncio.to_thread(self._buffer.fail, self.name, ticket.id, reason):
-            logger.warning("group %s/%d is cancelled", ticket.stream, ticket.group)
+            logger.warning("group %s/%d cancelled", ticket.stream, ticket.group)
         await asyncio.sleep(FAILURE_DELAY_S)
         return "failed"
 
     async def _play_through(self, ticket: Ticket) -> Trajectory:
+        """Play a ticket to its end. Raises as `actors.episode.play`."""
         client, env = self._client(ticket), ticket.task.env
         if env not in self._forms:
             self._forms[env] = await action_form(client, self._config, env)
@@ -302,9 +323,9 @@ class Rollout:
             raise EpisodeFailed(f"this run has no environment {ticket.task.env}")
         return client
 
-    async def _give_back(self, ticket: Ticket, error: EnvironmentUnavailableError) -> str:
-        """The place stays taken for a while: nobody hammers a server that is away."""
-        logger.warning("ticket %s goes back in %g s: %s", ticket.id, UNAVAILABLE_DELAY_S, error)
+    async def _return(self, ticket: Ticket, error: EnvironmentUnavailableError) -> str:
+        """Release a ticket after a pause, in which its place stays taken: an unavailable server is not flooded."""
+        logger.warning("ticket %s: releasing it in %g s: %s", ticket.id, UNAVAILABLE_DELAY_S, error)
         await asyncio.sleep(UNAVAILABLE_DELAY_S)
         await asyncio.to_thread(self._buffer.release, self.name, [ticket.id])
         return "returned"

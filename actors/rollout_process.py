@@ -1,7 +1,7 @@
-"""What runs in the process of one rollout actor: builds its parts from a plain description, then plays.
+"""Process of one rollout actor: builds its parts from a plain description, then plays.
 
 Invariants
-- The description is plain data, so that any node of the cluster can build the actor; its secrets are not in its `repr`.
+- The description is plain data, so any node of the cluster can build the actor; its `repr` contains no secrets.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from services.plugins import make_importable
 from services.weights import open_channel
 
 REPLICA_PATIENCE_S = 3.0
-"""How long one of several servers may be away before its episodes begin again on the others."""
+"""How long one of several servers may be unavailable before its episodes restart on the others."""
 
 EngineFactory = Callable[[Config], InferenceEngine]
 
 
 def vllm_engine(config: Config) -> InferenceEngine:
-    """The engine of a real run."""
+    """The engine of a real run: vLLM in a process of its own."""
     from actors.engine.process import EngineProcess
 
     return EngineProcess(config.model, config.rollout, config.run.seed)
@@ -39,15 +39,17 @@ def vllm_engine(config: Config) -> InferenceEngine:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSpec:
-    """All that a rollout actor is built from.
+    """Everything a rollout actor is built from.
 
     Attributes:
         config: the run's configuration as JSON.
-        redis_url: may carry a password. env_urls: by environment, the addresses of its servers. env_token: theirs.
-        engine: makes the inference engine; a module-level function, since it travels to other processes.
-        default_actors: how many actors the pool keeps without a wish; None: as many as there are places.
-        gpus: that an actor asks Ray for, as found out when the run began.
-        owner: the run's hold on its name in Redis, shown with whatever an actor writes there.
+        redis_url: may contain a password.
+        env_urls: addresses of the servers, by environment.
+        env_token: bearer token of the environment servers.
+        engine: makes the inference engine; a module-level function, because it is sent to other processes.
+        default_actors: pool size if none was requested; None: as many as there are places.
+        gpus: number of GPUs that an actor requests from Ray, as determined at the start of the run.
+        owner: the run's hold on its name in Redis, sent with every write of an actor.
     """
 
     config: str
@@ -61,7 +63,12 @@ class RolloutSpec:
 
 
 class RolloutProcess:
-    """Wraps one `Rollout`; the pool makes a Ray actor of it."""
+    """Wraps one `Rollout`; the pool makes a Ray actor of it.
+
+    Args:
+        name: of the actor.
+        spec: what it is built from.
+    """
 
     def __init__(self, name: str, spec: RolloutSpec) -> None:
         self._config = Config.model_validate_json(spec.config)
@@ -73,10 +80,10 @@ class RolloutProcess:
         self._drained = False
 
     async def run(self) -> None:
-        """Build the parts and play until drained; errors as for `Rollout.run`."""
+        """Build the parts and play until drained. Raises as `Rollout.run`."""
         check_model_folder(self._config.model.path)
         engine = self._spec.engine(self._config)
-        # It takes longest, and in a process of its own: so it is begun first. `Rollout.run` tells what comes of it.
+        # Started first, because it takes longest and has a process of its own. `Rollout.run` raises its error.
         starting = asyncio.create_task(engine.start())
         starting.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
@@ -87,6 +94,7 @@ class RolloutProcess:
             await engine.stop()
 
     async def _play(self, engine: InferenceEngine, tokenizer: Any) -> None:
+        """Build the remaining parts and play."""
         config, spec = self._config, self._spec
         buffer = Buffer.connect(
             spec.redis_url,
@@ -121,6 +129,7 @@ class RolloutProcess:
             buffer.close()
 
     def _client(self, env: EnvConfig) -> EnvironmentClient:
+        """A client over all servers of an environment."""
         urls = self._spec.env_urls[env.name]
         several = len(urls) > 1
         return Replicas(
@@ -137,13 +146,13 @@ class RolloutProcess:
         )
 
     async def drain(self) -> None:
-        """Give the tickets back and let `run` end."""
+        """Release all tickets and let `run` end."""
         self._drained = True
         if self._rollout is not None:
             await self._rollout.drain()
 
     async def node(self) -> str:
-        """Id of the node it is on."""
+        """Id of the node this process runs on."""
         import ray
 
         node: str = ray.get_runtime_context().get_node_id()

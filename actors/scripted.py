@@ -1,11 +1,11 @@
-"""Scripted players: they play through the environment API like the policy does, and make the warm start's data.
+"""Scripted players: play through the environment API as the policy does, and make the warm start's data.
 
-An expert's action comes from the environment (`ResetRequest.expert`). Poor play is made from it: an expert that now and
-then does something random, and habitual players that know the rules but not the goal. Where a policy plays itself, a
-scripted player says what it would have done in the states that the policy reaches (DAgger, arXiv 1011.0686).
+An expert's action comes from the environment (`ResetRequest.expert`). Imperfect play is derived from it: an expert that
+sometimes acts at random, and habitual players that know the rules but not the goal. If a policy plays, a scripted
+player gives the actions it would have taken in the states that the policy reaches (DAgger, arXiv:1011.0686).
 
 Invariants
-- Everything is decided by the seed: the same seed gives the same episode in every process.
+- The seed determines everything: the same seed gives the same episode in every process.
 - Every example is what the policy would have read and written, token for token.
 """
 
@@ -34,25 +34,29 @@ _NUMBER_SPREAD = 2.0
 
 
 Distribution = Mapping[str, float]
-"""Admissible actions and their probabilities."""
+"""Probabilities by admissible action."""
 
 
 class Player(Protocol):
-    """Chooses actions. Where one leaves a text open, it puts words of the goal there."""
+    """Chooses actions. If an action leaves a text open, fills it with words of the goal."""
 
     def act(self, result: StepResult) -> str | None:
-        """An action for a state; None where it has nothing to do."""
+        """Action to take in a state; None if there is nothing to do."""
 
     def intent(self, result: StepResult) -> Distribution:
-        """What it means to do there, whatever mistakes `act` makes: admissible actions, without those left open."""
+        """Distribution of the actions intended in a state, without the mistakes of `act` and without open texts."""
 
 
 class NoisyExpert:
-    """The environment's expert that with probability `noise` does something else.
+    """The environment's expert, with random actions mixed in.
 
-    That is a random admissible action, or, for a share `mistakes` of them, one that was so before but no longer is.
-    With probability `slips` the number in the action (`desk 1`) is then drawn anew, which makes it wrong as a young
-    policy is wrong. Actions to `avoid` are never taken at random.
+    Args:
+        rng: source of all randomness.
+        noise: probability of a random action instead of the expert's.
+        mistakes: share of the random actions that were admissible earlier but no longer are; the others are admissible.
+        slips: probability that the number in the action (`desk 1`) is replaced by a random one, a mistake that an
+            untrained policy makes.
+        avoid: actions never taken at random.
     """
 
     def __init__(
@@ -100,9 +104,13 @@ class NoisyExpert:
 
 
 class HabitualPlayer:
-    """Knows the commands but no goal: each episode has its own taste in verbs, everything else is chance.
+    """Knows the commands but not the goal: prefers some verbs in each episode, and is random otherwise.
 
-    Taste is a log-normal weight a verb, drawn once an episode, so that some wander, some carry things about, some idle.
+    The preference is a log-normal weight for each verb, drawn once an episode: some wander, some carry, some idle.
+
+    Args:
+        rng: source of all randomness.
+        spread: standard deviation of the weights' logarithms.
     """
 
     def __init__(self, rng: random.Random, spread: float = 1.5) -> None:
@@ -116,7 +124,7 @@ class HabitualPlayer:
             if free_text.is_open(action):
                 continue
             by_verb.setdefault(action.split(" ", 1)[0], []).append(action)
-        # Sorted, as tastes are drawn when a verb is first met.
+        # Sorted, because weights are drawn when a verb first occurs.
         weights = {verb: self._weight(verb) / math.sqrt(len(by_verb[verb])) for verb in sorted(by_verb)}
         total = sum(weights[verb] * len(actions) for verb, actions in by_verb.items())
         return {action: weights[verb] / total for verb, actions in by_verb.items() for action in actions}
@@ -135,7 +143,15 @@ class HabitualPlayer:
 
 
 class PolicyPlayer:
-    """A policy at temperature 1, for one episode."""
+    """A policy at temperature 1, for one episode.
+
+    Args:
+        sampler: samples responses.
+        prompts: builds prompts.
+        config: of the run.
+        seed: of the episode.
+        form: how the environment wants actions to be normalised.
+    """
 
     def __init__(
         self, sampler: Sampler, prompts: PromptBuilder, config: Config, seed: int, form: ActionForm = "as_written"
@@ -148,7 +164,7 @@ class PolicyPlayer:
         self._history: list[Exchange] = []
 
     async def act(self, goal: str | None, result: StepResult) -> str:
-        """The policy's action in a state, admissible or not.
+        """Sample the policy's action in a state, admissible or not.
 
         Raises:
             EngineFailed: from the sampler.
@@ -170,7 +186,14 @@ class PolicyPlayer:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One state, the action that was taken in it, and what the scripted player meant to do."""
+    """One state of an episode.
+
+    Attributes:
+        result: the state.
+        goal: of the episode.
+        action: taken in the state.
+        intent: distribution that the scripted player intended.
+    """
 
     result: StepResult
     goal: str | None
@@ -180,11 +203,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt, the responses in it and what was seen between them, as one row of tokens.
+    """A row of tokens: a prompt, then responses and the observations between them.
 
     Attributes:
-        tokens: ids, as the policy would have read and written them.
-        targets: for each of them what is to be imitated in its place: token ids and their probabilities, or nothing.
+        tokens: ids as the policy would have read and written them.
+        targets: for each token, the distribution to imitate in its place, as probabilities by token id; empty: none.
     """
 
     tokens: list[int]
@@ -194,7 +217,15 @@ class Example:
 async def play_scripted(
     client: EnvironmentClient, task: Task, player: Player, max_steps: int, policy: PolicyPlayer | None = None
 ) -> AsyncIterator[Turn]:
-    """The turns of one episode that `player` plays, or `policy` in its place."""
+    """Play one episode and yield its turns.
+
+    Args:
+        client: of the task's environment.
+        task: to play.
+        player: gives the intent in each state, and acts if there is no policy.
+        max_steps: step limit of the episode.
+        policy: acts instead of the player; None: the player does.
+    """
     result = await client.reset(ResetRequest(split=task.split, index=task.index, max_steps=max_steps, expert=True))
     goal = str(result.facts["goal"]) if result.facts.get("goal") else None
     try:
@@ -209,7 +240,14 @@ async def play_scripted(
 
 
 def renumbered(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
-    """The episode with other, also higher numbers for each name throughout: to name a thing is to copy its name."""
+    """Replace the numbers of things throughout an episode, also by higher ones: naming a thing becomes copying it.
+
+    Example: `desk 1` and `desk 2` may become `desk 3` and `desk 1` in every observation, action and intent.
+
+    Args:
+        turns: of one episode.
+        rng: source of the new numbers.
+    """
     numbers: dict[str, set[str]] = {}
     for turn in turns:
         for name, number in _NUMBERED_NAME.findall(turn.result.observation):
@@ -237,10 +275,22 @@ def renumbered(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
 
 
 def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, only_experts: bool) -> Iterator[Example]:
-    """The episode as the policy would see it; a prompt that goes on from the row before it becomes part of that row.
+    """Convert an episode to rows as the policy would see it. A prompt that continues the row before joins that row.
 
-    To imitate is to match the player's probabilities, or with `only_experts` the expert's choice, token by token along
-    the action that was taken. A mistaken action is followed as far as it was the beginning of something intended.
+    Targets are the player's probabilities, or with `only_experts` the expert's choice, token by token along the action
+    that was taken. A mistaken action has targets as far as it is the prefix of an intended one.
+
+    Args:
+        turns: of one episode.
+        prompts: builds prompts.
+        tokenizer: of the policy.
+        only_experts: whether to imitate only the expert's action where there is one.
+
+    Example: the action taken is `go left`; intended are `go right` 0.75, `go left` 0.25. Its tokens have the targets
+
+        go      {go: 1.0}
+        left    {right: 0.75, left: 0.25}
+        <eos>   {<eos>: 1.0}
     """
 
     @functools.cache
@@ -267,7 +317,12 @@ def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, o
 
 
 def _next_tokens(path: Sequence[int], intended: Sequence[tuple[list[int], float]]) -> Iterator[dict[int, float]]:
-    """The distribution of every token of `path`, given those before it; empty once it is nothing intended."""
+    """Distribution of each token of a path, given those before it; empty once the path leaves everything intended.
+
+    Args:
+        path: token ids of the action taken.
+        intended: token ids and probability of each intended action.
+    """
     for place, token in enumerate(path):
         mass: defaultdict[int, float] = defaultdict(float)
         for ids, chance in intended:

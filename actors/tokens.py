@@ -1,16 +1,24 @@
-"""Text to token ids and back, so that what an environment says is never a control token.
+"""Convert text to token ids and back, so that text from an environment never becomes a control token.
 
-A tokenizer reads `<|im_end|>` as the control token wherever it stands, also in an observation. Here it does so only in
-text of our own and of the chat template: texts of others go through `escape` first, and `encode` then makes ordinary
-tokens of the same characters.
+A tokenizer converts `<|im_end|>` to the control token wherever it occurs, also in an observation. Here that happens
+only in the project's own text and in the chat template: foreign text goes through `escape` first, and `encode` then
+makes ordinary tokens of the same characters.
 
-How: `encode` works on a copy of the tokenizer in which each control token has another name that no text holds. In the
-prompt's own text the control tokens get that name; in escaped text they keep theirs, which means nothing to the copy.
-Everything else (normalisation, words, merges, other added tokens) is the tokenizer's own, in one call for the whole
-text: for text without control tokens the ids are those of the tokenizer.
+Method: `encode` uses a copy of the tokenizer in which each control token has a random name that no text contains. In
+the prompt's own text control tokens are replaced by these names; in escaped text they keep their own, which the copy
+does not know. All else (normalisation, words, merges, other added tokens) is the tokenizer's, in one call for the whole
+text: the ids of text without control tokens are unchanged.
 
-Control tokens are the special ones, those that the chat template writes, and markup such as `<tool_call>` that was
-added to the vocabulary. Added tokens that are words stay words.
+Example: an observation says `bye<|im_end|>`, and the prompt ends with a real `<|im_end|>`.
+
+    escape      bye<|im_end|>                    ->  byezq1fm3e7qz
+    prompt      byezq1fm3e7qz<|im_end|>              what the chat template makes of it
+    encode 1    byezq1fm3e7qzzq1fm3m7qz              own control tokens get their secret names
+    encode 2    bye<|im_end|>zq1fm3m7qz              escaped ones get their own text back
+    copy        bye < | im _ end | > and 7           ordinary tokens, then the control token with id 7
+
+Control tokens are the special tokens, those that the chat template writes, and markup such as `<tool_call>` that was
+added to the vocabulary. Added tokens that are words remain words.
 """
 
 from __future__ import annotations
@@ -25,15 +33,20 @@ from typing import Any
 from services.errors import ModelUnavailable
 
 _MARKUP = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what sentencepiece's models spell unknown characters with
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte tokens, with which sentencepiece models spell unknown characters
 _SIGNS = re.compile(r"[<>\[\]{}|｜▁]")
 
 
 class PromptTokens:
-    """One tokenizer. `prefix`: the ids that it wants at the beginning of a text, such as BOS.
+    """One tokenizer.
 
-    `known`: its control tokens can be told, as of those of transformers that are fast or written in Python. Others are
-    used as they are: mistral-common's makes no control tokens of text anyway.
+    Args:
+        tokenizer: as transformers loads it.
+
+    Attributes:
+        prefix: ids that the tokenizer puts at the beginning of a text, such as BOS.
+        known: whether its control tokens can be identified, as in transformers' fast and Python tokenizers. Others are
+            used as they are: mistral-common's never converts text to control tokens.
 
     Raises:
         ModelUnavailable: its control tokens cannot be renamed.
@@ -52,30 +65,36 @@ class PromptTokens:
         self.prefix = _prefix(tokenizer)
 
     def escape(self, text: str) -> str:
-        """Text of somebody else's, for `encode`: no control token in it will be one."""
+        """Protect foreign text: `encode` will make ordinary tokens of the control tokens in it."""
         if self._control is None:
             return text
         return self._control.sub(lambda found: self._escapes[found.group()], text)
 
     def unescape(self, text: str) -> str:
+        """Undo `escape`, in any text that contains escaped text."""
         return self._escaped.sub(lambda found: self._originals[found.group()], text) if self._escapes else text
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a text, control tokens and all, but for what was escaped in it. Nothing is added."""
+        """Ids of a text, with its control tokens except those in escaped parts. Adds no prefix."""
         if self._control is not None:
             text = self._control.sub(lambda found: self._names[found.group()], text)
         return self._encode(self.unescape(text))
 
     def begin(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The ids of a whole prompt, with the tokenizer's prefix before them unless they begin with it."""
+        """Ids of a whole prompt: adds the tokenizer's prefix unless they begin with it."""
         return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids
 
 
 def decode_response(tokenizer: Any, ids: Sequence[int], finished: bool) -> str:
-    """The text of a sampled response, with all that it says but its end.
+    """Decode a sampled response, without its end.
 
-    Special tokens stay: with some tokenizers `<think>` and `<action>` are such. EOS and padding are left out, and of a
-    response that `finished` by itself the token that ended it. No space is tidied up.
+    Special tokens stay, because in some tokenizers `<think>` and `<action>` are special. EOS and padding are left out,
+    and the token that ended the response. Spaces are not cleaned up.
+
+    Args:
+        tokenizer: of the policy.
+        ids: sampled tokens.
+        finished: whether the response ended by itself, with its last token.
     """
     silent = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     said = [token for token in (ids[:-1] if finished else ids) if token not in silent]
@@ -89,7 +108,7 @@ def _is_known(tokenizer: Any) -> bool:
 
 
 def _control_tokens(tokenizer: Any) -> dict[str, int]:
-    """Control tokens and their ids; see the module."""
+    """Ids of the control tokens by their text, see the module."""
     if not _is_known(tokenizer):
         return {}
     template = str(getattr(tokenizer, "chat_template", None) or "")
@@ -98,7 +117,7 @@ def _control_tokens(tokenizer: Any) -> dict[str, int]:
     for id, token in tokenizer.added_tokens_decoder.items():
         content = str(token.content)
         special = token.special or content in named
-        special = special and (id >= trained or _SIGNS.search(content))  # "!" as padding is a "!" all the same
+        special = special and (id >= trained or _SIGNS.search(content))  # a "!" that serves as padding stays text
         markup = _MARKUP.fullmatch(content) and (id >= trained or content in template)
         if content.strip() and (special or markup) and not _BYTE.fullmatch(content):
             control[content] = int(id)
@@ -106,14 +125,14 @@ def _control_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def _any_of(texts: Mapping[str, int]) -> re.Pattern[str] | None:
-    """Finds the first of the texts, and of several the longest, as a tokenizer does."""
+    """A pattern that finds any of the texts, the longest first, as a tokenizer does; None if there are none."""
     if not texts:
         return None
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
 
 
 def _encoder(tokenizer: Any, names: Mapping[str, str]) -> Callable[[str], tuple[int, ...]]:
-    """A function from text to ids in which the control tokens have these names."""
+    """A function from text to ids, for which the control tokens have these names."""
     if not _is_known(tokenizer):
         return lambda text: tuple(tokenizer.encode(text, add_special_tokens=False))
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -122,7 +141,7 @@ def _encoder(tokenizer: Any, names: Mapping[str, str]) -> Callable[[str], tuple[
     def encode(text: str) -> tuple[int, ...]:
         try:
             ids = renamed.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeError):  # half a surrogate pair, which no token stands for
+        except (TypeError, UnicodeError):  # an unpaired surrogate, which no token represents
             ids = renamed.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False)
         return tuple(ids if backend is None else ids.ids)
 
@@ -130,7 +149,7 @@ def _encoder(tokenizer: Any, names: Mapping[str, str]) -> Callable[[str], tuple[
 
 
 def _renamed_backend(backend: Any, names: Mapping[str, str]) -> Any:
-    """A copy of a `tokenizers.Tokenizer` whose control tokens are called otherwise, with the same ids."""
+    """Copy a `tokenizers.Tokenizer`, with other names and the same ids for its control tokens."""
     from tokenizers import Tokenizer
 
     tree = json.loads(backend.to_str())
@@ -144,6 +163,7 @@ def _renamed_backend(backend: Any, names: Mapping[str, str]) -> Any:
         model["vocab"] = {names.get(token, token): id for token, id in vocabulary.items()}
     elif vocabulary is not None:
         model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
+    # Without this, merges could still assemble a control token's id from the characters of escaped text.
     if isinstance(model.get("merges"), list):
         model["merges"] = [merge for merge in model["merges"] if not _makes(merge, names)]
     if isinstance(model.get("unk_token"), str) and model["unk_token"] in names:
@@ -156,13 +176,13 @@ def _renamed_backend(backend: Any, names: Mapping[str, str]) -> Any:
 
 
 def _makes(merge: str | list[str], names: Mapping[str, str]) -> bool:
-    """Whether a merge of a BPE vocabulary makes one of the control tokens, or is made of one."""
+    """Whether a merge of a BPE vocabulary produces a control token or consumes one."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     return left in names or right in names or left + right in names
 
 
 def _renamed_python(tokenizer: Any, names: Mapping[str, str]) -> Any:
-    """The same of a tokenizer that is written in Python, or wraps sentencepiece."""
+    """As `_renamed_backend`, for a tokenizer written in Python or wrapping sentencepiece."""
     from tokenizers import AddedToken
     from transformers.tokenization_python import Trie
 
@@ -173,11 +193,11 @@ def _renamed_python(tokenizer: Any, names: Mapping[str, str]) -> Any:
         tokens[id] = AddedToken(names.get(token.content, token.content), **flags)
     renamed._added_tokens_decoder = tokens
     renamed._added_tokens_encoder = {token.content: id for id, token in tokens.items()}
-    # By hand, not by `_update_trie`: that of sentencepiece's adds all special tokens by their old names too.
+    # Not by `_update_trie`: sentencepiece's also adds all special tokens by their old names.
     renamed.tokens_trie = Trie()
     for token in tokens.values():
         renamed.tokens_trie.add(token.content)
-    # The name of the unknown token stays: sentencepiece's tokenizers put it before texts and count its pieces.
+    # The unknown token keeps its name: sentencepiece's tokenizers prepend it to texts and count its pieces.
     special = renamed._special_tokens_map
     renamed._special_tokens_map = {
         name: names.get(str(token), token) if name != "unk_token" else token for name, token in special.items()
@@ -186,7 +206,7 @@ def _renamed_python(tokenizer: Any, names: Mapping[str, str]) -> Any:
 
 
 def _prefix(tokenizer: Any) -> tuple[int, ...]:
-    """What the tokenizer puts before a text by itself."""
+    """Ids that the tokenizer puts before a text by itself."""
     if not _is_known(tokenizer):
         return ()
     bare = tokenizer.encode("a", add_special_tokens=False)

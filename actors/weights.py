@@ -1,11 +1,11 @@
-"""Keeps an engine on the newest announced policy version, at the moments `weights.update` allows.
+"""Keep an engine on the newest announced policy version, updating at the moments that `weights.update` allows.
 
 Invariants
 - Nothing is sampled before the first announced version has been loaded.
 - Loading into the engine takes at most `weights.timeout_s`: an engine that hangs ends its actor, not the run.
-- A version that cannot be had is an error, unless a newer one has taken its place: then that one is loaded.
-- `in_flight` interrupts nobody; `at_step` waits until no response is being sampled, `at_episode` until no episode is
-  being played, and holds new ones back meanwhile.
+- A version that is unavailable is an error, unless a newer one has replaced it, which is then loaded.
+- `in_flight` interrupts nothing; `at_step` waits until no response is being sampled, `at_episode` until no episode is
+  being played, and both hold new ones back meanwhile.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ FETCH_ATTEMPTS = 3
 _T = TypeVar("_T")
 
 
-class Gate:
-    """Many may be inside at once; closing it keeps newcomers out and waits until it is empty."""
+class SharedLock:
+    """Many tasks hold it shared, or one exclusively. A task that waits for it exclusively goes before new shared ones.
+
+    Example: two episodes hold `shared()`. An update enters `exclusive()`: a third episode now waits. When both episodes
+    have ended the update runs; then the third episode starts.
+    """
 
     def __init__(self) -> None:
         self._inside = 0
@@ -44,10 +48,12 @@ class Gate:
 
     @property
     def open(self) -> bool:
+        """Whether `shared` would enter at once."""
         return self._open.is_set()
 
     @asynccontextmanager
-    async def entered(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
+        # Again after waking up: another update may have closed it in between.
         while not self._open.is_set():
             await self._open.wait()
         self._inside += 1
@@ -60,7 +66,7 @@ class Gate:
                 self._empty.set()
 
     @asynccontextmanager
-    async def closed(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[None]:
         self._open.clear()
         try:
             await self._empty.wait()
@@ -69,23 +75,35 @@ class Gate:
             self._open.set()
 
 
-class GatedSampler:
-    """The engine as the episodes see it: every response passes the gate."""
+class LockedSampler:
+    """The engine as episodes use it: each response holds a lock, shared.
 
-    def __init__(self, engine: InferenceEngine, gate: Gate) -> None:
+    Args:
+        engine: samples.
+        lock: of the responses, see `WeightFollower.responses`.
+    """
+
+    def __init__(self, engine: InferenceEngine, lock: SharedLock) -> None:
         self._engine = engine
-        self._gate = gate
+        self._lock = lock
 
     async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
-        async with self._gate.entered():
+        """As `InferenceEngine.generate`."""
+        async with self._lock.shared():
             return await self._engine.generate(prompt_ids, temperature=temperature, max_tokens=max_tokens, seed=seed)
 
 
 class WeightFollower:
     """Loads announced versions into one engine.
 
+    Args:
+        channel: announces versions.
+        engine: to load them into.
+        config: when to update, and its time limit.
+
     Attributes:
-        responses: gate around each response. episodes: gate around each episode.
+        responses: held shared by each response.
+        episodes: held shared by each episode.
     """
 
     def __init__(
@@ -100,14 +118,14 @@ class WeightFollower:
         self._timeout_s = config.timeout_s
         self._loaded: WeightVersion | None = None
         self._loading = asyncio.Lock()
-        self.responses = Gate()
-        self.episodes = Gate()
+        self.responses = SharedLock()
+        self.episodes = SharedLock()
 
     async def first(self) -> None:
         """Wait for an announced version and load the newest.
 
         Raises:
-            EngineFailed: it cannot be had or does not fit.
+            EngineFailed: it is unavailable or does not fit the model.
         """
         while self._loaded is None:
             await self._load_newest()
@@ -115,16 +133,16 @@ class WeightFollower:
                 await asyncio.sleep(POLL_S)
 
     async def follow(self) -> None:
-        """Load each newer version soon after it is announced; ends only by an error, as for `first`."""
+        """Load each newer version soon after it is announced. Ends only by an error, as `first`."""
         while True:
             await asyncio.sleep(POLL_S)
             await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Load the newest version now, if it is not loaded; errors as for `first`.
+        """Load the newest version now, unless it is loaded. Raises as `first`.
 
-        A ticket is issued after the version it may count on was announced: who catches up between leasing a ticket and
-        playing it plays with no older one.
+        A ticket is issued after the version it relies on was announced. So an actor that catches up between leasing a
+        ticket and playing it plays with that version or a newer one.
         """
         async with self._loading:
             await self._load_newest()
@@ -139,22 +157,25 @@ class WeightFollower:
             logger.info("loaded policy version %d (%.1f MB)", loaded.version, loaded.nbytes / 1e6)
 
     async def _fetch_newest(self, channel: WeightChannel) -> WeightVersion | None:
-        """The version that was loaded; None where the newest is loaded already, or none is announced."""
+        """Fetch and load the newest version. Returns it; None if it was loaded already or none is announced."""
 
         async def fetch() -> tuple[WeightVersion, dict[str, torch.Tensor]] | None:
             wanted = await self._newer()
             return None if wanted is None else (wanted, await asyncio.to_thread(channel.fetch, wanted))
 
-        found = await self._persist(fetch)
+        found = await self._retry(fetch)
         if found is None:
             return None
         wanted, tensors = found
-        async with self._interrupting():
+        async with self._update_moment():
             await self._bounded(self._engine.load_weights(wanted.version, tensors), wanted)
         return wanted
 
     async def _join_newest(self, channel: CollectiveChannel) -> WeightVersion | None:
-        """The same. Whoever is called to a transfer must come at once: nobody is in the way when it is asked for."""
+        """As `_fetch_newest`, through a collective transfer.
+
+        Holds the lock before it requests the transfer, because a receiver must join as soon as the transfer starts.
+        """
 
         async def join() -> WeightVersion | None:
             wanted = await self._newer()
@@ -163,24 +184,26 @@ class WeightFollower:
                 await self._bounded(self._engine.receive_weights(incoming), wanted)
             return wanted
 
-        if await self._persist(self._newer) is None:
+        if await self._retry(self._newer) is None:
             return None
-        async with self._interrupting():
-            return await self._persist(join)
+        async with self._update_moment():
+            return await self._retry(join)
 
     async def _newer(self) -> WeightVersion | None:
+        """The newest announced version; None if it is loaded already or none is announced."""
         newest = await asyncio.to_thread(self._channel.latest)
         return None if newest == self._loaded else newest
 
-    def _interrupting(self) -> AbstractAsyncContextManager[None]:
-        """The moment at which the engine may take another version."""
+    def _update_moment(self) -> AbstractAsyncContextManager[None]:
+        """A context in which the engine may change its version, as `weights.update` says."""
         if self._update == "at_step":
-            return self.responses.closed()
+            return self.responses.exclusive()
         if self._update == "at_episode":
-            return self.episodes.closed()
+            return self.episodes.exclusive()
         return nullcontext()
 
     async def _bounded(self, loading: Awaitable[None], wanted: WeightVersion) -> None:
+        """Wait for a version to be loaded. Raises EngineFailed after `weights.timeout_s`."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 await loading
@@ -190,13 +213,13 @@ class WeightFollower:
                 "(weights.timeout_s)"
             ) from None
 
-    async def _persist(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """What `ask` answers, asked again a few times."""
+    async def _retry(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Result of `call`, which is retried after a WeightsError. Raises EngineFailed after `FETCH_ATTEMPTS`."""
         for attempt in range(1, FETCH_ATTEMPTS + 1):
             try:
-                return await ask()
+                return await call()
             except WeightsError as error:
-                logger.warning("the newest policy version cannot be had, attempt %d: %s", attempt, error)
-                failure = EngineFailed(f"the newest policy version cannot be had: {error}")
+                logger.warning("newest policy version unavailable, attempt %d: %s", attempt, error)
+                failure = EngineFailed(f"the newest policy version is unavailable: {error}")
             await asyncio.sleep(POLL_S)
         raise failure

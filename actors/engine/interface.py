@@ -1,9 +1,9 @@
-"""What a rollout actor asks of an inference engine: vocabulary only, no engine is known here.
+"""Interface of inference engines, as rollout actors use them. Depends on no engine.
 
 Invariants
-- A `Sample` holds the very token ids and log-probabilities that were sampled, and the policy version of each token.
-- Loading weights never drops a request: what is in flight goes on with the new weights.
-- After a failure every call raises `EngineFailed`; a failed engine never answers with weights of an unknown version.
+- A `Sample` holds exactly the token ids and log-probabilities that were sampled, and the policy version of each token.
+- Loading weights never drops a request: requests in flight continue with the new weights.
+- After a failure every call raises `EngineFailed`; a failed engine never samples with weights of an unknown version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class EngineFailed(AnchorageError):
-    """The inference engine cannot start, stopped working, or cannot load a policy version."""
+    """The inference engine cannot start, has stopped working, or cannot load a policy version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,19 @@ class Sample:
     """One sampled response.
 
     Attributes:
-        token_ids: the R sampled tokens, end-of-sequence included where it was sampled.
+        token_ids: the R sampled tokens, including end-of-sequence if it was sampled.
         logprobs: R log-probabilities (nats) under the sampling distribution at the sampling temperature.
-        versions: policy versions of the response in token order; their token counts sum to R.
-        text: the decoded response without EOS and padding; other special tokens are in it.
-        finished: the response ended by itself, not by the token limit.
+        versions: policy versions of the tokens, in order; their token counts sum to R.
+        text: the decoded response without EOS and padding, but with other special tokens.
+        finished: whether the response ended by itself, not at the token limit.
+
+    Example: the policy says `go left`; version 8 was loaded after the first token.
+
+        token_ids   [91, 407, 2]        go, left, <eos>
+        logprobs    [-0.1, -0.7, -0.01]
+        versions    (VersionSpan(7, 1), VersionSpan(8, 2))
+        text        "go left"
+        finished    True
     """
 
     token_ids: list[int]
@@ -50,11 +58,14 @@ class EngineStats:
     """Counters since the start of an engine.
 
     Attributes:
-        responses: finished responses. response_tokens / prompt_tokens: their tokens.
-        cached_tokens: of the prompts' tokens, those that were found in the prefix cache.
-        running: requests in flight now.
-        updates: weight updates. update_seconds: time generation stood still for them, in all.
-        kv_use: share of the KV cache in use after the last step, 0 to 1; None where the engine does not say.
+        responses: number of finished responses.
+        response_tokens: their sampled tokens.
+        prompt_tokens: tokens of their prompts.
+        cached_tokens: tokens of the prompts that were found in the prefix cache.
+        running: number of requests in flight.
+        updates: number of weight updates.
+        update_seconds: total time in which generation was paused for them.
+        kv_use: share of the KV cache in use after the last step, 0 to 1; None if the engine does not report it.
     """
 
     responses: int = 0
@@ -68,7 +79,7 @@ class EngineStats:
 
 
 class Sampler(Protocol):
-    """The part of an engine that plays episodes; see `InferenceEngine.generate`."""
+    """The part of an engine that episodes use; see `InferenceEngine.generate`."""
 
     async def generate(
         self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int
@@ -76,16 +87,16 @@ class Sampler(Protocol):
 
 
 class InferenceEngine(ABC):
-    """Samples responses of one policy for many callers at once."""
+    """Samples responses of one policy for many concurrent callers."""
 
     @property
     @abstractmethod
     def version(self) -> int:
-        """Policy version that samples now; 0 for the model folder's own weights."""
+        """Policy version that samples; 0 for the weights of the model folder."""
 
     @abstractmethod
     async def start(self) -> None:
-        """Load the model. Who calls it again waits for the same start.
+        """Load the model. A second call waits for the same start.
 
         Raises:
             ModelUnavailable: the model folder cannot be loaded.
@@ -94,7 +105,13 @@ class InferenceEngine(ABC):
 
     @abstractmethod
     async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
-        """Sample one response to the prompt (token ids). Cancelling the call drops the request.
+        """Sample one response. Cancelling the call drops the request.
+
+        Args:
+            prompt_ids: token ids of the prompt.
+            temperature: of sampling.
+            max_tokens: longest response.
+            seed: of sampling, in [0, 2^63).
 
         Raises:
             ValueError: the prompt does not fit the model's context.
@@ -103,24 +120,28 @@ class InferenceEngine(ABC):
 
     @abstractmethod
     async def load_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on with other weights (Hugging Face names, host memory), requests in flight kept.
+        """Replace the weights; requests in flight continue.
+
+        Args:
+            version: policy version of the weights.
+            tensors: in host memory, by Hugging Face names; the whole model or adapters.
 
         Raises:
             EngineFailed: the weights do not fit the model; the engine is unusable from then on.
         """
 
     async def receive_weights(self, incoming: Incoming) -> None:
-        """Join a collective transfer and go on with the weights that come, requests in flight kept.
+        """Join a collective transfer and replace the weights by those received; requests in flight continue.
 
         Raises:
-            TransferLost: it did not begin; nothing has changed.
-            EngineFailed: this engine cannot do it, or the weights do not fit; then it is unusable from then on.
+            TransferLost: the transfer did not start; nothing has changed.
+            EngineFailed: this engine does not support it, or the weights do not fit; it is unusable from then on.
         """
-        raise EngineFailed("this inference engine cannot take weights.channel=nccl")
+        raise EngineFailed("this inference engine does not support weights.channel=nccl")
 
     @abstractmethod
     async def stop(self) -> None:
-        """Drop what is in flight and release the model. Idempotent."""
+        """Drop requests in flight and release the model. Idempotent."""
 
     @abstractmethod
     def stats(self) -> EngineStats:

@@ -1,7 +1,19 @@
-"""What an actor and the process of its engine say to each other: msgpack arrays over a pair of sockets.
+"""Messages between an actor and its engine's process: msgpack arrays over a pair of sockets.
 
-The first member of a message is its kind. The actor says `start`, `generate`, `drop`, `load`, `receive` and `stop`; the
-process `done` or `failed` for each `start`, `load` and `receive`, in their order, `answers`, `refused` and `broken`.
+The first member of a message is its kind.
+
+    actor to process   start, generate, drop, load, receive, stop
+    process to actor   done or failed, one for each start, load and receive, in their order;
+                       responses (finished ones and statistics), refused (one request), broken (the engine)
+
+Example: two requests, and a weight update in between.
+
+    actor     ["start", model, rollout, 0, 30]   ["generate", 0, [5, 9], 1.0, 24, 77]   ["generate", 1, ...]
+    process   ["done", stats]
+    actor     ["load", 8, {"path": ...}]
+    process   ["responses", [[1, [4, 2], [-0.1, -0.2], [[7, 2]], true]], stats]
+    process   ["done", stats]
+    process   ["responses", [[0, [91, 407, 2], [...], [[7, 1], [8, 2]], true]], stats]
 """
 
 from __future__ import annotations
@@ -12,7 +24,15 @@ import msgpack
 
 
 class Request(NamedTuple):
-    """A response to be sampled; `id` is its asker's."""
+    """A response to sample.
+
+    Attributes:
+        id: chosen by the actor, unique for the engine.
+        prompt_ids: token ids of the prompt.
+        temperature: of sampling.
+        max_tokens: longest response.
+        seed: of sampling.
+    """
 
     id: int
     prompt_ids: list[int]
@@ -21,8 +41,16 @@ class Request(NamedTuple):
     seed: int
 
 
-class Answer(NamedTuple):
-    """What was sampled: an `actors.engine.interface.Sample` without its text; `versions`: (version, tokens) pairs."""
+class Response(NamedTuple):
+    """A sampled response: an `actors.engine.interface.Sample` without its text.
+
+    Attributes:
+        id: of the request.
+        token_ids: the sampled tokens.
+        logprobs: their log-probabilities (nats).
+        versions: (version, tokens) pairs.
+        finished: whether the response ended by itself.
+    """
 
     id: int
     token_ids: list[int]
@@ -32,18 +60,18 @@ class Answer(NamedTuple):
 
 
 def pack(kind: str, *members: object) -> bytes:
-    """A message as bytes; its members are plain data."""
+    """Encode a message; its members are plain data."""
     packed: bytes = msgpack.packb((kind, *members))
     return packed
 
 
 class Messages:
-    """Takes bytes as they come and gives the messages that are whole."""
+    """Decodes a stream of messages from pieces of any size."""
 
     def __init__(self) -> None:
         self._unpacker = msgpack.Unpacker()
 
     def of(self, data: bytes) -> list[list[Any]]:
-        """The messages that these bytes complete; the first member of each is its kind."""
+        """Return the messages that these bytes complete; the first member of each is its kind."""
         self._unpacker.feed(data)
         return list(self._unpacker)

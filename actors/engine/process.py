@@ -1,13 +1,13 @@
-"""An inference engine in a process of its own, as an actor holds it.
+"""The actor's end of an inference engine that runs in a process of its own.
 
-The episodes of an actor are a third of a millisecond of Python a request: beside the engine, under one interpreter
-lock, they would stop it for that long. So the engine has a process (`server.py`) and this end only asks.
+Episodes cost an actor a third of a millisecond of Python for each request: in the engine's process, under one
+interpreter lock, they would pause the engine for that long. So the engine has its own process (`server.py`).
 
 Invariants
-- What is sent are plain data in msgpack (`messages.py`) over a pair of sockets that nobody else can reach.
+- Messages are plain data in msgpack (`messages.py`) over a pair of sockets that no other process can reach.
 - Weights go through a file in memory that only this process and its children can open.
-- A process that ends, or cannot load a version, fails every request, now and from then on. Callers set the time limits
-  of loading and sampling; who is cancelled while it loads ends the process, since nobody knows its version any more.
+- If the process ends or cannot load a version, all requests fail, now and later. Callers set the time limits of loading
+  and sampling. Cancelling a load ends the process, because its version is unknown from then on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from actors.engine.interface import EngineFailed, EngineStats, InferenceEngine, Sample
-from actors.engine.messages import Answer, Messages, Request, pack
+from actors.engine.messages import Messages, Request, Response, pack
 from actors.engine.vllm import engine_environment
 from actors.engine.weight_transfer import init_facts, update_facts
 from actors.prompts import load_tokenizer
@@ -54,6 +54,11 @@ class EngineProcess(InferenceEngine):
     """A vLLM engine with continuous batching. Not reusable after `stop`.
 
     The kernel ends the process when the *thread* that called `start` exits.
+
+    Args:
+        model: the model and its lengths.
+        rollout: resources of the engine.
+        seed: of the engine; requests have their own.
     """
 
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, seed: int = 0) -> None:
@@ -67,7 +72,7 @@ class EngineProcess(InferenceEngine):
         self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[Sample]] = {}
-        self._asked: deque[asyncio.Future[None]] = deque()
+        self._calls: deque[asyncio.Future[None]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -79,7 +84,7 @@ class EngineProcess(InferenceEngine):
 
     @property
     def pid(self) -> int | None:
-        """Of the engine's process, once it has been started."""
+        """Process id of the engine; None before the start."""
         return self._process.pid if self._process else None
 
     def stats(self) -> EngineStats:
@@ -98,14 +103,14 @@ class EngineProcess(InferenceEngine):
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         self._failure = None
         self._listening = asyncio.create_task(self._listen(reader))
-        told = self._model.model_dump_json(), self._rollout.model_dump_json(), self._seed
+        settings = self._model.model_dump_json(), self._rollout.model_dump_json(), self._seed
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await self._put("start", *told, logging.getLogger().getEffectiveLevel())
+                await self._call("start", *settings, logging.getLogger().getEffectiveLevel())
             self._tokenizer = await asyncio.to_thread(load_tokenizer, self._model.path)
         except TimeoutError:
             await self.stop()
-            raise EngineFailed(f"vLLM has not started within {START_TIMEOUT_S:g} s with {self._model.path}") from None
+            raise EngineFailed(f"vLLM did not start within {START_TIMEOUT_S:g} s with {self._model.path}") from None
         except EngineFailed as error:
             await self.stop()
             raise EngineFailed(f"vLLM cannot start with {self._model.path}: {error}") from error
@@ -117,7 +122,7 @@ class EngineProcess(InferenceEngine):
         self._require_working()
         context = self._model.max_prompt_tokens + self._model.max_response_tokens
         if not 0 < len(prompt_ids) <= context - max_tokens:
-            raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} to sample do not fit {context} tokens")
+            raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} to sample exceed {context} tokens")
         request = Request(next(self._ids), list(prompt_ids), temperature, max_tokens, seed)
         future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = future
@@ -136,7 +141,7 @@ class EngineProcess(InferenceEngine):
         with self._loading(version):
             memory = await asyncio.to_thread(_to_memory_file, await asyncio.to_thread(self._whole, tensors))
             try:
-                await self._put("load", version, {"path": f"/proc/{os.getpid()}/fd/{memory}"})
+                await self._call("load", version, {"path": f"/proc/{os.getpid()}/fd/{memory}"})
             finally:
                 os.close(memory)
         self._version = version
@@ -145,12 +150,12 @@ class EngineProcess(InferenceEngine):
         self._require_working()
         version = incoming.version.version
         with self._loading(version):
-            await self._put("receive", version, init_facts(incoming), update_facts(incoming))
+            await self._call("receive", version, init_facts(incoming), update_facts(incoming))
         self._version = version
 
     @contextlib.contextmanager
     def _loading(self, version: int) -> Iterator[None]:
-        """Whoever is interrupted in here, or fails, leaves an engine of which nobody knows with what it samples."""
+        """Context of loading a version. A failure or cancellation in it fails the engine: its weights are unknown."""
         try:
             yield
         except TransferLost:
@@ -164,7 +169,7 @@ class EngineProcess(InferenceEngine):
             raise
 
     def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """The model that a version stands for: adapters are added to the weights that the run began with."""
+        """All weights of a version: adapters are merged into the initial weights."""
         if not is_adapter(tensors):
             return tensors
         if self._base is None:
@@ -191,66 +196,68 @@ class EngineProcess(InferenceEngine):
         assert self._writer is not None
         self._writer.write(pack(kind, *members))
 
-    def _put(self, kind: str, *members: object) -> asyncio.Future[None]:
-        """Ask what is answered in turn; the answer."""
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._asked.append(answer)
+    def _call(self, kind: str, *members: object) -> asyncio.Future[None]:
+        """Send a message that is replied to in order; returns a future of the reply."""
+        reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls.append(reply)
         self._send(kind, *members)
-        return answer
+        return reply
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Hear what the process says until it has ended."""
+        """Handle the messages of the process until it has ended."""
         assert self._process is not None
         messages = Messages()
         try:
             while data := await reader.read(RECEIVE_BYTES):
                 for kind, *members in messages.of(data):
-                    self._hear(kind, members)
+                    self._handle(kind, members)
         except ConnectionError:
             pass
-        except Exception as error:  # nobody would hear the answers any more, and everybody wait
-            logger.exception("what the engine says cannot be understood")
-            self._fail(f"what the engine says cannot be understood: {first_line(error)}")
+        except Exception as error:  # without this task all callers would wait for ever
+            logger.exception("invalid message from the engine process")
+            self._fail(f"invalid message from the engine process: {first_line(error)}")
         code = await asyncio.to_thread(_end, self._process)
         if self._failure is None:
-            self._fail(f"vLLM's process ended (code {code})")
+            self._fail(f"the engine process ended (code {code})")
 
-    def _hear(self, kind: str, members: list[Any]) -> None:
+    def _handle(self, kind: str, members: list[Any]) -> None:
         match kind:
-            case "answers":
-                for answer in members[0]:
-                    self._deliver(Answer(*answer))
+            case "responses":
+                for response in members[0]:
+                    self._deliver(Response(*response))
                 self._stats = EngineStats(*members[1])
             case "refused":
                 request, reason = members
                 _settle(self._waiting.get(request), ValueError(reason))
             case "done":
                 self._stats = EngineStats(*members[0])
-                _settle(self._asked.popleft(), None)
+                _settle(self._calls.popleft(), None)
             case "failed":
                 lost, reason = members
-                _settle(self._asked.popleft(), TransferLost(reason) if lost else EngineFailed(reason))
+                _settle(self._calls.popleft(), TransferLost(reason) if lost else EngineFailed(reason))
             case "broken":
                 self._fail(members[0])
 
-    def _deliver(self, answer: Answer) -> None:
+    def _deliver(self, response: Response) -> None:
+        """Decode a response and return it to its caller."""
         sample = Sample(
-            token_ids=answer.token_ids,
-            logprobs=answer.logprobs,
-            versions=tuple(VersionSpan(version, tokens) for version, tokens in answer.versions),
-            text=decode_response(self._tokenizer, answer.token_ids, answer.finished),
-            finished=answer.finished,
+            token_ids=response.token_ids,
+            logprobs=response.logprobs,
+            versions=tuple(VersionSpan(version, tokens) for version, tokens in response.versions),
+            text=decode_response(self._tokenizer, response.token_ids, response.finished),
+            finished=response.finished,
         )
-        _settle(self._waiting.get(answer.id), sample)
+        _settle(self._waiting.get(response.id), sample)
 
     def _fail(self, reason: str) -> None:
+        """Fail all requests, now and later, and end the process."""
         self._refuse_all(reason)
         assert self._process is not None
         self._process.kill()
 
     def _refuse_all(self, reason: str) -> None:
         self._failure = EngineFailed(reason)
-        futures: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._asked]
+        futures: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._calls]
         for future in futures:
             _settle(future, EngineFailed(reason))
 
@@ -276,7 +283,7 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def _settle(future: asyncio.Future[Any] | None, outcome: object) -> None:
-    """Who has been cancelled does not wait any more."""
+    """Set a future's result or exception, unless its caller was cancelled."""
     if future is None or future.done():
         return
     if isinstance(outcome, Exception):
@@ -286,7 +293,7 @@ def _settle(future: asyncio.Future[Any] | None, outcome: object) -> None:
 
 
 def _to_memory_file(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Descriptor of an anonymous file in memory: workers of this node can map it, and it ends with this process."""
+    """Write tensors to an anonymous file in memory, which the node's workers can map; returns its descriptor."""
     from safetensors.torch import save
 
     payload = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})

@@ -1,11 +1,11 @@
-"""The process of one engine: `python -m actors.engine.server DESCRIPTOR PARENT`, started by `engine/process.py`.
+"""Process of one engine: `python -m actors.engine.server DESCRIPTOR PARENT`, started by `engine/process.py`.
 
-One thread does everything: before a step it takes what has come through the socket, after it it sends what has ended;
-an idle engine waits at the socket. So nothing competes with a step for the interpreter's lock.
+One thread does everything: before a step it handles the messages that have arrived, after it it sends finished
+responses; an idle engine blocks on the socket. So nothing competes with a step for the interpreter lock.
 
 Invariants
-- It ends when its parent does, however that ends: the kernel kills it, or the socket has an end.
-- A failure of vLLM's is told, then the process ends: nothing is sampled with weights of an unknown version.
+- The process ends with its parent, however that ends: the kernel kills it, or the socket is closed.
+- A failure of vLLM is reported, then the process ends: nothing is sampled with weights of an unknown version.
 """
 
 from __future__ import annotations
@@ -30,28 +30,32 @@ from services.weights import TransferLost
 logger = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 2**20
-TELL_S = 0.1
+REPORT_S = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
 class EngineServer:
-    """Serves one engine to the other end of `link`; `serve` once."""
+    """Serves one engine. Call `serve` once.
+
+    Args:
+        link: socket to the actor.
+    """
 
     def __init__(self, link: socket.socket) -> None:
-        link.set_inheritable(False)  # workers that outlive this process must not keep its end open
+        link.set_inheritable(False)  # workers that outlive this process must not keep it open
         self._link = link
         self._messages = Messages()
         self._core: VllmCore | None = None
-        self._told = 0.0
+        self._reported = 0.0
 
     def serve(self) -> None:
-        """Until `stop`, the end of the link, or a failure."""
-        while self._take():
+        """Serve until `stop`, the end of the link, or a failure."""
+        while self._receive():
             if self._core is not None and self._core.busy and not self._step(self._core):
                 return
 
-    def _take(self) -> bool:
-        """Do what has been asked, and wait for it where there is nothing else to do. False: it is over."""
+    def _receive(self) -> bool:
+        """Handle all messages that have arrived; block if the engine is idle. Returns whether to continue."""
         waits = self._core is None or not self._core.busy
         while True:
             try:
@@ -61,14 +65,15 @@ class EngineServer:
             if not data:
                 return False
             for kind, *members in self._messages.of(data):
-                if not self._do(kind, members):
+                if not self._handle(kind, members):
                     return False
             waits = False
 
-    def _do(self, kind: str, members: list[Any]) -> bool:
+    def _handle(self, kind: str, members: list[Any]) -> bool:
+        """Handle a message. Returns whether to continue."""
         core = self._core
         if kind == "start":
-            return self._answered(self._start, members)
+            return self._reply(self._start, members)
         assert core is not None, f"{kind} before start"
         match kind:
             case "generate":
@@ -76,9 +81,9 @@ class EngineServer:
             case "drop":
                 core.drop(*members)
             case "load":
-                return self._answered(core.load, members)
+                return self._reply(core.load, members)
             case "receive":
-                return self._answered(core.receive, members)
+                return self._reply(core.receive, members)
             case "stop":
                 core.stop()
                 return False
@@ -96,7 +101,8 @@ class EngineServer:
         except ValueError as error:
             self._send("refused", request.id, str(error))
 
-    def _answered(self, function: Callable[..., None], members: list[Any]) -> bool:
+    def _reply(self, function: Callable[..., None], members: list[Any]) -> bool:
+        """Call a function, reply `done` or `failed`. Returns whether to continue, as after a lost transfer."""
         try:
             function(*members)
         except Exception as error:
@@ -109,16 +115,17 @@ class EngineServer:
         return True
 
     def _step(self, core: VllmCore) -> bool:
+        """Do one step and send the finished responses. Returns whether to continue."""
         try:
-            answers = core.step()
+            responses = core.step()
         except Exception as error:
             logger.exception("vLLM stopped working")
             self._send("broken", f"vLLM stopped working: {first_line(error)}")
             return False
         now = time.monotonic()
-        if answers or now - self._told > TELL_S:
-            self._told = now
-            self._send("answers", answers, self._stats())
+        if responses or now - self._reported > REPORT_S:
+            self._reported = now
+            self._send("responses", responses, self._stats())
         return True
 
     def _stats(self) -> tuple[Any, ...]:

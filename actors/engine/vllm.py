@@ -1,14 +1,14 @@
-"""The adapter to vLLM: the only file that knows it, but for `weight_transfer.py`, the workers' end of an update.
+"""Adapter to vLLM, the only file that depends on it besides `weight_transfer.py`, the workers' end of an update.
 
-It is all synchronous: requests are added, weights are changed and versions are labelled between two steps, never
-during one. Who runs it (`server.py`) gives it a process of its own, since beside the episodes of an actor it
-would share one interpreter lock with them. vLLM is imported when an engine starts, not with this module.
+All calls are synchronous: requests are added, weights are changed and versions are labelled between two steps, never
+during one. It runs in a process of its own (`server.py`), because it would otherwise share one interpreter lock with
+the actor's episodes. vLLM is imported when an engine starts, not with this module.
 
 Invariants
-- Weights change by vLLM's weight-update protocol only: pause with requests kept, start / update / finish, reset of the
+- Weights change only by vLLM's weight-update protocol: pause with requests kept, start / update / finish, reset of the
   prefix cache, version label, resume. The layerwise reload in start and finish repacks every linear layer; writing into
   the parameters alone would leave the CPU kernels, which read packed copies, on the old weights without an error.
-- The reset recomputes the cache of running requests too: each token is sampled wholly under the version in its span.
+- The reset also recomputes the cache of running requests: each token is sampled wholly under the version in its span.
 - Async scheduling is off: a batch launched before an update would be labelled with the version after it.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine.interface import EngineStats
-from actors.engine.messages import Answer, Request
+from actors.engine.messages import Request, Response
 from actors.engine.weight_transfer import BACKEND, register_weight_transfer
 from services.config.tree import ModelConfig, RolloutConfig
 from services.errors import first_line
@@ -33,20 +33,20 @@ from services.weights import TransferLost
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 2048
 MOST_SEQUENCES = CPU_BATCH_TOKENS
-"""Sequences that vLLM runs at the same time, others wait: it wants no more of them than tokens in a batch."""
+"""Most sequences that vLLM runs at the same time, others wait: it requires at least one batch token for each."""
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM's attention on CPU is compiled for; a test compares it with the vLLM that is installed."""
+"""Head sizes that vLLM's CPU attention is compiled for; a test compares them with the installed vLLM."""
 
 
 def engine_environment() -> dict[str, str]:
-    """Environment variables an engine's process needs before torch and vLLM are imported."""
+    """Environment variables that an engine's process needs before it imports torch and vLLM."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        # On a CPU a kernel is made for each number of tokens in a batch: kept without bound they take 500 MiB more.
+        # On a CPU a kernel is created for each batch size: kept without a bound they take 500 MiB more.
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
@@ -56,7 +56,14 @@ def engine_environment() -> dict[str, str]:
 class VllmCore:
     """One vLLM engine with continuous batching, for one caller. Not reusable after `stop`.
 
-    `engine`: vLLM's own, once started.
+    Args:
+        model: the model and its lengths.
+        rollout: resources of the engine.
+        seed: of the engine; requests have their own.
+
+    Attributes:
+        engine: vLLM's own engine, once started.
+        busy: whether requests are unfinished.
     """
 
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, seed: int = 0) -> None:
@@ -68,22 +75,22 @@ class VllmCore:
         self.busy = False
 
     def stats(self) -> EngineStats:
-        """Counters; who asked knows how many requests are running."""
+        """Counters, except the number of running requests, which the caller knows."""
         return self._stats
 
     def start(self) -> None:
-        """Load the model, in a process begun with `engine_environment`. What vLLM raises goes on to the caller."""
+        """Load the model, in a process started with `engine_environment`. Raises whatever vLLM raises."""
         import torch._dynamo
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        # It warns of every layer without parameters on every update; missing parameters are an error here anyway.
+        # It warns about every layer without parameters on every update; missing parameters are an error here anyway.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         register_weight_transfer()
         cpu = current_platform.is_cpu()
         if cpu:
-            # Small functions of its sampler would be compiled, for which the machine needs a C++ compiler.
+            # Otherwise small functions of its sampler are compiled, which needs a C++ compiler.
             torch._dynamo.config.disable = True
         context = self._model.max_prompt_tokens + self._model.max_response_tokens
         arguments = EngineArgs(
@@ -96,11 +103,11 @@ class VllmCore:
             gpu_memory_utilization=self._rollout.gpu_memory_utilization,
             kv_cache_memory_bytes=self._rollout.kv_cache_mib * 2**20 if cpu else None,
             enforce_eager=cpu,
-            # Chunks of a seeded request's prefill end vLLM on the CPU: it rewinds a generator without an offset.
+            # On a CPU, chunked prefill of a seeded request crashes vLLM: it rewinds a generator without an offset.
             enable_chunked_prefill=not cpu,
             max_num_batched_tokens=max(CPU_BATCH_TOKENS, context) if cpu else None,
             enable_prefix_caching=True,
-            # Whole blocks are cached: with the CPU's 128 tokens most of a step's prefill would be done again.
+            # Only whole blocks are cached: with the CPU's default of 128 tokens most of a step's prefill is repeated.
             block_size=CPU_BLOCK_TOKENS if cpu else None,
             async_scheduling=False,
             logprobs_mode="processed_logprobs",
@@ -114,7 +121,7 @@ class VllmCore:
         self.engine.set_weight_version("0")
 
     def add(self, request: Request) -> None:
-        """Begin a request with the next step.
+        """Add a request, to start with the next step.
 
         Raises:
             ValueError: vLLM refuses it.
@@ -141,19 +148,20 @@ class VllmCore:
         self.busy = True
 
     def drop(self, request: int) -> None:
-        """Forget a request, if it is there."""
+        """Drop a request; does nothing if there is none of that id."""
         self.engine.abort_request([str(request)])
         self.busy = self.engine.has_unfinished_requests()
 
-    def step(self) -> list[Answer]:
-        """One step of all that runs; the responses that ended with it. `busy`: there is more to do."""
-        ended = [self._answer(output) for output in self.engine.step() if output.finished]
+    def step(self) -> list[Response]:
+        """Do one step of all running requests; return the responses that it finished."""
+        ended = [self._response(output) for output in self.engine.step() if output.finished]
         kv_use = self.engine.engine_core.engine_core.scheduler.get_kv_cache_usage()
         self._stats = replace(self._stats, kv_use=kv_use)
         self.busy = self.engine.has_unfinished_requests()
         return ended
 
-    def _answer(self, output: Any) -> Answer:
+    def _response(self, output: Any) -> Response:
+        """Convert a finished output of vLLM and count it."""
         completion = output.outputs[0]
         token_ids = list(completion.token_ids)
         self._stats = replace(
@@ -163,7 +171,7 @@ class VllmCore:
             prompt_tokens=self._stats.prompt_tokens + len(output.prompt_token_ids),
             cached_tokens=self._stats.cached_tokens + (output.num_cached_tokens or 0),
         )
-        return Answer(
+        return Response(
             id=int(output.request_id),
             token_ids=token_ids,
             logprobs=completion.logprobs.logprobs,
@@ -172,25 +180,43 @@ class VllmCore:
         )
 
     def receive(self, version: int, init: Mapping[str, Any], update: Mapping[str, Any]) -> None:
-        """Join a collective transfer (`weight_transfer.init_facts` and `update_facts`), then as `load`.
+        """Join a collective transfer, then load as `load`.
+
+        Args:
+            version: policy version of the weights.
+            init: from `weight_transfer.init_facts`.
+            update: from `weight_transfer.update_facts`.
 
         Raises:
-            TransferLost: it did not begin; nothing has changed.
+            TransferLost: the transfer did not start; nothing has changed.
         """
         try:
-            self._ask_workers("init_weight_transfer_engine", init_info=dict(init))
-        except Exception as error:  # it has crossed a process where there are several workers
-            raise TransferLost(f"the transfer of version {version} did not begin: {first_line(error)}") from error
+            self._call_workers("init_weight_transfer_engine", init_info=dict(init))
+        except Exception as error:  # its type is lost between processes if there are several workers
+            raise TransferLost(f"the transfer of version {version} did not start: {first_line(error)}") from error
         self.load(version, update)
 
     def load(self, version: int, update: Mapping[str, Any]) -> None:
-        """Go on with the weights that `update` tells of (`weight_transfer.UpdateInfo`), requests in flight kept."""
+        """Replace the weights; requests in flight continue.
+
+        Example: what becomes of a request that is being sampled.
+
+            step               samples token 4 under version 7
+            sleep              scheduling is paused, the request is kept
+            start .. finish    the workers load the new weights, layer by layer
+            reset              its cached keys and values, computed with the old weights, are dropped
+            label, wake_up     the next step computes them again for prompt and tokens 1-4, samples 5 under version 8
+
+        Args:
+            version: policy version of the weights.
+            update: what `weight_transfer.UpdateInfo` holds.
+        """
         started = time.monotonic()
         engine = self.engine
         engine.sleep(level=0, mode="keep")
-        self._ask_workers("start_weight_update")
-        self._ask_workers("update_weights", update_info=dict(update))
-        self._ask_workers("finish_weight_update")
+        self._call_workers("start_weight_update")
+        self._call_workers("update_weights", update_info=dict(update))
+        self._call_workers("finish_weight_update")
         engine.reset_prefix_cache(reset_running_requests=True)
         engine.set_weight_version(str(version))
         engine.wake_up(tags=["scheduling"])
@@ -204,22 +230,23 @@ class VllmCore:
         self.engine.engine_core.shutdown()
         self.engine = None
 
-    def _ask_workers(self, method: str, **arguments: object) -> None:
+    def _call_workers(self, method: str, **arguments: object) -> None:
+        """Call a method of every worker and wait for all of them."""
         self.engine.collective_rpc(method, kwargs=arguments)
 
 
 def _fit_to_cpu(arguments: Any) -> None:
-    """Adapt the arguments to what vLLM's CPU backend can do with this model.
+    """Adapt the arguments to what vLLM's CPU backend supports for this model.
 
     Raises:
-        ValueError: it cannot run the model; found out here, since vLLM itself would only fail at the first request.
+        ValueError: it cannot run the model. vLLM itself would fail only at the first request.
     """
     try:
         model = arguments.create_model_config()
     except Exception as error:
         raise ValueError(f"vLLM cannot load this model: {_cause(arguments.model, error)}") from error
     if model.is_hybrid or model.has_inner_state:
-        # A state cannot be cut off at a block: caching prefixes of it takes chunked prefill, which is off.
+        # A recurrent state cannot be cut at a block: caching its prefixes needs chunked prefill, which is off.
         arguments.enable_prefix_caching = False
         arguments.block_size = None
     size = model.get_head_size()
@@ -229,7 +256,7 @@ def _fit_to_cpu(arguments: Any) -> None:
 
 
 def _cause(folder: str, error: Exception) -> str:
-    """Why vLLM refuses a model: where it only says that it could not import the model's code, what that raised."""
+    """Why vLLM refuses a model; if it says only that it could not import the model's code, what the import raised."""
     from vllm.model_executor.models.registry import ModelRegistry
 
     if "inspect" in str(error):

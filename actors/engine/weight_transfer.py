@@ -4,11 +4,11 @@ vLLM's layer-wise reload loads each layer as at start, processes it for its kern
 kernels and CUDA graphs read it. What vLLM derives from weights elsewhere, and only once, is derived again here.
 
 Invariants
-- What is loaded are checkpoint names and layout; an update that lacks a parameter of the model is an error, and so is a
-  loader of a model that goes past the reload. A larger model's parts beside its language model (a vision tower), which
-  nobody trains, are loaded from the model's folder again.
+- Weights have checkpoint names and layout. An update that lacks a parameter of the model is an error, and so is a
+  model's loader that bypasses the reload. Parts of a larger model beside its language model (a vision tower), which are
+  not trained, are loaded from the model's folder again.
 - After an update nothing that is computed from weights is older than the update (`_Derived`).
-- Who receives through NCCL checks in first, and checks the digest of what came before the update is finished.
+- A receiver through NCCL checks in first, and verifies the digest of what it received before the update is finished.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BACKEND = "anchorage"
 
 
 def init_facts(incoming: Incoming) -> dict[str, Any]:
-    """`InitInfo` of the workers, as plain data."""
+    """Fields of the workers' `InitInfo`, as plain data."""
     return {
         "epoch": incoming.epoch,
         "host": incoming.host,
@@ -44,7 +44,7 @@ def init_facts(incoming: Incoming) -> dict[str, Any]:
 
 
 def update_facts(incoming: Incoming) -> dict[str, Any]:
-    """`UpdateInfo` of the workers, as plain data."""
+    """Fields of the workers' `UpdateInfo`, as plain data."""
     return {
         "names": [meta.name for meta in incoming.tensors],
         "dtype_names": [meta.dtype for meta in incoming.tensors],
@@ -54,9 +54,9 @@ def update_facts(incoming: Incoming) -> dict[str, Any]:
 
 
 def register_weight_transfer() -> None:
-    """Make the `anchorage` backend known to vLLM in this process. Idempotent, and imports nothing of the backend.
+    """Register the `anchorage` backend with vLLM in this process. Idempotent; does not import the backend.
 
-    Tensor-parallel workers are processes of their own: there vLLM calls this as a `vllm.general_plugins` entry point.
+    In tensor-parallel workers, which are separate processes, vLLM calls this as a `vllm.general_plugins` entry point.
     """
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
@@ -66,7 +66,7 @@ def register_weight_transfer() -> None:
 
 @dataclass
 class InitInfo:
-    """A group to join, of the epoch with this name; see `services.weights.collective.Incoming`."""
+    """A process group to join; see `services.weights.collective.Incoming`."""
 
     epoch: str
     host: str
@@ -79,7 +79,15 @@ class InitInfo:
 
 @dataclass
 class UpdateInfo:
-    """A safetensors file, or, without one, the tensors that come through the group, in their order."""
+    """An update to load.
+
+    Attributes:
+        path: safetensors file with the weights; None: they come through the process group.
+        names: of the tensors, in the order of arrival.
+        dtype_names: of the tensors.
+        shapes: of the tensors.
+        checksum: digest of the tensors.
+    """
 
     path: str | None = None
     names: list[str] = field(default_factory=list)
@@ -89,7 +97,15 @@ class UpdateInfo:
 
 
 class Loading:
-    """Hands tensors on to the model's own loader, and keeps in mind what has come."""
+    """Passes tensors to the model's own loader, and records which parameters were loaded.
+
+    Args:
+        model: vLLM's.
+        checked: whether to compute the digest of the tensors.
+
+    Attributes:
+        digest: of the tensors so far.
+    """
 
     def __init__(self, model: Any, *, checked: bool) -> None:
         self._model = model
@@ -98,6 +114,7 @@ class Loading:
         self.digest = Digest()
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load tensors of the update, by checkpoint names."""
         arrived = list(tensors) if self._checked else tensors
         if self._checked:
             for name, tensor in arrived:
@@ -105,13 +122,13 @@ class Loading:
         loaded = self._model.load_weights(arrived)
         self._loaded = None if loaded is None or self._loaded is None else self._loaded | loaded
 
-    def keep(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load what the update does not have; it is not part of what was sent."""
+    def complete(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load tensors that the update does not contain; they do not count for the digest."""
         loaded = self._model.load_weights(tensors)
         self._loaded = None if loaded is None or self._loaded is None else self._loaded | loaded
 
     def require_reloaded(self) -> None:
-        """Raises ValueError when a layer's weights were written past the layer-wise reload, and so are lost."""
+        """Raise ValueError if a layer's weights bypassed the layer-wise reload, and so are lost."""
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
         for prefix, layer in self._model.named_modules():
@@ -123,16 +140,17 @@ class Loading:
                     raise ValueError(f"vLLM's loader of {type(self._model).__name__} does not reload {prefix}.{name}")
 
     def require(self, expected: set[str]) -> None:
-        """Raises ValueError when a parameter has not come; not every model of vLLM's says what has."""
+        """Raise ValueError if a parameter was not loaded, as far as vLLM's model reports what was."""
         missing = sorted(expected - self._loaded) if self._loaded is not None else []
         if missing:
             raise ValueError(f"the update lacks {len(missing)} parameters of the model, first {missing[0]}")
 
 
 def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> Any:
-    """The weight-transfer engine of a worker.
+    """Create the weight-transfer engine of a worker.
 
-    vLLM calls this like the class it stands for; the class is made here because its base is vLLM's.
+    vLLM calls this in place of a class. The class is defined inside because its base class is vLLM's, which this module
+    does not import.
     """
     from safetensors import safe_open
     from vllm.distributed.weight_transfer import WeightTransferEngine
@@ -174,10 +192,10 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
                 names = update_info.names
                 _receive(self._receiver, update_info, loading)
                 if loading.digest.hex() != update_info.checksum:
-                    raise ValueError("the weights are damaged: the checksum does not match")
+                    raise ValueError("damaged weights: the checksum does not match")
             loading.require(self._trained)
             if self._trained != self._expected:
-                loading.keep(read_others(self._folder, names))
+                loading.complete(read_others(self._folder, names))
                 loading.require(self._expected)
             loading.require_reloaded()
 
@@ -211,12 +229,12 @@ def _receive(receiver: Any, update: UpdateInfo, loading: Loading) -> None:
 
 
 class _Derived:
-    """What vLLM computes from weights once and keeps outside of the layer-wise reload.
+    """What vLLM computes from weights only once, outside the layer-wise reload.
 
     - A tied output head owns no weight, so the reload does not repack it for the CPU's kernels.
-    - Experts are packed for some kernels (all on CPUs) with the kernel's construction, not with each processing.
-    - A layer of experts with a gated shared expert joins the two gates' weights in its first forward pass.
-    - A model may have a hook of its own for after loading.
+    - For some kernels (all on CPUs) experts are packed when the kernel is constructed, not with each processing.
+    - A layer of experts with a gated shared expert concatenates the weights of both gates in its first forward pass.
+    - A model may have a hook of its own that runs after loading.
     """
 
     def __init__(self, model: Any) -> None:
@@ -225,7 +243,7 @@ class _Derived:
         self._forgotten: list[Any] = []
 
     def forget(self) -> None:
-        """Before a reload: let kernels that pack at their construction be constructed again by it."""
+        """Before a reload: drop kernels that pack at construction, so that the reload constructs them again."""
         self._forgotten = []
         for module in self._model.modules():
             method: Any = getattr(module, "quant_method", None)
@@ -235,7 +253,7 @@ class _Derived:
                 self._forgotten.append(module)
 
     def renew(self) -> None:
-        """After a reload. CUDA graphs have the addresses: what exists is overwritten."""
+        """After a reload: derive everything again, into the same tensors, because CUDA graphs hold their addresses."""
         import torch
 
         for module in self._tied:
@@ -253,14 +271,14 @@ class _Derived:
 
 
 def _packs_once(experts: Any) -> bool:
-    """Whether a kernel of experts has a processing of weights of its own, which vLLM calls at its construction only."""
+    """Whether a kernel of experts processes weights itself, which vLLM calls only at its construction."""
     from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEExperts
 
     return type(experts).process_weights_after_loading is not FusedMoEExperts.process_weights_after_loading
 
 
 def _language_parameters(model: Any) -> set[str]:
-    """Names of the parameters of its language model; of all where it is one itself."""
+    """Names of the parameters of a model's language model; of all parameters if it is one itself."""
     names = {name for name, _ in model.named_parameters()}
     inner = model.get_language_model() if hasattr(model, "get_language_model") else model
     prefix = next((prefix for prefix, module in model.named_modules() if module is inner and prefix), None)
@@ -268,7 +286,7 @@ def _language_parameters(model: Any) -> set[str]:
 
 
 def _tied_modules(model: Any) -> list[Any]:
-    """Modules whose weight another module owns (a tied output head): a reload alone does not repack them."""
+    """Modules whose weight another module owns (a tied output head), which a reload alone does not repack."""
     owned: set[int] = set()
     tied = []
     for module in model.modules():

@@ -16,7 +16,7 @@ import torch
 
 from actors import pool as pool_module
 from actors.engine.interface import EngineFailed
-from actors.pool import HOPELESS_DEATHS, Member, Pool, engine_gpus, start_pool
+from actors.pool import FAILING_CRASHES, Member, Pool, engine_gpus, start_pool
 from actors.rollout_process import RolloutSpec
 from env_servers.launch import ServerProcess
 from services.buffer import Buffer
@@ -146,12 +146,12 @@ async def test_replacements_that_die_do_not_fail_a_pool_in_which_an_actor_works(
 
     worker = member("worker")
     worker.worked = True
-    for number in range(HOPELESS_DEATHS):
+    for number in range(FAILING_CRASHES):
         assert (await pool.status())["failing"] is None
         member(f"newcomer {number}").run.set_exception(EngineFailed("no room"))
-        pool._bury()
+        pool._remove_ended()
     status = await pool.status()
-    assert status["deaths_in_a_row"] == HOPELESS_DEATHS
+    assert status["deaths_in_a_row"] == FAILING_CRASHES
     assert status["failing"] is None
 
     pool._members.remove(worker)

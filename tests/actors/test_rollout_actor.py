@@ -337,7 +337,7 @@ async def test_weights_that_cannot_be_had_end_the_actor(make: MakeScene) -> None
                 path.write_bytes(b"x" + path.read_bytes()[1:])
             await asyncio.wait([run], timeout=2)
 
-    await ends_with(scene, "newest policy version cannot be had", damage)
+    await ends_with(scene, "newest policy version is unavailable", damage)
 
 
 async def test_an_engine_that_hangs_in_an_update_ends_the_actor(make: MakeScene) -> None:

@@ -103,7 +103,7 @@ async def test_a_stopped_engine_refuses(engine: EngineProcess) -> None:
 async def test_an_engine_can_be_stopped_while_it_starts(model: ModelConfig) -> None:
     engine = EngineProcess(model, ROLLOUT)
     starting = asyncio.create_task(engine.start())
-    while not engine._asked:  # noqa: ASYNC110 - it tells no one
+    while not engine._calls:  # noqa: ASYNC110 - it tells no one
         await asyncio.sleep(0)
     process = process_of(engine)
     starting.cancel()

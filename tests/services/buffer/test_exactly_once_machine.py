@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def read_ahead(self) -> None:
-        self.learner.prefetch._look()
+        self.learner.prefetch._prefetch()
 
     @rule()
     def update(self) -> None:
