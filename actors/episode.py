@@ -148,15 +148,6 @@ async def play(
         form: how the environment wants actions to be normalised; None: from the configuration, else asked of `client`.
         alone: held while a suspected action is verified; one lock for all episodes of an environment.
 
-    Example: in step 2 the policy says `format disk`, which crashes the environment.
-
-        attempt 1   reset, open desk, format disk   session lost, restart
-        attempt 2   reset, open desk, format disk   session lost, restart
-        attempt 3   reset, open desk, format disk   session lost: `LOSSES` times the same actions
-        verify      reset, open desk, look          passes: neither the task nor the server is broken
-                    reset, open desk, format disk   session lost: the action is the cause
-        trajectory  open desk, format disk          the last step invalid, reward 0, terminated
-
     Raises:
         EpisodeFailed: the environment keeps losing the session whatever the action, ends before the first action, or
             becomes unavailable at one of the episode's actions for longer than `WAITS` resets take.
@@ -172,20 +163,14 @@ async def play(
     restarts = waits = 0
     while True:
         try:
-            if _same_actions(losses[-LOSSES:]):
-                async with alone or asyncio.Lock():
-                    found = await attempt.is_cause(losses[-1])
-                if not found:
-                    losses = []
-                    continue
-                steps, facts = losses[-1].steps, {**losses[-1].facts, "won": False}
-                logger.warning("ticket %s: the environment cannot take the action of step %d", ticket.id, len(steps))
-            else:
-                steps, facts = await attempt.play()
+            steps, facts = await _play_or_end(attempt, losses, alone or asyncio.Lock())
             return Trajectory(ticket, steps, facts, actor, started, time.time())
         except SessionLost as error:
             logger.warning("ticket %s: session lost (%s), restarting in %.1f s", ticket.id, error, delay)
-            losses = [*losses, error] if isinstance(error, _LostAtAction) else []
+            if not isinstance(error, _LostAtAction):
+                losses.clear()
+            else:
+                losses.append(error)
             restarts, waits = restarts + 1, 0
             if restarts > RESTARTS:
                 raise EpisodeFailed(f"the environment lost the session {restarts} times: {error}") from error
@@ -214,6 +199,37 @@ class _LostAtAction(SessionLost):
         super().__init__(str(cause))
         self.steps = steps
         self.facts = facts
+
+
+async def _play_or_end(
+    attempt: _Attempt, losses: list[_LostAtAction], alone: asyncio.Lock
+) -> tuple[tuple[Step, ...], dict[str, object]]:
+    """Play an attempt, or return the last lost one if its last action is verified to be the cause of the losses.
+
+    Losses of which it is not are cleared: the action of another episode was the cause.
+
+    Example: in step 2 the policy says `format disk`, which crashes the environment.
+
+        attempt 1   reset, open desk, format disk   session lost, restart
+        attempt 2   reset, open desk, format disk   session lost, restart
+        attempt 3   reset, open desk, format disk   session lost: `LOSSES` times the same actions
+        verify      reset, open desk, look          passes: neither the task nor the server is broken
+                    reset, open desk, format disk   session lost: the action is the cause
+        trajectory  open desk, format disk          the last step invalid, reward 0, terminated
+
+    Returns:
+        Steps and facts of the episode.
+    """
+    if not _same_actions(losses[-LOSSES:]):
+        return await attempt.play()
+    async with alone:
+        is_cause = await attempt.is_cause(losses[-1])
+    if not is_cause:
+        losses.clear()
+        return await attempt.play()
+    last = losses[-1]
+    logger.warning("ticket %s: the environment cannot take the action of step %d", attempt.ticket.id, len(last.steps))
+    return last.steps, {**last.facts, "won": False}
 
 
 def _same_actions(losses: Sequence[_LostAtAction]) -> bool:

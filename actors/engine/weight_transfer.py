@@ -152,7 +152,6 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
     vLLM calls this in place of a class. The class is defined inside because its base class is vLLM's, which this module
     does not import.
     """
-    from safetensors import safe_open
     from vllm.distributed.weight_transfer import WeightTransferEngine
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -184,15 +183,7 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
             loading = Loading(self.model, checked=update_info.path is None)
-            if update_info.path is not None:
-                with safe_open(update_info.path, framework="pt") as file:
-                    names = list(file.keys())
-                    loading.load_weights((name, file.get_tensor(name)) for name in names)
-            else:
-                names = update_info.names
-                _receive(self._receiver, update_info, loading)
-                if loading.digest.hex() != update_info.checksum:
-                    raise ValueError("damaged weights: the checksum does not match")
+            names = _load(update_info, loading, self._receiver)
             loading.require(self._trained)
             if self._trained != self._expected:
                 loading.complete(read_others(self._folder, names))
@@ -219,6 +210,21 @@ def _nccl_receiver(config: Any, vllm_config: Any, device: Any, model: Any, info:
     facts = group_facts(info.host, info.port, info.world)
     receiver.init_transfer_engine(NCCLWeightTransferInitInfo(rank_offset=info.first_rank, **facts))
     return receiver
+
+
+def _load(update: UpdateInfo, loading: Loading, receiver: Any) -> list[str]:
+    """Load the tensors of an update; return their names. Raises ValueError if their digest is wrong."""
+    from safetensors import safe_open
+
+    if update.path is not None:
+        with safe_open(update.path, framework="pt") as file:
+            names = list(file.keys())
+            loading.load_weights((name, file.get_tensor(name)) for name in names)
+        return names
+    _receive(receiver, update, loading)
+    if loading.digest.hex() != update.checksum:
+        raise ValueError("damaged weights: the checksum does not match")
+    return update.names
 
 
 def _receive(receiver: Any, update: UpdateInfo, loading: Loading) -> None:

@@ -122,7 +122,7 @@ def test_an_episode_that_cannot_be_read_is_played_again(buffer, run_name, monkey
             result = evaluate(config, buffer, SPLITS, stream="eval-3")
             assert (result.success.episodes, result.complete, sorted(damaged)) == (7, True, [2, 3])
         else:
-            with pytest.raises(RunStalled, match="2 episodes could not be read"):
+            with pytest.raises(RunStalled, match="2 episodes are unreadable after 3 attempts"):
                 evaluate(config, buffer, SPLITS, stream="eval-3")
     finally:
         finished.set()

@@ -448,7 +448,7 @@ def test_stop_leaves_a_checkpoint_and_groups_lost_by_redis_are_issued_again(tiny
         )
         stopped.train()
     assert latest(config.run.folder / "checkpoints").name == "000003"
-    with pytest.raises(CheckpointFailed, match="go on with --resume"):
+    with pytest.raises(CheckpointFailed, match="continue that run with --resume"):
         trainer(config, buffer, channel, ranks).train()
     buffer.remove("train", sorted(buffer.known("train")))
     with Actors(buffer, channel):

@@ -1,4 +1,4 @@
-"""Tiny random models of several architectures that vLLM's CPU engine can run (heads of 32), as Hugging Face folders."""
+"""Random models of several architectures that vLLM runs on a CPU, as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -6,26 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+from tests.actors.tokenizer import write_tokenizer
+from tests.models import SERVED, random_model
 
-from tests.actors.tokenizer import END, write_tokenizer
-
-VOCABULARY = 320
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 512,
-    "bos_token_id": None,
-    "eos_token_id": END,
-    "pad_token_id": END,
-    "tie_word_embeddings": True,
-}
+SHAPE = SERVED.shape
+_like = SERVED.like
 EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 2,
@@ -36,10 +21,6 @@ LATENT: dict[str, Any] = {
     "v_head_dim": 32,
     "head_dim": 16,
 }
-
-
-def _like(name: str, **more: Any) -> Callable[[], Any]:
-    return lambda: getattr(transformers, name)(**{**SHAPE, **more})
 
 
 CONFIGS: dict[str, Callable[[], Any]] = {
@@ -53,9 +34,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         attention_multiplier=0.0625,
     ),
     "phi3": _like("Phi3Config"),
-    "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=2, n_positions=512, bos_token_id=None, eos_token_id=END
-    ),
+    "gpt2": SERVED.only("GPT2Config", n_embd=64, n_layer=2, n_head=2, n_positions=512),
     "qwen3_moe": _like("Qwen3MoeConfig", num_experts=4, **EXPERTS),
     "qwen2_moe": _like("Qwen2MoeConfig", num_experts=4, shared_expert_intermediate_size=64, **EXPERTS),
     "mixtral": _like("MixtralConfig", num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
@@ -86,19 +65,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 def make(name: str, seed: int = 1) -> Any:
-    """A model with weights so large that any of them, wrong, shows in the log-probabilities."""
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).float().eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 0.15)
-            elif "bias" in key:
-                parameter.normal_(0, 0.3)
-        for key, buffer in model.named_buffers():
-            if key.endswith("e_score_correction_bias"):
-                buffer.normal_(0, 0.3)
-    return model
+    """A model of one of `CONFIGS`."""
+    return random_model(CONFIGS[name](), seed=seed, bias=0.3)
 
 
 def write(folder: Path, model: Any) -> Path:

@@ -80,7 +80,7 @@ def test_a_model_with_few_positions_is_checked_within_them(
     [
         ({"hidden_act": "nosuch"}, "KeyError: 'nosuch'"),
         ({"num_attention_heads": "4"}, "cannot load"),
-        ({"num_key_value_heads": 2}, r"k_proj\.bias has shape \(128,\) in the weights files and \(64,\) by config"),
+        ({"num_key_value_heads": 2}, r"k_proj\.bias has shape \(128,\) in the weights files and \(64,\) in config"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot load"),
         (
             {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}},

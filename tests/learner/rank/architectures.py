@@ -1,8 +1,4 @@
-"""Random models of many architectures, two layers of 32, in which a dropped factor shows.
-
-Weights have a standard deviation of 0.15 and biases, sinks and the like one of 0.5: with the customary 0.02 a layer
-hardly attends to anything, and a leak between rows is as small as rounding.
-"""
+"""Small random models of many architectures, by how the learner runs them."""
 
 from __future__ import annotations
 
@@ -10,25 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+from tests.models import SMALL, random_model
 
-VOCABULARY = 96
-POSITIONS = 160
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": POSITIONS,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-    "tie_word_embeddings": True,
-}
+VOCABULARY = SMALL.vocabulary
+POSITIONS = SMALL.positions
+_like, _only = SMALL.like, SMALL.only
 EXPERTS: dict[str, Any] = {
     "num_experts": 4,
     "num_local_experts": 4,
@@ -67,15 +49,6 @@ STATE: dict[str, Any] = {
     "mamba_d_state": 8,
     "mamba_n_groups": 1,
 }
-
-
-def _like(name: str, **more: Any) -> Callable[[], Any]:
-    return lambda: getattr(transformers, name)(**{**SHAPE, **more})
-
-
-def _only(name: str, **more: Any) -> Callable[[], Any]:
-    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    return lambda: getattr(transformers, name)(**{"vocab_size": VOCABULARY, **tokens, **more})
 
 
 PACKED: dict[str, Callable[[], Any]] = {
@@ -257,19 +230,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
 }
 """Those that cannot be trained, and a part of the reason."""
-
-
-def random_model(config: Any) -> Any:
-    """A model of the configured shape with weights that matter, in float32 and evaluation mode."""
-    torch.manual_seed(1)
-    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 and "A_log" not in name:
-                parameter.normal_(0, 0.15)
-            elif "bias" in name or "sink" in name:
-                parameter.normal_(0, 0.5)
-    return model
 
 
 def write_architecture(folder: Path, config: Any) -> Path:

@@ -11,7 +11,8 @@ from learner.rank.forward import Forward, recompute_layers
 from learner.rank.parity import require_exact
 from learner.rank.policy import Policy, Route, inputs
 from services.errors import ModelUnavailable
-from tests.learner.rank.architectures import PACKED, POSITIONS, REFUSED, ROWS, VOCABULARY, random_model
+from tests.learner.rank.architectures import PACKED, POSITIONS, REFUSED, ROWS, VOCABULARY
+from tests.models import random_model
 
 TRAINED = PACKED | ROWS
 TEMPERATURE = 0.8

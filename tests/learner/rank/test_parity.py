@@ -19,11 +19,10 @@ from tests.learner.rank.architectures import (
     POSITIONS,
     REFUSED,
     ROWS,
-    SHAPE,
     VOCABULARY,
-    random_model,
     write_architecture,
 )
+from tests.models import SMALL, random_model
 
 CONTEXT = POSITIONS - 10
 FRESH = ("lfm2", "mamba2", "falcon_h1", "qwen3_5", "qwen3_next", "jamba", "minimax", "recurrent_gemma")
@@ -115,7 +114,9 @@ def test_a_function_of_the_length_of_a_row_is_scored_row_by_row():
     """Phi-3's scaling of positions changes at a length: the beginning of a longer row is scored otherwise."""
     scaling = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     config = transformers.Phi3Config(
-        **SHAPE, rope_parameters=scaling | {"original_max_position_embeddings": 70}, original_max_position_embeddings=70
+        **SMALL.shape,
+        rope_parameters=scaling | {"original_max_position_embeddings": 70},
+        original_max_position_embeddings=70,
     )
     assert measure(unmeasured(random_model(copy.deepcopy(config))), "auto", 60).path == "packed"
     policy = unmeasured(random_model(config))
@@ -136,7 +137,7 @@ def test_a_function_of_the_length_of_a_row_is_scored_row_by_row():
 def test_a_function_of_what_was_scored_before_is_refused():
     """Dynamic scaling of positions keeps that of the longest row so far."""
     scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}
-    config = transformers.LlamaConfig(**SHAPE | {"max_position_embeddings": 40}, rope_parameters=scaling)
+    config = transformers.LlamaConfig(**SMALL.shape | {"max_position_embeddings": 40}, rope_parameters=scaling)
     with pytest.raises(ModelUnavailable, match="what it scored before changes what it scores now"):
         require_exact(unmeasured(random_model(config)), "auto", CONTEXT)
 
