@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services import packaged
 from services.config import load, recipe_yaml
 from services.config.masking import masked
 from services.config.presets import PRESETS
@@ -48,7 +49,7 @@ def settings(recipe: Path | None, overrides: Sequence[str] = ()) -> list[Setting
     """
     config = load.load_config(recipe, overrides)
     labels: dict[str, Any] = {}
-    for path, tree in _layers(recipe) if recipe is not None else ():
+    for path, tree in _layers(packaged.find_recipe(recipe)) if recipe is not None else ():
         labels = load.merge(labels, _labelled(tree, str(path)))
     for override in overrides:
         key, _, text = override.partition("=")

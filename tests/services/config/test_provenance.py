@@ -59,6 +59,12 @@ def test_what_is_shown_is_a_recipe_of_the_same_configuration(name: str, tmp_path
     assert f"# {source}" in shown.read_text()
 
 
+def test_a_packaged_recipe_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (source,) = {s.source for s in settings(Path("demo")) if s.key == "learner.groups_per_update"}
+    assert Path(source).samefile(DEMO)
+
+
 def test_credentials_are_masked_and_mistakes_are_told() -> None:
     text = annotated(settings(DEMO, ["buffer.redis_url=redis://:secret@there:6379"]))
     assert "secret" not in text
