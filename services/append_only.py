@@ -40,7 +40,7 @@ _UNUSABLE = re.compile(
     r"permission denied|no space left|read-only file system|input/output error|too many open files|is a directory",
     re.IGNORECASE,
 )
-_UNKNOWN_COMMAND = re.compile(r"Unknown command '([^']*)'")
+_UNKNOWN_COMMAND = re.compile(r"unknown command '([^']*)'", re.IGNORECASE)
 _COUNT = re.compile(rb"\*(\d{1,7})\r\n")
 _LENGTH = re.compile(rb"\$(\d{1,10})\r\n")
 _NOTE = re.compile(rb"#[^\r\n]*\r\n")

@@ -30,7 +30,7 @@ NOISE = bytes(range(256)) * 2
 
 @pytest.fixture(params=[BUNDLED, OTHER], ids=["bundled", "installed"])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis up to 6 keeps one file, from 7 on a folder: the bundled one is a 6."""
+    """The bundled Valkey, and the Redis on PATH: up to 6 it keeps one file, from 7 on a folder."""
     if request.param is None or (request.param == BUNDLED and request.param_index == 1):
         pytest.skip(needs.REDIS_SERVER)
     monkeypatch.setattr(redis_server, "_executable", lambda: request.param)

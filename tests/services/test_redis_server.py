@@ -117,7 +117,7 @@ def test_hides_its_password(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as server:
         password = server.url.split("@")[0].rpartition(":")[2]
         assert password not in Path(f"/proc/{server.pid}/cmdline").read_text()
-        others = [path for path in tmp_path.iterdir() if path.name != ADDRESS_NAME]
+        others = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ADDRESS_NAME]
         assert all(password.encode() not in path.read_bytes() for path in others)
 
 
