@@ -31,10 +31,26 @@ def load_environment(name: str) -> type[Environment]:
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ServerError(f"environment {name!r} cannot be loaded: {error}") from error
+        reason = _hidden_package(error) if isinstance(error, ImportError) else None
+        raise ServerError(f"environment {name!r} cannot be loaded: {reason or error}") from error
     if not (isinstance(found, type) and issubclass(found, Environment)):
         raise ServerError(f"environment {name!r} is no class derived from Environment")
     return found
+
+
+def _hidden_package(error: ImportError) -> str | None:
+    """Say that a package of the project has the name of one of ours, where that is why an import failed."""
+    package = (error.name or "").partition(".")[0]
+    ours = Path(__file__).resolve().parents[1]
+    if package not in ("anchorage", "services", "actors", "learner"):
+        return None
+    for folder in {Path(entry).resolve() for entry in sys.path} - {ours}:
+        if (folder / package).is_dir() or (folder / f"{package}.py").is_file():
+            return (
+                f"its package {package!r} in {folder} has the name of one of Anchorage's; rename it, or serve the "
+                "environment in a process of its own (anchorage env serve) and set env.url"
+            )
+    return None
 
 
 def register(name: str, target: str | type[Environment]) -> None:

@@ -161,9 +161,23 @@ def _module(label: str, name: str) -> ModuleType:
                 f"{label}: no module {error.name!r}: it is neither installed nor in the recipe's folder nor in the "
                 "working directory"
             ) from None
-        raise PluginError(f"{label}: {name} cannot be imported: {raised(error)}") from error
+        raise PluginError(f"{label}: {name} cannot be imported: {_hidden_package(error) or raised(error)}") from error
+    except ImportError as error:
+        raise PluginError(f"{label}: {name} cannot be imported: {_hidden_package(error) or raised(error)}") from error
     except Exception as error:
         raise PluginError(f"{label}: {name} cannot be imported: {raised(error)}") from error
+
+
+def _hidden_package(error: ImportError) -> str | None:
+    """Say that a package of the project has the name of one of ours, where that is why an import failed."""
+    package = (error.name or "").partition(".")[0]
+    ours = Path(__file__).resolve().parents[1]
+    if package not in ("anchorage", "actors", "env_servers", "learner", "services"):
+        return None
+    for folder in {Path(entry).resolve() for entry in sys.path} - {ours}:
+        if (folder / package).is_dir() or (folder / f"{package}.py").is_file():
+            return f"its package {package!r} in {folder} has the name of one of Anchorage's; rename it"
+    return None
 
 
 def _file(label: str, path: Path) -> ModuleType:

@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -339,8 +339,24 @@ def _write_config(file: Path, config: Config) -> None:
     file.write_text(text)
 
 
+class _OursOnly(list[str]):
+    """The folders that Ray's workers put first on their path: ours, and not the working directory, which Ray adds.
+
+    A project there may have packages that are called `actors` or `services`. Its plug-ins are found all the same: the
+    configuration names their folders, which the workers put last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([str(Path(__file__).resolve().parents[2])])
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Ignore what Ray adds."""
+
+
 def _own_cluster(config: Config) -> dict[str, Any]:
     """Return the options of a Ray cluster of this process's own on this machine, with room for the run."""
+    from ray.job_config import JobConfig
+
     return {
         "address": "local",
         "num_cpus": os.cpu_count(),
@@ -348,6 +364,7 @@ def _own_cluster(config: Config) -> dict[str, Any]:
         "resources": {"rollout": max(MOST_ACTORS, config.rollout.actors), "learner": config.learner.ranks},
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
+        "job_config": JobConfig(_py_driver_sys_path=_OursOnly()),
     }
 
 

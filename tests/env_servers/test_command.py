@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from env_servers.errors import ServerError
 from env_servers.launch import start_server
+from env_servers.registry import load_environment
 from tests.processes import ROOT
 from tests.waiting import until
 
@@ -122,3 +124,15 @@ def test_ctrl_c_ends_a_server_as_it_ends_one_of_the_module(tmp_path: Path, monke
         assert "Traceback" not in messages
         codes.append(server.returncode)
     assert codes == [0, 0]
+
+
+def test_in_a_process_of_ours_a_package_of_our_name_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "learner").mkdir()
+    (tmp_path / "learner" / "rules.py").touch()
+    (tmp_path / "clashing_environment.py").write_text("import learner.rules")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(ROOT))
+    with pytest.raises(ServerError, match=r"its package 'learner' in .* has the name of one of Anchorage's"):
+        load_environment("clashing_environment:Env")

@@ -114,6 +114,17 @@ def test_what_is_not_there_is_one_line(reference, line):
     assert line in refused(reference)
 
 
+def test_a_package_with_the_name_of_one_of_ours_is_said_to_have_it(tmp_path):
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services" / "rules.py").touch()
+    for number, line in enumerate(("import services.rules", "from services import rules")):
+        (tmp_path / f"clashing{number}.py").write_text(line)
+        make_importable([tmp_path])
+        expected = f"its package 'services' in {tmp_path} has the name of one of Anchorage's; rename it"
+        with pytest.raises(PluginError, match=re.escape(expected)):
+            loaded(f"clashing{number}:mine")
+
+
 @pytest.mark.parametrize(
     ("params", "lines"),
     [

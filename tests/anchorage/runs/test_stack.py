@@ -108,3 +108,39 @@ def test_a_card_that_torch_cannot_use_is_not_counted() -> None:
         [sys.executable, "-c", ONE_CARD], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout.split() == ["1.0", "0"], done.stderr
+
+
+WORKERS_PATH = """
+import ray
+
+from anchorage.runs import stack
+from services.config import Config
+
+ray.init(**stack._own_cluster(Config()), log_to_driver=False, logging_level="ERROR")
+
+
+@ray.remote(num_cpus=0)
+def where():
+    import actors.pool
+
+    return actors.__file__
+
+
+print(ray.get(where.remote()))
+ray.shutdown()
+"""
+
+
+def test_workers_find_ours_where_the_project_has_packages_of_our_names(tmp_path: Path) -> None:
+    (tmp_path / "actors").mkdir()
+    (tmp_path / "actors" / "__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WORKERS_PATH],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout.split() == [str(ROOT / "actors" / "__init__.py")], done.stderr
