@@ -1,18 +1,13 @@
-"""ALFWorld's rules as data: PDDL domain, grammar, goals, and which objects fit where and what can be done with them.
-
-They are unchanged copies from release 0.4.2 of the `alfworld` package (MIT licence, included beside them). That package
-depends on TextWorld, whose installation needs a C++ compiler; only the engine `textworld` needs the package itself.
-"""
+"""ALFWorld's rules as data: PDDL domain, grammar, goals, and which objects fit where and what can be done with them."""
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 
-_DATA = resources.files("env_servers.alfworld") / "alfworld_0_4_2"
+from env_servers.alfworld.package import alfworld_module, alfworld_text
+from env_servers.alfworld.problem import TASK_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +34,18 @@ class Domain:
     movable_receptacles: frozenset[str]
 
 
+ABLE = ("Cleanable", "Heatable", "Coolable", "Sliceable")
+
+
 @functools.cache
 def domain() -> Domain:
-    """The rules, read once."""
-    facts = json.loads((_DATA / "facts.json").read_text())
+    """Return the rules, read once. Raises TaskError where the `alfworld` package cannot be found or fetched."""
+    constants, goals = alfworld_module("gen.constants"), alfworld_module("gen.goal_library").gdict
     return Domain(
-        pddl=(_DATA / "alfred.pddl").read_text(),
-        grammar=(_DATA / "alfred.twl2").read_text(),
-        goals={task: Goal(goal["pddl"], tuple(goal["templates"])) for task, goal in facts["goals"].items()},
-        fits={place: frozenset(kinds) for place, kinds in facts["receptacle_objects"].items()},
-        able={action: frozenset(kinds) for action, kinds in facts["action_objects"].items()},
-        movable_receptacles=frozenset(facts["movable_receptacles"]),
+        pddl=alfworld_text("alfred.pddl"),
+        grammar=alfworld_text("alfred.twl2"),
+        goals={task: Goal(goals[task]["pddl"], tuple(goals[task]["templates"])) for task in TASK_TYPES},
+        fits={place: frozenset(kinds) for place, kinds in constants.VAL_RECEPTACLE_OBJECTS.items()},
+        able={action: frozenset(constants.VAL_ACTION_OBJECTS[action]) for action in ABLE},
+        movable_receptacles=frozenset(constants.MOVABLE_RECEPTACLES_SET),
     )
