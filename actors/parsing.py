@@ -1,4 +1,4 @@
-"""Turns a response into an action and says whether it counts as valid.
+"""Parse a response into an action, and decide whether it counts as valid.
 
 A parser is a function `(response, admissible, form) -> ParsedAction`: the action as it is written, and whether the
 response has the form that the template asks for. What follows is the same for all parsers: `form` and the run's rule of
@@ -11,8 +11,8 @@ Where an action begins and ends:
 - `compact`: the whole response, without the one space that the prompt asks for before it.
 
 Invariants
-- Whatever the response, there is an action to send: the environment decides what an odd one does.
-- Nothing in an action is changed but by the environment's `ActionForm`, and nothing is cut off.
+- Every response yields an action to send: the environment decides what an odd one does.
+- Only the environment's `ActionForm` changes an action, and nothing is cut off.
 - `well_formed` asks for the template's form alone; `admissible` also for one of the environment's admissible actions.
   One of those may leave a text open, such as `search[<your query>]`.
 """

@@ -1,16 +1,17 @@
-"""From a template to token ids that fit: what the policy reads before each action (`actors.templates`).
+"""Build the prompt before each action: a template's text (`actors.templates`), cut to fit, as token ids.
 
 A text template is rendered anew for each step and goes through the tokenizer's chat template where there is one. A
 transcript is written on: each prompt begins with the one before it.
 
 Invariants
-- A prompt never exceeds `max_prompt_tokens`. The oldest history goes first, then the middle of the observation, then
-  that of the admissible actions; the chat template's header, the task and the end stay, and `truncated` says so.
-- What an environment says is text: no control token of the tokenizer comes from it (`tokens.py`).
-- What the tokenizer wants before a text, such as BOS, is there exactly once.
-- The ids are made here, once; nothing downstream tokenises a prompt again.
-- What the chat template writes of the answer itself, such as Qwen3's `<think>`, is known as `begun`: it is the
-  response's beginning for whoever reads it.
+- A prompt never exceeds `max_prompt_tokens`. The oldest history is dropped first, then the middle of the observation,
+  then the middle of the admissible actions; the chat template's header, the task and the end stay, and `truncated` is
+  set.
+- Text from an environment stays text: it never becomes a control token (`tokens.py`).
+- The tokenizer's prefix, such as BOS, occurs exactly once.
+- A prompt is tokenised here, once, and never again downstream.
+- What the chat template itself writes of the response, such as Qwen3's `<think>`, is returned as `begun` and counts as
+  the beginning of the response.
 - The prompt of a transcript begins with the ids of the one before it and of its response, as they were sampled, until
   the limit is met. So the engine's prefix cache computes each token once, and so does the learner.
 """
@@ -38,18 +39,18 @@ REMEDY = "give the model's folder one that takes a single user message whose con
 
 CUT = " [...] "
 FEWEST_CHARS = 256
-"""An observation is not cut below this before admissible actions are."""
+"""Admissible actions are cut before an observation gets shorter than this."""
 CUTS = 8
-"""Most tries to find out how much of an observation fits."""
+"""Most attempts to find how much of an observation fits."""
 SLACK = 64
-"""The tries end when less than this part of the limit is left free: each encodes the whole prompt again."""
+"""The search ends when less than 1 / SLACK of the limit is free: each attempt encodes the whole prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """Text and ids of a prompt.
 
-    `begun`: what its end already holds of the answer. `truncated`: something was left out for want of room.
+    `begun`: the part of the response that the prompt ends with. `truncated`: something was cut to fit.
     """
 
     text: str
@@ -125,9 +126,15 @@ class PromptBuilder:
         return replace(self._cut_rendered(lambda state: render(0, state), result, prompt), truncated=True)
 
     def _cut_rendered(self, render: Callable[[StepResult], Prompt], result: StepResult, longest: Prompt) -> Prompt:
-        """The prompt with what fits of the observation, and of the admissible actions where that is too little.
+        """The prompt with as much of the observation, and then of the admissible actions, as fits.
 
-        `longest`: with all of both, which does not fit.
+        `longest`: the prompt with all of both, which does not fit.
+
+        Example: an observation of 4,000 characters and 200 actions.
+            1. All actions, as much of the observation as fits: done if that is at least FEWEST_CHARS characters.
+            2. FEWEST_CHARS of the observation, as many actions as fit from both ends of the list.
+            3. No observation, as many actions as fit.
+            4. Neither; then tokens are cut from the middle of the text.
         """
         seen, actions = result.observation, result.admissible or []
 
@@ -152,7 +159,7 @@ class PromptBuilder:
         return self._cut_middle(render(with_actions(0)))
 
     def _largest(self, render: Callable[[int], Prompt], whole: int) -> tuple[Prompt | None, int]:
-        """About the largest part of `whole` that fits, and its prompt; None where not even 0 does."""
+        """About the largest part of `whole` that fits, with its prompt; None where not even 0 fits."""
         limit = self._max_tokens
         best, low, high = render(0), 0, whole
         if len(best.ids) > limit:
@@ -160,7 +167,7 @@ class PromptBuilder:
         longest = render(whole)
         if len(longest.ids) <= limit:
             return longest, whole
-        # Regula falsi: tokens are about proportional to characters. The aim is the middle of what is near enough.
+        # Regula falsi: tokens are about proportional to characters. It aims at the middle of the accepted range.
         used, over, slack = len(best.ids), len(longest.ids), limit // SLACK
         for _ in range(CUTS):
             guess = low + (high - low) * (limit - slack // 2 - used) // (over - used)
@@ -174,7 +181,7 @@ class PromptBuilder:
         return best, low
 
     def _cut_middle(self, prompt: Prompt) -> Prompt:
-        """The last resort: the first quarter of the room for the beginning, the rest for the end."""
+        """Last resort: cut tokens from the middle. A quarter of the limit keeps the beginning, the rest the end."""
         limit = self._max_tokens
         if len(prompt.ids) <= limit:
             return prompt
@@ -213,7 +220,7 @@ class PromptBuilder:
         first, last = observations[0], observations[-1]
 
         def both(count: int) -> Prompt:
-            # What is whole or cut to nothing is asked for again and again, what is cut otherwise hardly ever.
+            # Whole and empty openings recur and are cached; openings that are cut in between hardly ever recur.
             room = max(0, count - len(last))
             encode = self._encode_opening if 0 < room < len(first) else self._opening
             opening, ids = encode(goal, shortened(first, room, goal))
@@ -254,7 +261,7 @@ class PromptBuilder:
         return tokens.begin(tokens.encode(chat(tokenize=False)))
 
     def _answer_begun(self) -> str:
-        """The thought that the template opens, or opens and closes, before the model writes anything."""
+        """The thought that the chat template opens, or opens and closes, before the model writes anything."""
         from jinja2 import TemplateError
 
         try:

@@ -27,5 +27,5 @@ from services.config.tree import AdvantageConfig
     terms=SCORES,
 )
 def dapo(rows: StepRows, config: AdvantageConfig) -> Advantages:
-    """Advantages of every row."""
+    """Compute the advantages of all rows."""
     return grpo(rows, config)

@@ -1,10 +1,10 @@
-"""The episode-level part that estimators share: which scores the statistics are of, and A_E.
+"""Episode level that estimators share: the scores that the statistics are computed over, and A_E.
 
 Invariants
-- Over step rows every row counts, with its own penalty, as in the published code: a score is one of those that it is
-  compared with.
-- Over trajectories each counts once, by its score without penalties. A step's penalty is no part of the deviation that
-  divides it, and where all scores are equal it is not divided at all.
+- Over step rows, every row counts with its own penalty, as in the published code: a score is compared with a set that
+  contains it.
+- Over trajectories, each counts once with its score without penalties. A step's penalty is then not part of the
+  deviation that divides it, and where all scores are equal it is not divided at all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.config.tree import AdvantageConfig
 
 
 def counted_scores(rows: StepRows, config: AdvantageConfig) -> tuple[Floats, Flags | None]:
-    """Scores that the episode statistics are of, float64 [N], and the rows that count, bool [N]; None: all."""
+    """Scores for the episode statistics, float64 [N], and the rows that count, bool [N]; None: all rows."""
     if config.episode_statistics == "trajectories":
         return episode_scores(rows), first_rows(rows)
     return episode_scores(rows, config.invalid_action_penalty), None

@@ -29,7 +29,7 @@ from services.config.tree import AdvantageConfig
     terms={**SCORES, **RETURNS, "ω": "{omega:g}, weight of the step level"},
 )
 def gigpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
-    """Advantages of every row."""
+    """Compute the advantages of all rows."""
     episode = episode_advantages(rows, config)
     step = step_advantages(rows, config)
     return Advantages(episode=episode, step=step, total=episode + config.omega * step)

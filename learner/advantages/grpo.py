@@ -23,6 +23,6 @@ from services.config.tree import AdvantageConfig
     terms=SCORES,
 )
 def grpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
-    """Advantages of every row."""
+    """Compute the advantages of all rows."""
     episode = episode_advantages(rows, config)
     return Advantages(episode=episode, step=np.zeros(len(rows)), total=episode)

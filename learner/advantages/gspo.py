@@ -23,5 +23,5 @@ from services.config.tree import AdvantageConfig
     terms=SCORES,
 )
 def gspo(rows: StepRows, config: AdvantageConfig) -> Advantages:
-    """Advantages of every row."""
+    """Compute the advantages of all rows."""
     return grpo(rows, config)

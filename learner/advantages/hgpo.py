@@ -38,7 +38,7 @@ from services.config.tree import AdvantageConfig
     },
 )
 def hgpo(rows: StepRows, config: AdvantageConfig) -> Advantages:
-    """Advantages of every row."""
+    """Compute the advantages of all rows."""
     returns = step_returns(rows, config.gamma, config.invalid_action_penalty)
     weighted, weights = np.zeros(len(rows)), np.zeros(len(rows))
     for depth, group in enumerate(history_groups(rows, config.history)):

@@ -1,8 +1,8 @@
-"""Where the penalty of invalid actions goes: into what is normalised, or off the finished advantage.
+"""Where the penalty of invalid actions is applied: before the normalisation, or to the finished advantage.
 
 With `advantage.penalty: scaled` estimators lower scores and returns before they normalise them, as published. In a
-group whose episodes all have the same reward the penalties are then all that differs, and `std` makes unit variance of
-them. With `unscaled` an estimator sees no penalty; afterwards each invalid step's advantage is lowered by it, once.
+group whose episodes all have the same reward, only the penalties differ, and `std` scales them to unit variance. With
+`unscaled`, an estimator sees no penalty; afterwards each invalid step's advantage is lowered by it, once.
 
 Example: 8 episodes of 50 steps that all fail, one invalid step, penalty 0.1, `std` over step rows. That step's A_E is
 −19.95 scaled and −0.1 unscaled; every other step's 0.05 and 0.
@@ -18,7 +18,7 @@ from services.config.tree import AdvantageConfig
 
 
 def with_penalty(estimator: Estimator) -> Estimator:
-    """The estimator with its penalty where the configuration wants it."""
+    """Wrap an estimator so that the penalty is applied where `config.penalty` says."""
 
     @wraps(estimator)
     def penalised(rows: StepRows, config: AdvantageConfig) -> Advantages:
@@ -32,5 +32,5 @@ def with_penalty(estimator: Estimator) -> Estimator:
 
 
 def before_normalisation(config: AdvantageConfig) -> AdvantageConfig:
-    """The configuration with the penalty that scores and returns are lowered by: 0 where it is unscaled."""
+    """Return the configuration with the penalty to subtract before normalisation: 0 where it is unscaled."""
     return config if config.penalty == "scaled" else config.model_copy(update={"invalid_action_penalty": 0.0})

@@ -30,7 +30,7 @@ from services.config.tree import AdvantageConfig
     },
 )
 def reinforce_pp(rows: StepRows, config: AdvantageConfig) -> Advantages:
-    """Advantages of every row."""
+    """Compute the advantages of all rows."""
     counted, which = counted_scores(rows, config)
     scores = episode_scores(rows, config.invalid_action_penalty)
     if config.group_baseline:

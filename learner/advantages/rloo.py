@@ -24,7 +24,7 @@ from services.config.tree import AdvantageConfig
     terms={name: text for name, text in SCORES.items() if name != "F"},
 )
 def rloo(rows: StepRows, config: AdvantageConfig) -> Advantages:
-    """Advantages of every row."""
+    """Compute the advantages of all rows."""
     scores = episode_scores(rows, config.invalid_action_penalty)
     counted, which = counted_scores(rows, config)
     of = moments(counted, rows.group, which)

@@ -1,7 +1,7 @@
-"""What an advantage estimator reads and returns: one row a step, as parallel arrays, and the sums they share.
+"""Input and output of an advantage estimator: one row a step, as parallel arrays, and the sums that estimators share.
 
 Invariants
-- Rows may stand in any order; `trajectory` and `step` say what follows what.
+- Rows may be in any order; `trajectory` and `step` define which row follows which.
 - Everything is float64: step returns that are equal on paper stay equal, so their spread is 0 and not rounding noise.
 """
 
@@ -59,10 +59,16 @@ Estimator = Callable[[StepRows, AdvantageConfig], Advantages]
 
 
 def step_returns(rows: StepRows, gamma: float, penalty: float = 0.0) -> Floats:
-    """R_t = r_t + γ·R_{t+1} (GiGPO, eq. 5), less the penalty on invalid steps; [N]."""
+    """Step returns R_t = r_t + γ·R_{t+1} (GiGPO, eq. 5), less the penalty on invalid steps; float64 [N].
+
+    Example, γ = 0.5, penalty 0.1, one trajectory of four steps, the third of them invalid:
+        reward     0      0     0      1
+        return     0.125  0.25  0.5    1
+        result     0.125  0.25  0.4    1     the penalty stays with its step
+    """
     order, left = _in_order(rows)
     discounted = rows.reward[order]
-    # From the last steps of all trajectories to the first ones: those with one step left, with two, …
+    # Backwards through all trajectories at once: first the rows with one step left, then those with two, …
     by_left = np.argsort(left, kind="stable")
     counts = np.bincount(left)
     for now in np.split(by_left, np.cumsum(counts)[:-1])[1:]:
@@ -110,7 +116,7 @@ def _in_order(rows: StepRows) -> tuple[Ids, Ids]:
 
 
 def dense(ids: Ids) -> Ids:
-    """Ids that can index an array of about N: themselves where they are small, else numbered anew."""
+    """Ids that can index an array of about N: themselves where they are small, else renumbered from 0."""
     if len(ids) and ids.min() >= 0 and ids.max() < 2 * len(ids):
         return ids
     return np.unique(ids, return_inverse=True)[1]

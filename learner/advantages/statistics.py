@@ -2,7 +2,7 @@
 
 Invariants
 - A value normalised by a deviation is less than √n from 0, n the number of values that the deviation is of. A value
-  that is one of them is at most (n − 1) / √n away; others are held to it.
+  that is one of them is at most (n − 1) / √n away; other values are clipped to that.
 - Where the deviation is 0 nothing is divided by it. Sums that are equal on paper have no deviation, however float64
   rounds them.
 - Values of any finite size: squares that would overflow are taken in units of the set's largest value.
@@ -18,9 +18,9 @@ from learner.advantages.rows import EPSILON, Flags, Floats, Ids, StepRows, dense
 from services.config.tree import AdvantageConfig
 
 HUGE = 1e100
-"""Values beyond this are scaled before they are squared: float64 overflows at 1e308."""
+"""Larger values are scaled before they are squared: float64 overflows at 1e308."""
 NEGLIGIBLE = 1e-9
-"""Rounding errors below this are not looked at more closely: so small an advantage is not trained on anyway."""
+"""Smaller rounding errors are not computed exactly: an advantage of that size is not trained on anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,11 @@ def normalised(values: Floats, of: Moments, rows: StepRows, config: AdvantageCon
 
     Args:
         values: float64 [N], scores or returns of the rows.
-        of: statistics that they are compared with: of these values, or of others.
+        of: statistics to compare them with: of these values, or of others.
 
-    Example, `std`: of the values 0, 0, 0 and 4 (mean 1, deviation 2) the last is worth 1.5, which is (4 − 1) / √4: no
-    value of any four is worth more. Of four zeros each is worth 0, and a value −0.1 that is compared with them −0.1.
+    Example, `std`:
+        0 0 0 4   mean 1, deviation 2   the 4 becomes (4 − 1) / 2 = 1.5 = (n − 1) / √n: no value of four gets more
+        0 0 0 0   deviation 0           each becomes 0; a value −0.1 compared with these stays −0.1
     """
     noise = _rounding(of, rows, config.invalid_action_penalty)
     centred = values - of.row_mean
@@ -100,7 +101,8 @@ def _units(values: Floats, group: Ids) -> Floats | None:
 
 
 def _rounding(of: Moments, rows: StepRows, penalty: float) -> Floats | float:
-    """How far float64 may put two sums of the same rewards apart: [sets], or one number where it is negligible.
+    """Largest difference that float64 rounding can make between two sums of the same rewards: [sets], or one number
+    where it is negligible.
 
     A sum of n numbers is off by at most n · 2^-53 times the sum of their sizes; here n is that of an episode's rewards,
     then that of the set's values.
