@@ -152,7 +152,7 @@ def written(name: str, text: str) -> Callable[[Path], None]:
         # As GPT-2, and as MPT.
         (edited(num_attention_heads=None, hidden_size=None, n_head=16, n_embd=128), "attention heads of size 8"),
         (edited(num_attention_heads=None, hidden_size=None, n_heads=16, d_model=128), "attention heads of size 8"),
-        (edited(max_position_embeddings=128), "beyond the model's context of 128 tokens"),
+        (edited(max_position_embeddings=128), "exceeds the model's context of 128 tokens"),
         (edited(architectures=[]), "architectures is missing in"),
         (edited(model_type=None), "model_type is missing"),
         (written("config.json", "{"), "cannot read"),
@@ -211,7 +211,7 @@ def test_the_cache_must_hold_one_sequence(
         config = made(tmp_path, model=lengths, rollout={"kv_cache_mib": mib})
         found = [line for line in model_shape.shape_problems(model, config) if "kv_cache_mib" in line]
         assert len(found) == (mib < needed_mib)
-        assert not found or f"takes {needed_mib} MiB" in found[0]
+        assert not found or f"needs {needed_mib} MiB" in found[0]
 
 
 def test_a_redis_that_is_away_is_told_where_nothing_else_is_wrong(tmp_path: Path) -> None:

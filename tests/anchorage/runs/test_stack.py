@@ -58,7 +58,7 @@ def test_servers_of_one_environment_with_other_tasks_are_refused(tmp_path: Path)
 def test_a_server_of_another_environment_is_refused(tmp_path: Path) -> None:
     with launch(tmp_path / "server") as server:
         config = Config.model_validate({"run": {"dir": tmp_path}, "env": {"url": server.url}})
-        with pytest.raises(EnvironmentUnavailable, match="serves counting, the run wants alfworld"):
+        with pytest.raises(EnvironmentUnavailable, match="serves counting, not alfworld"):
             Stack(config)._start_environments(tmp_path)
 
 
