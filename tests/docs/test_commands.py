@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from anchorage.cli.main import main
+from env_servers.__main__ import main as serve
 from services.config.tree import Config
 from tests.docs.pages import Page, pages
 from tests.processes import ROOT
@@ -51,9 +52,12 @@ def help_of(command: tuple[str, ...]) -> tuple[int, str]:
     """Exit code and text of `anchorage COMMAND --help`, on a page so wide that nothing is cut."""
     page = io.StringIO()
     code: Any = 0
-    with mock.patch.dict(os.environ, {"COLUMNS": "400"}), contextlib.redirect_stdout(page):
+    width = mock.patch.dict(os.environ, {"COLUMNS": "400"})
+    with width, contextlib.redirect_stdout(page), contextlib.redirect_stderr(page):
         try:
-            with contextlib.redirect_stderr(page):
+            if command == ("env", "serve"):  # the command becomes this program, in the process that it is
+                serve(["--help"])
+            else:
                 main([*command, "--help"])
         except SystemExit as exit_:
             code = exit_.code or 0
