@@ -14,15 +14,12 @@ Invariants
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import importlib.util
 import logging
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -34,7 +31,7 @@ from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from services import append_only
+from services import append_only, process
 from services.errors import RedisUnavailable
 
 _log = logging.getLogger(__name__)
@@ -47,9 +44,9 @@ _LOCK_NAME = "redis-server.lock"
 ADDRESS_NAME = "redis-server.url"
 _PORT_ATTEMPTS = 5
 _STOP_TIMEOUT_S = 10.0
+_GRACE_S = 20.0
 _PING_TIMEOUT_S = 1.0
 _POLL_S = 0.02
-_PR_SET_PDEATHSIG = 1
 
 _CONFIG = """\
 bind {host}
@@ -64,8 +61,6 @@ aof-load-truncated no
 maxmemory-policy noeviction
 """
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class _DataDamaged(RedisUnavailable):
     """The server ended at its start since its data are damaged; `log` is what it said."""
@@ -77,6 +72,10 @@ class _DataDamaged(RedisUnavailable):
 
 class _PortTaken(Exception):
     """Another process took the port between its choice and the server's start."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.port = port
 
 
 class EmbeddedRedis:
@@ -152,17 +151,17 @@ class EmbeddedRedis:
 
     def stop(self) -> None:
         """End the server: a clean shutdown, else by signal. No-op when it does not run."""
-        process, self._process = self._process, None
+        server, self._process = self._process, None
         with contextlib.suppress(OSError):
             (self._folder / ADDRESS_NAME).unlink(missing_ok=True)
-        if process is None or process.poll() is not None:
+        if server is None or server.poll() is not None:
             return
         try:
             self._ask("shutdown", _STOP_TIMEOUT_S)
         except exceptions.RedisError as error:
             _log.warning("the redis-server refused a clean shutdown (%s); terminating it", error)
-            process.terminate()
-        _end(process)
+            server.terminate()
+        process.wait_or_kill(server, _GRACE_S)
 
     def _start_on_what_is_sound(self, executable: str, lock: int) -> None:
         """Start; where the data are damaged, with their sound beginning, and where that does not help, with none."""
@@ -202,11 +201,14 @@ class EmbeddedRedis:
 
     def _start_on_a_port(self, executable: str, lock: int) -> None:
         for _ in range(_PORT_ATTEMPTS):
-            port = self._port or _free_port()
             try:
-                self._launch(executable, port, lock)
-            except _PortTaken:
-                _log.info("port %d was taken meanwhile", port)
+                if self._port is not None:
+                    self._launch(executable, self._port, lock)
+                else:
+                    with process.ReservedPort(_HOST) as port:
+                        self._launch(executable, port.number, lock)
+            except _PortTaken as taken:
+                _log.info("port %d was taken meanwhile", taken.port)
                 time.sleep(_POLL_S)
                 continue
             return
@@ -221,50 +223,35 @@ class EmbeddedRedis:
         temporary.replace(path)
 
     def _launch(self, executable: str, port: int, lock: int) -> None:
-        parent = os.getpid()
-
-        def die_with_parent() -> None:
-            # Between fork and exec: no import, no lock, no allocation to speak of.
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
         config = _CONFIG.format(host=_HOST, port=port, password=self._password)
         try:
             with (self._folder / _LOG_NAME).open("wb") as log:
-                process = subprocess.Popen(
-                    [executable, "-"],
-                    cwd=self._folder,
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(lock,),
-                    start_new_session=True,  # Ctrl-C is for the run, which then stops the server in order
-                    preexec_fn=die_with_parent,
+                server = process.start(
+                    [executable, "-"], cwd=self._folder, stdin=subprocess.PIPE, output=log, pass_fds=(lock,)
                 )
         except OSError as error:
             raise RedisUnavailable(f"cannot start the redis-server in {self._folder}: {error.strerror}") from None
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # an early death is reported below
+        assert server.stdin is not None
+        with contextlib.suppress(BrokenPipeError), server.stdin as stdin:  # an early death is reported below
             stdin.write(config.encode())
-        previous, self._port, self._process = self._port, port, process
+        previous, self._port, self._process = self._port, port, server
         try:
-            self._wait_until_ready(process)
+            self._wait_until_ready(server, port)
         except BaseException:
             self._port, self._process = previous, None
-            process.kill()
-            process.wait()
+            server.kill()
+            server.wait()
             raise
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait_until_ready(self, server: subprocess.Popen[bytes], port: int) -> None:
         deadline = time.monotonic() + self._start_timeout_s
         while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise self._death(process.returncode)
+            if server.poll() is not None:
+                raise self._death(server.returncode, port)
             try:
                 self._ask("ping", _PING_TIMEOUT_S)
             except exceptions.AuthenticationError:
-                raise _PortTaken from None  # another server answers there; ours is about to give up
+                raise _PortTaken(port) from None  # another server answers there; ours is about to give up
             except exceptions.RedisError:
                 time.sleep(_POLL_S)
             else:
@@ -274,11 +261,11 @@ class EmbeddedRedis:
             f"see {_LOG_NAME} there"
         )
 
-    def _death(self, code: int) -> Exception:
+    def _death(self, code: int, port: int) -> Exception:
         log = self._read_log()
         lines = log.splitlines()
         if any("Address already in use" in line for line in lines):
-            return _PortTaken()
+            return _PortTaken(port)
         # Lines are "pid:role date # message"; # marks warnings.
         reasons = [line.partition(" # ")[2] for line in lines if " # " in line] or lines
         reason = reasons[-1] if reasons else "without a word"
@@ -336,20 +323,3 @@ def _executable() -> str:
             "buffer.redis_url"
         )
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for force in (process.terminate, process.kill):
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-            return
-        except subprocess.TimeoutExpired:
-            force()
-    process.wait()

@@ -13,8 +13,16 @@ from pathlib import Path
 
 import psutil
 
+from services.process import ReservedPort
+
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "ANCHORAGE_TEST_MARK"
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has at the moment; for servers that a test starts at once."""
+    with ReservedPort("127.0.0.1") as port:
+        return port.number
 
 
 class Command:

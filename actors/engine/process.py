@@ -31,6 +31,7 @@ from actors.engine.vllm import engine_environment
 from actors.engine.weight_transfer import init_facts, update_facts
 from actors.prompts import load_tokenizer
 from actors.tokens import decode_response
+from services import process
 from services.config.tree import ModelConfig, RolloutConfig
 from services.errors import first_line
 from services.model_folder import check_model_folder, read_weights
@@ -97,10 +98,7 @@ class EngineProcess(InferenceEngine):
 
     async def _start(self) -> None:
         check_model_folder(self._model.path)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = _launch(theirs)
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        reader = await self._open_link()
         self._failure = None
         self._listening = asyncio.create_task(self._listen(reader))
         settings = self._model.model_dump_json(), self._rollout.model_dump_json(), self._seed
@@ -117,6 +115,21 @@ class EngineProcess(InferenceEngine):
         except BaseException:
             await self.stop()
             raise
+
+    async def _open_link(self) -> asyncio.StreamReader:
+        """Start the process and open our end of the link. Whatever interrupts this leaves no process behind."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = _launch(theirs)
+            reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+            raise
+        return reader
 
     async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
         self._require_working()
@@ -179,6 +192,8 @@ class EngineProcess(InferenceEngine):
     async def stop(self) -> None:
         listening, self._listening = self._listening, None
         if listening is None or self._process is None or self._writer is None:
+            if self._process is not None and self._writer is None:
+                self._process.kill()  # its link is not open yet: `start` finds it closed and fails
             return
         if self._failure is None:
             self._send("stop")
@@ -216,7 +231,8 @@ class EngineProcess(InferenceEngine):
         except Exception as error:  # without this task all callers would wait for ever
             logger.exception("invalid message from the engine process")
             self._fail(f"invalid message from the engine process: {first_line(error)}")
-        code = await asyncio.to_thread(_end, self._process)
+        # It has closed its end of the link, so it is about to end.
+        code = await asyncio.to_thread(process.wait_or_kill, self._process, STOP_TIMEOUT_S)
         if self._failure is None:
             self._fail(f"the engine process ended (code {code})")
 
@@ -263,23 +279,12 @@ class EngineProcess(InferenceEngine):
 
 
 def _launch(link: socket.socket) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    return process.start(
         # -P: a package of the same name in the working directory is not ours.
-        [sys.executable, "-P", "-m", "actors.engine.server", str(link.fileno()), str(os.getpid())],
+        [sys.executable, "-P", "-m", "actors.engine.server", str(link.fileno())],
+        environment=engine_environment(),
         pass_fds=[link.fileno()],
-        env=os.environ | engine_environment(),
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's Ctrl-C is for the parent, which stops it
     )
-
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code; it has closed its end of the link and is on its way out."""
-    try:
-        return process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def _settle(future: asyncio.Future[Any] | None, outcome: object) -> None:

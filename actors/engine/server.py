@@ -1,4 +1,4 @@
-"""Process of one engine: `python -m actors.engine.server DESCRIPTOR PARENT`, started by `engine/process.py`.
+"""Process of one engine: `python -m actors.engine.server DESCRIPTOR`, started by `engine/process.py`.
 
 One thread does everything: before a step it handles the messages that have arrived, after it it sends finished
 responses; an idle engine blocks on the socket. So nothing competes with a step for the interpreter lock.
@@ -10,10 +10,7 @@ Invariants
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import signal
 import socket
 import sys
 import time
@@ -31,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 2**20
 REPORT_S = 0.1
-_PR_SET_PDEATHSIG = 1
 
 
 class EngineServer:
@@ -137,12 +133,7 @@ class EngineServer:
 
 
 def main() -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
-    descriptor, parent = map(int, sys.argv[1:])
-    if os.getppid() != parent:
-        sys.exit("the parent process is gone")
-    with socket.socket(fileno=descriptor) as link:
+    with socket.socket(fileno=int(sys.argv[1])) as link:
         EngineServer(link).serve()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +24,11 @@ from learner.rank.parity import Parity
 from services.config.tree import Config
 from services.errors import UpdateNotFinite
 from services.plugins import make_importable
+from services.process import ReservedPort
 
 
 class Rank:
-    """A rank in a process of its own. Call `connect` first; then every method is collective over the ranks.
+    """A rank in a process of its own. Call `address` and `connect` first; then every method is collective over the ranks.
 
     Args:
         config: of the run.
@@ -41,13 +41,12 @@ class Rank:
         self._number = number
 
     def address(self) -> tuple[str, int, int]:
-        """(IP address, a free port, process id) of this rank."""
+        """(IP address, a port reserved until `connect`, process id) of this rank."""
         import ray
 
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, probe.getsockname()[1], os.getpid()
+        self._reserved = ReservedPort(host)
+        return host, self._reserved.number, os.getpid()
 
     def connect(self, host: str, port: int) -> int:
         """Join the other ranks and load the model. Returns the size of the engine's checkpoint in bytes.
@@ -61,7 +60,8 @@ class Rank:
 
         make_importable(self._config.plugins.folders)
         self._loss = load_loss(self._config.loss)
-        connect(self._number, self._config.learner.ranks, host, port)
+        with self._reserved:  # until the first rank listens at its port
+            connect(self._number, self._config.learner.ranks, host, port)
         self._engine = DeepSpeedEngine(self._config)
         self._reference = Reference(self._config, self._engine) if self._config.loss.kl_coef > 0 else None
         return self._engine.checkpoint_bytes()

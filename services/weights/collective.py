@@ -20,10 +20,12 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.errors import AnchorageError, RedisUnavailable
+from services.process import ReservedPort
 from services.weights.channel import WeightChannel, WeightsGone, WeightsUnavailable, WeightVersion
 from services.weights.coordination import Announcement, Board, TensorMeta
 from services.weights.digest import digest
@@ -228,17 +230,19 @@ class _Rounds:
         readers = [wish.reader for wish in wishes]
         began = time.monotonic()
         outcome: queue.Queue[Exception | None] = queue.Queue(1)
-        if not whole:
-            self._leave()
-            self._epochs.open(wishes, _own_address(), _free_port())
-            self._sender = self._make()
-        called = self._epochs.round(announcement.version.locator, _free_port())
-        work = (self._sender, called, None if whole else self._epochs.group, tensors, outcome)
-        self._board.call_round(called)
-        self._board.withdraw(*readers)
-        # A thread of its own: a broadcast whose receiver has gone may never return.
-        threading.Thread(target=self._send, args=work, name=f"weights-{called.epoch}", daemon=True).start()
-        self._judge(called, announcement, outcome, began)
+        with ExitStack() as reserved:  # both ports stay ours until the members have met there
+            if not whole:
+                self._leave()
+                self._epochs.open(wishes, _own_address(), reserved.enter_context(ReservedPort()).number)
+                self._sender = self._make()
+            meeting_port = reserved.enter_context(ReservedPort()).number
+            called = self._epochs.round(announcement.version.locator, meeting_port)
+            work = (self._sender, called, None if whole else self._epochs.group, tensors, outcome)
+            self._board.call_round(called)
+            self._board.withdraw(*readers)
+            # A thread of its own: a broadcast whose receiver has gone may never return.
+            threading.Thread(target=self._send, args=work, name=f"weights-{called.epoch}", daemon=True).start()
+            self._judge(called, announcement, outcome, began)
 
     def end(self) -> None:
         self._leave()
@@ -290,9 +294,3 @@ def _own_address() -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

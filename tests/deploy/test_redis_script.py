@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from redis import Redis, exceptions
 
-from services.redis_server import _free_port
 from tests import needs
+from tests.processes import free_port
 from tests.waiting import until
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "redis.sh"
@@ -38,7 +38,7 @@ def served(folder: Path) -> Iterator[tuple[Redis, Path]]:
     """The script's server, a client of it, and what it said."""
     said = folder.parent / "said"
     environment = os.environ | {"ANCHORAGE_REDIS_PASSWORD": "secret", "ANCHORAGE_REDIS_DATA": str(folder)}
-    environment["ANCHORAGE_REDIS_PORT"] = str(port := _free_port())
+    environment["ANCHORAGE_REDIS_PORT"] = str(port := free_port())
     with said.open("w") as out:
         process = subprocess.Popen(["sh", str(SCRIPT)], env=environment, stdout=out, stderr=out)
     client: Redis = Redis(port=port, password="secret", socket_timeout=5)

@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from services.errors import RedisUnavailable
+from services.process import ReservedPort
 from services.redis_server import ADDRESS_NAME, EmbeddedRedis
 from tests.waiting import until
 
@@ -101,13 +102,22 @@ def test_an_unusable_folder_is_refused(tmp_path: Path, folder: str) -> None:
 
 
 def test_a_busy_port_is_left_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as busy, socket.socket() as probe:
+    class Taken:
+        """What `ReservedPort` would be without its socket: another process listens at the port first."""
+
+        number: int
+
+        def __enter__(self) -> Taken:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
-        probe.bind(("127.0.0.1", 0))
-        ports = [busy.getsockname()[1], probe.getsockname()[1]]
-        probe.close()
-        monkeypatch.setattr("services.redis_server._free_port", lambda: ports.pop(0))
+        Taken.number = busy.getsockname()[1]
+        ports: list[Taken | ReservedPort] = [Taken(), ReservedPort("127.0.0.1")]
+        monkeypatch.setattr("services.process.ReservedPort", lambda host: ports.pop(0))
         with EmbeddedRedis(tmp_path) as server:
             assert not ports
             assert Redis.from_url(server.url).ping()

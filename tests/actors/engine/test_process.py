@@ -112,6 +112,31 @@ async def test_an_engine_can_be_stopped_while_it_starts(model: ModelConfig) -> N
     assert not process.is_running()
 
 
+async def test_a_start_cancelled_before_its_link_opens_leaves_no_process(model: ModelConfig) -> None:
+    engine = EngineProcess(model, ROLLOUT)
+    starting = asyncio.create_task(engine.start())
+    while engine.pid is None:  # noqa: ASYNC110 - it tells no one
+        await asyncio.sleep(0)
+    assert engine._writer is None
+    process = process_of(engine)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not process.is_running()
+
+
+async def test_an_engine_stopped_before_its_link_opens_fails_its_start(model: ModelConfig) -> None:
+    engine = EngineProcess(model, ROLLOUT)
+    starting = asyncio.create_task(engine.start())
+    while engine.pid is None:  # noqa: ASYNC110 - it tells no one
+        await asyncio.sleep(0)
+    process = process_of(engine)
+    await engine.stop()
+    with pytest.raises(EngineFailed, match="cannot start"):
+        await starting
+    assert not process.is_running()
+
+
 async def test_what_vllm_cannot_load_is_told_in_one_line(model: ModelConfig) -> None:
     (model.path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "qwen2"}')
     engine = EngineProcess(model, ROLLOUT)

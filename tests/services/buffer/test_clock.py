@@ -14,11 +14,12 @@ from redis import Redis
 from services.buffer import Buffer
 from services.buffer.keys import Keys
 from services.config.tree import BufferConfig
-from services.redis_server import _executable, _free_port
+from services.redis_server import _executable
 from services.schemas import Task, Ticket
 from services.weights.coordination import WISH_TTL_S, Board
 from services.weights.rounds import Wish
 from tests import needs
+from tests.processes import free_port
 from tests.waiting import until
 
 LIBRARIES = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), *Path("/usr/lib").glob("faketime/libfaketime.so.1")]
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.skipif(not LIBRARIES, reason=needs.LIBFAKETIME)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Callable[[int], None]]]:
     """A Redis and a way to set its clock."""
     folder = tmp_path_factory.mktemp("clock")
-    offset, port = folder / "offset", _free_port()
+    offset, port = folder / "offset", free_port()
     offset.write_text("+0")
     environment = os.environ | {
         "LD_PRELOAD": str(LIBRARIES[0]),

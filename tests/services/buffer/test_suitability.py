@@ -14,7 +14,8 @@ from redis import Redis
 from services.buffer import Buffer
 from services.config.tree import BufferConfig
 from services.errors import RedisUnsuitable
-from services.redis_server import EmbeddedRedis, _executable, _free_port
+from services.redis_server import EmbeddedRedis, _executable
+from tests.processes import free_port
 from tests.waiting import until
 
 SMALL = BufferConfig(timeout_s=5, reconnect_s=5, max_mib=16)
@@ -29,7 +30,7 @@ def start(tmp_path: Path, run_name: str) -> Iterator[Callable[..., Buffer]]:
     with ExitStack() as opened:
 
         def start(*arguments: str, user: str = "") -> Buffer:
-            port = next(port for port in iter(_free_port, None) if port <= HIGHEST_PORT)
+            port = next(port for port in iter(free_port, None) if port <= HIGHEST_PORT)
             command = [_executable(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), *arguments]
             process = opened.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
             opened.callback(process.kill)
