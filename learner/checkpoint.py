@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from services import manifest
 from services.config.tree import Config
 from services.errors import CheckpointFailed, FolderDamaged
+from services.files import PARTIAL, new_folder
 from services.manifest import MANIFEST_NAME
 from services.model_folder import read_others, read_weights, share_weights
 from services.run_folder import WARMSTART_NAME
@@ -208,22 +209,20 @@ def save(
         CheckpointFailed: not enough disk space, or a file cannot be written.
     """
     final = folder / f"{state.version:06d}"
-    partial = folder / f".{final.name}.partial"
     policy = whole_policy(weights, model)
     needed = engine_bytes + sum(tensor.nbytes for tensor in policy.values())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _discard_leftovers(folder)
         _check_space(folder, needed)
-        (partial / "engine").mkdir(parents=True)
-        engine(partial / "engine")
-        export_policy(partial / "policy", policy, model)
-        (partial / _STATE).write_text(json.dumps(asdict(state), indent=1))
-        manifest.write(partial, {"kind": "checkpoint", "run": run, "update": state.version, "ranks": ranks})
-        if final.exists():
-            _discard(final)
-        partial.rename(final)
-        manifest.sync(folder)
+        with new_folder(final, durable=True) as partial:
+            (partial / "engine").mkdir()
+            engine(partial / "engine")
+            export_policy(partial / "policy", policy, model)
+            (partial / _STATE).write_text(json.dumps(asdict(state), indent=1))
+            manifest.write(partial, {"kind": "checkpoint", "run": run, "update": state.version, "ranks": ranks})
+            if final.exists():
+                _discard(final)
         for damaged in folder.glob(f"{_DAMAGED}*"):
             shutil.rmtree(damaged, ignore_errors=True)
         for old in sorted(_complete(folder))[:-keep]:
@@ -232,8 +231,6 @@ def save(
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise CheckpointFailed(f"cannot write the checkpoint {final}: {reason}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
@@ -259,22 +256,16 @@ def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, 
         CheckpointFailed: it cannot be written.
     """
     final = folder / f"{_BEST}{version:06d}"
-    partial = folder / f".{final.name}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        export_policy(partial, whole_policy(weights, model), model)
-        (partial / _SCORE).write_text(json.dumps({"update": version, "success_rate": success}))
-        manifest.write(partial, {"kind": "policy", "update": version})
-        if final.exists():
-            _discard(final)
-        partial.rename(final)
-        manifest.sync(folder)
+        with new_folder(final, durable=True) as partial:
+            export_policy(partial, whole_policy(weights, model), model)
+            (partial / _SCORE).write_text(json.dumps({"update": version, "success_rate": success}))
+            manifest.write(partial, {"kind": "policy", "update": version})
+            if final.exists():
+                _discard(final)
         _drop_beaten(folder)
     except OSError as error:
         raise CheckpointFailed(f"cannot write the best policy {final}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def forget_best(folder: Path, after: int) -> None:
@@ -390,6 +381,6 @@ def _discard(checkpoint: Path) -> None:
 
 def _discard_leftovers(folder: Path) -> None:
     """Delete what interrupted writes and deletions left."""
-    for pattern in (".*.partial", ".*.removed"):
+    for pattern in (f".*{PARTIAL}", ".*.removed"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from services.errors import CheckpointFailed
+from services.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +80,12 @@ class Ledger:
 
     def cut(self, update: int) -> None:
         """Remove entries of later updates than `update`, and damaged lines. Raises CheckpointFailed as `append`."""
-        kept = [entry for entry in self.read() if entry.update <= update]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        Ledger(temporary).append(kept)
-        temporary.replace(self._path)
+        kept = (json.dumps(asdict(entry)) + "\n" for entry in self.read() if entry.update <= update)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, "".join(kept), durable=True)
+        except OSError as error:
+            raise CheckpointFailed(f"cannot write the ledger {self._path}: {error.strerror}") from error
 
 
 def _entry(line: bytes) -> Entry:

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.files import write_whole
+
 FILE_NAME = "appendonly.aof"
 """The file of Redis up to 6."""
 FOLDER_NAME = "appendonlydir"
@@ -187,7 +189,7 @@ def _cut_parts(folder: Path, aside: Path, unknown: bytes | None) -> int:
         kept += length
         lines.append(f"file {name} seq {number} type {kind}\n")
     if lines:
-        (folder / MANIFEST_NAME).write_text("".join(lines))
+        write_whole(folder / MANIFEST_NAME, "".join(lines))
     return kept
 
 

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.codec import CodecError, decode, encode
 from services.errors import AnchorageError
+from services.files import write_whole
 from services.schemas import Task, Trajectory
 
 FOLDER_NAME = "groups"
@@ -130,9 +131,7 @@ class GroupArchive:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            partial = self._folder / f".{update:06d}.partial"
-            partial.write_bytes(_encode(update, groups))
-            partial.replace(self._folder / f"{update:06d}.bin")
+            write_whole(self._folder / f"{update:06d}.bin", _encode(update, groups))
             self._trim()
         except (OSError, CodecError) as error:
             _log.warning("the groups of update %d are not kept for the dashboard: %s", update, error)

@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all, however the writer ends.
 
-What is written lies under a hidden name, `.NAME.….partial`, in the same folder until it is complete, and is then renamed.
+Until it is complete, new content lies under a hidden name, `.NAME.….partial`, in the same folder; then it is renamed.
 `env_servers` may import nothing of ours and has its own (`env_servers/server/sockets.py`).
 
 Invariants

@@ -10,12 +10,12 @@ Invariants
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from services.errors import FolderDamaged
+from services.files import sync, write_whole
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -27,9 +27,7 @@ def write(folder: Path, facts: Mapping[str, object]) -> None:
         str(file.relative_to(folder)): {"bytes": file.stat().st_size, "blake3": _hash(file)} for file in _in(folder)
     }
     body: dict[str, object] = {"format": FORMAT, **facts, "files": files}
-    temporary = folder / f".{MANIFEST_NAME}.tmp"
-    temporary.write_text(json.dumps(body | {"checksum": _checksum(body)}, indent=1))
-    temporary.replace(folder / MANIFEST_NAME)
+    write_whole(folder / MANIFEST_NAME, json.dumps(body | {"checksum": _checksum(body)}, indent=1))
     for path in sorted(folder.rglob("*")):
         sync(path)
     sync(folder)
@@ -85,15 +83,6 @@ def verify(folder: Path, only: str = "") -> dict[str, Any]:
         if name.startswith(only) and name not in body["files"]:
             raise FolderDamaged(f"{folder} is damaged: {name} is not part of it")
     return body
-
-
-def sync(path: Path) -> None:
-    """Make a file or a folder durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _in(folder: Path) -> Iterator[Path]:

@@ -33,6 +33,7 @@ from redis.retry import Retry
 
 from services import append_only, process
 from services.errors import RedisUnavailable
+from services.files import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class EmbeddedRedis:
         finally:
             os.close(lock)  # the server has inherited it
         try:
-            self._write_address()
+            write_whole(self._folder / ADDRESS_NAME, self.url, mode=0o600)
         except OSError as error:
             self.stop()
             raise RedisUnavailable(f"cannot keep Redis data in {self._folder}: {error.strerror}") from None
@@ -213,14 +214,6 @@ class EmbeddedRedis:
                 continue
             return
         raise RedisUnavailable(f"the redis-server of {self._folder} found no free port on {_HOST}")
-
-    def _write_address(self) -> None:
-        path = self._folder / ADDRESS_NAME
-        temporary = path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(self.url)
-        temporary.replace(path)
 
     def _launch(self, executable: str, port: int, lock: int) -> None:
         config = _CONFIG.format(host=_HOST, port=port, password=self._password)

@@ -10,6 +10,7 @@ from pathlib import Path
 from services.config.load import load_config
 from services.config.tree import Config
 from services.errors import NoSuchRun, RunBusy, did_you_mean
+from services.files import write_whole
 from services.redis_server import ADDRESS_NAME
 
 CONFIG_NAME = "config.yaml"
@@ -69,10 +70,8 @@ def lineage(folder: Path, *, resume: bool) -> str:
     except (OSError, UnicodeDecodeError):
         pass
     new = uuid.uuid4().hex
-    temporary = path.with_name(f"{LINEAGE_NAME}.tmp")
     try:
-        temporary.write_text(f"{new} {place}\n")
-        temporary.replace(path)
+        write_whole(path, f"{new} {place}\n")
     except OSError as error:
         raise RunBusy(f"cannot write the run's folder {folder}: {error.strerror} (run.dir, run.name)") from None
     return new

@@ -9,7 +9,6 @@ Invariants
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import orjson
 from services.config.masking import masked
 from services.config.tree import TelemetryConfig
 from services.errors import AnchorageError
+from services.files import write_whole
 from services.tracking import RunInfo, load_trackers
 from services.tracking.background import BackgroundTracker
 
@@ -142,12 +142,7 @@ def _mend(path: Path, resume_step: int | None) -> None:
     after = b"".join(line + b"\n" for line in before.splitlines() if _is_kept(line, resume_step))
     if after == before:
         return
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(after)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, after, durable=True)
 
 
 def _is_kept(line: bytes, resume_step: int | None) -> bool:

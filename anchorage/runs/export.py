@@ -12,6 +12,7 @@ from pathlib import Path
 from services import manifest
 from services.config.load import load_config, portable_config
 from services.errors import CheckpointFailed
+from services.files import new_folder
 from services.manifest import MANIFEST_NAME
 from services.model_folder import check_model_folder
 from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, run_of
@@ -28,20 +29,15 @@ def export_policy(source: Path, out: Path, *, best: bool = False) -> Path:
     out = out.absolute()  # `.` has no name for the partial copy to lie beside
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointFailed(f"{out} exists and is not an empty folder: give a new or empty one")
-    partial = out.with_name(f".{out.name}.partial")
+    left_out = shutil.ignore_patterns("best.json", MANIFEST_NAME)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(policy, partial, ignore=shutil.ignore_patterns("best.json", MANIFEST_NAME))
-        if (run := run_of(policy)) is not None:
-            (partial / CONFIG_NAME).write_text(portable_config(load_config(run / CONFIG_NAME)))
-        manifest.write(partial, {"kind": "policy"})
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        with new_folder(out) as partial:
+            shutil.copytree(policy, partial, ignore=left_out, dirs_exist_ok=True)
+            if (run := run_of(policy)) is not None:
+                (partial / CONFIG_NAME).write_text(portable_config(load_config(run / CONFIG_NAME)))
+            manifest.write(partial, {"kind": "policy"})
     except OSError as error:
         raise CheckpointFailed(f"cannot write {out}: {_reason(error)}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return policy
 
 

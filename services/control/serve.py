@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -13,6 +12,7 @@ from fastapi import FastAPI
 
 from services.control.app import create_app
 from services.control.settings import ControlRefused, ControlSettings
+from services.files import write_whole
 
 GRACE_S = 5
 
@@ -42,9 +42,7 @@ def serve(settings: ControlSettings, on_ready: Callable[[str], None] = lambda ur
 
     def ready() -> None:
         if settings.ready_file is not None:
-            partial = settings.ready_file.with_suffix(".partial")
-            partial.write_text(url)
-            os.replace(partial, settings.ready_file)
+            write_whole(settings.ready_file, url)
         on_ready(url)
 
     _Server(config, app, ready).run([listener])

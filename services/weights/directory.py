@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from services.files import PARTIAL, replacing
 from services.weights.channel import (
     KEPT_VERSIONS,
     Payload,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _LATEST = "latest.json"
 _SUFFIX = ".safetensors"
-_TEMPORARY = ".tmp"
 _CHUNK_BYTES = 16 * 2**20
 _KEPT = TypeAdapter(list[WeightVersion])
 
@@ -96,19 +96,11 @@ class DirectoryChannel(WeightChannel):
             raise WeightsCorrupt(f"{self._folder / _LATEST} is damaged; remove it and publish again") from None
 
     def _write(self, name: str, payload: Payload, deadline: float) -> None:
-        temporary = self._folder / f".{name}.{os.getpid()}{_TEMPORARY}"
-        try:
-            with temporary.open("wb") as file:
-                for start in range(0, payload.nbytes, _CHUNK_BYTES):
-                    file.write(payload[start : start + _CHUNK_BYTES].data)
-                    if time.monotonic() > deadline:
-                        self._late(name)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-        self._sync_folder()
+        with replacing(self._folder / name, durable=True) as file:
+            for start in range(0, payload.nbytes, _CHUNK_BYTES):
+                file.write(payload[start : start + _CHUNK_BYTES].data)
+                if time.monotonic() > deadline:
+                    self._late(name)
 
     def _read(self, wanted: WeightVersion, deadline: float) -> Payload:
         """The verified payload. Into own memory: a mapped file could be taken away under the reader."""
@@ -129,16 +121,9 @@ class DirectoryChannel(WeightChannel):
 
     def _prune(self, kept: Sequence[WeightVersion]) -> None:
         named = {version.locator for version in kept}
-        for path in [*self._folder.glob(f"*{_SUFFIX}"), *self._folder.glob(f".*{_TEMPORARY}")]:
+        for path in [*self._folder.glob(f"*{_SUFFIX}"), *self._folder.glob(f".*{PARTIAL}")]:
             if path.name not in named:
                 path.unlink(missing_ok=True)
-
-    def _sync_folder(self) -> None:
-        handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def _late(self, name: str) -> NoReturn:
         raise WeightsUnavailable(

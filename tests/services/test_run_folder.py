@@ -60,7 +60,7 @@ def test_a_file_that_cannot_be_read_is_no_lineage(folder: Path, text: bytes) -> 
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(folder: Path) -> None:
-    (folder / f"{LINEAGE_NAME}.tmp").mkdir()
+    (folder / LINEAGE_NAME).mkdir()
     with pytest.raises(RunBusy, match="cannot write the run's folder") as caught:
         lineage(folder, resume=False)
     assert "\n" not in str(caught.value)

@@ -124,7 +124,7 @@ def test_nothing_is_announced_when_the_payload_cannot_be_written(
 def test_leftovers_of_a_killed_publisher_go(channel: DirectoryChannel, tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
-    (folder / ".00000001-x.safetensors.1.tmp").write_bytes(b"half")
+    (folder / ".00000001-x.safetensors.1.partial").write_bytes(b"half")
     (folder / "00000001-x.safetensors").write_bytes(b"whole, never announced")
     assert channel.latest() is None
     published = channel.publish(1, tensors())
