@@ -39,6 +39,7 @@ from env_servers.client import (
     SessionLost,
 )
 from env_servers.protocol import ActionForm, ResetRequest, StepResult
+from services.backoff import Backoff
 from services.config.tree import Config, EnvConfig
 from services.schemas import Step, Ticket, Trajectory
 
@@ -52,8 +53,7 @@ WAITS = 2
 and is restarted in that time is given the same action again, so the cause can be verified."""
 ANY_ACTION = "look"
 """Tried in place of a suspected action if the environment lists no admissible one."""
-FIRST_DELAY_S = 0.2
-LONGEST_DELAY_S = 5.0
+BACKOFF = Backoff(0.2, 5.0)
 
 
 class EpisodeFailed(Exception):
@@ -158,10 +158,11 @@ async def play(
     form = form or await action_form(client, config, ticket.task.env)
     attempt = _Attempt(ticket, client, engine, prompts, config, form)
     started = time.time()
-    delay = FIRST_DELAY_S
     losses: list[_LostAtAction] = []
-    restarts = waits = 0
+    attempts = restarts = waits = 0
     while True:
+        attempts += 1
+        delay = BACKOFF.delay(attempts)
         try:
             steps, facts = await _play_or_end(attempt, losses, alone or asyncio.Lock())
             return Trajectory(ticket, steps, facts, actor, started, time.time())
@@ -184,7 +185,6 @@ async def play(
                     f"the environment became unavailable at the action of step {step}: {error}"
                 ) from error
         await asyncio.sleep(delay)
-        delay = min(2 * delay, LONGEST_DELAY_S)
 
 
 class _LostAtAction(SessionLost):

@@ -14,7 +14,7 @@ Invariants
 - A rollout actor is only told to run and to drain: what it does is in its heartbeats in Redis.
 - The supervisor runs on the node of the process that started it.
 
-Example: 3 places, actor a1 crashes at once whenever it starts (`FIRST_DELAY_S` 0.5).
+Example: 3 places, actor a1 crashes at once whenever it starts (`BACKOFF` begins with 0.5 s).
 
     s     running     event
     0     a0 a1 a2    a1 crashes, 1 in a row: next start in 0.5 s
@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.rollout_process import EngineFactory, RolloutProcess, RolloutSpec, vllm_engine
+from services.backoff import Backoff
 from services.buffer import Buffer
 from services.buffer.owner import Owner
 from services.config.tree import BufferConfig, Config, RolloutConfig
@@ -45,8 +46,7 @@ logger = logging.getLogger(__name__)
 
 RESOURCE = "rollout"
 RECONCILE_S = 0.5
-FIRST_DELAY_S = 0.5
-LONGEST_DELAY_S = 30.0
+BACKOFF = Backoff(0.5, 30.0)
 SETTLED_S = 60.0
 FAILING_CRASHES = 3
 DRAIN_S = 15.0
@@ -201,7 +201,7 @@ class Pool:
             self._crashes += 1
             settled = member.worked or now - member.started > SETTLED_S
             self._crashes_in_a_row = 1 if settled else self._crashes_in_a_row + 1
-            delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self._crashes_in_a_row - 1))
+            delay = BACKOFF.delay(self._crashes_in_a_row)
             self._not_before = now + delay
             logger.warning("rollout actor %s crashed: %s; next start in %.1f s", member.name, self._last_error, delay)
 

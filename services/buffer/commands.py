@@ -1,8 +1,8 @@
-"""What people ask of a run, through Redis: a small, bounded list of commands, each answered by who carries it out.
+"""Commands that people send to a run through Redis: a small, bounded list, answered by the process that executes them.
 
 Invariants
-- A command is there once, whatever is repeated; it is answered at most once, and the first answer stays.
-- At most `MAX_WAITING` commands wait, at most `MAX_KEPT` are remembered; answered ones leave first, oldest first.
+- Requests are idempotent. A command has at most one answer: the first one stays.
+- At most `MAX_WAITING` commands wait and at most `MAX_KEPT` are kept; the oldest answered ones are dropped first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_KEPT = 200
 
 
 class Action(enum.StrEnum):
-    """What can be asked of a run."""
+    """What a run can be asked to do."""
 
     PAUSE = "pause"
     RESUME = "resume"
@@ -30,7 +30,13 @@ class Action(enum.StrEnum):
 
 
 class Answer(BaseModel):
-    """What became of a command: `at` in Unix seconds, whether it was carried out, and one line for people."""
+    """Outcome of a command.
+
+    Attributes:
+        at: when it was answered, Unix seconds.
+        done: whether it was executed.
+        text: one line for people.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +46,16 @@ class Answer(BaseModel):
 
 
 class Command(BaseModel):
-    """One command: its id, who asked for it and when (Unix seconds); `actors` is how many to `scale` to."""
+    """One command.
+
+    Attributes:
+        id: chosen by the sender, unique within the run.
+        action: what to do.
+        by: name of the sender.
+        at: when it was sent, Unix seconds.
+        actors: number of rollout actors, for `scale` only.
+        answer: its outcome, None while it waits.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,19 +68,19 @@ class Command(BaseModel):
 
 
 class CommandLog:
-    """The commands of one run. Got from `Buffer.commands`; its methods raise what the buffer's do."""
+    """The commands of one run, from `Buffer.commands`. Methods raise what the buffer's methods raise."""
 
-    def __init__(self, run: Callable[..., Any], understood: Callable[[], AbstractContextManager[None]]) -> None:
-        """`run` carries a script out; reading its answer happens within `understood`."""
+    def __init__(self, run: Callable[..., Any], parsing: Callable[[], AbstractContextManager[None]]) -> None:
+        """`run` executes a script; its reply is parsed within `parsing`."""
         self._run = run
-        self._understood = understood
+        self._parsing = parsing
 
     def request(self, command: Command) -> bool:
-        """Ask for it. False: too many wait already."""
+        """Send a command; False if too many wait already."""
         return bool(self._run("request", command.id, command.model_dump_json(), MAX_WAITING, MAX_KEPT))
 
     def answer(self, command: str, answer: Answer) -> bool:
-        """Answer the command with this id. False: there is none, or it has an answer."""
+        """Answer the command with this id; False if there is none or it has an answer."""
         return bool(self._run("answer", command, answer.model_dump_json()))
 
     def waiting(self) -> list[Command]:
@@ -73,9 +88,9 @@ class CommandLog:
         return [command for command in self.all() if command.answer is None]
 
     def all(self) -> list[Command]:
-        """All commands that are remembered, oldest first."""
+        """All commands that are kept, oldest first."""
         found = self._run("commands")
-        with self._understood():
+        with self._parsing():
             return [
                 Command.model_validate_json(text).model_copy(
                     update={"answer": Answer.model_validate_json(answer) if answer else None}

@@ -1,16 +1,14 @@
-"""The connection to Redis: time limits, one layer of retries, and one clear line when it fails.
+"""The connection to Redis: timeouts, one layer of retries, and one clear line when it fails.
 
 Invariants
-- Every command has a time limit; a lost Redis is retried with back-off for `reconnect_s`, then
-  it is `RedisUnavailable`.
-- A command may have been carried out although its answer was lost: what goes through `call` must bear repetition.
-- No message and no log line holds a credential.
+- Every command has a timeout. An unreachable Redis is retried with back-off for `reconnect_s`, then RedisUnavailable.
+- A command may have been executed although its reply was lost: whatever goes through `call` must be idempotent.
+- No message and no log line contains a credential.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from redis import BlockingConnectionPool, Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from services.backoff import Backoff
 from services.buffer import keys
 from services.config.addresses import is_redis_address
 from services.config.tree import BufferConfig
@@ -34,22 +33,26 @@ Arg = bytes | str | int | float
 _T = TypeVar("_T")
 
 _MAX_CONNECTIONS = 32
-_FIRST_DELAY_S = 0.05
-_LONGEST_DELAY_S = 2.0
+_BACKOFF = Backoff(0.05, 2.0, jitter=True)
 _ALSO = {"take": ("install_owner",), "restore_owner": ("install_owner",)}
-"""Parts that some scripts share beside the prelude of all."""
+"""Lua that some scripts share, in addition to the prelude of all."""
 _NO_ROOM = re.compile(r"maxmemory|MISCONF")
-# By text, too: what a command within a script is answered reaches the client as an error of the script.
+# Matched by text as well: the error of a command inside a script reaches the client as an error of the script.
 _READ_ONLY = re.compile(r"\bREADONLY\b")
 _DENIED = re.compile(r"\bNOPERM\b|user executing the script can't run|ACL failure in script")
 _NOT_NOW = re.compile(r"\b(?:BUSY|NOREPLICAS|MASTERDOWN)\b")
 
 
 class Connection:
-    """A pool of connections to one Redis; thread-safe. `client` is for use inside `call`."""
+    """A pool of connections to one Redis. Thread-safe.
+
+    Attributes:
+        client: for use inside `call`.
+        where: the address without credentials, for messages.
+    """
 
     def __init__(self, url: str, config: BufferConfig) -> None:
-        """Does not connect yet. Raises RedisUnavailable when `url` is not the address of a Redis."""
+        """Does not connect yet. RedisUnavailable if `url` is not the address of a Redis."""
         self.where = mask(url)
         self._reconnect_s = config.reconnect_s
         try:
@@ -67,7 +70,7 @@ class Connection:
         self.client = Redis(connection_pool=pool)
 
     def script(self, name: str, of: keys.Keys) -> Callable[[Sequence[Arg]], Any]:
-        """The script `lua/<name>.lua` on a run's keys, as a function of its arguments."""
+        """The script `lua/<name>.lua` on a run's keys (`of`), as a function of its arguments."""
         folder = resources.files("services.buffer") / "lua"
         parts = ("prelude", *_ALSO.get(name, ()), name)
         body = "".join((folder / f"{part}.lua").read_text() for part in parts)
@@ -76,13 +79,12 @@ class Connection:
         return lambda args: self.call(lambda: script(keys=names, args=args))
 
     def call(self, operation: Callable[[], _T]) -> _T:
-        """The result of `operation`, repeated while Redis is away.
+        """Run `operation` and return its result, with retries while Redis is unreachable.
 
         Raises:
-            RedisUnavailable: refused for good, or away for `reconnect_s`.
+            RedisUnavailable: refused permanently, or unreachable for `reconnect_s`.
         """
-        deadline = time.monotonic() + self._reconnect_s
-        delay = _FIRST_DELAY_S
+        attempts = _BACKOFF.within(self._reconnect_s)
         while True:
             try:
                 return operation()
@@ -90,20 +92,20 @@ class Connection:
                 problem = self._problem(error)
                 if problem is None:
                     raise
-                left = deadline - time.monotonic()
-                if _is_final(error) or left <= 0:
+                delay = None if _is_final(error) else attempts.next_delay()
+                if delay is None:
                     raise RedisUnavailable(problem) from error
-                if delay == _FIRST_DELAY_S:
-                    _log.warning("%s; trying again for %.0f s", problem, self._reconnect_s)
-            time.sleep(min(left, delay * random.uniform(0.5, 1.0)))
-            delay = min(2 * delay, _LONGEST_DELAY_S)
+                if attempts.failures == 1:
+                    _log.warning("%s; retrying for %.0f s", problem, self._reconnect_s)
+            time.sleep(delay)
 
     def close(self) -> None:
+        """Close all connections."""
         self.client.close()
         self.client.connection_pool.disconnect()
 
     def _problem(self, error: exceptions.RedisError) -> str | None:
-        """The line for the user, or none for an error that is not about Redis being available."""
+        """One line for the user, or None for an error that does not concern the availability of Redis."""
         if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
             return f"Redis at {self.where} refuses the user or password; check buffer.redis_url"
         if isinstance(error, exceptions.NoPermissionError) or _DENIED.search(str(error)):
@@ -116,18 +118,18 @@ class Connection:
             return f"Redis at {self.where} is a read-only replica; name the primary in buffer.redis_url"
         reason = _NOT_NOW.search(str(error))
         if reason is not None or isinstance(error, exceptions.MasterDownError):
-            # Behind the name of the script, where one has met it.
+            # An error inside a script carries the script's name in front of it.
             said = first_line(error) if reason is None else str(error)[reason.start() :].partition("\n")[0]
-            return f"Redis at {self.where} cannot serve at the moment: {said}"
+            return f"Redis at {self.where} cannot serve requests now: {said}"
         if isinstance(error, exceptions.MovedError | exceptions.AskError | exceptions.ClusterDownError):
             return f"Redis at {self.where} is a node of a Redis Cluster; name a Redis of its own in buffer.redis_url"
         if _NO_ROOM.search(str(error)):
-            return f"Redis at {self.where} cannot store anything: its memory or its disk is full"
+            return f"Redis at {self.where} cannot store data: its memory or its disk is full"
         return None
 
 
 def mask(url: str) -> str:
-    """The address without user, password and options. Raises RedisUnavailable when it is not one of a Redis."""
+    """The address without user, password and options. RedisUnavailable if it is not the address of a Redis."""
     if not is_redis_address(url):
         raise RedisUnavailable(_NOT_AN_ADDRESS)
     parts = urlsplit(url)
@@ -143,6 +145,7 @@ _NOT_AN_ADDRESS = (
 
 
 def _is_final(error: exceptions.RedisError) -> bool:
+    """Whether a retry cannot help."""
     return _DENIED.search(str(error)) is not None or isinstance(
         error,
         exceptions.AuthenticationError

@@ -1,7 +1,7 @@
-"""Where every ticket of a run is: for `anchorage buffer inspect`, dashboards and tests. Plain data.
+"""The place of every ticket of a run, as plain data for `anchorage buffer inspect`, dashboards and tests.
 
 Invariants
-- A ticket is waiting, leased, stored, or gone (given up, or of a cancelled group).
+- A ticket is waiting, leased, stored, or dropped (given up, or of a cancelled group).
 - A group is open, complete or cancelled.
 """
 
@@ -22,8 +22,12 @@ class TicketContents:
     """One ticket of a group.
 
     Attributes:
-        place: where it is. holder: the actor that leases it. lease_s: seconds left of the lease (negative: run out).
-        nbytes: size of its stored trajectory. attempts: failed so far.
+        member: its number in the group.
+        place: where it is.
+        holder: the actor that leases it.
+        lease_s: seconds left of the lease, negative once it has expired.
+        nbytes: size of its stored trajectory.
+        attempts: number of failed attempts so far.
     """
 
     member: int
@@ -36,7 +40,16 @@ class TicketContents:
 
 @dataclass(frozen=True, slots=True)
 class GroupContents:
-    """One group: its tickets in member order, without those given up; none of a cancelled one, which has its reason."""
+    """One group.
+
+    Attributes:
+        stream: its stream.
+        group: its number in the stream.
+        size: number of its members.
+        state: open, complete or cancelled.
+        tickets: in member order, without those given up; empty for a cancelled group.
+        reason: why it was cancelled.
+    """
 
     stream: str
     group: int
@@ -47,6 +60,7 @@ class GroupContents:
 
     @property
     def nbytes(self) -> int:
+        """Size of all stored trajectories."""
         return sum(ticket.nbytes for ticket in self.tickets)
 
 
@@ -61,7 +75,7 @@ def parse_contents(
     stored: Sequence[bytes],
     attempts: Sequence[bytes],
 ) -> list[GroupContents]:
-    """The answer of `contents.lua`, sorted as tickets are handed out."""
+    """Parse the reply of `contents.lua`, sorted in the order in which tickets are leased. `now`: ms."""
     known, why = _pairs(sizes), _pairs(reasons)
     held, ends, tried = _pairs(holders), _pairs(leases), _pairs(attempts)
     of_group: defaultdict[bytes, list[TicketContents]] = defaultdict(list)

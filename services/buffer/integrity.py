@@ -1,7 +1,7 @@
-"""What is wrong with a run's keys in Redis, as one line: for when a call has failed on them, and before a run resumes.
+"""Check of a run's keys in Redis: names the first invalid value in one line, after a failed call and before a resume.
 
 Invariants
-- Nothing is changed here. What the check itself cannot read is part of the answer, never an error of its own.
+- Nothing is changed here. If the check itself cannot read a key, that is its result, never another error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STREAM = re.compile(_NAME)
 _WHOLE = re.compile(rb"-?\d{1,18}")
 _SHOWN_CHARS = 60
 _LARGEST_SCORE = 2**53
-"""Beyond it adding a millisecond to a time changes nothing."""
+"""Above it, a double cannot represent one millisecond more."""
 
 Check = Callable[[bytes], bool]
 
@@ -93,7 +93,7 @@ _FIELDS: Mapping[str, tuple[Check, Check]] = {
     "answers": (_is_text, _is_answer),
     "weights_wishes": (_is_text, _is_object),
 }
-"""Fields and values of the hashes. Those of `trajectories` are checked by who reads them: there are many."""
+"""Checks of the fields and values of hashes. Values of `trajectories` are many, and are checked when they are read."""
 _MEMBERS: Mapping[str, Check] = {
     "queue": _is_ticket,
     "leases": _is_ticket,
@@ -102,7 +102,7 @@ _MEMBERS: Mapping[str, Check] = {
     "command_order": _is_text,
 }
 _TIMES = ("leases", "actor_deadlines")
-"""Sorted sets scored with times; all scores of the others are 0."""
+"""Sorted sets whose scores are times; all other scores are 0."""
 _VALUES: Mapping[str, Check] = {
     "bytes": _is_whole,
     "sequence": _is_whole,
@@ -115,17 +115,17 @@ _VALUES: Mapping[str, Check] = {
 
 
 def damaged(client: Redis, keys: Keys, error: Exception) -> BufferDamaged:
-    """The error to raise in place of `error`, which a call on the run's keys has met."""
-    return BufferDamaged(find_damage(client, keys) or f"the run's data in Redis cannot be used: {first_line(error)}")
+    """The error to raise instead of `error`, which a call on the run's keys raised."""
+    return BufferDamaged(find_damage(client, keys) or f"invalid data of the run in Redis: {first_line(error)}")
 
 
 def damaged_value(keys: Keys, name: str, value: bytes) -> BufferDamaged:
-    """The error to raise for a value of a key that its reader does not understand."""
+    """The error to raise for an invalid value of a key."""
     return BufferDamaged(_holds_foreign(keys, name, value))
 
 
 def find_damage(client: Redis, keys: Keys) -> str | None:
-    """The first key that holds what no run writes there, as a line for people; None when all are sound."""
+    """One line about the first key that holds what no run writes; None if all are valid."""
     for name, kind in KINDS.items():
         key = keys[name]
         try:
@@ -146,7 +146,7 @@ def _holds_foreign(keys: Keys, name: str, value: bytes) -> str:
 
 
 def _advice(keys: Keys) -> str:
-    """All keys, since a run cannot go on without one of them: `sizes` without `tickets`, for example."""
+    """Advises to delete all keys: a run cannot continue without one of them, such as `sizes` without `tickets`."""
     return (
         f"another program wrote it; delete all keys {keys.pattern} (what they held is played again), "
         "or give the run another run.name or Redis"
@@ -154,7 +154,7 @@ def _advice(keys: Keys) -> str:
 
 
 def _first_wrong(client: Any, name: str, key: str) -> bytes | None:
-    """A field, member or value of the key that is not what it should be."""
+    """An invalid field, member or value of the key, None if there is none."""
     if name == "trajectories":
         return _wrong_of(client.hkeys(key), _is_ticket)
     if name in _FIELDS:
@@ -171,11 +171,11 @@ def _first_wrong(client: Any, name: str, key: str) -> bytes | None:
         return None if value is None else _wrong_of([value], _VALUES[name])
     if name == "metrics":
         return _wrong_of((fields.get(b"json", b"") for _, fields in client.xrange(key)), _is_object)
-    return None  # clock and owner mend themselves
+    return None  # clock and owner are rewritten by the scripts when they are invalid
 
 
 def _wrong_score(scores: Mapping[bytes, float], name: str) -> bytes | None:
-    """A member with a score that no run gives it, and that score."""
+    """A member with an invalid score, and that score."""
     largest = _LARGEST_SCORE if name in _TIMES else 0
     wrong = ((member, score) for member, score in scores.items() if not 0 <= score <= largest)
     return next((b"%b with score %g" % found for found in wrong), None)

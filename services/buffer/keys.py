@@ -1,10 +1,15 @@
-"""The Redis keys of a run, and how tickets and groups are written inside them. The only file that knows key names.
+"""The Redis keys of a run and the format of tickets and groups inside them. The only file that knows key names.
 
 Invariants
-- Every key carries the hash tag `{run}`, so that a run lives in one slot of a Redis Cluster, and a script
-  gets every key that it names: it touches no undeclared one.
-- A ticket's field sorts, as bytes, the way tickets are handed out: evaluation streams first, then stream, group,
-  member. A group's field is its tickets' field without the member.
+- Every key contains the hash tag `{run}`, so that all keys of a run are in one slot. A script declares every key that
+  it accesses.
+- A ticket's field sorts, as bytes, in the order in which tickets are leased: evaluation streams first, then stream,
+  group, member. A group's field is that of its tickets without the member.
+
+Example:
+    0 eval-000040 000000000000 000003    member 3 of group 0 of an evaluation
+    1 train 000000000007 000000          member 0 of training group 7
+    1 train 000000000007                 training group 7
 """
 
 from __future__ import annotations
@@ -15,42 +20,42 @@ from collections.abc import Mapping, Sequence
 from services.schemas import TRAIN_STREAM, Ticket
 
 KINDS: Mapping[str, str] = {
-    "queue": "zset",  # all scores 0: fields of tickets that wait
-    "leases": "zset",  # ticket field, scored with the end of its lease (ms of the run's clock)
+    "queue": "zset",  # all scores 0: fields of waiting tickets
+    "leases": "zset",  # ticket field, score: end of its lease (ms of the run's clock)
     "holders": "hash",  # ticket field -> actor
     "tickets": "hash",  # ticket field -> JSON, from issue until its group is complete, cancelled or removed
     "attempts": "hash",  # ticket field -> failed attempts
-    "given_up": "hash",  # ticket field -> why its group goes on without it
+    "given_up": "hash",  # ticket field -> why its group continues without it
     "trajectories": "hash",  # ticket field -> encoded trajectory
-    "bytes": "string",  # integer: stored bytes of all trajectories
-    "sizes": "hash",  # group field -> group size; one entry a known group, in whatever state
+    "bytes": "string",  # integer: size of all trajectories in bytes
+    "sizes": "hash",  # group field -> group size; one entry per known group, in any state
     "counts": "hash",  # group field -> stored trajectories; present once an actor has leased one of its tickets
     "complete": "zset",  # all scores 0: fields of complete groups
     "reasons": "hash",  # group field -> why it was cancelled
-    "sequence": "string",  # integer: of the last completion or cancellation; grows even when Redis has lost its data
+    "sequence": "string",  # integer: of the last completion or cancellation; grows even after Redis has lost its data
     "changed": "hash",  # stream -> sequence of its last completion or cancellation
     "actors": "hash",  # actor -> JSON of its last heartbeat
-    "actor_deadlines": "zset",  # actor, scored with the time its heartbeat expires (ms of the run's clock)
+    "actor_deadlines": "zset",  # actor, score: when its heartbeat expires (ms of the run's clock)
     "actor_heard": "hash",  # actor -> time of its last heartbeat (ms of the run's clock)
     "manifest": "string",
     "state": "string",
     "metrics": "stream",  # capped
-    "commands": "hash",  # id -> JSON of what people ask of the run
+    "commands": "hash",  # id -> JSON of a command that people sent to the run
     "command_order": "list",  # ids of commands, oldest first
     "answers": "hash",  # id of a command -> JSON of its answer
-    "desired_actors": "string",  # integer: the wish for so many rollout actors
+    "desired_actors": "string",  # integer: requested number of rollout actors
     "weights_announced": "string",  # JSON: the newest policy version of a collective weight channel
-    "weights_wishes": "hash",  # reader -> JSON of the version it waits for
-    "weights_round": "string",  # JSON: the transfer called last
+    "weights_wishes": "hash",  # reader -> JSON of its request for a version
+    "weights_round": "string",  # JSON: the latest transfer round
     "clock": "hash",  # `server`: time of Redis when it was read last, `steady`: the run's own time then (both ms)
     "owner": "hash",  # who runs the run: `token`, `lineage`, `record` (JSON), `beats`, `released`
 }
-"""Keys of a run and the type, as Redis calls it, of each."""
+"""Redis type of each key of a run."""
 
 NAMES = tuple(KINDS)
 
 MAX_GROUP_SIZE = 4096
-"""A script names all tickets of a group in one command; Lua has room for some 8,000 arguments."""
+"""A script passes all tickets of a group to one command; Lua allows some 8,000 arguments."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _GROUP_DIGITS = 12
@@ -58,7 +63,7 @@ _MEMBER_DIGITS = 6
 
 
 class Keys:
-    """Key names of one run. Raises ValueError when `run` is not a plain name."""
+    """Key names of one run. ValueError if `run` is not a plain name."""
 
     def __init__(self, run: str) -> None:
         self._prefix = "anchorage:{" + _checked(run, "run") + "}:"
@@ -69,7 +74,7 @@ class Keys:
 
     @property
     def pattern(self) -> str:
-        """Matches every key of the run, as SCAN and `redis-cli --pattern` read it."""
+        """Pattern of every key of the run, for SCAN and `redis-cli --pattern`."""
         return f"{self._prefix}*"
 
     def of(self, names: Sequence[str]) -> list[str]:
@@ -78,18 +83,18 @@ class Keys:
 
 
 def named_in(lua: str) -> list[str]:
-    """The keys that a script's text names, in capitals; the order in which `bindings` binds them."""
+    """The keys that a script mentions in capitals, in the order in which `bindings` binds them."""
     words = set(re.findall(r"\b[A-Z_]+\b", lua))
     return [name for name in NAMES if name.upper() in words]
 
 
 def bindings(names: Sequence[str]) -> str:
-    """Lua that binds keys to their names in capitals; for the top of a script."""
+    """Lua that binds keys to their names in capitals, for the top of a script."""
     return "".join(f"local {name.upper()} = KEYS[{index}]\n" for index, name in enumerate(names, start=1))
 
 
 def group_field(stream: str, group: int) -> str:
-    """`<0|1> <stream> <group, 12 digits>`. The blank sorts before every character of a stream's name."""
+    """`<0|1> <stream> <group, 12 digits>`. A blank sorts before every character of a stream's name."""
     if not 0 <= group < 10**_GROUP_DIGITS:
         raise ValueError(f"group {group} is out of range")
     return f"{stream_prefix(stream)}{group:0{_GROUP_DIGITS}d}"
@@ -103,11 +108,12 @@ def ticket_field(stream: str, group: int, member: int) -> str:
 
 
 def field_of(ticket: Ticket) -> str:
+    """The field of a ticket."""
     return ticket_field(ticket.stream, ticket.group, ticket.member)
 
 
 def field_of_id(ticket_id: str) -> str:
-    """Field of the ticket with this id (`stream/group/member`). Raises ValueError when it is not an id."""
+    """The field of the ticket with this id (`stream/group/member`). ValueError if it is not an id."""
     parts = ticket_id.split("/")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts[1:]):
         raise ValueError(f"'{ticket_id}' is not a ticket id")
@@ -115,12 +121,12 @@ def field_of_id(ticket_id: str) -> str:
 
 
 def stream_prefix(stream: str) -> str:
-    """What the fields of a stream's groups begin with."""
+    """The prefix of the fields of a stream's groups."""
     return f"{int(stream == TRAIN_STREAM)} {_checked(stream, 'stream')} "
 
 
 def stream_range(stream: str) -> tuple[str, str]:
-    """Bounds of a stream's group fields for lexicographic range queries."""
+    """Bounds of a stream's group fields, for lexicographic range queries."""
     prefix = stream_prefix(stream)
     return f"[{prefix}", f"({prefix}~"
 

@@ -1,13 +1,13 @@
-"""Who runs a run: one process at a time owns its name in a Redis.
+"""Ownership of a run: one process at a time owns the run's name in a Redis.
 
 Invariants
-- Whoever writes for a run (its learner and its actors) names the owner's token in every call; after another process has
-  taken the name, such calls fail with RunTaken and change nothing.
-- A name is taken from an owner that released it, from a process that is known to be dead (same machine, same process
-  namespace), or from one that gave no sign of life for its whole lease. The taker measures that by its own monotonic
-  clock, so no clock that is set can take a name from a live run.
-- What another lineage left in Redis is deleted with the taking. A lineage is a run's folder from its start on: a new
-  start has a new one, a resumed run has that of its folder, a copied folder has none.
+- Every writer of a run (its learner and its actors) sends the owner's token with every call. Once another process has
+  taken over the name, such calls raise RunTaken and change nothing.
+- A name is taken over from an owner that released it, from a process that is known to be dead (same machine, same
+  process namespace), or from one that sent no heartbeat for its whole lease. The new owner measures that with its own
+  monotonic clock, so setting a clock cannot take a name from a live run.
+- A takeover deletes the data of any other lineage. A lineage identifies one start of a run in its folder: a new start
+  gets a new one, a resumed run keeps that of its folder, a copied folder has none.
 """
 
 from __future__ import annotations
@@ -33,25 +33,29 @@ BEATS_A_LEASE = 8
 CLOSING_S = 10.0
 POLL_S = 0.1
 PROMPT_S = 1.0
-"""An answer of Redis that took longer says nothing of whether the owner was silent meanwhile."""
+"""If Redis took longer to reply, it was unreachable, and the owner could not send heartbeats either."""
 _LATEST = 1e11
-"""Unix seconds that every platform can write as a date."""
+"""Unix seconds that every platform can format as a date."""
 _PROC = Path("/proc")
 _DEAD = ("X", "Z")
 _STOPPED = ("T", "t")
-"""States of a process, as the kernel calls them; one that is stopped may be as good as dead."""
+"""Process states, as the kernel names them. A stopped process may never continue."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Which process owns a run, and since when (Unix seconds).
+    """The process that owns a run.
 
     Attributes:
-        host: its name. boot, namespace: of the machine's start and of the process namespace; pids are unique in both.
-        started: when the process began, in ticks since the boot: pids are used again.
-        lease_s: after so many seconds without a sign of life it may be replaced.
+        host: name of its machine.
+        boot: id of the machine's current boot; process ids are unique within one boot and namespace.
+        namespace: id of its process namespace.
+        pid: its process id.
+        started: when it started, in ticks since the boot, since process ids are reused.
+        since: when it took over the run, Unix seconds.
+        lease_s: after so many seconds without a heartbeat it may be replaced.
     """
 
     host: Annotated[str, Field(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -64,13 +68,13 @@ class Record:
 
     @classmethod
     def here(cls, lease_s: float) -> Record:
-        """Of the calling process."""
+        """The record of the calling process."""
         pid = os.getpid()
         _, started = _process(pid) or ("", 0)
         return cls(socket.gethostname(), _boot(), _namespace(), pid, started, time.time(), lease_s)
 
     def state(self) -> str | None:
-        """The process's state as the kernel has it, `X` when it is gone; None where it cannot be seen from here."""
+        """State letter of the process in the kernel, `X` if it is gone; None if it is not visible from here."""
         if not self.boot or not self.namespace or (self.boot, self.namespace) != (_boot(), _namespace()):
             return None
         found = _process(self.pid)
@@ -88,7 +92,13 @@ RECORD = TypeAdapter(Record)
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The hold on a run's name: what every writing call shows. Plain data, so that actors can have it too."""
+    """Proof of ownership, sent with every writing call. Plain data, so that actors can have it too.
+
+    Attributes:
+        token: `NUMBER-ID`; later owners have higher numbers.
+        lineage: of the run's data.
+        record: the owner's `Record` as JSON.
+    """
 
     token: str
     lineage: str
@@ -97,7 +107,14 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An owner as Redis has it; `record` is None where it cannot be read."""
+    """An owner as recorded in Redis.
+
+    Attributes:
+        token: its token.
+        beats: number of its heartbeats.
+        released: whether it released the name.
+        record: its process; None if unreadable.
+    """
 
     token: str
     beats: str
@@ -105,8 +122,8 @@ class Found:
     record: Record | None
 
 
-class Names(Protocol):
-    """What taking a name needs of a `Buffer`."""
+class OwnerStore(Protocol):
+    """The part of a `Buffer` that stores the owner."""
 
     def owner(self) -> Found | None: ...
     def take(self, seen: Found | None, unique: str, lineage: str, record: str) -> str | None: ...
@@ -115,7 +132,7 @@ class Names(Protocol):
 
 
 def take(
-    buffer: Names,
+    buffer: OwnerStore,
     run: str,
     lineage: str,
     lease_s: float,
@@ -123,12 +140,25 @@ def take(
     alone: bool = False,
     waiting: Callable[[str], object] = log.info,
 ) -> Owner:
-    """Own the run's name. An owner that may be dead is watched for its lease; `waiting` is told so once.
+    """Take over the run's name. Blocks for up to the lease of an owner that may be dead.
 
-    `alone`: nobody else can use this Redis, so whoever is named there is gone, or is the original of a copied folder.
+    Args:
+        buffer: where the owner is recorded.
+        run: name of the run.
+        lineage: of the run's data; see `services.run_folder.lineage`.
+        lease_s: lease of the new owner, in seconds.
+        alone: no other process can use this Redis, so a recorded owner is gone, or owns what this folder was copied of.
+        waiting: called once with a line for people if this has to wait.
 
     Raises:
-        RunTaken: another process runs it.
+        RunTaken: another process owns the run.
+
+    Example:
+        lease 30 s, the recorded owner is on another machine:
+        t =  0 s  token 17-a, beats 41    waiting("run first was not released by …")
+        t = 12 s  token 17-a, beats 42    RunTaken: it is alive
+        or, with no heartbeat until
+        t = 30 s  token 17-a, beats 41    take over: token 18-b
     """
     record = RECORD.dump_json(Record.here(lease_s)).decode()
     unique = uuid.uuid4().hex
@@ -138,7 +168,7 @@ def take(
         asked = time.monotonic()
         found = buffer.owner()
         if time.monotonic() - asked > PROMPT_S:
-            watched = None  # Redis was away: its owner could not show itself either
+            watched = None  # Redis was unreachable, so the owner could not send heartbeats either
         if alone or found is None or _may_be_replaced(run, found, watched, lease_s):
             token = buffer.take(found, unique, lineage, record)
             if token is not None:
@@ -146,20 +176,20 @@ def take(
             continue
         if watched is None and not told:
             told = True
-            waiting(f"run {run} was not released by {found.record or 'its owner'}; waiting for a sign of life")
+            waiting(f"run {run} was not released by {found.record or 'its owner'}; waiting for its heartbeat")
         if watched is None or watched[0] != found:
             watched = (found, time.monotonic())
         time.sleep(POLL_S)
 
 
 def in_use(run: str, record: Record | None) -> str:
-    """The line for whoever cannot have the run."""
+    """The message for a process that cannot take over the run."""
     whom = f"by {record}" if record is not None else "by another process"
     return f"run {run} is in use {whom}; stop that one, or give this one another run.name or Redis"
 
 
 def parse_found(answer: list[bytes] | None) -> Found | None:
-    """The answer of `owner.lua`."""
+    """Parse the reply of `owner.lua`."""
     if not answer:
         return None
     token, beats, released, text = (part.decode(errors="replace") for part in answer)
@@ -171,9 +201,9 @@ def parse_found(answer: list[bytes] | None) -> Found | None:
 
 
 class Ownership:
-    """Keeps a taken name: shows a sign of life `BEATS_A_LEASE` times a lease, on a thread of its own."""
+    """Keeps the ownership of a run: a thread sends `BEATS_A_LEASE` heartbeats per lease until `release`."""
 
-    def __init__(self, buffer: Names, lease_s: float) -> None:
+    def __init__(self, buffer: OwnerStore, lease_s: float) -> None:
         self._buffer = buffer
         self._every_s = lease_s / BEATS_A_LEASE
         self._ended = threading.Event()
@@ -183,24 +213,25 @@ class Ownership:
 
     @property
     def lost(self) -> bool:
+        """Whether another process has taken over the run."""
         return self._lost is not None
 
     def check(self) -> None:
-        """Raises RunTaken once another process has taken the name."""
+        """Raise RunTaken if another process has taken over the run."""
         if self._lost is not None:
             raise self._lost
 
     def release(self) -> None:
-        """Let go of the name. Whoever has taken it keeps it."""
+        """Stop the heartbeats and release the name, unless another process has taken it over."""
         self._ended.set()
         self._thread.join(CLOSING_S)
         if self._thread.is_alive():
-            log.warning("Redis is away: the run's name is not released, its lease will run out")
+            log.warning("Redis is unreachable: run name not released, its lease will expire")
         elif self._lost is None:
             try:
                 self._buffer.release_owner()
             except AnchorageError as error:
-                log.warning("the run's name is not released, its lease will run out: %s", error)
+                log.warning("run name not released, its lease will expire: %s", error)
 
     def _run(self) -> None:
         while not self._ended.wait(self._every_s):
@@ -210,11 +241,11 @@ class Ownership:
                 self._lost = error
                 return
             except RedisUnavailable as error:
-                log.warning("the hold on the run's name is not renewed: %s", error)
+                log.warning("owner heartbeat failed; retrying: %s", error)
 
 
 def _may_be_replaced(run: str, found: Found, watched: tuple[Found, float] | None, lease_s: float) -> bool:
-    """Whether the owner is gone, as far as is known by now. RunTaken when it is alive."""
+    """Whether the owner is gone, as far as is known by now. RunTaken if it is alive."""
     if found.released:
         return True
     state = None if found.record is None else found.record.state()
@@ -228,9 +259,9 @@ def _may_be_replaced(run: str, found: Found, watched: tuple[Found, float] | None
 
 
 def _process(pid: int) -> tuple[str, int] | None:
-    """State and start (ticks since the boot) of a process; None when there is none."""
+    """State letter and start (ticks since the boot) of a process; None if there is none."""
     try:
-        # The second field is the name in parentheses, which may hold anything.
+        # The second field is the name in parentheses, which may contain any character.
         fields: list[Any] = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -238,7 +269,7 @@ def _process(pid: int) -> tuple[str, int] | None:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is such a process although `/proc` does not show it: another user's, under `hidepid`."""
+    """Whether the process exists although `/proc` does not show it: another user's process under `hidepid`."""
     if pid <= 0:
         return False
     try:

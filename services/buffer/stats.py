@@ -1,4 +1,4 @@
-"""What the buffer holds at one moment, for dashboards and for whoever must relieve it. Plain data."""
+"""Figures of the buffer and its Redis at one moment, as plain data for dashboards and the trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:
-    """Groups of one stream by state."""
+    """Number of groups of one stream by state."""
 
     open: int = 0
     complete: int = 0
@@ -18,7 +18,15 @@ class StreamStats:
 
 @dataclass(frozen=True, slots=True)
 class BufferStats:
-    """Tickets waiting and leased, groups per stream, and the stored trajectories' bytes against their cap."""
+    """Figures of one run's buffer.
+
+    Attributes:
+        queued: tickets that wait for an actor.
+        leased: tickets that an actor holds.
+        streams: groups by stream.
+        trajectory_bytes: size of all stored trajectories.
+        cap_bytes: the cap on it (`buffer.max_mib`).
+    """
 
     queued: int
     leased: int
@@ -28,13 +36,18 @@ class BufferStats:
 
     @property
     def full(self) -> bool:
-        """Beyond the cap: no new group is begun until complete ones are removed."""
+        """Whether it is above the cap: no new group begins until complete ones are removed."""
         return self.trajectory_bytes > self.cap_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What an actor said last, and how many seconds ago by the clock of Redis."""
+    """The last heartbeat of an actor.
+
+    Attributes:
+        facts: what the actor reported.
+        heard_s: its age in seconds, by the run's clock in Redis.
+    """
 
     facts: dict[str, object]
     heard_s: float
@@ -42,10 +55,15 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """A Redis as it is: bytes used and allowed (0: no limit), connections, and its append-only file.
+    """Figures of a Redis server.
 
     Attributes:
-        aof_enabled: it writes one. aof_healthy: its last write and its last rewriting went well. aof_bytes: its size.
+        used_bytes: memory in use.
+        max_bytes: memory limit, 0 for none.
+        clients: number of connections.
+        aof_enabled: whether it writes an append-only file.
+        aof_healthy: whether the last write and the last rewrite of that file succeeded.
+        aof_bytes: size of that file.
     """
 
     used_bytes: int
@@ -57,7 +75,7 @@ class ServerStats:
 
 
 def parse_info(info: Mapping[str, Any]) -> ServerStats:
-    """The answer of Redis' INFO."""
+    """Parse the reply of Redis' INFO."""
     return ServerStats(
         used_bytes=int(info.get("used_memory", 0)),
         max_bytes=int(info.get("maxmemory", 0)),

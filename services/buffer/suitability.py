@@ -1,12 +1,13 @@
-"""Whether a Redis of somebody else's can hold a run: asked before anything is put into it, and while the run goes on.
+"""Check whether a Redis that the run did not start can hold it: before anything is stored, and while the run goes.
 
-Refused is what would lose data without an error, or stall the run later; told is what costs more work after a failure.
+An error: a setting that would lose data without an error, or stall the run later. A warning: a setting that costs more
+work after a failure.
 
 Invariants
-- INFO is enough. Where it is forbidden CONFIG is tried, and where that is too, what is not known is told.
-- With a limit of memory only `noeviction` and `volatile-*` are accepted: a run's keys have no time to live, so the
-  latter cannot touch them. Any other policy may evict them.
-- Redis needs memory of its own beside what is stored: the run may store `SHARE` of the limit.
+- INFO is enough. If it is forbidden, CONFIG is read; if that is forbidden too, a warning says what is unknown.
+- With a memory limit only the policies `noeviction` and `volatile-*` are accepted: a run's keys have no time to live,
+  so the latter cannot evict them. Any other policy may.
+- Redis needs memory beyond the stored data: the run may store `SHARE` of the limit.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from services.buffer.connection import Connection
 from services.errors import RedisUnavailable, RedisUnsuitable, first_line
 
 OLDEST = (6, 2)
-"""The oldest Redis that the tests run on."""
+"""The oldest Redis that the tests run against."""
 MIB = 2**20
 SHARE = 0.8
-"""Of `maxmemory`, for the run's trajectories."""
+"""Share of `maxmemory` for the run's trajectories."""
 
 
 def check_server(connection: Connection, max_mib: int) -> list[str]:
-    """Lines to tell; `max_mib` is what the run may store.
+    """Warnings about the Redis, one line each.
+
+    Args:
+        connection: to the Redis.
+        max_mib: how much the run may store, in MiB.
 
     Raises:
         RedisUnsuitable: it evicts, is a replica or part of a cluster, too old, or too small.
@@ -35,7 +40,7 @@ def check_server(connection: Connection, max_mib: int) -> list[str]:
     where = f"Redis at {connection.where}"
     facts = _facts(connection)
     if facts is None:
-        return [f"{where} lets this user read neither INFO nor CONFIG: whether it evicts or persists data is not known"]
+        return [f"{where} lets this user read neither INFO nor CONFIG: unknown whether it evicts or persists data"]
     for check in (_version, _cluster, _role, _eviction, _room):
         problem = check(facts, max_mib)
         if problem is not None:
@@ -45,21 +50,21 @@ def check_server(connection: Connection, max_mib: int) -> list[str]:
 
 
 def evicts(connection: Connection) -> str | None:
-    """Why the Redis loses data by now, although it did not at the start: its settings can be changed at any time."""
+    """Why the Redis may now evict data, None if it does not: its settings can change at any time."""
     facts = _facts(connection)
     problem = None if facts is None else _eviction(facts, 0)
     return None if problem is None else f"Redis at {connection.where} {problem}"
 
 
 def _facts(connection: Connection) -> Mapping[str, Any] | None:
-    """INFO's answer, or what CONFIG tells of it; None where both are forbidden."""
-    asked: tuple[Callable[[], Mapping[str, Any]], ...] = (
+    """The reply of INFO, or the part of it that CONFIG knows; None if both are forbidden."""
+    queries: tuple[Callable[[], Mapping[str, Any]], ...] = (
         lambda: connection.client.info(),
         lambda: _as_info(connection.client.config_get("maxmemory*"), connection.client.config_get("appendonly")),
     )
-    for question in asked:
+    for query in queries:
         try:
-            return connection.call(question)
+            return connection.call(query)
         except RedisUnavailable as error:
             if not isinstance(error.__cause__, exceptions.NoPermissionError):
                 raise
@@ -88,10 +93,10 @@ def _text(value: bytes | str) -> str:
 def _version(facts: Mapping[str, Any], _: int) -> str | None:
     parts = str(facts.get("redis_version", "")).split(".")
     if len(parts) < 2 or not all(part.isdecimal() for part in parts[:2]):
-        return None  # something that speaks as Redis does and has versions of its own
+        return None  # another server with the protocol of Redis and versions of its own
     if (int(parts[0]), int(parts[1])) >= OLDEST:
         return None
-    return f"is of version {'.'.join(parts)}; use {OLDEST[0]}.{OLDEST[1]} or newer"
+    return f"has version {'.'.join(parts)}; use {OLDEST[0]}.{OLDEST[1]} or newer"
 
 
 def _cluster(facts: Mapping[str, Any], _: int) -> str | None:
@@ -132,22 +137,22 @@ def _policy(facts: Mapping[str, Any]) -> str | None:
     if not _limit(facts) or policy == "noeviction":
         return None
     if not policy:
-        return "does not say its maxmemory-policy; see that it is noeviction"
-    return f"has maxmemory-policy {policy}, which spares a run's keys; noeviction says what is meant"
+        return "does not report its maxmemory-policy; make sure that it is noeviction"
+    return f"has maxmemory-policy {policy}, which does not evict a run's keys; noeviction would be clearer"
 
 
 def _persistence(facts: Mapping[str, Any]) -> str | None:
     if "aof_enabled" not in facts:
-        return "does not say whether it keeps an append-only file"
+        return "does not report whether it writes an append-only file"
     if int(facts["aof_enabled"]):
         failed = facts.get("aof_last_write_status", "ok") != "ok"
         return "cannot write its append-only file; is its disk full?" if failed else None
     return (
-        "keeps no append-only file (appendonly no): what it has stored is lost when it dies, at most back to its last "
-        "snapshot, and is played again"
+        "writes no append-only file (appendonly no): if it dies, everything since its last snapshot is lost and is "
+        "played again"
     )
 
 
 def _limit(facts: Mapping[str, Any]) -> int:
-    """Bytes; 0: no limit."""
+    """Memory limit in bytes, 0 for none."""
     return int(facts.get("maxmemory", 0) or 0)

@@ -20,6 +20,7 @@ from env_servers.clients.local import LocalClient
 from env_servers.environment import Environment, Observation
 from env_servers.launch import start_server
 from env_servers.protocol import MAX_ACTION_CHARS, StepResult
+from services.backoff import Backoff
 from services.codec import decode, encode
 from services.config.tree import Config
 from services.schemas import Task, Ticket, Trajectory
@@ -131,7 +132,7 @@ async def test_seeds_depend_on_ticket_and_step_alone(config: Config) -> None:
 
 
 async def test_a_lost_session_restarts_the_episode(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episode, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(episode, "BACKOFF", Backoff(0.001, 5.0))
     client = Recording(lose=2)
     trajectory = await play_with(config, client, ticket())
     assert client.resets == client.closes == 3
@@ -140,7 +141,7 @@ async def test_a_lost_session_restarts_the_episode(config: Config, monkeypatch: 
 
 
 async def test_a_session_that_is_always_lost_fails(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episode, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(episode, "BACKOFF", Backoff(0.001, 5.0))
     client = Recording(lose=100)
     with pytest.raises(EpisodeFailed, match="lost the session 6 times: the server was restarted"):
         await play_with(config, client, ticket())
@@ -162,7 +163,7 @@ class Killed(Recording):
 async def test_an_action_that_ends_its_environment_is_an_invalid_end(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(episode, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(episode, "BACKOFF", Backoff(0.001, 5.0))
     client = Killed()
     trajectory = await play_with(config, client, ticket())
     first, last = trajectory.steps
@@ -241,7 +242,7 @@ async def test_an_action_that_hangs_its_server_is_an_invalid_end(
     config: Config, monkeypatch: pytest.MonkeyPatch, outage: int
 ) -> None:
     """Somebody restarts the server. A ticket that was given back instead would hang it again, for ever."""
-    monkeypatch.setattr(episode, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(episode, "BACKOFF", Backoff(0.001, 5.0))
     client, engine = Vanishing(), Saying(config.model.path)
     client.outage = outage
     engine.texts = [" up", " up"] * episode.LOSSES
@@ -253,7 +254,7 @@ async def test_an_action_that_hangs_its_server_is_an_invalid_end(
 async def test_a_server_that_an_action_takes_away_costs_an_attempt_and_an_outage_before_it_none(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(episode, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(episode, "BACKOFF", Backoff(0.001, 5.0))
     client, engine = Vanishing(), Saying(config.model.path)
     client.outage = episode.WAITS + 1
     engine.texts = [" up", " up"]

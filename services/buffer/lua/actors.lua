@@ -1,4 +1,4 @@
--- Answers actor, JSON, ms since it was heard, actor, JSON, ms … of the heartbeats that have not expired.
+-- Returns {actor, JSON, age in ms, actor, JSON, age in ms, …} of the heartbeats that have not expired.
 local now = now_ms()
 local alive = {}
 for _, actor in ipairs(redis.call('ZRANGEBYSCORE', ACTOR_DEADLINES, '(' .. string.format('%d', now), '+inf')) do

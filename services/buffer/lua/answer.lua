@@ -1,4 +1,4 @@
--- ARGV: id, JSON. Answers 1 when this is the command's first answer.
+-- ARGV: id, JSON. Returns 1 if this is the command's first answer, else 0.
 if redis.call('HEXISTS', COMMANDS, ARGV[1]) == 0 then
   return 0
 end

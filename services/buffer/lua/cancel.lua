@@ -1,2 +1,2 @@
--- ARGV: group field, reason. Unknown and already cancelled groups stay as they are.
+-- ARGV: group field, reason. No-op for unknown and cancelled groups.
 cancel_group(ARGV[1], ARGV[2])

@@ -1,4 +1,4 @@
--- Answers JSON of the command, JSON of its answer or nothing, and so on, oldest first.
+-- Returns {command JSON, answer JSON or '', command JSON, …}, oldest first.
 local found = {}
 for _, id in ipairs(redis.call('LRANGE', COMMAND_ORDER, 0, -1)) do
   found[#found + 1] = redis.call('HGET', COMMANDS, id)

@@ -1,5 +1,5 @@
--- Answers the time (ms) and, as flat lists: sizes, complete groups, reasons, waiting tickets, holders, ends of leases (ms),
--- bytes of trajectories, failed attempts. Read-only.
+-- Returns the time (ms) and, as flat lists: sizes, complete groups, reasons, waiting tickets, holders, ends of leases
+-- (ms), sizes of trajectories (bytes), failed attempts. Read-only.
 local stored = {}
 for _, ticket in ipairs(redis.call('HKEYS', TRAJECTORIES)) do
   stored[#stored + 1] = ticket

@@ -1,4 +1,4 @@
--- ARGV: actor, JSON, time to live in ms. Clears away actors whose heartbeat has expired.
+-- ARGV: actor, JSON, time to live in ms. Also removes actors whose heartbeat has expired.
 local now = now_ms()
 for _, actor in ipairs(redis.call('ZRANGEBYSCORE', ACTOR_DEADLINES, '-inf', now)) do
   redis.call('HDEL', ACTORS, actor)

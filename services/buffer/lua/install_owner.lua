@@ -1,13 +1,13 @@
--- Shared by the scripts that make an owner: they name every key of the run.
+-- Shared by the scripts that install an owner; it names, and so declares, every key of the run.
 
--- Everything of the run but its owner: what another owner left is nobody's to train on.
+-- Deletes all keys of the run except its owner: nobody may train on the data of another lineage.
 local function wipe()
   redis.call('UNLINK', QUEUE, LEASES, HOLDERS, TICKETS, ATTEMPTS, GIVEN_UP, TRAJECTORIES, BYTES, SIZES, COUNTS, COMPLETE,
     REASONS, SEQUENCE, CHANGED, ACTORS, ACTOR_DEADLINES, ACTOR_HEARD, MANIFEST, STATE, METRICS, COMMANDS, COMMAND_ORDER,
     ANSWERS, DESIRED_ACTORS, WEIGHTS_ANNOUNCED, WEIGHTS_WISHES, WEIGHTS_ROUND, CLOCK)
 end
 
--- Data of another lineage go; the same run's stay.
+-- Makes this process the owner. Data of the same lineage stay, those of another are deleted.
 local function install_owner(token, lineage, record)
   if owner_has('lineage') ~= lineage then
     wipe()

@@ -1,5 +1,5 @@
--- ARGV: per ticket its field, its group's size, its JSON. Answers the number of new tickets, or the first group that is
--- known with another size (and then changes nothing): {field, size}.
+-- ARGV: of each ticket its field, its group's size, its JSON. Returns the number of new tickets; or, if a group is
+-- known with another size, {field, size} of the first such group, and changes nothing.
 for i = 1, #ARGV, 3 do
   local group = group_of(ARGV[i])
   local size = redis.call('HGET', SIZES, group)

@@ -1,5 +1,12 @@
--- Removes every open group that is not whole, so that it is issued again, and every entry that belongs to no group.
--- Answers the fields of the removed groups. For data that a damaged disk has changed: no script leaves such a group.
+-- Removes every inconsistent open group, so that it is issued again, and every entry that belongs to no group. Returns
+-- the fields of the removed groups. For data that a damaged disk has changed: no script leaves such a group behind.
+--
+-- Example: a group of 3 whose ticket 2 was lost (x: an entry)
+--   member   TICKETS  QUEUE  LEASES+HOLDERS  TRAJECTORIES  GIVEN_UP
+--   0        x                               x                        stored: one place
+--   1        x        x                                               queued: one place
+--   2        x                                                        in no place: nobody would ever play it
+-- The group is removed, then everything that its tickets have left in the other keys, then BYTES is counted again.
 local function has(hash, ticket)
   return redis.call('HEXISTS', hash, ticket) == 1
 end
@@ -8,16 +15,16 @@ local function is_in(set, ticket)
   return redis.call('ZSCORE', set, ticket) and true or false
 end
 
--- Whether the ticket's JSON is its own.
-local function is_right(ticket, size)
+-- Whether the ticket's JSON is that of this ticket.
+local function has_own_json(ticket, size)
   local json = redis.call('HGET', TICKETS, ticket)
   local read = json and cjson.decode(json)
   return read and read.group_size == size
     and read.stream .. string.format('/%d/%d', read.group, read.member) == ticket_id(ticket)
 end
 
--- Whether each ticket of the open group is in exactly one place, and a ticket is missing still.
-local function is_whole(group)
+-- Whether each ticket of the open group is in exactly one place, and at least one is not settled yet.
+local function is_consistent(group)
   local size, stored, given_up = size_of(group), 0, 0
   for _, ticket in ipairs(tickets_of(group, size)) do
     local leased, kept, given = is_in(LEASES, ticket), has(TRAJECTORIES, ticket), has(GIVEN_UP, ticket)
@@ -25,7 +32,7 @@ local function is_whole(group)
     for _, place in ipairs({ is_in(QUEUE, ticket), leased, kept, given }) do
       places = places + (place and 1 or 0)
     end
-    local known = given and not has(TICKETS, ticket) or not given and is_right(ticket, size)
+    local known = given and not has(TICKETS, ticket) or not given and has_own_json(ticket, size)
     if places ~= 1 or leased ~= has(HOLDERS, ticket) or not known then
       return false
     end
@@ -53,7 +60,7 @@ end
 
 local removed = {}
 for _, group in ipairs(redis.call('HKEYS', SIZES)) do
-  if not is_closed(group) and not is_whole(group) then
+  if not is_closed(group) and not is_consistent(group) then
     redis.call('HDEL', SIZES, group)
     removed[#removed + 1] = group
   end

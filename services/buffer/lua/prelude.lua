@@ -1,8 +1,18 @@
--- Shared by every script; the key names above it come from keys.py.
+-- Shared by every script; keys.py puts the key names in front of it.
 -- Fields: group = '<0|1> <stream> <12 digits>', ticket = group .. ' <6 digits>'.
+--
+-- State of a group's tickets, one line per member, with the keys that hold it:
+--
+--   issue      lease      store
+--   ────▶ QUEUE ────▶ LEASES ────▶ TRAJECTORIES        the group is COMPLETE once COUNTS, its stored members,
+--           ▲           │  HOLDERS                     equals its SIZES less its GIVEN_UP members
+--           └───────────┤
+--     release, expire,  │ too many attempts
+--     fail              ▼
+--                    GIVEN_UP, or the whole group is cancelled (REASONS)
 
--- Every call ends with the caller's token, which is empty for those that only look at a run or ask something of it. The
--- tokens of later owners of a run begin with higher numbers.
+-- The last argument of every call is the caller's token, empty for readers and for those who request something of the
+-- run. Tokens of later owners of a run begin with higher numbers.
 local fence = table.remove(ARGV)
 
 local function number_of(token)
@@ -16,7 +26,7 @@ end
 if fence ~= '' then
   local token = owner_has('token')
   if token ~= fence then
-    -- Without a token, or with an earlier one, Redis has lost data: the caller puts the owner back and calls again.
+    -- No token, or an earlier one: Redis has lost data. The caller restores the owner and retries.
     local taken = token and number_of(token) >= number_of(fence)
     return redis.error_reply(taken and 'TAKEN by another owner' or 'FORGOTTEN owner')
   end
@@ -27,13 +37,20 @@ local function redis_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- The run's own clock, in ms: it never goes back, and follows that of Redis unless somebody sets it. A step back counts
--- as one tick; a step forward, or a time in which nobody called, counts as MAX_STEP_MS at most. The processes of a run
--- call several times a second. Where Redis refuses the write (it is full), the clock waits.
+-- The run's own clock, in ms: it never goes back, and follows the clock of Redis unless that is set. Leases run on it,
+-- so that setting the server's clock neither ends them all nor prolongs them. The processes of a run read it several
+-- times a second. While Redis refuses the write (it is full), the clock stands still.
+--
+-- Example: time of Redis -> the run's time
+--   1000 -> 1000
+--   1050 -> 1050        less than a tick later: nothing is written
+--   1200 -> 1200
+--   3600000 -> 2200     set forward by an hour: counts as MAX_STEP_MS
+--   1300 -> 2300        set back: counts as TICK_MS
 local TICK_MS, MAX_STEP_MS = 100, 1000
 local LATEST_MS = 1e15
 
--- None of a value that no clock has: adding milliseconds to a larger number would change nothing.
+-- A valid time, or nil. A double above LATEST_MS could not represent one millisecond more.
 local function clock_ms(text)
   local ms = tonumber(text)
   return ms and ms >= 0 and ms < LATEST_MS and ms or nil
@@ -66,7 +83,7 @@ end
 
 local MAX_GROUP_SIZE = 4096
 
--- Number of the group's members; 0 of an unknown one.
+-- Number of the group's members, 0 if it is unknown.
 local function size_of(group)
   local text = redis.call('HGET', SIZES, group)
   local size = text and tonumber(text) or 0
@@ -76,7 +93,7 @@ local function size_of(group)
   return size
 end
 
--- Its tickets, member by member.
+-- Fields of the group's tickets, in member order.
 local function tickets_of(group, size)
   local tickets = {}
   for member = 0, size - 1 do
@@ -99,14 +116,14 @@ local function is_closed(group)
   return redis.call('ZSCORE', COMPLETE, group) or redis.call('HEXISTS', REASONS, group) == 1
 end
 
--- At least the time, so that a number is not used twice when Redis has lost its data.
+-- Wakes a waiting learner. The sequence is at least the time, so that no number comes twice after Redis lost data.
 local function announce(group)
   local sequence = math.max(tonumber(redis.call('GET', SEQUENCE) or 0) + 1, redis_ms())
   redis.call('SET', SEQUENCE, string.format('%d', sequence))
   redis.call('HSET', CHANGED, stream_of(group), string.format('%d', sequence))
 end
 
--- How many members the group will have: its size, less those that were given up.
+-- Number of members that the group will have: its size less those given up.
 local function members_left(group, size)
   local left = size
   for _, reason in ipairs(redis.call('HMGET', GIVEN_UP, unpack(tickets_of(group, size)))) do
@@ -115,7 +132,7 @@ local function members_left(group, size)
   return left
 end
 
--- Makes the group visible when all that it will have is stored (true).
+-- Completes the group if all members that it will have are stored; whether it did.
 local function complete_if_full(group)
   local size = size_of(group)
   if tonumber(redis.call('HGET', COUNTS, group)) < members_left(group, size) then
@@ -128,12 +145,12 @@ local function complete_if_full(group)
   return true
 end
 
--- True when there was one.
+-- Ends the ticket's lease; whether there was one.
 local function end_lease(ticket)
   return redis.call('ZREM', LEASES, ticket) == 1 and redis.call('HDEL', HOLDERS, ticket) == 1
 end
 
--- Drops everything of a group but its size and its reason.
+-- Removes everything of a group except its size and its reason.
 local function clear(group)
   local size = size_of(group)
   local freed = 0
@@ -163,8 +180,13 @@ local function cancel_group(group, reason)
   announce(group)
 end
 
--- One failed attempt of a leased ticket: back into the queue, or, after too many, the end of its group, unless `fewest`
--- (0: all of them) are left without it.
+-- Counts a failed attempt of a leased ticket and requeues it. After `max_attempts` the ticket is given up if more than
+-- `fewest` members are left (0: never); otherwise its group is cancelled.
+--
+-- Example: max_attempts 3, fewest 6, a group of 8:
+--   member 2 fails 3 times: 8 > 6 left, given up, 7 left
+--   member 5 fails 3 times: 7 > 6 left, given up, 6 left
+--   member 0 fails 3 times: 6 left, the group is cancelled
 local function count_attempt(ticket, reason, max_attempts, fewest)
   end_lease(ticket)
   local failed = redis.call('HINCRBY', ATTEMPTS, ticket, 1)

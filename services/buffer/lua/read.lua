@@ -1,5 +1,5 @@
--- ARGV: group field. Answers, member by member, the encoded trajectory, nil where the member was given up, and an empty
--- string where it is missing; nothing when the group is not complete.
+-- ARGV: group field. Returns, by member, the encoded trajectory, nil if the member was given up, or '' if it is
+-- missing; an empty list if the group is not complete.
 local group = ARGV[1]
 if not redis.call('ZSCORE', COMPLETE, group) then
   return {}

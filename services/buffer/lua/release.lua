@@ -1,4 +1,4 @@
--- ARGV: actor, ticket fields. Tickets of other holders are left alone.
+-- ARGV: actor, ticket fields. Skips tickets of other holders.
 for i = 2, #ARGV do
   if redis.call('HGET', HOLDERS, ARGV[i]) == ARGV[1] then
     end_lease(ARGV[i])

@@ -1,2 +1,2 @@
--- The owner ends. Its token stays, so that what is left of it is not mistaken for the next owner.
+-- Marks the owner as released. Its token stays, so that late calls of its actors are told from those of the next owner.
 redis.call('HSET', OWNER, 'released', 1)

@@ -1,4 +1,4 @@
--- ARGV: stream, its group fields. A stream without groups leaves nothing behind.
+-- ARGV: stream, its group fields. A stream's last group takes the stream's other entries with it.
 for i = 2, #ARGV do
   clear(ARGV[i])
   redis.call('HDEL', SIZES, ARGV[i])

@@ -1,4 +1,4 @@
--- ARGV: actor, lease in ms, ticket fields. Answers the positions (from 0) of the tickets that the actor no longer holds.
+-- ARGV: actor, lease in ms, ticket fields. Returns the positions (from 0) of tickets that the actor no longer holds.
 local deadline = now_ms() + tonumber(ARGV[2])
 local lost = {}
 for i = 3, #ARGV do

@@ -1,4 +1,4 @@
--- ARGV: id, JSON, most that wait, most that are kept. Answers 0 when too many wait already.
+-- ARGV: id, JSON, cap on waiting commands, cap on kept commands. Returns 0 if too many wait already, else 1.
 if redis.call('HEXISTS', COMMANDS, ARGV[1]) == 1 then
   return 1
 end

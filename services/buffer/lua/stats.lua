@@ -1,4 +1,4 @@
--- Answers queued, leased, stored bytes, then the fields of all, of the complete and of the cancelled groups.
+-- Returns {queued, leased, stored bytes, fields of all groups, of the complete ones, of the cancelled ones}.
 return {
   redis.call('ZCARD', QUEUE),
   redis.call('ZCARD', LEASES),

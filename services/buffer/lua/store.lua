@@ -1,4 +1,4 @@
--- ARGV: ticket field, encoded trajectory. First write wins.
+-- ARGV: ticket field, encoded trajectory. First write wins. Returns a name of `Stored`.
 local ticket, data = ARGV[1], ARGV[2]
 local group = group_of(ticket)
 if redis.call('HEXISTS', TICKETS, ticket) == 0 then

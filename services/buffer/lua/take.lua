@@ -1,6 +1,6 @@
--- ARGV: token and beats of the owner that was seen (empty: none), a unique id, lineage, record. Answers the new owner's
--- token; nothing when the owner is no longer the one that was seen. The tickets of the owner before are free again: its
--- actors can settle none of them any more. Its weights are gone, too: nobody can send them, or waits for them.
+-- ARGV: token and beats of the owner that was seen (empty: none), a unique id, lineage, record. Returns the new owner's
+-- token; nil if the owner has changed since it was seen. Ends the leases of the previous owner's actors, which can
+-- settle no ticket any more, and removes its weights, which nobody can send any more. A retry finds its id in the token.
 local token, beats = owner_has('token') or '', owner_has('beats') or ''
 if string.match(token, '%-(.*)$') == ARGV[3] then
   return token

@@ -294,7 +294,7 @@ def test_expiry_counts_attempts_and_cancels_once(buffer: Buffer) -> None:
     for _ in range(2):
         assert buffer.lease("a", 2, 0.0) == group(0)
         expire_all(buffer, 2)
-    assert buffer.cancelled("train") == {0: "train/0/0 failed 2 times, last: the lease of a ran out"}
+    assert buffer.cancelled("train") == {0: "train/0/0 failed 2 times, last: lease of a expired"}
     assert (buffer.stats().queued, buffer.stats().leased) == (0, 0)
 
 

@@ -68,7 +68,7 @@ def test_a_dead_or_silent_address_is_one_line(run_name: str, listens: bool, capl
             Buffer.connect(url, run_name, BufferConfig(timeout_s=0.3, reconnect_s=0.5))
     assert "\n" not in str(caught.value)
     assert "hunter2" not in str(caught.value) + caplog.text
-    assert "trying again" in caplog.text
+    assert "retrying" in caplog.text
 
 
 def test_a_redis_without_room_is_one_line(tmp_path: Path, run_name: str) -> None:
@@ -135,8 +135,8 @@ def test_a_repeated_call_after_a_lost_answer_changes_nothing(redis_url: str, run
     ("settings", "role", "line"),
     [
         ({}, ("127.0.0.1", "9"), "is a read-only replica; name the primary"),
-        ({"min-replicas-to-write": 1}, None, "cannot serve at the moment: NOREPLICAS"),
-        ({"replica-serve-stale-data": "no"}, ("127.0.0.1", "9"), "cannot serve at the moment"),
+        ({"min-replicas-to-write": 1}, None, "cannot serve requests now: NOREPLICAS"),
+        ({"replica-serve-stale-data": "no"}, ("127.0.0.1", "9"), "cannot serve requests now"),
     ],
 )
 def test_a_redis_that_does_not_serve_for_a_while_is_waited_for(
@@ -174,7 +174,7 @@ def test_a_redis_that_is_busy_with_a_script_is_waited_for(tmp_path: Path, run_na
         with ThreadPoolExecutor() as pool:
             busy = pool.submit(Redis.from_url(server.url).eval, "while true do end", 0)
             until(lambda: is_busy(client))
-            with pytest.raises(RedisUnavailable, match="cannot serve at the moment: BUSY") as caught:
+            with pytest.raises(RedisUnavailable, match="cannot serve requests now: BUSY") as caught:
                 buffer.issue([ticket(0)])
             assert type(caught.value) is RedisUnavailable
             client.script_kill()

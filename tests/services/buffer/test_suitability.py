@@ -95,7 +95,7 @@ def test_a_policy_that_is_not_told_is_said(start: Callable[..., Buffer], monkeyp
     buffer = start()
     monkeypatch.setattr(buffer._client, "info", lambda: facts(maxmemory_policy=""))
     (line,) = buffer.check_server()
-    assert "does not say its maxmemory-policy" in line
+    assert "does not report its maxmemory-policy" in line
 
 
 def test_a_policy_without_a_limit_evicts_nothing(start: Callable[..., Buffer]) -> None:
@@ -129,7 +129,7 @@ def test_a_fifth_of_the_memory_is_left_to_redis(start: Callable[..., Buffer]) ->
 @pytest.mark.parametrize("save", ["", "3600 1"])
 def test_one_without_an_append_only_file_is_told(start: Callable[..., Buffer], save: str) -> None:
     (line,) = start("--save", save).check_server()
-    assert "keeps no append-only file" in line
+    assert "writes no append-only file" in line
     assert "\n" not in line
 
 
