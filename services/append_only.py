@@ -1,12 +1,12 @@
-"""Damaged append-only data of a redis-server: what is damaged is set aside, and the sound beginning stays in its place.
+"""Repair of a redis-server's damaged append-only data: keep the intact beginning, move the rest aside.
 
-Everything that Redis loses is played again, so a run goes on with what is left, or with nothing.
+Whatever Redis loses is played again, so a run can continue with the part that is left, or with nothing.
 
 Invariants
-- Nothing is deleted: what is taken away lies in `damaged-<time>` in the same folder, a cut end under the name of its
-  file with the position it was cut at.
-- What stays is the beginning of what was there, up to the last whole transaction: an earlier state of the data. Redis
-  would cut in the middle of a transaction, and put the next one's end to it at the next start but one.
+- Nothing is deleted. What is removed is in `damaged-<time>` in the same folder; a removed end of a file carries the
+  file's name and the position at which it began.
+- What stays is a prefix of the data up to the last complete transaction, so an earlier state of them. Redis itself
+  would cut inside a transaction and, two starts later, join the first half to the end of another one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pathlib import Path
 from services.files import write_whole
 
 FILE_NAME = "appendonly.aof"
-"""The file of Redis up to 6."""
+"""The file that Redis up to 6 writes."""
 FOLDER_NAME = "appendonlydir"
-"""The folder of Redis from 7 on: a manifest, a base and increments."""
+"""The folder that Redis writes from 7 on: a manifest, a base and increments."""
 MANIFEST_NAME = f"{FILE_NAME}.manifest"
 ASIDE_NAME = "damaged"
 
@@ -51,18 +51,25 @@ _ENTRY = re.compile(r"file (\S+) seq (\d+) type ([bhi])")
 _PART = re.compile(re.escape(FILE_NAME) + r"\.(\d+)\.(base|incr)\.(?:aof|rdb)")
 
 
-def tells_of_damage(log: str) -> bool:
-    """Whether a server that ended at its start found its data damaged, by its log; not where it could not use them."""
+def reports_damage(log: str) -> bool:
+    """Whether the log of a server that failed to start reports damaged data, and not data that it could not access."""
     return _DAMAGE.search(log) is not None and _UNUSABLE.search(log) is None
 
 
 def exists(folder: Path) -> bool:
+    """Whether the folder holds append-only data."""
     return (folder / FILE_NAME).exists() or (folder / FOLDER_NAME).exists()
 
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """Where the damaged data are now, and how many bytes of how many stayed."""
+    """Outcome of a repair.
+
+    Attributes:
+        aside: folder that holds what was removed.
+        kept: bytes that stayed.
+        total: bytes before the repair.
+    """
 
     aside: Path
     kept: int
@@ -70,13 +77,13 @@ class Mended:
 
 
 def lacks_manifest(folder: Path) -> bool:
-    """A server would not find the data: it would begin with none, over those that are there."""
+    """Whether parts are there without their manifest: a server would ignore and overwrite them."""
     parts = folder / FOLDER_NAME
     return parts.is_dir() and not (parts / MANIFEST_NAME).exists() and any(parts.iterdir())
 
 
 def mend(folder: Path, log: str = "") -> Mended:
-    """Set aside what is not sound; `log`: what the server said. Raises OSError when the folder cannot be written."""
+    """Move aside what is not intact. `log` is the log of the server that failed. Raises OSError."""
     aside = _new_folder(folder)
     unknown = _UNKNOWN_COMMAND.search(log)
     command = unknown.group(1).encode() if unknown is not None else None
@@ -88,7 +95,7 @@ def mend(folder: Path, log: str = "") -> Mended:
 
 
 def start_over(folder: Path) -> Path:
-    """Set aside what is there, whatever it is: where it is now."""
+    """Move all data aside; the folder that now holds them. Raises OSError."""
     aside = _new_folder(folder)
     for name in (FILE_NAME, FOLDER_NAME):
         if (folder / name).exists():
@@ -96,29 +103,37 @@ def start_over(folder: Path) -> Path:
     return aside
 
 
-def sound_length(path: Path, unknown: bytes | None = None) -> int:
-    """Bytes of the file up to its last whole transaction; `unknown` is a command that no server knows.
+def intact_length(path: Path, unknown: bytes | None = None) -> int:
+    """Number of bytes of the file up to the end of its last complete transaction.
 
-    A beginning in RDB format is taken as it is; all of the file where the end of that cannot be found.
+    A beginning in RDB format counts as intact; if its end cannot be found, so does the whole file.
+
+    Args:
+        path: an append-only file.
+        unknown: name of a command that the server did not know: it and all after it is damaged.
+
+    Example:
+        SET a 1 | MULTI SET b 1 EXEC | MULTI SET c 1 (torn)
+        ------- intact ------------- |  removed: the transaction has no EXEC
     """
     size = path.stat().st_size
     if size == 0:
         return 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        sound = _log_start(data)
-        if sound is None:
+        intact = _log_start(data)
+        if intact is None:
             return size
         within = False
-        for name, end in _commands(data, sound):
+        for name, end in _commands(data, intact):
             if name == unknown:
                 break
             within = name.upper() != b"EXEC" and (within or name.upper() == b"MULTI")
-            sound = sound if within else end
-        return sound
+            intact = intact if within else end
+        return intact
 
 
 def _log_start(data: mmap.mmap) -> int | None:
-    """Where the commands begin, behind a beginning in RDB format; None where that is not known."""
+    """Offset of the first command, after a beginning in RDB format if there is one; None if it cannot be found."""
     if data[:5] != b"REDIS":
         return 0
     for found in _RDB_END.finditer(data):
@@ -128,7 +143,7 @@ def _log_start(data: mmap.mmap) -> int | None:
 
 
 def _commands(data: mmap.mmap, position: int) -> Iterator[tuple[bytes, int]]:
-    """Name and end of each whole command from `position` on, up to the first thing that is none."""
+    """Name and end offset of each complete command from `position` on, until something is not a command."""
     while True:
         while (note := _NOTE.match(data, position)) is not None:  # a time stamp
             position = note.end()
@@ -159,8 +174,8 @@ def _new_folder(folder: Path) -> Path:
 
 
 def _cut(path: Path, aside: Path, unknown: bytes | None) -> int:
-    """Set the unsound end of a file aside, all of it where nothing is sound; bytes that stay."""
-    length = sound_length(path, unknown)
+    """Move the damaged end of a file aside, or all of it if nothing is intact; the number of bytes that stay."""
+    length = intact_length(path, unknown)
     if length == 0:
         os.rename(path, aside / path.name)
     elif length < path.stat().st_size:
@@ -172,20 +187,20 @@ def _cut(path: Path, aside: Path, unknown: bytes | None) -> int:
 
 
 def _cut_parts(folder: Path, aside: Path, unknown: bytes | None) -> int:
-    """The same with base and increments in their order: all behind the first that is damaged go, too."""
+    """The same for base and increments in their order. All parts after the first damaged one are moved, too."""
     parts, kept, lines = _parts(folder), 0, []
     for path in [path for path in folder.iterdir() if path.name not in {name for name, _, _ in parts}]:
         os.rename(path, aside / path.name)
-    sound = True
+    intact = True
     for name, number, kind in parts:
         size = (folder / name).stat().st_size
-        if not sound:
+        if not intact:
             os.rename(folder / name, aside / name)
             continue
-        # Whether a base in RDB format is sound is seen when Redis loads it.
+        # Only Redis can tell whether a base in RDB format is intact, when it loads it.
         length = size if name.endswith(".rdb") else _cut(folder / name, aside, unknown)
         (folder / name).touch()
-        sound = length == size
+        intact = length == size
         kept += length
         lines.append(f"file {name} seq {number} type {kind}\n")
     if lines:
@@ -194,7 +209,7 @@ def _cut_parts(folder: Path, aside: Path, unknown: bytes | None) -> int:
 
 
 def _parts(folder: Path) -> list[tuple[str, str, str]]:
-    """Name, number and kind of the base and then the increments; those before the first that is missing."""
+    """Name, number and kind of the base and the increments, in order, up to the first that is missing."""
     if not folder.is_dir():
         return []
     try:
@@ -208,7 +223,7 @@ def _parts(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def _guessed_parts(folder: Path) -> list[tuple[str, str, str]]:
-    """Without a manifest: the one base and the one increment; with several of them the order is not known."""
+    """Without a manifest: one base and at most one increment. With several the order is unknown, so none."""
     found = [match for path in sorted(folder.iterdir()) if (match := _PART.fullmatch(path.name)) is not None]
     parts = [(match[0], match[1], match[2][0]) for match in found]
     return parts if sorted(kind for _, _, kind in parts) in (["b"], ["b", "i"]) else []

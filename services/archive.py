@@ -1,12 +1,14 @@
-"""The groups that a run was trained on, kept in its folder for people to look at: `groups/000012.bin`, one an update.
+"""Archive of the groups that a run was trained on, for people to inspect: `groups/000012.bin`, one file per update.
 
-Layout: the magic `ANG`, one byte of schema version, the index's length (uint32, little-endian), the index (one zstd
-frame around a msgpack document), then the trajectories as `services.codec` writes them, one after the other.
+    b"ANG"   version   length   index                             trajectories
+    3 bytes  1 byte    uint32   zstd frame of a msgpack document  as `services.codec` encodes them, one after the other
+
+`length` (little-endian) is that of the index, whose entries hold the offset and size of each trajectory after it.
 
 Invariants
-- What is kept are the very numbers that the learner trained with; nothing here computes an advantage.
-- A file is whole or not there. The newest updates stay within the cap; the oldest files go first.
-- The archive is a record, not a part of training: that it cannot be written is logged and stops nothing.
+- The archive holds the very numbers that the learner trained with; nothing here computes an advantage.
+- A file is complete or absent. The newest updates stay within the cap; the oldest files are removed first.
+- The archive is a record, not part of training: if it cannot be written, this is logged and training continues.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ Ids = NDArray[np.int64]
 
 
 class ArchiveDamaged(AnchorageError, ValueError):
-    """A file of the archive cannot be read as one."""
+    """A file of the archive is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,11 @@ class StepNumbers:
     """What the learner computed for the S steps of one trajectory.
 
     Attributes:
-        step_group: int64 [S], equal numbers are one step group; unique within an update.
-        returns: float64 [S], discounted return of each step, the penalty on invalid actions subtracted.
-        episode / step / total: float64 [S], advantages of the two levels, and what the policy was trained with.
+        step_group: int64 [S], number of each step's step group, unique within an update.
+        returns: float64 [S], discounted return of each step, less the penalty on invalid actions.
+        episode: float64 [S], advantage at the level of episodes.
+        step: float64 [S], advantage at the level of steps.
+        total: float64 [S], the advantage that the policy was trained with.
     """
 
     step_group: Ids
@@ -66,7 +70,13 @@ class StepNumbers:
 
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
-    """One group as it was trained on: its trajectories in member order, and the numbers of each."""
+    """One group as it was trained on.
+
+    Attributes:
+        group: its number.
+        trajectories: in member order.
+        numbers: of each trajectory.
+    """
 
     group: int
     trajectories: Sequence[Trajectory]
@@ -74,7 +84,7 @@ class GroupRecord:
 
 
 class EpisodeSummary(BaseModel):
-    """What lists and filters need of one trajectory."""
+    """The figures of one trajectory that lists and filters need."""
 
     member: int
     won: bool
@@ -88,7 +98,13 @@ class EpisodeSummary(BaseModel):
 
 
 class MemberEntry(EpisodeSummary):
-    """One trajectory in an index: what it came to, its numbers, and where its document lies."""
+    """One trajectory in an index.
+
+    Attributes:
+        offset: of its document, in bytes after the index.
+        size: of its document, in bytes.
+        numbers: its `StepNumbers`, five float64 vectors of S entries each, little-endian.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -109,7 +125,7 @@ class GroupEntry(BaseModel):
 
 
 class Index(BaseModel):
-    """What a file of the archive holds: the groups that policy update number `update` trained on."""
+    """The index of a file: the groups that policy update number `update` trained on."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -118,15 +134,15 @@ class Index(BaseModel):
 
 
 class GroupArchive:
-    """Writes the archive of a run. For the one process that trains."""
+    """Writes the archive of a run. Only the process that trains may use it."""
 
     def __init__(self, folder: Path, cap_bytes: int) -> None:
-        """`cap_bytes` 0 keeps nothing."""
+        """`cap_bytes`: size of the archive at most; 0 archives nothing."""
         self._folder = folder / FOLDER_NAME
         self._cap_bytes = cap_bytes
 
     def append(self, update: int, groups: Sequence[GroupRecord]) -> None:
-        """Keep the groups of an update. What cannot be kept is logged."""
+        """Archive the groups of an update. A failure is logged, never raised."""
         if not self._cap_bytes:
             return
         try:
@@ -134,10 +150,10 @@ class GroupArchive:
             write_whole(self._folder / f"{update:06d}.bin", _encode(update, groups))
             self._trim()
         except (OSError, CodecError) as error:
-            _log.warning("the groups of update %d are not kept for the dashboard: %s", update, error)
+            _log.warning("cannot archive the groups of update %d: %s", update, error)
 
     def cut(self, update: int) -> None:
-        """Forget what came after `update`: the run does it again."""
+        """Remove the files of updates after `update`, which the run will repeat."""
         for path in files(self._folder.parent):
             if int(path.stem) > update:
                 path.unlink(missing_ok=True)
@@ -153,17 +169,17 @@ class GroupArchive:
 
 
 def files(run: Path) -> list[Path]:
-    """The archive's files in a run's folder, oldest update first."""
+    """Files of the archive in a run's folder, oldest update first."""
     folder = run / FOLDER_NAME
     return sorted(path for path in folder.glob("*.bin") if path.stem.isdecimal()) if folder.is_dir() else []
 
 
 def read_index(path: Path) -> Index:
-    """What the file holds, without its trajectories.
+    """Read the index of a file, without its trajectories.
 
     Raises:
         ArchiveDamaged: not a file of the archive.
-        OSError: it cannot be read; FileNotFoundError when it has left meanwhile.
+        OSError: it cannot be read; FileNotFoundError if it was removed meanwhile.
     """
     with path.open("rb") as file:
         frame = file.read(_index_length(file, path))
@@ -175,7 +191,7 @@ def read_index(path: Path) -> Index:
 
 
 def read_trajectory(path: Path, entry: MemberEntry) -> Trajectory:
-    """The trajectory of an entry of the file's index.
+    """Read the trajectory of an entry of the file's index.
 
     Raises:
         ArchiveDamaged, OSError: as `read_index`.
@@ -190,19 +206,21 @@ def read_trajectory(path: Path, entry: MemberEntry) -> Trajectory:
 
 
 def numbers_of(entry: MemberEntry) -> StepNumbers:
-    """The numbers of an entry's steps.
+    """Decode the numbers of an entry's steps.
 
     Raises:
-        ArchiveDamaged: they are not those of its steps.
+        ArchiveDamaged: their size does not match the number of steps.
     """
     if len(entry.numbers) != 5 * 8 * entry.steps:
-        raise ArchiveDamaged(f"{len(entry.numbers)} bytes of numbers for {entry.steps} steps")
+        raise ArchiveDamaged(
+            f"{entry.steps} steps need {5 * 8 * entry.steps} bytes of numbers, got {len(entry.numbers)}"
+        )
     table = np.frombuffer(entry.numbers, dtype="<f8").reshape(5, entry.steps)
     return StepNumbers(table[0].astype(np.int64), *table[1:].astype(np.float64))
 
 
 def _index_length(file: BinaryIO, path: Path) -> int:
-    """Bytes of the index, which begins where `file` stands afterwards. Raises ArchiveDamaged without a header."""
+    """Read the header; the length of the index, which begins at the new position. ArchiveDamaged without a header."""
     head = file.read(len(_HEADER) + _LENGTH.size)
     if len(head) < len(_HEADER) + _LENGTH.size or not head.startswith(_HEADER):
         raise ArchiveDamaged(f"{path.name} is not an archive of groups of schema version {SCHEMA_VERSION}")

@@ -1,12 +1,27 @@
-"""Trajectories as bytes: the one binary format in which they are stored and travel.
+"""The binary format of trajectories, in which they are stored and transported.
 
-Layout: the magic `ANC`, one byte of schema version, one zstd frame (with checksum) around a msgpack document. The steps
-lie in columns: one list a field, and one vector for the token ids or log-probabilities of all steps (little-endian
-int32 and float32), which costs a fraction of a document a step.
+    b"ANC"   version   zstd frame with checksum
+    3 bytes  1 byte    └─ msgpack document: ticket, steps, facts, actor, started_at, finished_at
+
+The steps are stored in columns: one list per field, and one vector for the tokens of all steps (little-endian int32
+token ids, float32 log-probabilities), which encodes about three times as fast as one document per step.
+
+Example: two steps with prompts of 3 and 5 tokens and responses of 2 and 4 tokens; policy version 7 wrote the first
+response and the first token of the second, version 8 the rest.
+
+    prompt_tokens    [3, 5]                  lengths: how to split prompt_ids
+    prompt_ids       8 x int32 = 32 bytes
+    response_tokens  [2, 4]                  how to split response_ids and logprobs
+    response_ids     6 x int32
+    logprobs         6 x float32
+    spans            [1, 2]                  how to split the next two
+    span_versions    [7, 7, 8]
+    span_tokens      [2, 1, 3]               the sums 2 and 1 + 3 equal response_tokens
+    action           ["look", "take key"]    and so on for every plain field
 
 Invariants
-- `decode(encode(t))` equals `t`; nothing else decodes: lengths, types and version spans are checked on both ways.
-- Every float is a finite number, the sum of the rewards too, and `won` is true or false where it is there.
+- `decode(encode(t))` equals `t`, and nothing else decodes: lengths, types and version spans are checked both ways.
+- Every float is finite, including the sum of the rewards, and `won`, if present, is true or false.
 - A document never unpacks to more than `MAX_RAW_BYTES`, whatever its header claims.
 """
 
@@ -46,17 +61,17 @@ _PLAIN = (
     "finished",
     "prompt_truncated",
 )
-"""Fields of a step that are stored as they are, in the order in which `Step` takes them after its arrays."""
+"""Fields of a step that are stored unchanged, in the order of `Step`'s arguments after the arrays."""
 
 
 class CodecError(ValueError):
-    """The bytes are not a trajectory of this schema version, or the trajectory breaks the schema."""
+    """The bytes are not a trajectory of this schema version, or the trajectory violates the schema."""
 
 
 class _WireSteps(BaseModel):
-    """The S steps of a trajectory, field by field.
+    """The S steps of a trajectory in columns.
 
-    `prompt_tokens`, `response_tokens` and `spans` say how much of the vectors and of the span lists is each step's.
+    `prompt_tokens`, `response_tokens` and `spans` are the lengths of each step's part of the vectors and span lists.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -79,9 +94,9 @@ class _WireSteps(BaseModel):
     terminated: list[bool]
     truncated: list[bool]
     finished: list[bool] | None = None
-    """None in documents from before there was this column: all true, as `Step` has it by default."""
+    """None in documents that are older than this column: all true, the default of `Step`."""
     prompt_truncated: list[bool] | None = None
-    """Likewise: all false."""
+    """None in documents that are older than this column: all false."""
 
 
 class _WireTrajectory(BaseModel):
@@ -99,15 +114,15 @@ class _WireTrajectory(BaseModel):
     def _finite(cls, facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
         problem = not_finite(facts, "facts")
         if problem is not None:
-            raise ValueError(f"{problem}, not a finite number")
+            raise ValueError(f"{problem}, must be finite")
         won = facts.get("won")
         if won is not None and not isinstance(won, bool):
-            raise ValueError(f"facts.won is {won!r:.60}, not true or false")
+            raise ValueError(f"facts.won must be true or false, got {won!r:.60}")
         return facts
 
 
 class _Contexts(threading.local):
-    """zstd's working memory, made once a thread: making it takes as long as compressing an episode."""
+    """zstd's working memory, one per thread: allocating it takes as long as compressing an episode."""
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
@@ -118,10 +133,10 @@ _contexts = _Contexts()
 
 
 def encode(trajectory: Trajectory) -> bytes:
-    """The stored form of a trajectory.
+    """Encode a trajectory.
 
     Raises:
-        CodecError: an array of the wrong dtype or shape, lengths that disagree, facts that JSON cannot hold, a number
+        CodecError: wrong dtype or shape of an array, inconsistent lengths, facts that JSON cannot represent, a number
             that is not finite, or more than `MAX_RAW_BYTES` of content.
     """
     try:
@@ -137,19 +152,19 @@ def encode(trajectory: Trajectory) -> bytes:
     except CodecError:
         raise
     except ValidationError as error:
-        raise CodecError(f"the trajectory cannot be stored: {_first(error)}") from None
+        raise CodecError(f"cannot encode the trajectory: {_first(error)}") from None
     except (ValueError, TypeError, OverflowError) as error:
-        raise CodecError(f"the trajectory cannot be stored: {error}") from None
+        raise CodecError(f"cannot encode the trajectory: {error}") from None
     if len(raw) > MAX_RAW_BYTES:
-        raise CodecError(f"the trajectory has {len(raw)} bytes, more than the {MAX_RAW_BYTES} a document may have")
+        raise CodecError(f"trajectory too large: {len(raw)} bytes, at most {MAX_RAW_BYTES} are allowed")
     return _HEADER + _contexts.compressor.compress(raw)
 
 
 def decode(data: bytes) -> Trajectory:
-    """The trajectory that `encode` stored; its arrays can be written, and are views of one vector of the trajectory.
+    """Decode a trajectory. Its arrays are writable views of one vector per column.
 
     Raises:
-        CodecError: anything that `encode` of this schema version cannot have written.
+        CodecError: the bytes cannot come from `encode` of this schema version.
     """
     raw = _decompress(data)
     try:
@@ -173,14 +188,14 @@ def decode(data: bytes) -> Trajectory:
 
 def _decompress(data: bytes) -> bytes:
     if data[: len(MAGIC)] != MAGIC:
-        raise CodecError("not a trajectory document: it does not begin with the magic bytes")
+        raise CodecError("not a trajectory document: no magic bytes at its start")
     if data[len(MAGIC) : len(_HEADER)] != _HEADER[len(MAGIC) :]:
-        raise CodecError(f"the trajectory document is not of schema version {SCHEMA_VERSION}")
+        raise CodecError(f"trajectory document of another schema version, expected {SCHEMA_VERSION}")
     frame = data[len(_HEADER) :]
     try:
         size = zstandard.frame_content_size(frame)
         if not 0 <= size <= MAX_RAW_BYTES:
-            raise CodecError(f"the trajectory document does not declare a size of at most {MAX_RAW_BYTES} bytes")
+            raise CodecError(f"the trajectory document must declare a size of at most {MAX_RAW_BYTES} bytes")
         return _contexts.decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CodecError(f"the trajectory document is damaged: {error}") from None
@@ -215,46 +230,46 @@ def _from_wire(wire: _WireSteps) -> tuple[Step, ...]:
     if wire.prompt_truncated is None:
         wire.prompt_truncated = [False] * len(wire.spans)
     columns = (
-        _cut(_from_bytes(wire.prompt_ids, np.int32), wire.prompt_tokens),
-        _cut(_from_bytes(wire.response_ids, np.int32), wire.response_tokens),
-        _cut(_from_bytes(wire.logprobs, np.float32), wire.response_tokens),
-        _cut(tuple(map(VersionSpan, wire.span_versions, wire.span_tokens)), wire.spans),
+        _split(_from_bytes(wire.prompt_ids, np.int32), wire.prompt_tokens),
+        _split(_from_bytes(wire.response_ids, np.int32), wire.response_tokens),
+        _split(_from_bytes(wire.logprobs, np.float32), wire.response_tokens),
+        _split(tuple(map(VersionSpan, wire.span_versions, wire.span_tokens)), wire.spans),
         *(getattr(wire, name) for name in _PLAIN),
     )
     if any(len(column) != len(wire.spans) for column in columns):
-        raise CodecError("not a trajectory document: its columns have different lengths")
+        raise CodecError("not a trajectory document: its columns differ in length")
     return tuple(map(Step, *columns))
 
 
 def _check_spans(wire: _WireSteps) -> None:
     if len(wire.span_versions) != len(wire.span_tokens) or len(wire.spans) != len(wire.response_tokens):
-        raise CodecError("not a trajectory document: its columns have different lengths")
-    for own, tokens in zip(_cut(wire.span_tokens, wire.spans), wire.response_tokens, strict=True):
+        raise CodecError("not a trajectory document: its columns differ in length")
+    for own, tokens in zip(_split(wire.span_tokens, wire.spans), wire.response_tokens, strict=True):
         if sum(own) != tokens:
-            raise CodecError(f"the version spans do not add up to the {tokens} response tokens")
+            raise CodecError(f"the version spans do not add up to {tokens} response tokens")
 
 
 def _check_finite(wire: _WireSteps) -> None:
     logprobs = _from_bytes(wire.logprobs, np.float32)
     wrong = np.flatnonzero(~np.isfinite(logprobs))
     if len(wrong):
-        raise CodecError(f"the log-probability of response token {wrong[0]} is {logprobs[wrong[0]]}")
+        raise CodecError(f"log-probability of response token {wrong[0]} must be finite, got {logprobs[wrong[0]]}")
     if not math.isfinite(sum(map(abs, wire.reward))):
-        raise CodecError("the sum of the rewards is not a finite number")
+        raise CodecError("the sum of the rewards must be finite")
 
 
-def _cut(whole: Any, lengths: Sequence[int]) -> list[Any]:
-    """Consecutive pieces of a vector or list, which must be used up."""
+def _split(whole: Any, lengths: Sequence[int]) -> list[Any]:
+    """Split a vector or list into consecutive parts of these lengths. CodecError if they do not add up to all of it."""
     bounds = list(accumulate(lengths, initial=0))
     if bounds[-1] != len(whole):
-        raise CodecError(f"the steps have {bounds[-1]} of the {len(whole)} entries of a column")
+        raise CodecError(f"the steps account for {bounds[-1]} of the {len(whole)} entries of a column")
     return [whole[begin:end] for begin, end in pairwise(bounds)]
 
 
 def _to_bytes(arrays: Sequence[NDArray[Any]], dtype: type[np.generic], name: str) -> bytes:
     for array in arrays:
         if array.dtype != dtype or array.ndim != 1:
-            raise CodecError(f"{name} must be a {np.dtype(dtype)} vector, not {array.dtype} {list(array.shape)}")
+            raise CodecError(f"{name} must be a {np.dtype(dtype)} vector, got {array.dtype} {list(array.shape)}")
     return np.concatenate(arrays).astype(_little_endian(dtype), copy=False).tobytes() if arrays else b""
 
 

@@ -1,4 +1,4 @@
-"""Errors that end a command: the message is one line for each mistake, says what is wrong and what to do."""
+"""Errors that end a command. The message has one line per mistake and says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from pydantic import ValidationError
 
 
 class AnchorageError(Exception):
-    """Base of every error that the command line prints as one line; exit code 1."""
+    """Base of all errors that the command line prints without a traceback; exit code 1."""
 
 
 class NoSuchRun(AnchorageError):
-    """A folder that should hold a run does not."""
+    """The folder holds no run."""
 
 
 class PreflightFailed(AnchorageError):
-    """Something is known to be wrong before anything has started. One line for each problem."""
+    """Checks before the start found problems. One line per problem."""
 
 
 class RedisUnavailable(AnchorageError):
-    """Redis cannot be reached, or stayed away longer than `buffer.reconnect_s`."""
+    """Redis cannot be reached, or was unreachable for longer than `buffer.reconnect_s`."""
 
 
 class BufferDamaged(RedisUnavailable):
-    """A key of the run in Redis holds what the run did not write there."""
+    """A key of the run in Redis holds data that no run wrote."""
 
 
 class RedisUnsuitable(AnchorageError):
-    """This Redis would lose data without an error, or lacks what the buffer needs."""
+    """This Redis would lose data without an error, or lacks a feature that the buffer needs."""
 
 
 class ModelUnavailable(AnchorageError):
-    """`model.path` holds no model that can be loaded."""
+    """No model can be loaded from `model.path`."""
 
 
 class EnvironmentUnavailable(AnchorageError):
-    """The environment server cannot be reached, or is not the one the run names."""
+    """The environment server cannot be reached, or serves another environment than the run's."""
 
 
 class CheckpointFailed(AnchorageError):
@@ -45,15 +45,15 @@ class CheckpointFailed(AnchorageError):
 
 
 class FolderDamaged(CheckpointFailed):
-    """A checkpoint or a policy's folder is not as it was written; the message names the file."""
+    """A file of a checkpoint or policy folder is damaged, missing or foreign; the message names it."""
 
 
 class RunStalled(AnchorageError):
-    """No group completed within `learner.group_timeout_s`, or a part of the run kept dying."""
+    """No group completed within `learner.group_timeout_s`, or a process of the run died repeatedly."""
 
 
 class UpdateNotFinite(AnchorageError):
-    """The loss or the gradient of an optimizer step is not finite: it was not taken, and nothing has changed."""
+    """Loss or gradient of an optimizer step is not finite. The step was not taken; nothing has changed."""
 
 
 class RunBusy(AnchorageError):
@@ -61,7 +61,7 @@ class RunBusy(AnchorageError):
 
 
 class RunTaken(RunBusy):
-    """Another process runs a run of this name in this Redis."""
+    """Another process owns the run of this name in this Redis."""
 
 
 class RayUnavailable(AnchorageError):
@@ -69,13 +69,18 @@ class RayUnavailable(AnchorageError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`, did you mean NAME?` for the known name that is most like the given one; nothing where none is."""
+    """A hint for an unknown name.
+
+    Example:
+        did_you_mean("trian", ["train", "test"]) is ", did you mean train?"
+        did_you_mean("xyz", ["train", "test"]) is ""
+    """
     close = get_close_matches(given, [*known], n=1)
     return f", did you mean {close[0]}?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of someone else's says, in one line; of pydantic's, what is wrong first."""
+    """The first line of an error's message, of pydantic errors the first mistake; its type if it has no message."""
     if isinstance(error, ValidationError):
         return error.errors()[0]["msg"].partition("\n")[0]
     return str(error).strip().partition("\n")[0] or type(error).__name__

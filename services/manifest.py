@@ -1,10 +1,10 @@
-"""Checksums of all files of a folder, in its `manifest.json`: what was written is what is read, or it is refused.
+"""Checksums of all files of a folder in its `manifest.json`, so that a damaged folder is detected before it is used.
 
 Invariants
-- The manifest is written last, and durable when `write` returns the folder's files are too.
-- It has a checksum of its own: a damaged manifest is told from a damaged file.
-- An intact folder holds every named file with its size and BLAKE3 hash, and no other file (hidden ones apart), so the
-  files of another checkpoint do not go unnoticed among them.
+- The manifest is written last. When `write` returns, it and all files of the folder are durable.
+- The manifest has its own checksum, which distinguishes a damaged manifest from a damaged file.
+- An intact folder holds every listed file with its size and BLAKE3 hash, and no other file except hidden ones, so that
+  files of another checkpoint among them are noticed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 def write(folder: Path, facts: Mapping[str, object]) -> None:
-    """Sync all files of `folder` to disk and write their manifest, with `facts` (JSON-able) in it. Raises OSError."""
+    """Write the manifest of `folder`, with JSON-able `facts` in it, and make all files durable. Raises OSError."""
     files = {
         str(file.relative_to(folder)): {"bytes": file.stat().st_size, "blake3": _hash(file)} for file in _in(folder)
     }
@@ -34,10 +34,10 @@ def write(folder: Path, facts: Mapping[str, object]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What the manifest says; its files are not looked at.
+    """Read and verify the manifest itself, not its files.
 
     Raises:
-        FolderDamaged: it is missing, or not as it was written.
+        FolderDamaged: it is missing or damaged.
     """
     file = folder / MANIFEST_NAME
     try:
@@ -54,15 +54,17 @@ def read(folder: Path) -> dict[str, Any]:
     if not intact:
         raise FolderDamaged(f"{folder} is damaged: {MANIFEST_NAME} has a wrong checksum")
     if body.get("format") != FORMAT:
-        raise FolderDamaged(f"{folder} has a manifest of format {body.get('format')}, this version reads {FORMAT}")
+        raise FolderDamaged(
+            f"{folder} has a manifest of format {body.get('format')}, this version reads format {FORMAT}"
+        )
     return dict(body)
 
 
 def verify(folder: Path, only: str = "") -> dict[str, Any]:
-    """What the manifest says, after a check of the files whose relative paths begin with `only`.
+    """Verify the files whose relative paths begin with `only`; the content of the manifest.
 
     Raises:
-        FolderDamaged: with the first file that is missing, not as it was written, or not part of the folder.
+        FolderDamaged: names the first file that is missing, damaged, or not listed.
     """
     body = read(folder)
     found = {str(file.relative_to(folder)): file for file in _in(folder)}
@@ -86,7 +88,7 @@ def verify(folder: Path, only: str = "") -> dict[str, Any]:
 
 
 def _in(folder: Path) -> Iterator[Path]:
-    """The files of the folder in the order of their names, without the manifest, hidden files and hidden folders."""
+    """Files of the folder, sorted by name, without the manifest, hidden files and hidden folders."""
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if not file.is_dir() and not hidden and file != folder / MANIFEST_NAME:

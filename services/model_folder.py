@@ -1,4 +1,4 @@
-"""A local Hugging Face model folder: whether it can be loaded, told before anything heavy is imported; its weights."""
+"""Local Hugging Face model folders: checks without heavy imports, and access to their weights."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def check_model_folder(path: Path) -> None:
-    """Raise `ModelUnavailable` with one line unless `path` is a Hugging Face folder with model and tokenizer.
+    """Check that `path` is a Hugging Face folder with model and tokenizer, and verify its manifest if it has one.
 
-    Where it has a manifest, as an exported policy does, its files must be those that were written.
+    Raises:
+        ModelUnavailable: it is not, or a file is damaged; one line.
     """
     if not path.is_dir():
         raise ModelUnavailable(f"model.path {path} is not a folder; name a local Hugging Face model folder")
@@ -37,18 +38,18 @@ def check_model_folder(path: Path) -> None:
         raise ModelUnavailable(f"model.path {path} holds no weights ({', '.join(WEIGHT_PATTERNS)}); copy them there")
     for file in weights:
         if not os.access(file, os.R_OK):
-            raise ModelUnavailable(f"model.path: user {os.getuid()} may not read {file}; chmod a+r it")
+            raise ModelUnavailable(f"model.path: user {os.getuid()} cannot read {file}; chmod a+r it")
     if (path / manifest.MANIFEST_NAME).is_file():
         try:
             manifest.verify(path)
         except FolderDamaged as error:
             raise ModelUnavailable(
-                f"{error}; export it again, or remove {manifest.MANIFEST_NAME} where the change is intended"
+                f"{error}; export it again, or remove {manifest.MANIFEST_NAME} if the change is intended"
             ) from None
 
 
 def check_tokenizer(path: Path) -> None:
-    """Raise `ModelUnavailable` where `tokenizer.json` cannot be loaded. Other kinds of tokenizers are not checked."""
+    """Raise `ModelUnavailable` if `tokenizer.json` cannot be loaded. Other kinds of tokenizers are not checked."""
     from tokenizers import Tokenizer
 
     file = path / "tokenizer.json"
@@ -61,10 +62,10 @@ def check_tokenizer(path: Path) -> None:
 
 
 def stored_parameters(path: Path) -> int:
-    """Number of parameters in the folder's safetensors files, by their headers; 0 where there are none.
+    """Number of parameters in the folder's safetensors files, by their headers; 0 if there are none.
 
     Raises:
-        ModelUnavailable: a file is cut short or damaged, or one that the index names is missing.
+        ModelUnavailable: a file is truncated or damaged, or one that the index lists is missing.
     """
     index = path / "model.safetensors.index.json"
     if index.is_file():
@@ -73,39 +74,45 @@ def stored_parameters(path: Path) -> int:
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             raise ModelUnavailable(f"cannot read {index}: copy it again") from None
         if missing := sorted(name for name in named if not (path / str(name)).is_file()):
-            raise ModelUnavailable(f"missing weights in {path}: {missing[0]}, which {index.name} names; copy it there")
+            raise ModelUnavailable(f"missing weights in {path}: {missing[0]}, which {index.name} lists; copy it there")
     return sum(_parameters_in(file) for file in path.glob("*.safetensors"))
 
 
 def _parameters_in(file: Path) -> int:
-    """Of one safetensors file: 8 bytes with the length of the header, the header, and the tensors up to the end."""
+    """Number of parameters in one safetensors file.
+
+    Layout: the length of the header (uint64, little-endian), the header (JSON), the tensors up to the end of the file.
+    """
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if length > file.stat().st_size:
-                raise ValueError("its header is damaged")
+                raise ValueError("damaged header")
             header = json.loads(opened.read(length))
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         end = max((entry["data_offsets"][1] for entry in tensors), default=0)
         if file.stat().st_size != 8 + length + end:
-            raise ValueError(f"it has {file.stat().st_size} bytes, {8 + length + end} are needed")
+            raise ValueError(f"size is {file.stat().st_size} bytes, {8 + length + end} expected")
         return sum(math.prod(entry["shape"]) for entry in tensors)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelUnavailable(f"cannot read the weights {file}: {first_line(error)}; copy the file again") from None
 
 
 def share_weights(folder: Path) -> None:
-    """Let whoever may read the folder's configuration read its weights; safetensors writes for the owner alone."""
+    """Give the weights the permissions of `config.json`; safetensors creates files that only the owner may read."""
     mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
     for file in folder.glob("*.safetensors"):
         file.chmod(mode)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model, in order; none where its weights are in another format.
+    """The safetensors files of the model, sorted; empty if its weights are in another format.
 
-    Folders may hold the same weights twice, in another layout (`consolidated.safetensors`): an index, or
-    `model.safetensors`, says which ones count.
+    A folder may hold the same weights twice, in another layout (`consolidated.safetensors`): the index, or
+    `model.safetensors`, decides which files count.
+
+    Raises:
+        ModelUnavailable: the index is damaged.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -118,7 +125,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the folder's tensors; none where its weights are in another format. Raises ModelUnavailable."""
+    """Shape by name of the folder's tensors; empty if its weights are in another format. Raises ModelUnavailable."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(folder):
         with _opened(file) as opened:
@@ -127,18 +134,18 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the folder's safetensors files, by name.
+    """Read all tensors of the folder's safetensors files, by name.
 
     Raises:
-        ModelUnavailable: there are none, or one cannot be read.
+        ModelUnavailable: there are no such files, or one cannot be read.
     """
     if not weight_files(folder):
-        raise ModelUnavailable(f"no *.safetensors in {folder}; give a local Hugging Face model folder (model.path)")
+        raise ModelUnavailable(f"no *.safetensors in {folder}; name a local Hugging Face model folder (model.path)")
     return dict(read_others(folder, ()))
 
 
 def read_others(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The folder's tensors but `names`, one by one. Raises ModelUnavailable."""
+    """Read the folder's tensors except `names`, one by one. Raises ModelUnavailable."""
     left_out = frozenset(names)
     for file in weight_files(folder):
         with _opened(file) as opened:

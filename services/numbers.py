@@ -1,4 +1,4 @@
-"""Finding values that are not finite numbers in plain data.
+"""Find values that are not finite numbers in plain data.
 
 Invariants
 - Nothing that is stored, trained on or reported holds NaN or infinity.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 
 def not_finite(value: object, path: str) -> str | None:
-    """The path of the first float in nested plain data that is NaN or infinite, with it; None where there is none.
+    """Path and value of the first float in nested plain data that is NaN or infinite; None if there is none.
 
     Example: `not_finite({"scores": [1.0, nan]}, "facts")` is `facts.scores.1 is nan`.
     """

@@ -1,14 +1,14 @@
-"""A real redis-server process of the run's own: on loopback, behind a random password, its data in one folder.
+"""The run's own redis-server: a child process on loopback with a random password and its data in one folder.
 
 Invariants
-- The server dies with its parent, even a killed one, and whoever uses a folder holds its lock for as long as the server
-  lives: two servers never share a folder.
-- A restart of the same object keeps its address and password; a restart in the same folder has the data back.
-- A stopped server loses nothing; a killed one at most what it had not handed to the kernel (seconds on a busy disk).
-- Damaged data stop nobody: they are set aside (`append_only.py`), and the server starts with what of them is sound. It
-  does not cut a torn end itself (aof-load-truncated), since it would do so within a transaction.
-- The password reaches the server through its standard input: it is on no command line. While the server runs, its
-  address lies in a file that only its owner may read, for commands that look at a run.
+- The server dies with its parent, even a killed one. Each server holds a lock on its folder as long as it lives, so two
+  servers never share one.
+- A restart of the same object keeps address and password; a restart in the same folder has the data back.
+- A stopped server loses nothing, a killed one at most what it had not handed to the kernel (seconds on a busy disk).
+- Damaged data do not prevent a start: they are set aside (`append_only.py`), and the server starts with the intact
+  beginning. Redis must not truncate a damaged end itself (aof-load-truncated): it would cut inside a transaction.
+- The password reaches the server through standard input, never on a command line. While the server runs, its address is
+  in a file that only its owner may read, for commands that inspect a run.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ maxmemory-policy noeviction
 
 
 class _DataDamaged(RedisUnavailable):
-    """The server ended at its start since its data are damaged; `log` is what it said."""
+    """The server failed to start because its data are damaged; `log` is its log."""
 
     def __init__(self, message: str, log: str) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class _DataDamaged(RedisUnavailable):
 
 
 class _PortTaken(Exception):
-    """Another process took the port between its choice and the server's start."""
+    """Another process listens on the port."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -80,18 +80,20 @@ class _PortTaken(Exception):
 
 
 class EmbeddedRedis:
-    """`with EmbeddedRedis(folder) as server: … server.url`.
+    """A redis-server that lives as long as its `with` block, and at most as long as the thread that started it.
 
-    The kernel ends the server when the *thread* that started it exits.
+    Example:
+        with EmbeddedRedis(Path("runs/first/redis")) as server:
+            client = Redis.from_url(server.url)
     """
 
     def __init__(self, folder: Path, *, start_timeout_s: float = 120.0, lock_timeout_s: float = 10.0) -> None:
-        """Nothing is started yet.
+        """Does not start the server yet.
 
         Args:
-            folder: where the data live; made when missing.
-            start_timeout_s: how long the start may take, loading the data included.
-            lock_timeout_s: how long to wait for another server of the folder that is ending.
+            folder: where the data are; created if missing.
+            start_timeout_s: longest start in seconds, including the time to load the data.
+            lock_timeout_s: how long to wait, in seconds, for another server of this folder to end.
         """
         self._folder = folder
         self._start_timeout_s = start_timeout_s
@@ -111,47 +113,47 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """Address with the password; keep it out of logs. RuntimeError before the first start."""
+        """Address including the password; keep it out of logs. RuntimeError before the first start."""
         if self._port is None:
-            raise RuntimeError("the redis-server has not been started")
+            raise RuntimeError("redis-server not started")
         return f"redis://:{self._password}@{_HOST}:{self._port}/0"
 
     @property
     def pid(self) -> int | None:
-        """Process id, none while it is not running."""
+        """Process id, or None while the server is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start the server and wait until it answers. No-op while it runs.
+        """Start the server and wait until it responds. No-op while it runs.
 
         Raises:
-            RedisUnavailable: no executable, folder unusable, full or in use, or no answer in time.
+            RedisUnavailable: no executable, folder unusable, full or in use, or no response in time.
         """
         if self.pid is not None:
             return
         executable = _executable()
         lock = self._lock_folder()
         try:
-            self._start_on_what_is_sound(executable, lock)
+            self._start_on_intact_data(executable, lock)
         finally:
-            os.close(lock)  # the server has inherited it
+            os.close(lock)  # the server inherited it and keeps the folder locked
         try:
             write_whole(self._folder / ADDRESS_NAME, self.url, mode=0o600)
         except OSError as error:
             self.stop()
             raise RedisUnavailable(f"cannot keep Redis data in {self._folder}: {error.strerror}") from None
-        _log.info("redis-server %s:%s serves %s", _HOST, self._port, self._folder)
+        _log.info("redis-server started on %s:%s, data in %s", _HOST, self._port, self._folder)
 
     def ensure_running(self) -> bool:
-        """Start the server again if it has died; True if so. Raises what `start` raises."""
+        """Restart the server if it has died; whether it had. Raises what `start` raises."""
         if self.pid is not None:
             return False
-        _log.warning("the redis-server of %s has died; starting it again", self._folder)
+        _log.warning("redis-server of %s died; restarting it", self._folder)
         self.start()
         return True
 
     def stop(self) -> None:
-        """End the server: a clean shutdown, else by signal. No-op when it does not run."""
+        """Stop the server: a clean shutdown, otherwise by signal. No-op while it is not running."""
         server, self._process = self._process, None
         with contextlib.suppress(OSError):
             (self._folder / ADDRESS_NAME).unlink(missing_ok=True)
@@ -160,14 +162,14 @@ class EmbeddedRedis:
         try:
             self._ask("shutdown", _STOP_TIMEOUT_S)
         except exceptions.RedisError as error:
-            _log.warning("the redis-server refused a clean shutdown (%s); terminating it", error)
+            _log.warning("redis-server refused a clean shutdown; terminating it: %s", error)
             server.terminate()
         process.wait_or_kill(server, _GRACE_S)
 
-    def _start_on_what_is_sound(self, executable: str, lock: int) -> None:
-        """Start; where the data are damaged, with their sound beginning, and where that does not help, with none."""
+    def _start_on_intact_data(self, executable: str, lock: int) -> None:
+        """Start the server; if the data are damaged, with their intact beginning; if that fails too, without data."""
         if self._moved(lambda: append_only.lacks_manifest(self._folder)):
-            self._mend(f"the data of the redis-server in {self._folder} lack their manifest", "")
+            self._mend(f"Redis data in {self._folder} have no manifest", "")
         for repair in (self._mend, self._start_over, None):
             try:
                 self._start_on_a_port(executable, lock)
@@ -180,8 +182,7 @@ class EmbeddedRedis:
     def _mend(self, reason: str, log: str) -> None:
         mended = self._moved(lambda: append_only.mend(self._folder, log))
         _log.warning(
-            "%s; the damaged data are set aside in %s, going on with the first %d of %d bytes; "
-            "what is missing is played again",
+            "%s; moved the damaged data to %s and kept the first %d of %d bytes; missing episodes are played again",
             reason,
             mended.aside,
             mended.kept,
@@ -190,14 +191,17 @@ class EmbeddedRedis:
 
     def _start_over(self, reason: str, log: str) -> None:
         aside = self._moved(lambda: append_only.start_over(self._folder))
-        _log.warning("%s; set aside in %s, starting without data; all is played again", reason, aside)
+        _log.warning(
+            "%s; moved the data to %s and start without any; all episodes in Redis are played again", reason, aside
+        )
 
     def _moved(self, move: Callable[[], _T]) -> _T:
+        """The result of `move`, which moves damaged data. Raises RedisUnavailable."""
         try:
             return move()
         except OSError as error:
             raise RedisUnavailable(
-                f"the Redis data in {self._folder} are damaged and cannot be set aside: {error.strerror}"
+                f"damaged Redis data in {self._folder} cannot be moved aside: {error.strerror}"
             ) from None
 
     def _start_on_a_port(self, executable: str, lock: int) -> None:
@@ -209,11 +213,11 @@ class EmbeddedRedis:
                     with process.ReservedPort(_HOST) as port:
                         self._launch(executable, port.number, lock)
             except _PortTaken as taken:
-                _log.info("port %d was taken meanwhile", taken.port)
+                _log.info("port %d is in use; retrying with another", taken.port)
                 time.sleep(_POLL_S)
                 continue
             return
-        raise RedisUnavailable(f"the redis-server of {self._folder} found no free port on {_HOST}")
+        raise RedisUnavailable(f"no free port on {_HOST} for the redis-server of {self._folder}")
 
     def _launch(self, executable: str, port: int, lock: int) -> None:
         config = _CONFIG.format(host=_HOST, port=port, password=self._password)
@@ -223,9 +227,12 @@ class EmbeddedRedis:
                     [executable, "-"], cwd=self._folder, stdin=subprocess.PIPE, output=log, pass_fds=(lock,)
                 )
         except OSError as error:
-            raise RedisUnavailable(f"cannot start the redis-server in {self._folder}: {error.strerror}") from None
+            raise RedisUnavailable(f"cannot start redis-server in {self._folder}: {error.strerror}") from None
         assert server.stdin is not None
-        with contextlib.suppress(BrokenPipeError), server.stdin as stdin:  # an early death is reported below
+        with (
+            contextlib.suppress(BrokenPipeError),
+            server.stdin as stdin,
+        ):  # a server that died already is reported below
             stdin.write(config.encode())
         previous, self._port, self._process = self._port, port, server
         try:
@@ -244,26 +251,26 @@ class EmbeddedRedis:
             try:
                 self._ask("ping", _PING_TIMEOUT_S)
             except exceptions.AuthenticationError:
-                raise _PortTaken(port) from None  # another server answers there; ours is about to give up
+                raise _PortTaken(port) from None  # another server responds there; ours is about to end
             except exceptions.RedisError:
                 time.sleep(_POLL_S)
             else:
                 return
         raise RedisUnavailable(
-            f"the redis-server of {self._folder} did not answer within {self._start_timeout_s:.0f} s; "
-            f"see {_LOG_NAME} there"
+            f"redis-server of {self._folder} did not respond within {self._start_timeout_s:.0f} s; see its {_LOG_NAME}"
         )
 
     def _death(self, code: int, port: int) -> Exception:
+        """What to raise for a server that ended during its start with this exit code."""
         log = self._read_log()
         lines = log.splitlines()
         if any("Address already in use" in line for line in lines):
             return _PortTaken(port)
         # Lines are "pid:role date # message"; # marks warnings.
         reasons = [line.partition(" # ")[2] for line in lines if " # " in line] or lines
-        reason = reasons[-1] if reasons else "without a word"
-        message = f"the redis-server of {self._folder} ended at its start (exit code {code}): {reason}"
-        if append_only.exists(self._folder) and append_only.tells_of_damage(log):
+        reason = reasons[-1] if reasons else "it logged nothing"
+        message = f"redis-server of {self._folder} failed to start (exit code {code}): {reason}"
+        if append_only.exists(self._folder) and append_only.reports_damage(log):
             return _DataDamaged(message, log)
         return RedisUnavailable(message)
 
@@ -274,7 +281,7 @@ class EmbeddedRedis:
             return ""
 
     def _lock_folder(self) -> int:
-        """A file descriptor that holds the folder's lock. A server whose parent was killed may need a moment to end."""
+        """Lock the folder; the descriptor that holds the lock. A server of a killed parent takes a moment to end."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -288,7 +295,7 @@ class EmbeddedRedis:
                 if not isinstance(error, BlockingIOError) or time.monotonic() >= deadline:
                     os.close(lock)
                     raise RedisUnavailable(
-                        f"the Redis data in {self._folder} are in use by another redis-server; stop that run first"
+                        f"Redis data in {self._folder} are in use by another redis-server; stop that run first"
                     ) from None
                 time.sleep(_POLL_S)
             else:

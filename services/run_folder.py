@@ -1,4 +1,4 @@
-"""The files of a run's folder that more than one part knows, and how to find the run's Redis from it."""
+"""Names of the files in a run's folder that several packages use, and the address of the run's Redis."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ LEDGER_NAME = "ledger.jsonl"
 SUMMARY_NAME = "summary.json"
 REDIS_NAME = "redis"
 WARNINGS_NAME = "warnings.jsonl"
-"""What the trainer warned of, one line each: `update`, `name`, `text`."""
+"""Warnings of the trainer, one JSON line each: `update`, `name`, `text`."""
 ALGORITHM_NAME = "algorithm.json"
 """What the run's estimator says of itself, see `learner.advantages.description`: the dashboard explains from it."""
 AUDIT_NAME = "audit.jsonl"
 LINEAGE_NAME = "run.id"
-"""Holds the lineage of the run and the folder it was made for."""
+"""Holds the lineage of the run and the identity of its folder."""
 WARMSTART_NAME = "warmstart.json"
-"""In the folder of a model that `anchorage warmstart` made: how, its configuration included."""
+"""In the folder of a model that `anchorage warmstart` made: how it was made, with the configuration."""
 
 
 def run_config(folder: Path) -> Config:
     """The configuration of the run in `folder`.
 
     Raises:
-        NoSuchRun: there is none. ConfigError: it is damaged.
+        NoSuchRun: there is none.
+        ConfigError: it is damaged.
     """
     if not (folder / CONFIG_NAME).is_file():
         hint = did_you_mean(folder.name, runs_in(folder.parent))
@@ -47,17 +48,18 @@ def runs_in(folder: Path) -> list[str]:
 
 
 def run_of(policy: Path) -> Path | None:
-    """The folder of the run whose checkpoint a policy is in."""
+    """The folder of the run in whose checkpoints the policy is, None if it is in none."""
     runs = [above.parent for above in policy.absolute().parents if above.name == CHECKPOINTS_NAME]
     return next((run for run in runs if (run / CONFIG_NAME).is_file()), None)
 
 
 def lineage(folder: Path, *, resume: bool) -> str:
-    """What the run in `folder` is called in Redis beside its name: a new id for a new start, a resumed run's own.
+    """The lineage of the run in `folder`: an id that identifies the run's data in Redis, in addition to its name.
 
-    A copy of the folder is another run from then on, and gets an id of its own: what the original left in a Redis is
-    not the copy's. A folder is known by its inode and its file system's id. That id, unlike the number of the device,
-    usually outlives a reboot; where the file system has none it is 0.
+    A new start gets a new lineage; a resumed run keeps its own. A copy of the folder is another run from then on and
+    gets a new one, since the data of the original in Redis are not the copy's. The folder is identified by its inode
+    and the id of its file system. Unlike the device number, that id usually survives a reboot; it is 0 if the file
+    system has none.
 
     Raises:
         RunBusy: the folder cannot be written.
@@ -78,12 +80,12 @@ def lineage(folder: Path, *, resume: bool) -> str:
 
 
 def _place(folder: Path) -> str:
-    """Which folder it is, wherever it is moved to within its file system."""
+    """Identity of the folder, which does not change if it is moved within its file system."""
     return f"{folder.stat().st_ino}@{os.statvfs(folder).f_fsid:x}"
 
 
 def redis_url(folder: Path, config: Config, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Address of the Redis that the run uses, or used; None: one of its own, which is gone."""
+    """Address of the Redis that the run uses or used; None if that was its own, which has ended."""
     if config.buffer.redis_url:
         return config.buffer.redis_url
     try:

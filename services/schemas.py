@@ -1,9 +1,9 @@
-"""What crosses between the rooms: tickets, steps, trajectories. Plain data, no behaviour beyond identities and sums.
+"""Data that all packages exchange: tasks, tickets, steps, trajectories. Plain data without behaviour.
 
 Invariants
-- A ticket's identity is computed from `(stream, group, member)` within a run, never random.
-- Token ids and log-probabilities are the very ones the inference engine sampled; nothing is re-tokenised.
-- Every response says which policy versions wrote which of its tokens.
+- A ticket's id is computed from `(stream, group, member)`, never random.
+- Token ids and log-probabilities are exactly those that the inference engine sampled; nothing is tokenized again.
+- Every response records which policy version sampled which of its tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ FloatArray = NDArray[np.float32]
 
 
 class Task(BaseModel):
-    """One problem of an environment. Resetting to it always gives the same initial state."""
+    """One problem of an environment. A reset to it always gives the same initial state.
+
+    Attributes:
+        env: name of the environment.
+        split: its split, such as `train`.
+        index: its number in the split.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,12 +38,17 @@ class Task(BaseModel):
 
 
 class Ticket(BaseModel):
-    """The order to play one episode.
+    """A request to play one episode.
 
-    `stream` separates training (`train`) from evaluation panels (`eval-000040`), whose groups are
-    numbered apart.
-    `seed` seeds the sampling of this episode; `temperature` is the sampling temperature. `max_steps` cuts the episode
-    short of the environment's `max_steps`; None: it does not.
+    Attributes:
+        stream: `train`, or one of an evaluation such as `eval-000040`; each stream numbers its groups on its own.
+        group: number of the group in its stream.
+        member: number of the episode in its group.
+        group_size: number of episodes in the group.
+        task: the task, which is the same for the whole group.
+        seed: seeds the sampling of this episode.
+        temperature: sampling temperature.
+        max_steps: truncates the episode after so many steps; None: only the environment does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,12 +64,13 @@ class Ticket(BaseModel):
 
     @property
     def id(self) -> str:
+        """`stream/group/member`, unique within a run."""
         return f"{self.stream}/{self.group}/{self.member}"
 
 
 @dataclass(frozen=True, slots=True)
 class VersionSpan:
-    """`tokens` consecutive response tokens written by policy `version`."""
+    """`tokens` consecutive response tokens that policy `version` sampled."""
 
     version: int
     tokens: int
@@ -69,17 +81,21 @@ class Step:
     """One prompt, one response, one environment transition.
 
     Attributes:
-        prompt_ids: int32 [P], the prompt as the engine saw it.
-        response_ids: int32 [R], the sampled tokens, end-of-sequence included where it was sampled.
+        prompt_ids: int32 [P], the prompt as the engine received it.
+        response_ids: int32 [R], the sampled tokens, including end-of-sequence if it was sampled.
         logprobs: float32 [R], log-probability of each sampled token under the sampling distribution (nats).
         versions: policy versions of the response, in token order; their token counts sum to R.
         anchor: key of the environment state in which the action was chosen.
-        observation: text of that state. response: decoded response. action: what was sent to the environment.
-        reward: reward of the transition. valid: the response passed the run's validity rule.
-        terminated / truncated: of the transition.
+        observation: text of that state.
         prompt: text of the prompt.
-        finished: the response ended by itself, not by the token limit.
-        prompt_truncated: something was left out of the prompt for want of room.
+        response: decoded response.
+        action: what was sent to the environment.
+        reward: reward of the transition.
+        valid: whether the response passed the run's validity rule.
+        terminated: whether the transition ended the episode.
+        truncated: whether a limit cut the episode after the transition.
+        finished: whether the response ended by itself, not at the token limit.
+        prompt_truncated: whether a part of the prompt was left out because it did not fit.
     """
 
     prompt_ids: IntArray
@@ -101,7 +117,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One played episode: its ticket, its steps, and facts such as `won`, `score`, `task_type`."""
+    """One played episode.
+
+    Attributes:
+        ticket: the request to play it.
+        steps: its S steps.
+        facts: JSON-able facts of the environment, such as `won`, `score`, `task_type`.
+        actor: name of the actor that played it.
+        started_at: Unix seconds.
+        finished_at: Unix seconds.
+    """
 
     ticket: Ticket
     steps: tuple[Step, ...]
@@ -112,7 +137,7 @@ class Trajectory:
 
     @property
     def oldest_version(self) -> int:
-        """Smallest policy version that produced a token of this trajectory."""
+        """Smallest policy version that sampled a token of this trajectory."""
         return min(span.version for step in self.steps for span in step.versions)
 
     @property
@@ -122,8 +147,10 @@ class Trajectory:
 
     @property
     def won(self) -> bool:
+        """The fact `won`, false if it is missing."""
         return bool(self.facts.get("won", False))
 
     @property
     def response_tokens(self) -> int:
+        """Number of sampled tokens."""
         return sum(len(step.response_ids) for step in self.steps)

@@ -1,10 +1,15 @@
-"""Which task a group plays: `f(seed, i)`, a pure function of the configuration and the group's number.
+"""The task of each group: `f(seed, i)`, a pure function of the configuration and the group's number.
 
 Invariants
-- Each environment's tasks come in a seeded permutation, a new one each epoch.
-- In a mix each block of `MIX_BLOCK` groups holds every environment in its share, in a seeded order; so any long stretch
-  of the run does.
-- The split sizes of a single environment go by split, those of a mix by `environment/split`.
+- The tasks of each environment come in a seeded permutation, a new one each epoch.
+- In a mix of environments each block of `MIX_BLOCK` groups holds every environment in proportion to its weight, in a
+  seeded order.
+- Split sizes are keyed by split for a single environment, and by `environment/split` for a mix.
+
+Example: a split of 3 tasks, no mix
+    group   0 1 2   3 4 5   6 …
+    epoch   0       1       2
+    task    2 0 1   1 2 0   …       a permutation of the seed and the epoch
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ HELD_OUT = ("valid_unseen", "valid_seen", "test")
 
 
 def split_key(config: Config, env: str, split: str) -> str:
-    """Name of a split among the run's split sizes."""
+    """Key of a split in the run's split sizes."""
     return f"{env}/{split}" if config.envs else split
 
 
@@ -43,7 +48,7 @@ def split_size(splits: Mapping[str, int], split: str, env: str) -> int:
 
 
 class TaskOrder:
-    """The training tasks of a run. EnvironmentUnavailable where an environment lacks its split."""
+    """The training tasks of a run, in order. EnvironmentUnavailable if an environment lacks its split."""
 
     def __init__(self, config: Config, splits: Mapping[str, int]) -> None:
         self._seed = config.run.seed
@@ -56,7 +61,7 @@ class TaskOrder:
         self._permutation = lru_cache(maxsize=2 * len(self._sizes))(self._permute)
 
     def task(self, group: int) -> Task:
-        """The task of group `group`."""
+        """The task of a group (its number, from 0)."""
         number, env, place = self._mix.place(group)
         epoch, position = divmod(place, self._sizes[number])
         return Task(env=env.name, split=env.split, index=self._permutation(number, epoch)[position])
@@ -69,7 +74,12 @@ class TaskOrder:
 
 
 class Mix:
-    """Which environment each number belongs to, and how many earlier numbers belong to the same."""
+    """Assigns an environment to each group of a mix.
+
+    Example: weights 3 and 1, so 75 and 25 of each block of 100 groups. The seeded order of a block begins a, b, a, a, …
+        number             0     1     2     3
+        place(number)      a, 0  b, 0  a, 1  a, 2      environment, and place among its own groups
+    """
 
     def __init__(self, config: Config) -> None:
         self._environments = config.environments
@@ -78,7 +88,7 @@ class Mix:
         self._block = lru_cache(maxsize=4)(self._order)
 
     def place(self, number: int) -> tuple[int, EnvConfig, int]:
-        """Index of the environment, its settings, and the place among its own."""
+        """Index of the environment, its settings, and the number of earlier groups of the same environment."""
         if len(self._environments) == 1:
             return 0, self._environments[0], number
         block, position = divmod(number, MIX_BLOCK)
@@ -94,7 +104,11 @@ class Mix:
 
 
 def shares(weights: Sequence[float]) -> list[int]:
-    """How many of `MIX_BLOCK` go to each: by largest remainder, ties to the first."""
+    """Number of groups of a block for each weight, by largest remainder, ties to the first.
+
+    Example:
+        weights 1, 1, 1: exactly 33.3 each, so 33 each and one more to the first: [34, 33, 33]
+    """
     exact = [MIX_BLOCK * weight / sum(weights) for weight in weights]
     whole = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda index: whole[index] - exact[index])
@@ -104,15 +118,15 @@ def shares(weights: Sequence[float]) -> list[int]:
 
 
 def panel_tasks(config: Config, splits: Mapping[str, int]) -> list[Task]:
-    """The tasks of all panels of all splits, each once; see `split_tasks`."""
+    """The tasks of all panels of all splits, without repetition; see `split_tasks`."""
     return [task for tasks in split_tasks(config, splits) for task in tasks]
 
 
 def split_tasks(config: Config, splits: Mapping[str, int]) -> list[list[Task]]:
-    """The tasks of the panels of each split of `evaluation.split`: the first of each environment's.
+    """The tasks of the panels of each split of `evaluation.split`: the first tasks of each environment.
 
-    Without a split named it is each environment's first held-out one. One panel ends with the split; several must all
-    be full.
+    If no split is configured, each environment's first held-out split is used. A single panel may be shorter than
+    configured if the split is; several panels must all be full.
 
     Raises:
         EnvironmentUnavailable: an environment has no such split, or it has too few tasks for the panels.
@@ -121,7 +135,7 @@ def split_tasks(config: Config, splits: Mapping[str, int]) -> list[list[Task]]:
 
 
 def tasks_of_split(config: Config, splits: Mapping[str, int], asked: str | None) -> list[Task]:
-    """Those of one split, None: the first held-out one; see `split_tasks`."""
+    """The tasks of one split, None for the first held-out one; see `split_tasks`."""
     mix = Mix(config)
     wanted = config.evaluation.episodes * config.evaluation.panels
     tasks: list[Task] = []

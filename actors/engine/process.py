@@ -22,13 +22,13 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from actors.engine.interface import EngineFailed, EngineStats, InferenceEngine, Sample
 from actors.engine.messages import Messages, Request, Response, pack
 from actors.engine.vllm import engine_environment
-from actors.engine.weight_transfer import init_facts, update_facts
+from actors.engine.weight_transfer import update_facts
 from actors.prompts import load_tokenizer
 from actors.tokens import decode_response
 from services import process
@@ -163,7 +163,7 @@ class EngineProcess(InferenceEngine):
         self._require_working()
         version = incoming.version.version
         with self._loading(version):
-            await self._call("receive", version, init_facts(incoming), update_facts(incoming))
+            await self._call("receive", version, asdict(incoming.membership), update_facts(incoming))
         self._version = version
 
     @contextlib.contextmanager

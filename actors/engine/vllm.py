@@ -184,7 +184,7 @@ class VllmCore:
 
         Args:
             version: policy version of the weights.
-            init: from `weight_transfer.init_facts`.
+            init: fields of a `services.weights.rounds.Membership`.
             update: from `weight_transfer.update_facts`.
 
         Raises:

@@ -22,25 +22,13 @@ from services.model_folder import read_others
 from services.weights.collective import Incoming
 from services.weights.digest import Digest
 from services.weights.nccl import group_facts
-from services.weights.rendezvous import meet
+from services.weights.rendezvous import check_in
+from services.weights.rounds import Membership
 
 if TYPE_CHECKING:
     import torch
 
 BACKEND = "anchorage"
-
-
-def init_facts(incoming: Incoming) -> dict[str, Any]:
-    """Fields of the workers' `InitInfo`, as plain data."""
-    return {
-        "epoch": incoming.epoch,
-        "host": incoming.host,
-        "port": incoming.port,
-        "meeting_port": incoming.meeting_port,
-        "meeting_s": incoming.meeting_s,
-        "first_rank": incoming.first_rank,
-        "world": incoming.world,
-    }
 
 
 def update_facts(incoming: Incoming) -> dict[str, Any]:
@@ -62,19 +50,6 @@ def register_weight_transfer() -> None:
 
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, weight_transfer.__name__)
-
-
-@dataclass
-class InitInfo:
-    """A process group to join; see `services.weights.collective.Incoming`."""
-
-    epoch: str
-    host: str
-    port: int
-    meeting_port: int
-    meeting_s: float
-    first_rank: int
-    world: int
 
 
 @dataclass
@@ -156,7 +131,7 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     class WeightTransfer(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
-        init_info_cls = InitInfo
+        init_info_cls = Membership
         update_info_cls = UpdateInfo
         supports_draft_weight_update = False
 
@@ -169,9 +144,9 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
             self._epoch = ""
             self._receiver: Any = None
 
-        def init_transfer_engine(self, init_info: InitInfo) -> None:
+        def init_transfer_engine(self, init_info: Membership) -> None:
             rank = init_info.first_rank + self.parallel_config.rank
-            meet(init_info.host, init_info.meeting_port, rank, init_info.world, init_info.meeting_s)
+            check_in(init_info.host, init_info.check_in_port, rank, init_info.world, init_info.check_in_timeout_s)
             if init_info.epoch != self._epoch:
                 self.shutdown()
                 self._receiver = _nccl_receiver(config, vllm_config, device, model, init_info)
@@ -202,7 +177,7 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
     return WeightTransfer()
 
 
-def _nccl_receiver(config: Any, vllm_config: Any, device: Any, model: Any, info: InitInfo) -> Any:
+def _nccl_receiver(config: Any, vllm_config: Any, device: Any, model: Any, info: Membership) -> Any:
     """vLLM's NCCL engine, in the group of an epoch."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 

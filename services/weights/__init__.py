@@ -1,4 +1,4 @@
-"""Weight channels: how a policy version gets from the learner to the actors."""
+"""Weight channels: they transport policy versions from the learner to the actors."""
 
 from __future__ import annotations
 
@@ -36,13 +36,18 @@ def open_channel(
     reader: str | None = None,
     width: int = 1,
 ) -> WeightChannel:
-    """The channel that `config` names. `folder` is the run's own; a configured `directory` gets one folder a run.
+    """Open the channel that `config` selects.
 
-    `nccl` also needs the run's Redis, and of a reader its name and the number of its engine's workers; without a name
-    it is the publisher's.
+    Args:
+        config: the `weights` section of the configuration.
+        run: name of the run.
+        folder: folder of the run, used if no `directory` is configured; that gets one folder per run.
+        redis_url: address of the run's Redis, for `nccl`.
+        reader: name of this reader, for `nccl`; None for the publisher.
+        width: number of workers of the reader's engine, for `nccl`.
 
     Raises:
-        WeightsError: `nccl` without a Redis.
+        WeightsError: `nccl` without `redis_url`.
     """
     if config.channel == "ray":
         from services.weights.ray_store import RayChannel
@@ -50,16 +55,16 @@ def open_channel(
         return RayChannel(run, config.timeout_s)
     if config.channel == "nccl":
         from services.weights.collective import CollectiveChannel
-        from services.weights.coordination import Board
+        from services.weights.coordination import Coordination
         from services.weights.nccl import NcclSender
 
         if redis_url is None:
-            raise WeightsError("weights.channel=nccl needs the address of the run's Redis")
-        board = Board(redis_url, run, BufferConfig())
+            raise WeightsError("weights.channel=nccl needs the run's Redis: set buffer.redis_url")
+        coordination = Coordination(redis_url, run, BufferConfig())
         if reader is None:
-            board.clear()
+            coordination.clear()
         return CollectiveChannel(
-            board, NcclSender, reader=reader or "publisher", width=width, timeout_s=config.timeout_s
+            coordination, NcclSender, reader=reader or "publisher", width=width, timeout_s=config.timeout_s
         )
     from services.weights.directory import DirectoryChannel
 

@@ -1,12 +1,11 @@
-"""Low-rank adapters as a policy version: what is broadcast in place of a whole model, and how it becomes one again.
+"""Low-rank adapters as a policy version: broadcast instead of a whole model, and added to the base model on arrival.
 
-An adapter of the weight `N`, as `N` is called and laid out on disk, is two tensors, `N.lora_B` [rows, r] and
-`N.lora_A` [r, columns]: the weight that it makes is N + B · A. The scale, such as alpha / rank, is part of B. Where the
-learner holds a weight in another form than the disk does (parts joined or permuted), the adapter is what is added
-itself, `N.lora_delta`.
+An adapter of the weight `N` (name and layout as on disk) consists of two tensors, `N.lora_B` [rows, r] and `N.lora_A`
+[r, columns]; the resulting weight is N + B · A. The scale, such as alpha / rank, is part of B. If the learner holds a
+weight in another layout than the disk (parts joined or permuted), the adapter is the product itself, `N.lora_delta`.
 
 Invariants
-- The sum is taken in float32 and rounded once, to the adapter's type.
+- The sum is computed in float32 and rounded once, to the adapter's dtype.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def is_adapter(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 
 def merged(adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole model: `base` with the adapters added, in the adapters' type.
+    """The whole model in the adapters' dtype: `base` with the adapters added.
 
     Raises:
         WeightsCorrupt: the adapters do not fit the base model.
@@ -36,7 +35,7 @@ def merged(adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
     dtype = next(iter(adapter.values())).dtype
     names = {name.removesuffix(A).removesuffix(DELTA) for name in adapter if not name.endswith(B)}
     if strange := sorted(names - base.keys()):
-        raise WeightsCorrupt(f"the adapters are of another model: model.path has no {strange[0]}")
+        raise WeightsCorrupt(f"adapters of another model: model.path has no {strange[0]}")
     model = {}
     for name, weight in base.items():
         if name in names:
@@ -47,9 +46,9 @@ def merged(adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
 
 
 def _delta(name: str, adapter: Mapping[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:
-    """float32, what is added to the weight `name`."""
+    """The float32 tensor that is added to the weight `name`."""
     whole = adapter.get(name + DELTA)
     delta = adapter[name + B].float() @ adapter[name + A].float() if whole is None else whole.float()
     if delta.shape != shape:
-        raise WeightsCorrupt(f"the adapter of {name} makes {tuple(delta.shape)}, the weight is {tuple(shape)}")
+        raise WeightsCorrupt(f"shape of the adapter of {name} is {tuple(delta.shape)}, of the weight {tuple(shape)}")
     return delta

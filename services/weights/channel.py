@@ -1,10 +1,10 @@
-"""What a weight channel is, and the payload that all of them carry: safetensors bytes with a BLAKE2b checksum.
+"""Interface of weight channels and their common payload: safetensors bytes with a BLAKE2b checksum.
 
 Invariants
-- A version is announced (`latest`) only when all of its payload can be had; `fetch` verifies the checksum.
+- A version is announced (`latest`) only once its whole payload is available. `fetch` verifies the checksum.
 - The newest version is the one published last, whatever its number: a learner that restarts from a checkpoint publishes
   older numbers again. A channel keeps the last two.
-- Every call ends within the channel's time limit.
+- Every call ends within the channel's timeout.
 """
 
 from __future__ import annotations
@@ -47,28 +47,35 @@ _DTYPES = {
 
 
 class WeightsError(AnchorageError):
-    """Base of what can go wrong with a weight channel."""
+    """Base of the errors of weight channels."""
 
 
 class WeightsCorrupt(WeightsError):
-    """The payload is not the one that was published."""
+    """The payload differs from the published one."""
 
 
 class WeightsGone(WeightsError):
-    """The version is no longer kept; ask for the latest."""
+    """The version is no longer kept; fetch the latest instead."""
 
 
 class TransferLost(WeightsError):
-    """A collective transfer did not begin: a member was missing. Nothing was touched; ask again."""
+    """A collective transfer did not begin because a member was missing. Nothing has changed; request it again."""
 
 
 class WeightsUnavailable(WeightsError):
-    """The channel did not answer in time, or cannot be written."""
+    """The channel did not respond in time, or cannot be written."""
 
 
 @dataclass(frozen=True)
 class WeightVersion:
-    """An announced version: policy version, payload size in bytes, its checksum, and where its channel keeps it."""
+    """An announced version.
+
+    Attributes:
+        version: policy version, the number of updates.
+        nbytes: size of the payload.
+        checksum: of the payload, hexadecimal.
+        locator: where the channel keeps it.
+    """
 
     version: int
     nbytes: int
@@ -81,31 +88,35 @@ class WeightChannel(ABC):
 
     @abstractmethod
     def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
-        """Announce `tensors` (any device, any layout) as `version`, once all of it can be had.
+        """Store `tensors` and announce them as `version`.
+
+        Args:
+            version: policy version.
+            tensors: by Hugging Face name, on any device, in any layout.
 
         Raises:
-            WeightsUnavailable: could not be stored in time; nothing is announced.
+            WeightsUnavailable: not stored in time; nothing is announced.
         """
 
     @abstractmethod
     def latest(self) -> WeightVersion | None:
-        """The version published last, none before the first. Raises WeightsUnavailable, WeightsCorrupt."""
+        """The version published last, None before the first. Raises WeightsUnavailable, WeightsCorrupt."""
 
     @abstractmethod
     def fetch(self, wanted: WeightVersion) -> dict[str, torch.Tensor]:
-        """The tensors of a version, on the CPU. They may be views of shared read-only memory: copy before writing.
+        """Read the tensors of a version into host memory. They may be read-only shared views: copy before writing.
 
         Raises:
-            WeightsGone: newer versions have taken its place.
+            WeightsGone: newer versions have replaced it.
             WeightsCorrupt: the checksum does not match.
             WeightsUnavailable: not read in time.
         """
 
-    def close_run(self) -> None:  # noqa: B027 - most channels leave nothing behind that is in the way
-        """End what the run's weights keep alive beyond its processes. Nobody reads them any more."""
+    def close_run(self) -> None:  # noqa: B027 - most channels have nothing to release
+        """Release what the run's weights keep alive beyond its processes, once there is no reader any more."""
 
-    def close(self) -> None:  # noqa: B027 - nothing to end in most channels
-        """End what this process does for the channel; what is published stays where the channel keeps it."""
+    def close(self) -> None:  # noqa: B027 - most channels have nothing to release
+        """Release what this process holds of the channel. Published versions stay."""
 
 
 def checksum(payload: Payload) -> str:
@@ -114,7 +125,7 @@ def checksum(payload: Payload) -> str:
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> Payload:
-    """The tensors as safetensors bytes."""
+    """Serialize tensors as safetensors bytes."""
     import safetensors.torch
 
     owned = {name: _owned(tensor.detach()) for name, tensor in tensors.items()}
@@ -122,10 +133,10 @@ def pack(tensors: Mapping[str, torch.Tensor]) -> Payload:
 
 
 def unpack(payload: Payload) -> dict[str, torch.Tensor]:
-    """The tensors in safetensors bytes, as views of the payload, which they keep alive.
+    """Parse safetensors bytes into tensors that are views of the payload and keep it alive.
 
     Raises:
-        WeightsCorrupt: the bytes are no safetensors file.
+        WeightsCorrupt: invalid safetensors bytes.
     """
     try:
         start = 8 + int.from_bytes(payload[:8].tobytes(), "little")
@@ -133,17 +144,17 @@ def unpack(payload: Payload) -> dict[str, torch.Tensor]:
         header.pop("__metadata__", None)
         return {name: _view(payload[start:], **entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise WeightsCorrupt(f"the payload is no safetensors file: {error}") from None
+        raise WeightsCorrupt(f"invalid safetensors payload: {error}") from None
 
 
 def verify(payload: Payload, wanted: WeightVersion) -> None:
-    """Raises WeightsCorrupt unless the payload is the one of `wanted`."""
+    """Raise WeightsCorrupt unless size and checksum of the payload are those of `wanted`."""
     if payload.nbytes != wanted.nbytes or checksum(payload) != wanted.checksum:
-        raise WeightsCorrupt(f"the weights of version {wanted.version} are damaged: the checksum does not match")
+        raise WeightsCorrupt(f"weights of version {wanted.version} are damaged: size or checksum mismatch")
 
 
 def _owned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the CPU, contiguous and alone in its storage: safetensors refuses shared ones (tied embeddings)."""
+    """A contiguous copy on the CPU in its own storage: safetensors rejects shared storage (tied embeddings)."""
     copy = tensor.to("cpu").contiguous()
     return copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
 
@@ -155,7 +166,7 @@ def _view(body: Payload, dtype: str, shape: list[int], data_offsets: list[int]) 
     kind: torch.dtype = getattr(torch, _DTYPES[dtype])
     count = math.prod(shape)
     if not 0 <= begin <= end <= body.nbytes or end - begin != count * kind.itemsize:
-        raise ValueError(f"a tensor of {count} {dtype} does not fit bytes {begin} to {end}")
+        raise ValueError(f"tensor of {count} {dtype} does not match bytes {begin} to {end}")
     if count == 0:
         return torch.empty(shape, dtype=kind)
     with warnings.catch_warnings():

@@ -1,8 +1,8 @@
-"""Where publisher and readers of a collective channel tell each other what they want: a few small keys in Redis.
+"""Coordination between publisher and readers of a collective channel through a few small keys in Redis.
 
 Invariants
-- A wish that its reader does not repeat for `WISH_TTL_S` is void: who has died is in no round.
-- Times are those of Redis. A wish from the future, as after a clock was set, is void too: its reader repeats it.
+- A request expires unless its reader repeats it within `REQUEST_TTL_S`, so that a dead reader is in no round.
+- Times are those of Redis. A request from the future, as after a clock was set back, is invalid: its reader repeats it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ from services.buffer.integrity import damaged, damaged_value
 from services.buffer.keys import Keys
 from services.config.tree import BufferConfig
 from services.weights.channel import WeightVersion
-from services.weights.rounds import Round, Wish
+from services.weights.rounds import Request, Round
 
-WISH_TTL_S = 2.0
+REQUEST_TTL_S = 2.0
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class TensorMeta:
-    """Name, dtype (as torch calls it) and shape of one tensor on its way."""
+    """Metadata of one tensor of a version.
+
+    Attributes:
+        name: its Hugging Face name.
+        dtype: as torch names it, such as `bfloat16`.
+        shape: its shape.
+    """
 
     name: str
     dtype: str
@@ -36,7 +42,7 @@ class TensorMeta:
 
 @dataclass(frozen=True)
 class Announcement:
-    """A version that can be had, and what it consists of, in the order in which it is sent."""
+    """A version that is available, and its tensors in the order in which they are sent."""
 
     version: WeightVersion
     tensors: tuple[TensorMeta, ...]
@@ -44,7 +50,7 @@ class Announcement:
 
 @dataclass(frozen=True)
 class _Posted:
-    wish: Wish
+    request: Request
     at: float
 
 
@@ -53,49 +59,53 @@ _ROUND = TypeAdapter(Round)
 _POSTED = TypeAdapter(_Posted)
 
 
-class Board:
-    """One run's board. Thread-safe. Every call raises RedisUnavailable when Redis stays away."""
+class Coordination:
+    """The coordination keys of one run. Thread-safe. Every call raises RedisUnavailable while Redis is unreachable."""
 
     def __init__(self, url: str, run: str, config: BufferConfig) -> None:
         self._connection = Connection(url, config)
         self._keys = Keys(run)
 
     def close(self) -> None:
+        """Close the connection."""
         self._connection.close()
 
     def announce(self, announcement: Announcement) -> None:
+        """Announce the newest version."""
         self._call("set", "weights_announced", _ANNOUNCEMENT.dump_json(announcement))
 
     def clear(self) -> None:
-        """Forget what an earlier publisher announced: nobody can send it any more."""
+        """Remove the announcement of an earlier publisher, which cannot be sent any more."""
         self._call("delete", "weights_announced")
 
     def announced(self) -> Announcement | None:
+        """The newest version, None before the first."""
         answer = self._call("get", "weights_announced")
         return None if answer is None else self._parsed(_ANNOUNCEMENT, "weights_announced", answer)
 
-    def wish(self, wish: Wish) -> None:
-        """Say it, or say it again."""
-        self._call("hset", "weights_wishes", wish.reader, _POSTED.dump_json(_Posted(wish, self._now())))
+    def request(self, request: Request) -> None:
+        """Make or repeat a request. A reader has at most one."""
+        self._call("hset", "weights_wishes", request.reader, _POSTED.dump_json(_Posted(request, self._now())))
 
     def withdraw(self, *readers: str) -> None:
+        """Remove the requests of these readers."""
         if readers:
             self._call("hdel", "weights_wishes", *readers)
 
-    def wishes(self) -> list[Wish]:
-        """The wishes that hold; void ones are cleared away."""
+    def requests(self) -> list[Request]:
+        """The current requests. Expired ones are removed."""
         posted = [self._parsed(_POSTED, "weights_wishes", answer) for answer in self._call("hvals", "weights_wishes")]
         now = self._now()
-        held = [entry.wish for entry in posted if now - WISH_TTL_S <= entry.at <= now]
-        self.withdraw(*(entry.wish.reader for entry in posted if entry.wish not in held))
-        return held
+        current = [entry.request for entry in posted if now - REQUEST_TTL_S <= entry.at <= now]
+        self.withdraw(*(entry.request.reader for entry in posted if entry.request not in current))
+        return current
 
-    def call_round(self, round_: Round) -> None:
-        """Call the readers of a round together."""
+    def announce_round(self, round_: Round) -> None:
+        """Announce a round to its readers."""
         self._call("set", "weights_round", _ROUND.dump_json(round_))
 
     def round(self) -> Round | None:
-        """The round called last."""
+        """The round announced last."""
         answer = self._call("get", "weights_round")
         return None if answer is None else self._parsed(_ROUND, "weights_round", answer)
 

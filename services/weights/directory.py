@@ -1,11 +1,11 @@
-"""Weights through a folder that publisher and readers share; needs no Ray.
+"""Weight channel through a folder that publisher and readers share; needs no Ray.
 
 A version is one safetensors file, named by version and checksum, so that publishing a number again never changes a file
-that somebody reads. `latest.json` names the kept versions, newest first.
+that is being read. `latest.json` lists the kept versions, newest first.
 
 Invariants
-- Files and `latest.json` appear whole: written under a temporary name, fsynced, renamed.
-- A file is removed only after `latest.json` no longer names it.
+- Files and `latest.json` appear whole and durable (`services.files.replacing`).
+- A file is removed only after `latest.json` no longer lists it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _KEPT = TypeAdapter(list[WeightVersion])
 
 
 class DirectoryChannel(WeightChannel):
-    """One publisher at a time, any number of readers."""
+    """Weight channel with one publisher at a time and any number of readers."""
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
         self._folder = folder
@@ -103,7 +103,7 @@ class DirectoryChannel(WeightChannel):
                     self._late(name)
 
     def _read(self, wanted: WeightVersion, deadline: float) -> Payload:
-        """The verified payload. Into own memory: a mapped file could be taken away under the reader."""
+        """Read and verify the payload, into memory of its own: a mapped file could be removed while it is read."""
         path = self._folder / wanted.locator
         digest = hashlib.blake2b(digest_size=16)
         payload = np.empty(wanted.nbytes, dtype=np.uint8)
@@ -116,7 +116,7 @@ class DirectoryChannel(WeightChannel):
                 if time.monotonic() > deadline:
                     self._late(wanted.locator)
         if not complete or digest.hexdigest() != wanted.checksum:
-            raise WeightsCorrupt(f"{path} is damaged: size or checksum do not match")
+            raise WeightsCorrupt(f"{path} is damaged: size or checksum mismatch")
         return payload
 
     def _prune(self, kept: Sequence[WeightVersion]) -> None:

@@ -1,7 +1,7 @@
-"""The publisher's end of a transfer over NCCL: vLLM's own weight-transfer engine. The only file that knows it here.
+"""The publisher's end of a transfer over NCCL: vLLM's weight-transfer engine. The only file here that knows it.
 
 Invariants
-- Wire format, buffers and their number are vLLM's: its receiving engine, in the actors, is the other end.
+- Wire format and buffers are vLLM's: the other end, in the actors, is its receiving engine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BUFFERS = 2
 
 
 def group_facts(host: str, port: int, world: int) -> dict[str, Any]:
-    """What both ends of a group must agree on, in vLLM's words."""
+    """The arguments of vLLM's engines that must be equal at both ends of a group."""
     return {
         "master_address": host,
         "master_port": port,
@@ -33,7 +33,7 @@ def group_facts(host: str, port: int, world: int) -> dict[str, Any]:
 
 
 class NcclSender(Sender):
-    """Rank 0 of a group, on a GPU of this process: not one on which a receiver of the group runs."""
+    """Rank 0 of a group, on a GPU of this process on which no receiver of the group runs."""
 
     def __init__(self, gpu: int = 0) -> None:
         self._gpu = gpu
@@ -47,10 +47,10 @@ class NcclSender(Sender):
         )
 
         if not torch.cuda.is_available():
-            raise WeightsUnavailable("weights.channel=nccl needs a GPU where the weights are published")
+            raise WeightsUnavailable("weights.channel=nccl needs a GPU in the process that publishes weights")
         info = NCCLTrainerInitInfo(rank=0, **group_facts(group.host, group.port, group.world))
         with torch.cuda.device(self._gpu):
-            self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_Called(), source=_Source())
+            self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_NoClient(), source=_Source())
 
     def send(self, tensors: Mapping[str, torch.Tensor], timeout_s: float) -> None:
         import torch
@@ -69,24 +69,24 @@ class NcclSender(Sender):
             engine.shutdown()  # ncclCommAbort: also ends a broadcast that hangs
 
 
-class _Called:
-    """vLLM's client of the inference side. There is nothing to call: the readers have been called by their round."""
+class _NoClient:
+    """vLLM's client of the inference side. It has nothing to do: each engine joins its round by itself."""
 
     def init_weight_transfer_engine(self, init_info: object) -> None:
-        """They join by themselves."""
+        """Each engine joins by itself."""
 
     def start_weight_update(self) -> None:
-        """Each engine does."""
+        """Each engine does it by itself."""
 
     def update_weights(self, update_info: object) -> None:
-        """What comes was announced with the version."""
+        """The tensors were announced with the version."""
 
     def finish_weight_update(self) -> None:
-        """Each engine does."""
+        """Each engine does it by itself."""
 
 
 class _Source:
-    """vLLM's source of weights: a version's tensors, moved to the GPU one by one."""
+    """vLLM's source of weights: the tensors of a version, moved to the GPU one by one."""
 
     def __init__(self) -> None:
         self.tensors: Mapping[str, torch.Tensor] = {}

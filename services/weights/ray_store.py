@@ -1,13 +1,13 @@
-"""Weights through Ray's object store: one copy a node, pulled peer to peer, read without a copy.
+"""Weight channel through Ray's object store: one copy per node, pulled peer to peer, read without copying.
 
-A detached actor, the holder, owns the payloads, so that they outlive the learner that published them; it ends with the
-cluster, or with `close_run`. Whoever comes first creates it, if Ray can on his node: let that be the learner's, without
-which nothing is published anyway. Ray restarts it, empty, where its node dies: the publisher looks whether it is.
+A detached actor, the holder, owns the payloads, so that they outlive the learner that published them. It ends with the
+cluster or with `close_run`. The first process to use the channel creates it, preferably on its own node; that should be
+the learner, without which nothing is published anyway. If its node dies, Ray restarts it, empty.
 
 Invariants
-- The holder names a version only after its payload lies in the object store.
-- Every wait on Ray has a time limit. The holder's methods bear repetition: Ray calls them again when it restarts one
-  whose node died. A restarted holder is empty until the next publication.
+- The holder lists a version only after its payload is in the object store.
+- Every wait on Ray has a timeout. The holder's methods are idempotent: Ray calls them again after it has restarted the
+  holder. A restarted holder is empty until the next publication.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from services.errors import first_line
 from services.weights.channel import (
     KEPT_VERSIONS,
     Payload,
@@ -45,9 +46,10 @@ class _Holder:
         self._kept: dict[str, tuple[WeightVersion, Any]] = {}
 
     def hold(self, version: WeightVersion, payload: Payload) -> None:
+        """Keep a version, and drop all but the newest `KEPT_VERSIONS`."""
         import ray
 
-        # Put here, the payload is this actor's and survives its publisher.
+        # Stored from here, the payload is owned by this actor and survives its publisher.
         reference = ray.put(payload)
         self._kept.pop(version.locator, None)
         self._kept[version.locator] = (version, reference)
@@ -55,15 +57,16 @@ class _Holder:
             del self._kept[next(iter(self._kept))]
 
     def latest(self) -> WeightVersion | None:
+        """The version published last."""
         return next((version for version, _ in reversed(self._kept.values())), None)
 
     def reference(self, locator: str) -> list[Any]:
-        """The payload's reference, in a list: Ray would resolve a bare one. Empty when it is not kept."""
+        """The payload's reference in a list, since Ray would resolve a bare one. Empty if it is not kept."""
         return [self._kept[locator][1]] if locator in self._kept else []
 
 
 class RayChannel(WeightChannel):
-    """For processes of one Ray cluster, connected before the first call."""
+    """Weight channel for processes of one Ray cluster that are connected before the first call."""
 
     def __init__(self, run: str, timeout_s: float) -> None:
         self._name = f"weights-{run}"
@@ -87,7 +90,7 @@ class RayChannel(WeightChannel):
         return unpack(payload)
 
     def close_run(self) -> None:
-        """End the holder: in a cluster that lives on it would outlive the run."""
+        """End the holder, which would outlive the run in a cluster that goes on."""
         import ray
 
         # Never created, gone already, or gone with the cluster.
@@ -114,11 +117,11 @@ class RayChannel(WeightChannel):
         try:
             return ray.get(getattr(self._holder, method).remote(*args), timeout=timeout_s)
         except ray.exceptions.ActorDiedError:
-            self._holder = None  # ended for good: the next call makes another
+            self._holder = None  # ended permanently: the next call creates another
             raise
 
     def _find_holder(self) -> Any:
-        """The run's holder; made where there is none."""
+        """The run's holder, created if there is none."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -136,7 +139,7 @@ class RayChannel(WeightChannel):
         return holder.remote()
 
     def _bounded(self, operation: Callable[[Callable[[], float]], _T]) -> _T:
-        """Run `operation`, which gets a function of the seconds left; Ray's failures become WeightsUnavailable."""
+        """Run `operation` with a function that returns the seconds left. Errors of Ray become WeightsUnavailable."""
         import ray
 
         deadline = time.monotonic() + self._timeout_s
@@ -144,10 +147,8 @@ class RayChannel(WeightChannel):
             return operation(lambda: max(0.0, deadline - time.monotonic()))
         except ray.exceptions.GetTimeoutError:
             raise WeightsUnavailable(
-                f"the weight channel {self._name} did not answer within weights.timeout_s ({self._timeout_s:.0f} s)"
+                f"weight channel {self._name} did not respond within weights.timeout_s ({self._timeout_s:.0f} s)"
             ) from None
         except ray.exceptions.RayError as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise WeightsUnavailable(
-                f"the weight channel {self._name} failed: {type(error).__name__} {reason}"
-            ) from error
+            reason = f"{type(error).__name__} {first_line(error)}"
+            raise WeightsUnavailable(f"weight channel {self._name} failed: {reason}") from error

@@ -84,7 +84,7 @@ def test_a_run_that_goes_back_forgets(tmp_path):
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     (tmp_path / "groups").write_text("in the way")
     GroupArchive(tmp_path, 2**20).append(1, records_of(groups_of(0)))
-    assert "groups of update 1 are not kept" in caplog.text
+    assert "cannot archive the groups of update 1" in caplog.text
 
 
 @pytest.mark.parametrize("cut", [0, 3, 7, 30, 200, -1])

@@ -175,7 +175,7 @@ def test_trailing_bytes_are_refused() -> None:
 
 
 def test_another_schema_version_is_named() -> None:
-    with pytest.raises(CodecError, match="schema version 2"):
+    with pytest.raises(CodecError, match="schema version, expected 2"):
         decode(b"ANC\x01" + encode(TRAJECTORY)[4:])
 
 
@@ -184,7 +184,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(codec, "MAX_RAW_BYTES", 16)
     with pytest.raises(CodecError, match="declare a size"):
         decode(encoded)
-    with pytest.raises(CodecError, match="more than the 16"):
+    with pytest.raises(CodecError, match=r"too large: .* at most 16"):
         encode(TRAJECTORY)
 
 
@@ -266,7 +266,7 @@ def test_a_step_off_schema_is_not_stored(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("value", [object(), b"bytes", {1: 2}, 2**70, np.float32(1), {"a": {2: 3}}])
 def test_facts_that_json_cannot_hold_are_not_stored(value: object) -> None:
-    with pytest.raises(CodecError, match="cannot be stored"):
+    with pytest.raises(CodecError, match="cannot encode"):
         encode(dataclasses.replace(TRAJECTORY, facts={"fact": value}))
 
 

@@ -16,8 +16,8 @@ from services.buffer.keys import Keys
 from services.config.tree import BufferConfig
 from services.redis_server import _executable
 from services.schemas import Task, Ticket
-from services.weights.coordination import WISH_TTL_S, Board
-from services.weights.rounds import Wish
+from services.weights.coordination import REQUEST_TTL_S, Coordination
+from services.weights.rounds import Request
 from tests import needs
 from tests.processes import free_port
 from tests.waiting import until
@@ -135,16 +135,16 @@ def test_a_clock_that_is_none_is_set_again(buffer, server, run_name, field, valu
 
 
 @pytest.mark.parametrize("seconds", [HOUR_S, -HOUR_S])
-def test_wishes_for_weights_are_void_or_repeated(server, moved, run_name, seconds):
-    board = Board(server[0], run_name, BufferConfig())
-    board.wish(Wish("dead", "v1", 1))
+def test_requests_for_weights_are_void_or_repeated(server, moved, run_name, seconds):
+    coordination = Coordination(server[0], run_name, BufferConfig())
+    coordination.request(Request("dead", "v1", 1))
     moved(seconds)
     began = time.monotonic()
 
     def only_the_live() -> bool:
-        board.wish(Wish("live", "v1", 1))
-        return [wish.reader for wish in board.wishes()] == ["live"]
+        coordination.request(Request("live", "v1", 1))
+        return [request.reader for request in coordination.requests()] == ["live"]
 
     until(only_the_live)
-    assert time.monotonic() - began < WISH_TTL_S + MARGIN_S
-    board.close()
+    assert time.monotonic() - began < REQUEST_TTL_S + MARGIN_S
+    coordination.close()

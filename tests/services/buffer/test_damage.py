@@ -19,8 +19,8 @@ from services.config.tree import BufferConfig
 from services.errors import AnchorageError, BufferDamaged
 from services.schemas import Task, Ticket, Trajectory
 from services.weights.channel import WeightVersion
-from services.weights.coordination import Announcement, Board
-from services.weights.rounds import Round, Wish
+from services.weights.coordination import Announcement, Coordination
+from services.weights.rounds import Request, Round
 from tests.services.buffer.lost_data import delete_run, restore_run, save_run, take_over
 
 TASK = Task(env="e", split="s", index=0)
@@ -54,7 +54,7 @@ class Scene:
 
     def __init__(self, url: str, run: str) -> None:
         self.buffer = Buffer.connect(url, run, QUICK, max_attempts=2, fewest_members=1)
-        self.board = Board(url, run, QUICK)
+        self.coordination = Coordination(url, run, QUICK)
         self.client: Redis = Redis.from_url(url)
         self.keys = Keys(run)
         self.buffer.own(take(self.buffer, run, "lineage", 600.0))
@@ -81,12 +81,12 @@ class Scene:
         for number in range(2):
             buffer.commands.request(command(number))
         buffer.commands.answer("c0", Answer(at=0.0, done=True, text="done"))
-        self.board.announce(Announcement(WeightVersion(1, 1, "x", "v1"), ()))
-        self.board.wish(Wish("reader", "v1", 1))
-        self.board.call_round(Round(1, "v1", "e", "h", 1, 2, 2, {"reader": 1}))
+        self.coordination.announce(Announcement(WeightVersion(1, 1, "x", "v1"), ()))
+        self.coordination.request(Request("reader", "v1", 1))
+        self.coordination.announce_round(Round(1, "v1", "e", "h", 1, 2, 2, {"reader": 1}))
 
     def calls(self) -> dict[str, Callable[[], object]]:
-        buffer, board = self.buffer, self.board
+        buffer, coordination = self.buffer, self.coordination
         return {
             "owner": buffer.owner,
             "beat": buffer.beat,
@@ -103,9 +103,9 @@ class Scene:
             "desired_actors": buffer.desired_actors,
             "metrics": buffer.metrics,
             "commands": buffer.commands.all,
-            "announced": board.announced,
-            "wishes": board.wishes,
-            "round": board.round,
+            "announced": coordination.announced,
+            "requests": coordination.requests,
+            "round": coordination.round,
             "check": buffer.check,
             "issue": lambda: buffer.issue(group(1) + group(7)),
             "renew": lambda: buffer.renew("a", [ticket(2, 1).id], 600.0),
@@ -123,10 +123,10 @@ class Scene:
             "append_metrics": lambda: buffer.append_metrics({"step": 2}),
             "request": lambda: buffer.commands.request(command(2)),
             "answer": lambda: buffer.commands.answer("c1", Answer(at=0.0, done=True, text="done")),
-            "announce": lambda: board.announce(Announcement(WeightVersion(1, 1, "x", "v1"), ())),
-            "wish": lambda: board.wish(Wish("reader", "v1", 1)),
-            "withdraw": lambda: board.withdraw("reader"),
-            "call_round": lambda: board.call_round(Round(1, "v1", "e", "h", 1, 2, 2, {"reader": 1})),
+            "announce": lambda: coordination.announce(Announcement(WeightVersion(1, 1, "x", "v1"), ())),
+            "request_weights": lambda: coordination.request(Request("reader", "v1", 1)),
+            "withdraw": lambda: coordination.withdraw("reader"),
+            "announce_round": lambda: coordination.announce_round(Round(1, "v1", "e", "h", 1, 2, 2, {"reader": 1})),
             "mend": buffer.mend,
             "release_owner": buffer.release_owner,
         }
@@ -148,7 +148,7 @@ class Scene:
     def close(self) -> None:
         delete_run(self.buffer)
         self.client.close()
-        self.board.close()
+        self.coordination.close()
         self.buffer.close()
 
 
@@ -208,11 +208,15 @@ def test_an_object_that_is_none_of_the_weights_is_named_and_ends_with_the_owner(
         scene.client.hset(scene.keys[name], "reader", "{}")
     else:
         scene.client.set(scene.keys[name], "{}")
-    read = {"weights_announced": scene.board.announced, "weights_wishes": scene.board.wishes}
+    read = {"weights_announced": scene.coordination.announced, "weights_wishes": scene.coordination.requests}
     with pytest.raises(BufferDamaged, match=f"{scene.keys[name]} .* holds '{{}}'"):
-        read.get(name, scene.board.round)()
+        read.get(name, scene.coordination.round)()
     take_over(scene.buffer)
-    assert (scene.board.announced(), scene.board.wishes(), scene.board.round()) == (None, [], None)
+    assert (scene.coordination.announced(), scene.coordination.requests(), scene.coordination.round()) == (
+        None,
+        [],
+        None,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -268,7 +272,7 @@ def test_a_complete_group_that_lacks_a_member_is_not_read(scene: Scene) -> None:
     key = scene.keys["trajectories"]
     fields: list[Any] = sorted(scene.client.hkeys(key))
     scene.client.hdel(key, fields[1])
-    with pytest.raises(CodecError, match="the trajectory of ticket train/0/1 is missing"):
+    with pytest.raises(CodecError, match="missing trajectory of ticket train/0/1"):
         scene.buffer.read("train", 0)
 
 
@@ -277,5 +281,5 @@ def test_another_tickets_trajectory_is_not_read(scene: Scene, other: Ticket) -> 
     key = scene.keys["trajectories"]
     fields: list[Any] = sorted(scene.client.hkeys(key))
     scene.client.hset(key, fields[1], encode(Trajectory(other, ())))
-    with pytest.raises(CodecError, match=f"in the place of ticket train/0/1 is a trajectory of {other.id}"):
+    with pytest.raises(CodecError, match=f"ticket train/0/1 holds a trajectory of ticket {other.id}"):
         scene.buffer.read("train", 0)

@@ -12,7 +12,7 @@ from torch.distributed import BroadcastOptions
 
 from services.weights.collective import Incoming, Sender
 from services.weights.digest import digest
-from services.weights.rendezvous import meet
+from services.weights.rendezvous import check_in
 from services.weights.rounds import Group
 
 
@@ -46,10 +46,11 @@ class GlooReceiver:
         self._group: Any = None
 
     def load(self, incoming: Incoming) -> dict[str, torch.Tensor]:
-        meet(incoming.host, incoming.meeting_port, incoming.first_rank, incoming.world, incoming.meeting_s)
-        if incoming.epoch != self.epoch:
-            self._group = join(incoming.host, incoming.port, incoming.first_rank, incoming.world, self._timeout_s)
-            self.epoch = incoming.epoch
+        us = incoming.membership
+        check_in(us.host, us.check_in_port, us.first_rank, us.world, us.check_in_timeout_s)
+        if us.epoch != self.epoch:
+            self._group = join(us.host, us.port, us.first_rank, us.world, self._timeout_s)
+            self.epoch = us.epoch
         received = {}
         for meta in incoming.tensors:
             received[meta.name] = torch.empty(meta.shape, dtype=getattr(torch, meta.dtype))

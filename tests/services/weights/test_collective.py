@@ -16,10 +16,10 @@ from actors.weights import WeightFollower
 from services.config.tree import BufferConfig, WeightsConfig
 from services.weights import TransferLost, WeightsError, WeightsGone, WeightsUnavailable, open_channel
 from services.weights.collective import CollectiveChannel, Incoming
-from services.weights.coordination import Board
+from services.weights.coordination import Coordination
 from services.weights.digest import digest
-from services.weights.rendezvous import meet
-from services.weights.rounds import Wish
+from services.weights.rendezvous import check_in
+from services.weights.rounds import Request
 from tests.actors.scripted_engine import ScriptedEngine, tokenizer_folder
 from tests.services.weights.gloo import GlooReceiver, GlooSender
 from tests.waiting import until
@@ -42,25 +42,25 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-class GatheringBoard(Board):
-    """Shows wishes to the publisher as soon as there are `expected`: who is in a round is not a question of timing."""
+class GatheringCoordination(Coordination):
+    """Shows requests to the publisher once there are `expected`: the members of a round must not depend on timing."""
 
     expected = 1
 
-    def wishes(self) -> list[Wish]:
-        wishes = super().wishes()
-        return wishes if len(wishes) >= self.expected else []
+    def requests(self) -> list[Request]:
+        requests = super().requests()
+        return requests if len(requests) >= self.expected else []
 
 
 def channel_of(url: str, run: str, reader: str, timeout_s: float = TIMEOUT_S) -> CollectiveChannel:
-    board = GatheringBoard(url, run, BufferConfig())
-    return CollectiveChannel(board, GlooSender, reader=reader, width=1, timeout_s=timeout_s)
+    coordination = GatheringCoordination(url, run, BufferConfig())
+    return CollectiveChannel(coordination, GlooSender, reader=reader, width=1, timeout_s=timeout_s)
 
 
 def expect(publisher: CollectiveChannel, readers: int) -> None:
     """Rounds are of so many readers from now on."""
-    assert isinstance(publisher._board, GatheringBoard)
-    publisher._board.expected = readers
+    assert isinstance(publisher._coordination, GatheringCoordination)
+    publisher._coordination.expected = readers
 
 
 @pytest.fixture
@@ -190,9 +190,9 @@ def test_a_reader_that_hangs_is_dropped_and_the_others_go_on(open_one: Opener) -
 
 
 def _members(incoming: Incoming, publisher: CollectiveChannel) -> list[str]:
-    called = publisher._board.round()
+    called = publisher._coordination.round()
     assert called is not None
-    assert called.epoch == incoming.epoch
+    assert called.epoch == incoming.membership.epoch
     return list(called.first_ranks)
 
 
@@ -210,7 +210,7 @@ def test_a_version_that_was_replaced_is_gone(open_one: Opener) -> None:
 def test_without_a_publisher_there_is_no_round(open_one: Opener) -> None:
     wanted = open_one("publisher").publish(1, tensors(1))
     silent = open_one("reader", 0.3)
-    silent._board.clear()
+    silent._coordination.clear()
     with pytest.raises(WeightsGone):
         silent.receive(wanted)
 
@@ -223,12 +223,12 @@ def test_a_publisher_that_is_away_is_said_in_time(redis_url: str, run_name: str,
         open_one("reader", 0.3).receive(wanted)
 
 
-def test_a_wish_that_is_not_repeated_is_void(redis_url: str, run_name: str) -> None:
-    board = Board(redis_url, run_name, BufferConfig())
-    board.wish(Wish("dead", "v", 1))
-    assert [wish.reader for wish in board.wishes()] == ["dead"]
-    until(lambda: not board.wishes())
-    board.close()
+def test_a_request_that_is_not_repeated_is_void(redis_url: str, run_name: str) -> None:
+    coordination = Coordination(redis_url, run_name, BufferConfig())
+    coordination.request(Request("dead", "v", 1))
+    assert [request.reader for request in coordination.requests()] == ["dead"]
+    until(lambda: not coordination.requests())
+    coordination.close()
 
 
 @pytest.mark.parametrize("change", ["value", "swap", "name", "dtype"])
@@ -246,7 +246,7 @@ def test_a_digest_sees_every_change(change: str) -> None:
 
 def test_a_meeting_that_lacks_somebody_ends_in_time() -> None:
     with pytest.raises(TimeoutError, match="not all 2 ranks"):
-        meet("127.0.0.1", 0, 0, 2, 0.2)
+        check_in("127.0.0.1", 0, 0, 2, 0.2)
 
 
 class GlooEngine(ScriptedEngine):

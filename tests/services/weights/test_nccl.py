@@ -12,9 +12,9 @@ import torch
 from services.config.tree import BufferConfig, Config, ModelConfig, RolloutConfig
 from services.weights import WeightsUnavailable
 from services.weights.collective import CollectiveChannel
-from services.weights.coordination import Board
+from services.weights.coordination import Coordination
 from services.weights.nccl import NcclSender, _Source
-from services.weights.rounds import Epochs, Wish
+from services.weights.rounds import Epochs, Request
 from tests import needs
 from tests.actors.tiny import make_model, reference_logprobs, weights_of, write_model
 
@@ -23,7 +23,7 @@ def test_without_a_gpu_it_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip(needs.NO_GPU)
     pytest.importorskip("vllm", reason=needs.VLLM)
-    group = Epochs("p").open([Wish("a", "v", 1)], "127.0.0.1", 1)
+    group = Epochs("p").open([Request("a", "v", 1)], "127.0.0.1", 1)
     with pytest.raises(WeightsUnavailable, match="needs a GPU"):
         NcclSender().open(group, 1.0)
 
@@ -53,9 +53,11 @@ async def test_an_engine_samples_with_the_weights_that_were_sent(redis_url: str,
         RolloutConfig(episodes_in_flight=4, gpu_memory_utilization=0.2),
     )
     await engine.start()
-    boards = [Board(redis_url, run_name, BufferConfig()) for _ in range(2)]
+    coordinations = [Coordination(redis_url, run_name, BufferConfig()) for _ in range(2)]
     sender = partial(NcclSender, 1)
-    ends = [CollectiveChannel(board, sender, reader="one", width=1, timeout_s=60) for board in boards]
+    ends = [
+        CollectiveChannel(coordination, sender, reader="one", width=1, timeout_s=60) for coordination in coordinations
+    ]
     for version, model in enumerate([models[1], models[0]], start=1):
         wanted = ends[0].publish(version, weights_of(model))
         await engine.receive_weights(await asyncio.to_thread(ends[1].receive, wanted))

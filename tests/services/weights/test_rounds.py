@@ -1,31 +1,31 @@
 from __future__ import annotations
 
-from services.weights.rounds import Epochs, Wish
+from services.weights.rounds import Epochs, Request
 
 
-def wish(reader: str, width: int = 1) -> Wish:
-    return Wish(reader, "v", width)
+def request(reader: str, width: int = 1) -> Request:
+    return Request(reader, "v", width)
 
 
 def test_a_reader_has_as_many_ranks_as_workers() -> None:
-    group = Epochs("p").open([wish("b", 4), wish("a", 2), wish("c")], "h", 1)
+    group = Epochs("p").open([request("b", 4), request("a", 2), request("c")], "h", 1)
     assert group.first_ranks == {"a": 1, "b": 3, "c": 7}
     assert group.world == 8
 
 
 def test_rounds_of_the_same_readers_share_an_epoch() -> None:
     epochs = Epochs("p")
-    epochs.open([wish("a"), wish("b")], "h", 1)
+    epochs.open([request("a"), request("b")], "h", 1)
     one, other = epochs.round("v", 2), epochs.round("w", 3)
     assert one.epoch == other.epoch
     assert one.number < other.number
-    assert epochs.fits([wish("b"), wish("a")])
+    assert epochs.fits([request("b"), request("a")])
 
 
 def test_any_other_set_of_readers_is_a_new_epoch() -> None:
     epochs = Epochs("p")
-    names = [epochs.open([wish("a")], "h", 1).epoch]
-    for readers in ([wish("a"), wish("b")], [wish("b")], [wish("b", 2)]):
+    names = [epochs.open([request("a")], "h", 1).epoch]
+    for readers in ([request("a"), request("b")], [request("b")], [request("b", 2)]):
         assert not epochs.fits(readers)
         names.append(epochs.open(readers, "h", 1).epoch)
     assert len(set(names)) == 4
@@ -33,11 +33,11 @@ def test_any_other_set_of_readers_is_a_new_epoch() -> None:
 
 def test_a_group_that_failed_fits_nobody() -> None:
     epochs = Epochs("p")
-    failed = epochs.open([wish("a")], "h", 1).epoch
+    failed = epochs.open([request("a")], "h", 1).epoch
     epochs.drop()
-    assert not epochs.fits([wish("a")])
-    assert epochs.open([wish("a")], "h", 1).epoch != failed
+    assert not epochs.fits([request("a")])
+    assert epochs.open([request("a")], "h", 1).epoch != failed
 
 
 def test_epochs_of_two_publishers_have_different_names() -> None:
-    assert Epochs("p").open([wish("a")], "h", 1).epoch != Epochs("q").open([wish("a")], "h", 1).epoch
+    assert Epochs("p").open([request("a")], "h", 1).epoch != Epochs("q").open([request("a")], "h", 1).epoch
