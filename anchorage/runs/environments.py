@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anchorage.runs import event_loop
+from env_servers.server.settings import TOKEN_VARIABLE
 from services.config.tree import EnvConfig
 from services.errors import EnvironmentUnavailable, did_you_mean
 from services.plugins import make_importable, raised
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from env_servers.launch import ServerProcess
     from env_servers.protocol import EnvInfo
 
-TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 SAME_EVERYWHERE = ("version", "splits", "source", "fingerprint")
 """Fields of `/info` that the servers of one environment must agree on: then a task is the same on each of them."""
 

@@ -208,9 +208,9 @@ class Buffer:
         """
         polls = _POLL.within(timeout_s)
         while True:
-            answer = self._call("hget", "changed", stream)
+            reply = self._call("hget", "changed", stream)
             with self._parsing():
-                sequence = None if answer is None else int(answer)
+                sequence = None if reply is None else int(reply)
             if sequence is not None and self._is_news(stream, sequence):
                 return True
             delay = polls.next_delay()
@@ -224,9 +224,9 @@ class Buffer:
         """Lease up to `limit` tickets for `lease_s` seconds, evaluation first, then by stream, group and member."""
         if limit < 1:
             return []
-        answers = self._run("lease", actor, limit, _milliseconds(lease_s), self._cap_bytes)
+        replies = self._run("lease", actor, limit, _milliseconds(lease_s), self._cap_bytes)
         with self._parsing():
-            return [Ticket.model_validate_json(answer) for answer in answers]
+            return [Ticket.model_validate_json(reply) for reply in replies]
 
     def renew(self, actor: str, ticket_ids: Sequence[str], lease_s: float) -> list[str]:
         """Extend leases to `lease_s` seconds from now; the ids of the tickets that `actor` no longer holds."""
@@ -242,8 +242,8 @@ class Buffer:
 
     def fail(self, actor: str, ticket_id: str, reason: str) -> bool:
         """Count a failed attempt of a ticket that `actor` holds; whether its group is cancelled."""
-        answer = self._run("fail", actor, keys.field_of_id(ticket_id), _short(reason), *self._limits)
-        return bool(answer)
+        reply = self._run("fail", actor, keys.field_of_id(ticket_id), _short(reason), *self._limits)
+        return bool(reply)
 
     def store(self, trajectory: Trajectory) -> Stored:
         """Atomically store the trajectory, settle its ticket, and complete its group if it was the last one.
@@ -251,8 +251,8 @@ class Buffer:
         Raises:
             CodecError: the trajectory violates the schema.
         """
-        answer = self._run("store", keys.field_of(trajectory.ticket), encode(trajectory))
-        return Stored(answer.decode())
+        reply = self._run("store", keys.field_of(trajectory.ticket), encode(trajectory))
+        return Stored(reply.decode())
 
     def expire(self) -> int:
         """Requeue tickets whose lease has expired, each a failed attempt; their number. Any process may call it."""
@@ -274,8 +274,8 @@ class Buffer:
         Data of another lineage are deleted; of the same lineage, leases end. See `services.buffer.owner.take`.
         """
         token, beats = ("", "") if seen is None else (seen.token, seen.beats)
-        answer = self._run("take", token, beats, unique, lineage, record)
-        return None if answer is None else answer.decode()
+        reply = self._run("take", token, beats, unique, lineage, record)
+        return None if reply is None else reply.decode()
 
     def beat(self) -> None:
         """Record a heartbeat of the owner; this also checks that it still is the owner."""
@@ -307,9 +307,9 @@ class Buffer:
 
     def manifest(self) -> str | None:
         """The run's manifest, JSON; None before the first `set_manifest`."""
-        answer = self._call("get", "manifest")
+        reply = self._call("get", "manifest")
         with self._parsing():
-            return None if answer is None else answer.decode()
+            return None if reply is None else reply.decode()
 
     def set_state(self, state: str) -> None:
         """Store the run's state, which actors follow: `running`, `paused` or `stopping`."""
@@ -317,9 +317,9 @@ class Buffer:
 
     def state(self) -> str:
         """The state set last; empty before the first `set_state`."""
-        answer = self._call("get", "state") or b""
+        reply = self._call("get", "state") or b""
         with self._parsing():
-            return answer.decode()
+            return reply.decode()
 
     def set_desired_actors(self, count: int | None) -> None:
         """Request a number of rollout actors; None: as many as the cluster has room for. ValueError below 0."""
@@ -332,9 +332,9 @@ class Buffer:
 
     def desired_actors(self) -> int | None:
         """The requested number of rollout actors; None if none was requested."""
-        answer = self._call("get", "desired_actors")
+        reply = self._call("get", "desired_actors")
         with self._parsing():
-            return None if answer is None else _natural(answer)
+            return None if reply is None else _natural(reply)
 
     def heartbeat(self, actor: str, info: Mapping[str, object], ttl_s: float) -> None:
         """List `actor` with JSON-able facts for the next `ttl_s` seconds."""
@@ -346,9 +346,9 @@ class Buffer:
 
     def heartbeats(self) -> dict[str, Heartbeat]:
         """The same with the age of each heartbeat."""
-        answer = self._run("actors")
+        reply = self._run("actors")
         with self._parsing():
-            beats = zip(answer[::3], answer[1::3], answer[2::3], strict=True)
+            beats = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
             return {name.decode(): Heartbeat(_object(facts), ms / 1000) for name, facts, ms in beats}
 
     def append_metrics(self, record: Mapping[str, object]) -> None:
@@ -363,9 +363,9 @@ class Buffer:
 
     def stats(self) -> BufferStats:
         """Count tickets, groups and bytes."""
-        answer = self._run("stats")
+        reply = self._run("stats")
         with self._parsing():
-            queued, leased, stored, groups, complete, cancelled = answer
+            queued, leased, stored, groups, complete, cancelled = reply
             known, full, ended = (_per_stream(fields) for fields in (groups, complete, cancelled))
         streams = {
             stream: StreamStats(known[stream] - full[stream] - ended[stream], full[stream], ended[stream])
@@ -387,17 +387,17 @@ class Buffer:
 
     def contents(self) -> list[GroupContents]:
         """Every group and the place of each of its tickets, in the order in which they are leased."""
-        answer = self._run("contents")
+        reply = self._run("contents")
         with self._parsing():
-            return parse_contents(*answer)
+            return parse_contents(*reply)
 
     def _issue(self, tickets: Sequence[Ticket]) -> int:
         args: list[Arg] = [arg for t in tickets for arg in (keys.field_of(t), t.group_size, t.model_dump_json())]
-        answer = self._run("issue", *args)
-        if isinstance(answer, int):
-            return answer
+        reply = self._run("issue", *args)
+        if isinstance(reply, int):
+            return reply
         with self._parsing():
-            (stream, group), size = keys.parse_group(answer[0]), int(answer[1])
+            (stream, group), size = keys.parse_group(reply[0]), int(reply[1])
         raise ValueError(f"group {stream}/{group} is known with {size} members; remove it to change its size")
 
     def _is_news(self, stream: str, sequence: int) -> bool:

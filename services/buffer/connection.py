@@ -119,8 +119,8 @@ class Connection:
         reason = _NOT_NOW.search(str(error))
         if reason is not None or isinstance(error, exceptions.MasterDownError):
             # An error inside a script carries the script's name in front of it.
-            said = first_line(error) if reason is None else str(error)[reason.start() :].partition("\n")[0]
-            return f"Redis at {self.where} cannot serve requests now: {said}"
+            reply = first_line(error) if reason is None else str(error)[reason.start() :].partition("\n")[0]
+            return f"Redis at {self.where} cannot serve requests now: {reply}"
         if isinstance(error, exceptions.MovedError | exceptions.AskError | exceptions.ClusterDownError):
             return f"Redis at {self.where} is a node of a Redis Cluster; name a Redis of its own in buffer.redis_url"
         if _NO_ROOM.search(str(error)):

@@ -163,7 +163,7 @@ def take(
     record = RECORD.dump_json(Record.here(lease_s)).decode()
     unique = uuid.uuid4().hex
     watched: tuple[Found, float] | None = None
-    told = False
+    warned = False
     while True:
         asked = time.monotonic()
         found = buffer.owner()
@@ -174,8 +174,8 @@ def take(
             if token is not None:
                 return Owner(token, lineage, record)
             continue
-        if watched is None and not told:
-            told = True
+        if watched is None and not warned:
+            warned = True
             waiting(f"run {run} was not released by {found.record or 'its owner'}; waiting for its heartbeat")
         if watched is None or watched[0] != found:
             watched = (found, time.monotonic())
@@ -188,11 +188,11 @@ def in_use(run: str, record: Record | None) -> str:
     return f"run {run} is in use {whom}; stop that one, or give this one another run.name or Redis"
 
 
-def parse_found(answer: list[bytes] | None) -> Found | None:
+def parse_found(reply: list[bytes] | None) -> Found | None:
     """Parse the reply of `owner.lua`."""
-    if not answer:
+    if not reply:
         return None
-    token, beats, released, text = (part.decode(errors="replace") for part in answer)
+    token, beats, released, text = (part.decode(errors="replace") for part in reply)
     try:
         record = RECORD.validate_json(text)
     except ValidationError:

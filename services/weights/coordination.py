@@ -80,8 +80,8 @@ class Coordination:
 
     def announced(self) -> Announcement | None:
         """The newest version, None before the first."""
-        answer = self._call("get", "weights_announced")
-        return None if answer is None else self._parsed(_ANNOUNCEMENT, "weights_announced", answer)
+        reply = self._call("get", "weights_announced")
+        return None if reply is None else self._parsed(_ANNOUNCEMENT, "weights_announced", reply)
 
     def request(self, request: Request) -> None:
         """Make or repeat a request. A reader has at most one."""
@@ -94,7 +94,7 @@ class Coordination:
 
     def requests(self) -> list[Request]:
         """The current requests. Expired ones are removed."""
-        posted = [self._parsed(_POSTED, "weights_wishes", answer) for answer in self._call("hvals", "weights_wishes")]
+        posted = [self._parsed(_POSTED, "weights_wishes", reply) for reply in self._call("hvals", "weights_wishes")]
         now = self._now()
         current = [entry.request for entry in posted if now - REQUEST_TTL_S <= entry.at <= now]
         self.withdraw(*(entry.request.reader for entry in posted if entry.request not in current))
@@ -106,8 +106,8 @@ class Coordination:
 
     def round(self) -> Round | None:
         """The round announced last."""
-        answer = self._call("get", "weights_round")
-        return None if answer is None else self._parsed(_ROUND, "weights_round", answer)
+        reply = self._call("get", "weights_round")
+        return None if reply is None else self._parsed(_ROUND, "weights_round", reply)
 
     def _now(self) -> float:
         seconds, microseconds = self._connection.call(self._connection.client.time)
@@ -121,8 +121,8 @@ class Coordination:
             problem = error
         raise self._connection.call(lambda: damaged(self._connection.client, self._keys, problem)) from problem
 
-    def _parsed(self, kind: TypeAdapter[_T], key: str, answer: bytes) -> _T:
+    def _parsed(self, kind: TypeAdapter[_T], key: str, reply: bytes) -> _T:
         try:
-            return kind.validate_json(answer)
+            return kind.validate_json(reply)
         except ValidationError as error:
-            raise damaged_value(self._keys, key, answer) from error
+            raise damaged_value(self._keys, key, reply) from error

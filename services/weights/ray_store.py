@@ -81,8 +81,8 @@ class RayChannel(WeightChannel):
         return published
 
     def latest(self) -> WeightVersion | None:
-        answer: WeightVersion | None = self._bounded(lambda left: self._ask("latest", left()))
-        return answer
+        reply: WeightVersion | None = self._bounded(lambda left: self._ask("latest", left()))
+        return reply
 
     def fetch(self, wanted: WeightVersion) -> dict[str, torch.Tensor]:
         payload = self._bounded(lambda left: self._pull(wanted, left))

@@ -1,2 +1,2 @@
--- Marks the owner as released. Its token stays, so that late calls of its actors are told from those of the next owner.
+-- Marks the owner as released. Its token stays, which distinguishes late calls of its actors from the next owner's.
 redis.call('HSET', OWNER, 'released', 1)

@@ -1,6 +1,7 @@
 -- ARGV: token and beats of the owner that was seen (empty: none), a unique id, lineage, record. Returns the new owner's
 -- token; nil if the owner has changed since it was seen. Ends the leases of the previous owner's actors, which can
--- settle no ticket any more, and removes its weights, which nobody can send any more. A retry finds its id in the token.
+-- settle no ticket any more, and removes its weights, which no process can send any more. On a retry the owner already
+-- is this one: its token ends with the unique id.
 local token, beats = owner_has('token') or '', owner_has('beats') or ''
 if string.match(token, '%-(.*)$') == ARGV[3] then
   return token
