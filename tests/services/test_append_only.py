@@ -148,7 +148,7 @@ def assert_kept(path: Path, before: bytes, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", SMALL + LARGE)
-def test_starts_with_what_is_sound(
+def test_starts_with_the_intact_beginning(
     data: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(data)

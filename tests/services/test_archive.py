@@ -1,4 +1,4 @@
-"""The archive of groups: what was trained on comes back number for number, within the cap, and damage is said."""
+"""The archive of groups: what was trained on comes back unchanged and within the cap, and damage is reported."""
 
 import numpy as np
 import pytest

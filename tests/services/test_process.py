@@ -76,7 +76,7 @@ def test_a_command_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
         process.start([str(tmp_path / "script")])
 
 
-def test_stop_terminates_and_bears_repetition(tmp_path: Path) -> None:
+def test_stop_terminates_and_is_idempotent(tmp_path: Path) -> None:
     child = started(SLEEPER, tmp_path / "output")
     assert process.stop(child, 30) == -signal.SIGTERM
     assert process.stop(child, 30) == -signal.SIGTERM

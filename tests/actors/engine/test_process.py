@@ -16,6 +16,11 @@ import pytest_asyncio
 from actors.engine.interface import EngineFailed
 from actors.engine.process import EngineProcess
 from services.config.tree import ModelConfig, RolloutConfig
+from services.process import ReservedPort
+from services.weights import TransferLost, WeightVersion
+from services.weights.collective import Incoming
+from services.weights.coordination import TensorMeta
+from services.weights.rounds import Membership
 from tests.actors.tiny import make_model, weights_of, write_model
 from tests.waiting import until
 
@@ -87,6 +92,18 @@ async def test_answers_that_cannot_be_read_fail_their_callers(
     with pytest.raises(EngineFailed, match=r"cannot be understood: no such token"):
         async with asyncio.timeout(20):
             await engine.generate(PROMPT, temperature=1.0, max_tokens=1, seed=0)
+
+
+async def test_a_transfer_that_does_not_begin_changes_nothing(engine: EngineProcess) -> None:
+    """A round's membership reaches the worker, which checks in where no publisher is."""
+    with ReservedPort("127.0.0.1") as port:
+        membership = Membership("p-1", "127.0.0.1", port.number, port.number, 0.5, 1, 2)
+        incoming = Incoming(WeightVersion(1, 0, "", "v"), (TensorMeta("weight", "float32", (1,)),), membership)
+        with pytest.raises(TransferLost, match=r"version 1 did not begin: .*not all 2 ranks checked in within 0.5 s"):
+            await engine.receive_weights(incoming)
+    assert engine.version == 0
+    sample = await engine.generate(PROMPT, temperature=1.0, max_tokens=1, seed=0)
+    assert [span.version for span in sample.versions] == [0]
 
 
 async def test_a_stopped_engine_refuses(engine: EngineProcess) -> None:

@@ -38,7 +38,7 @@ def set_clock(buffer: Buffer, seconds: int) -> None:
 
 
 def take_over(buffer: Buffer) -> None:
-    """`buffer` becomes the owner's, whoever has the run."""
+    """Make every call of `buffer` in the name of the owner, whichever process owns the run."""
     record = RECORD.dump_json(Record.here(600.0)).decode()
     token = buffer.take(buffer.owner(), uuid.uuid4().hex, "lineage", record)
     assert token is not None

@@ -495,7 +495,7 @@ def test_stats(buffer: Buffer) -> None:
     assert stats.streams == {"eval": StreamStats(complete=1), "train": StreamStats(open=2, cancelled=1)}
 
 
-def test_a_wish_for_actors(buffer: Buffer) -> None:
+def test_a_requested_number_of_actors(buffer: Buffer) -> None:
     assert buffer.desired_actors() is None
     buffer.set_desired_actors(0)
     assert buffer.desired_actors() == 0

@@ -59,7 +59,7 @@ class Machine(RuleBasedStateMachine):
         self.before: Buffer | None = None  # of the process that had the run before
         self.model: dict[GroupKey, Group] = {}
         self.news: dict[str, object] = {}  # stream -> its last completion or cancellation
-        self.told: dict[str, object] = {}  # stream -> what the last `wait` told of
+        self.told: dict[str, object] = {}  # stream -> sequence of the last `wait` that returned True
         self.saved: tuple[dict[GroupKey, Group], dict[str, object], dict[str, bytes]] = ({}, {}, {})
 
     def connect(self) -> Buffer:
@@ -224,14 +224,14 @@ class Machine(RuleBasedStateMachine):
             self.before.close()
         self.before, self.buffer = self.buffer, self.connect()
         take_over(self.buffer)
-        self.told = {}  # it is told of everything
+        self.told = {}  # `wait` returns True for everything again
         for group in self.model.values():
             group.members = {m: "queued" if state in ("a", "b") else state for m, state in group.members.items()}
 
     @precondition(lambda self: self.before is not None)
     @rule(stream=STREAMS, group=GROUPS, actor=ACTORS, number=st.integers(0, 8))
     def write_as_before(self, stream: str, group: int, actor: str, number: int) -> None:
-        """The process that lost the run, or an actor of it, goes on: nothing comes of it."""
+        """A process that lost the run, or an actor of it, continues: its calls change nothing."""
         before, ticket = self.before, make(stream, group, 0)
         assert before is not None
         calls: list[Callable[[], object]] = [

@@ -114,7 +114,7 @@ def test_the_clock_follows_redis_while_nobody_sets_it(buffer):
 
 
 def test_a_time_in_which_nobody_calls_ends_no_lease_at_once(buffer, server, run_name):
-    """A machine that slept, or a Redis that was away: whoever holds a lease gets to renew it."""
+    """After a suspended machine or an unreachable Redis, every holder of a lease has time to renew it."""
     buffer.issue(group(0))
     ids = [ticket.id for ticket in buffer.lease("a", 2, LEASE_S)]
     with Redis.from_url(server[0]) as client:

@@ -191,7 +191,7 @@ def is_busy(client: Redis) -> bool:
     return False
 
 
-def test_a_user_who_may_not_use_a_command_of_a_script_is_told_so(tmp_path: Path, run_name: str) -> None:
+def test_a_user_without_permission_for_a_command_of_a_script_gets_an_error(tmp_path: Path, run_name: str) -> None:
     with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
         client.execute_command("ACL", "SETUSER", "me", "on", ">secret", "~*", "+@all", "-zadd")
         address = server.url.partition("@")[2]

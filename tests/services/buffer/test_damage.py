@@ -135,7 +135,7 @@ class Scene:
         """What the calls say. Anything but one clear line fails the test."""
         said = []
         for name, call in self.calls().items():
-            # ValueErrors of these two are told as such by the buffer's own documentation.
+            # These two raise ValueErrors of their own, as the buffer's docstrings say.
             told = {"read": CodecError, "issue": ValueError}.get(name, AnchorageError)
             with contextlib.suppress(told):
                 try:
@@ -159,7 +159,7 @@ def scene(redis_url: str, run_name: str) -> Iterator[Scene]:
     scene.close()
 
 
-def test_nothing_is_wrong_with_a_sound_run(scene: Scene) -> None:
+def test_nothing_is_wrong_with_an_intact_run(scene: Scene) -> None:
     scene.buffer.check()
     assert scene.buffer.mend() == []
     assert save_run(scene.buffer) == scene.saved

@@ -60,7 +60,7 @@ class Learner:
         self.intake = Intake(self.config.learner, self.buffer, dispatcher, self.prefetch)
 
     def issue(self) -> None:
-        """Look once, and be told to stop before anything comes of it."""
+        """Look once, and be stopped before it takes effect."""
         self.intake.poll(self.version, Collected())
 
     def update(self) -> bool:
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.frozen is not None)
     @rule(step=st.sampled_from(["update", "acknowledge", "issue", "push"]))
     def thaw(self, step: str) -> None:
-        """The one that stood still goes on: it trains on nothing, and takes nothing away."""
+        """The stalled process continues: it trains on nothing and removes nothing."""
         frozen = self.frozen
         assert frozen is not None
         self.buffer.beat()
@@ -240,7 +240,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(actor=ACTORS)
     def lose_leases(self, actor: str) -> None:
-        """The actor lives, but somebody else gets its tickets; it pushes late."""
+        """The actor is alive, but another one gets its tickets; it stores late."""
         self.buffer.renew(actor, [ticket.id for ticket in self.held[actor]], 0.0)
 
     @rule()

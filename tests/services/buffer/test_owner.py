@@ -1,4 +1,4 @@
-"""One process at a time has a run's name in a Redis; whoever has lost it can change nothing."""
+"""One process at a time owns a run's name in a Redis; a process that has lost it can change nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.waiting import until
 LONG_S = 600.0
 SHORT_S = 2.0
 MIDDLE_S = 4.0
-"""Long enough for a busy machine to show a sign of life in."""
+"""Long enough for a heartbeat on a busy machine."""
 
 CHILD = """
 import sys
@@ -101,7 +101,7 @@ def elsewhere(lease_s: float) -> str:
     return RECORD.dump_json(dataclasses.replace(Record.here(lease_s), host="far-away", boot="another")).decode()
 
 
-def test_a_second_process_is_told_who_has_the_run(connect, child, run_name):
+def test_the_error_of_a_second_process_names_the_owner(connect, child, run_name):
     process = child(LONG_S)
     with pytest.raises(
         RunTaken, match=rf"^run {run_name} is in use by \S+ \(process {process.pid}\) since 20"
@@ -203,7 +203,7 @@ def test_of_many_that_want_a_free_name_one_gets_it(connect, run_name):
     assert buffer.take(seen, "a", "lineage", elsewhere(LONG_S)) == tokens[0]  # repeated after a lost answer
 
 
-def test_who_has_lost_the_run_can_change_nothing(connect, run_name):
+def test_a_process_that_lost_the_run_can_change_nothing(connect, run_name):
     lost, actor = connect(), connect()
     actor.own(own(lost, run_name))
     lost.issue([ticket(0), ticket(1), ticket(2)])
@@ -297,7 +297,7 @@ def test_older_data_of_another_lineage_is_not_taken_up(connect, redis_url, run_n
 
 
 def test_a_redis_that_was_away_is_no_silence_of_the_owner(connect, run_name, monkeypatch):
-    """Who waited for Redis for longer than the lease has not watched the owner in that time."""
+    """Time spent waiting for Redis does not count as time in which the owner was watched."""
     far, buffer = connect(), connect()
     far.own(Owner(far.take(None, "x", "lineage", elsewhere(MIDDLE_S)), "lineage", elsewhere(MIDDLE_S)))
     ask, answers = buffer.owner, []

@@ -1,4 +1,4 @@
-"""A Redis of somebody else's: refused where it would lose data without an error, told where a failure costs more."""
+"""A Redis that the run did not start: an error if it would lose data silently, a warning if a failure costs more."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_policy_that_is_not_known_is_refused(
     assert policy in str(buffer.evicts())
 
 
-def test_a_policy_that_is_not_told_is_said(start: Callable[..., Buffer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_policy_is_a_warning(start: Callable[..., Buffer], monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = start()
     monkeypatch.setattr(buffer._client, "info", lambda: facts(maxmemory_policy=""))
     (line,) = buffer.check_server()
@@ -103,7 +103,7 @@ def test_a_policy_without_a_limit_evicts_nothing(start: Callable[..., Buffer]) -
 
 
 @pytest.mark.parametrize("policy", ["volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"])
-def test_a_policy_that_spares_keys_without_an_end_is_told(start: Callable[..., Buffer], policy: str) -> None:
+def test_a_policy_that_cannot_evict_a_runs_keys_is_a_warning(start: Callable[..., Buffer], policy: str) -> None:
     buffer = start("--appendonly", "yes", "--maxmemory", str(ROOM), "--maxmemory-policy", policy)
     assert [policy in line for line in buffer.check_server()] == [True]
     buffer.issue([])
@@ -127,7 +127,7 @@ def test_a_fifth_of_the_memory_is_left_to_redis(start: Callable[..., Buffer]) ->
 
 
 @pytest.mark.parametrize("save", ["", "3600 1"])
-def test_one_without_an_append_only_file_is_told(start: Callable[..., Buffer], save: str) -> None:
+def test_a_missing_append_only_file_is_a_warning(start: Callable[..., Buffer], save: str) -> None:
     (line,) = start("--save", save).check_server()
     assert "writes no append-only file" in line
     assert "\n" not in line

@@ -166,7 +166,7 @@ def test_the_same_readers_keep_their_group_and_a_newcomer_makes_another(open_one
     assert {reader.receiver.epoch for reader in readers}.isdisjoint(epochs[0])
 
 
-def test_one_who_comes_late_gets_the_version_too(open_one: Opener) -> None:
+def test_a_late_reader_gets_the_version_too(open_one: Opener) -> None:
     open_one("publisher").publish(1, tensors(1))
     assert same(Reader(open_one("early")).newest(), tensors(1))
     assert same(Reader(open_one("late")).newest(), tensors(1))
@@ -244,7 +244,7 @@ def test_a_digest_sees_every_change(change: str) -> None:
     assert digest(before.items()) == digest(reversed(before.items()))
 
 
-def test_a_meeting_that_lacks_somebody_ends_in_time() -> None:
+def test_a_check_in_that_lacks_a_rank_ends_in_time() -> None:
     with pytest.raises(TimeoutError, match="not all 2 ranks"):
         check_in("127.0.0.1", 0, 0, 2, 0.2)
 

@@ -31,7 +31,7 @@ def test_any_other_set_of_readers_is_a_new_epoch() -> None:
     assert len(set(names)) == 4
 
 
-def test_a_group_that_failed_fits_nobody() -> None:
+def test_a_failed_group_fits_no_readers() -> None:
     epochs = Epochs("p")
     failed = epochs.open([request("a")], "h", 1).epoch
     epochs.drop()
