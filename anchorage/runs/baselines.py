@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from anchorage.runs import event_loop
-from anchorage.runs.environments import TOKEN_VARIABLE, environment_class, make_data_known
+from anchorage.runs.environments import environment_class, make_data_known
+from env_servers.server.settings import TOKEN_VARIABLE
 from services.config.tree import Config, EnvConfig
 from services.errors import EnvironmentUnavailable
 from services.schemas import Ticket

@@ -22,8 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anchorage.runs.environments import TOKEN_VARIABLE, info_of, make_data_known, serve
+from anchorage.runs.environments import info_of, make_data_known, serve
 from anchorage.runs.supervisor import Supervisor
+from env_servers.server.settings import TOKEN_VARIABLE
 from services.buffer import Buffer
 from services.buffer.owner import Owner, Ownership, take
 from services.config.load import dump_config, shown_config
