@@ -28,7 +28,7 @@ from services.process import ReservedPort
 
 
 class Rank:
-    """A rank in a process of its own. Call `address` and `connect` first; then every method is collective over the ranks.
+    """A rank in its own process. Call `address` and `connect` first; then every method is collective over the ranks.
 
     Args:
         config: of the run.

@@ -99,7 +99,7 @@ async def test_a_transfer_that_does_not_begin_changes_nothing(engine: EngineProc
     with ReservedPort("127.0.0.1") as port:
         membership = Membership("p-1", "127.0.0.1", port.number, port.number, 0.5, 1, 2)
         incoming = Incoming(WeightVersion(1, 0, "", "v"), (TensorMeta("weight", "float32", (1,)),), membership)
-        with pytest.raises(TransferLost, match=r"version 1 did not begin: .*not all 2 ranks checked in within 0.5 s"):
+        with pytest.raises(TransferLost, match=r"version 1 did not start: .*not all 2 ranks checked in within 0.5 s"):
             await engine.receive_weights(incoming)
     assert engine.version == 0
     sample = await engine.generate(PROMPT, temperature=1.0, max_tokens=1, seed=0)
