@@ -13,12 +13,13 @@ lock() { # NAME ARGUMENTS…: requirements/NAME.txt
 }
 
 here=(--excludes requirements/without.in)
-lock cpu pyproject.toml requirements/cpu.in --extra train "${here[@]}"
-lock gpu pyproject.toml requirements/gpu.in --extra gpu "${here[@]}"
+plain=(--excludes requirements/without-textworld.in)
+lock cpu pyproject.toml requirements/cpu.in --extra train "${here[@]}" "${plain[@]}"
+lock gpu pyproject.toml requirements/gpu.in --extra gpu "${here[@]}" "${plain[@]}"
 # The others have the versions of the first.
 same=(--constraints requirements/cpu.txt "${here[@]}")
-lock base pyproject.toml "${same[@]}"
-lock env requirements/env.in "${same[@]}"
+lock base pyproject.toml requirements/base.in "${same[@]}" "${plain[@]}"
+lock env requirements/env.in "${same[@]}" "${plain[@]}"
 lock dev pyproject.toml --extra dev "${same[@]}"
 lock textworld requirements/textworld.in "${same[@]}"
 lock bench-trl requirements/bench-trl.in "${same[@]}"
