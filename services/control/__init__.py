@@ -1,1 +1,1 @@
-"""The control plane: watches runs from their folders and their Redis, and passes on what people ask of them."""
+"""The control plane: shows runs from their folders and their Redis, and passes requests of people to them."""

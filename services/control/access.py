@@ -1,8 +1,8 @@
-"""Who may ask: bearer tokens of two roles, and how often.
+"""Authentication and rate limit: bearer tokens of two roles.
 
 Invariants
-- Tokens are compared in constant time, both of them on every request.
-- What is remembered of clients is bounded. A wrong token costs as much as many requests.
+- Both tokens are compared on every request, in constant time.
+- The number of remembered clients is bounded. A wrong token costs as much as `WRONG_TOKEN_COST` requests.
 """
 
 from __future__ import annotations
@@ -23,17 +23,24 @@ from services.control.settings import ControlSettings
 WRONG_TOKEN_COST = 30
 MAX_CLIENTS = 4096
 
-_bearer = HTTPBearer(auto_error=False, description="The read token, or the admin token, which may also act.")
+_bearer = HTTPBearer(auto_error=False, description="The read token, or the admin token, which also allows actions.")
 
 
 class Role(enum.StrEnum):
+    """What a caller may do: look, or also act."""
+
     READ = "read"
     ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the role, and the address the request came from."""
+    """The sender of a request.
+
+    Attributes:
+        role: role of the token.
+        address: address that the request came from.
+    """
 
     role: Role
     address: str
@@ -42,8 +49,8 @@ class Caller:
         return f"{self.role}@{self.address}"
 
 
-class Limiter:
-    """A token bucket for each client: `per_minute` requests on average, and as many at once."""
+class RateLimiter:
+    """A token bucket for each client: `per_minute` requests on average, and as many in a burst."""
 
     def __init__(self, per_minute: int) -> None:
         self._burst = float(per_minute)
@@ -51,7 +58,7 @@ class Limiter:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str, cost: float = 1.0) -> float:
-        """0, or the seconds after which there is room again."""
+        """Take `cost` requests from a client's bucket. Returns 0, or the seconds to wait if the bucket is empty."""
         now = time.monotonic()
         left, since = self._left.pop(client, (self._burst, now))
         left = min(self._burst, left + (now - since) * self._rate)
@@ -62,8 +69,8 @@ class Limiter:
         return 0.0 if allowed else (1 - left) / self._rate
 
 
-class Gate:
-    """Answers who a request comes from, or refuses it."""
+class Authenticator:
+    """Identifies the caller of a request, or refuses it."""
 
     def __init__(self, settings: ControlSettings) -> None:
         self._open = settings.open
@@ -72,18 +79,18 @@ class Gate:
             for role, token in ((Role.READ, settings.read_token), (Role.ADMIN, settings.admin_token))
             if token is not None
         }
-        self._limiter = Limiter(settings.requests_per_minute)
+        self._limiter = RateLimiter(settings.requests_per_minute)
 
     @property
     def open(self) -> bool:
-        """No token is asked for."""
+        """Whether no token is required."""
         return self._open
 
-    def admit(self, address: str, token: str | None) -> Caller:
-        """The caller.
+    def authenticate(self, address: str, token: str | None) -> Caller:
+        """The caller at `address` with `token`.
 
         Raises:
-            HTTPException: 401 without a token or with a wrong one, 429 beyond the limit.
+            HTTPException: 401 for a missing or invalid token, 429 beyond the rate limit.
         """
         self._limit(address, 1)
         if self._open:
@@ -95,22 +102,24 @@ class Gate:
         if role is None:
             if token is not None:
                 self._limit(address, WRONG_TOKEN_COST)
-            detail = "a bearer token is required, and none or another one was sent"
-            raise HTTPException(401, detail, {"WWW-Authenticate": "Bearer"})
+            raise HTTPException(401, "missing or invalid bearer token", {"WWW-Authenticate": "Bearer"})
         return Caller(role, address)
 
     def _limit(self, address: str, cost: float) -> None:
         wait_s = self._limiter.take(address, cost)
         if wait_s:
-            raise HTTPException(429, "too many requests", {"Retry-After": str(math.ceil(wait_s))})
+            raise HTTPException(
+                429, f"too many requests: retry in {math.ceil(wait_s)} s", {"Retry-After": str(math.ceil(wait_s))}
+            )
 
 
 async def caller(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Caller:
-    gate: Gate = request.app.state.gate
+    """Dependency of every route that shows data: the caller, or a refusal."""
+    authenticator: Authenticator = request.app.state.authenticator
     address = request.client.host if request.client else "unknown"
-    return gate.admit(address, credentials.credentials if credentials else None)
+    return authenticator.authenticate(address, credentials.credentials if credentials else None)
 
 
 Reader = Annotated[Caller, Depends(caller)]

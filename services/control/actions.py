@@ -1,9 +1,10 @@
-"""Carrying what an admin asks for to the run: recorded, put into Redis, and its answer recorded when it comes.
+"""Passes an admin's action to the run through Redis, and records the action and its result in the audit log.
 
 Invariants
-- Every attempt has its line in the audit log, a refused one too; every accepted one gets a second line with its answer,
-  or with the word that none came.
-- What waits for answers is bounded: as many as commands may wait in Redis, each for `ANSWER_S` at most.
+- Every attempt has a line in the audit log, also a refused one; every accepted one gets a second line with its result,
+  or that there was none in time.
+- The number of tasks that wait for results is bounded by the number of commands that may wait in Redis, and each waits
+  at most `ANSWER_S`.
 """
 
 from __future__ import annotations
@@ -25,29 +26,30 @@ from services.control.runs import Run
 from services.errors import RedisUnavailable
 
 ANSWER_S = 3600.0
-LOOK_S = 1.0
+POLL_S = 1.0
 
 log = logging.getLogger(__name__)
 
 
-class Acting:
-    """Actions of one control plane. `close` when it ends."""
+class Actions:
+    """The actions of one control plane. Call `close` when it stops."""
 
     def __init__(self) -> None:
         self._watching: set[asyncio.Task[None]] = set()
 
     async def act(self, run: Run, caller: Caller, asked: PlainAction | ScaleAction) -> Command:
-        """Pass it on to the run; the command as it waits there.
+        """Pass an action to the run and return the command that waits there.
 
         Raises:
-            HTTPException: 403 not an admin, 409 the run is not live or has too many commands waiting, 503 no audit.
+            HTTPException: 403: no admin. 409: the run is not live, or too many commands wait. 503: the audit log cannot
+                be written.
         """
         actors = asked.actors if isinstance(asked, ScaleAction) else None
         command = Command(id=uuid.uuid4().hex, action=asked.action, by=str(caller), at=time.time(), actors=actors)
         audit = Audit(run.folder)
         try:
             refusal = await asyncio.to_thread(_pass_on, run, caller, command)
-            result = "asked for" if refusal is None else f"refused: {refusal.detail}"
+            result = "requested" if refusal is None else f"refused: {refusal.detail}"
             await asyncio.to_thread(_note, audit, command, result)
         except AuditUnwritable as error:
             raise HTTPException(503, str(error)) from None
@@ -70,32 +72,32 @@ class Acting:
 
 
 def _pass_on(run: Run, caller: Caller, command: Command) -> HTTPException | None:
-    """Put the command into Redis, or say why not."""
+    """Put the command into Redis; returns the refusal if it is not allowed or possible."""
     if caller.role is not Role.ADMIN:
-        return HTTPException(403, "the read token may look, not act: the admin token is needed")
+        return HTTPException(403, "the read token does not allow actions: use the admin token")
     buffer = run.live.buffer() if run.live is not None else None
     if buffer is None:
-        return HTTPException(409, "the run is not live: there is nobody to do it")
-    # The line comes first: nothing is done that is not written down.
-    _note(Audit(run.folder), command, "passing on")
+        return HTTPException(409, "the run is not live: no process would execute the action")
+    # The line comes first: an action that cannot be recorded is not executed.
+    _note(Audit(run.folder), command, "passing to the run")
     try:
         if not buffer.commands.request(command):
-            return HTTPException(409, "too many commands wait already: is the trainer there?")
+            return HTTPException(409, "too many commands are waiting: is the trainer running?")
         if command.actors is not None:
             buffer.set_desired_actors(command.actors)
-            text = f"wanted now: {command.actors} rollout actors"
+            text = f"requested {command.actors} rollout actors"
             buffer.commands.answer(command.id, Answer(at=time.time(), done=True, text=text))
     except RedisUnavailable:
-        return HTTPException(409, "the run's Redis does not answer: the run is not live")
+        return HTTPException(409, "the run is not live: its Redis does not respond")
     return None
 
 
 async def _record_answer(live: Live, audit: Audit, command: Command) -> None:
     deadline = time.monotonic() + ANSWER_S
-    result = "no answer: the control plane ended before it came"
+    result = "no result: the control plane stopped before it came"
     try:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
             snapshot = await asyncio.to_thread(live.snapshot)
             known = {} if snapshot is None else {found.id: found for found in snapshot.commands}
             answer = known[command.id].answer if command.id in known else None
@@ -103,7 +105,7 @@ async def _record_answer(live: Live, audit: Audit, command: Command) -> None:
                 result = f"{'done' if answer.done else 'not done'}: {answer.text}"
                 return
             if time.monotonic() > deadline or snapshot is None:
-                result = "no answer: the run is gone" if snapshot is None else "no answer in time"
+                result = "no result: the run ended" if snapshot is None else "no result in time"
                 return
     finally:
         with contextlib.suppress(AuditUnwritable):

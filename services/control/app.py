@@ -1,4 +1,4 @@
-"""The control plane as an application: the API, its event stream, `/metrics`, and the dashboard's files."""
+"""The application of the control plane: API, event stream, `/metrics` and the dashboard's files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from services.buffer.commands import Command
 from services.control import events, exporter
-from services.control.access import Gate, Reader, caller
-from services.control.actions import Acting
-from services.control.headers import Guarded
+from services.control.access import Authenticator, Reader, caller
+from services.control.actions import Actions
+from services.control.headers import SecurityHeaders
 from services.control.problems import Problem, describe, install
 from services.control.requests import ActionRequest
 from services.control.routes import REFUSALS, OneRun, router
@@ -30,23 +30,23 @@ from services.control.settings import ControlSettings
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]", "::1"]
 TITLE = "Anchorage control plane"
 DESCRIPTION = (
-    "Watches runs from their folders and their Redis, and passes on what people ask of them. "
+    "Shows runs from their folders and their Redis, and passes actions to them. "
     "Errors are RFC 9457 problem documents. The dashboard is at `/`."
 )
 
 
 def create_app(settings: ControlSettings) -> FastAPI:
-    """The application over the runs in `settings.runs`."""
-    runs, acting, registry = Runs(settings.runs), Acting(), CollectorRegistry()
+    """Create the application over the runs in `settings.runs`."""
+    runs, actions, registry = Runs(settings.runs), Actions(), CollectorRegistry()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await acting.close()
+        await actions.close()
         runs.close()
 
     app = FastAPI(title=TITLE, description=DESCRIPTION, version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.runs, app.state.gate, app.state.acting = runs, Gate(settings), acting
+    app.state.runs, app.state.authenticator, app.state.actions = runs, Authenticator(settings), actions
     app.state.closing, app.state.streams, app.state.max_streams = asyncio.Event(), 0, settings.max_streams
     app.state.registry = registry
     install(app)
@@ -55,9 +55,9 @@ def create_app(settings: ControlSettings) -> FastAPI:
     _add_events(app)
     _add_metrics(app)
     _add_pages(app, Path(str(resources.files("services.control") / "static")))
-    app.add_middleware(Guarded, registry=registry)
+    app.add_middleware(SecurityHeaders, registry=registry)
     if settings.open:
-        # Nobody may reach an open port through a browser that was told a foreign name for this address.
+        # Prevents DNS rebinding: a web page whose host name resolves to this address must not reach an open port.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False)
     _describe_problems(app)
     return app
@@ -66,19 +66,21 @@ def create_app(settings: ControlSettings) -> FastAPI:
 def _add_actions(app: FastAPI) -> None:
     @app.post("/api/v1/runs/{run}/actions", status_code=202, responses=REFUSALS | describe(403, 404, 409, 503))
     async def act(request: Request, run: OneRun, who: Reader, asked: ActionRequest) -> Command:
-        """Ask something of the run (admin token): it is carried out between two updates. Follow it among the commands.
+        """Request an action of the run (admin token). It is executed between two updates; `commands` has its result.
 
-        `pause` lets the tickets that are out be played and begins no update; `evaluate` plays the evaluation panel;
-        `stop` ends the run after the work in hand, with a checkpoint; `scale` records how many actors are wanted.
+        `pause` finishes the issued tickets and starts no further update; `evaluate` plays the evaluation panel; `stop`
+        finishes the current update, writes a checkpoint and ends the run; `scale` sets the requested number of actors.
         """
-        acting: Acting = request.app.state.acting
-        return await acting.act(run, who, asked)
+        actions: Actions = request.app.state.actions
+        return await actions.act(run, who, asked)
 
 
 async def _one_stream(request: Request) -> AsyncIterator[None]:
     state = request.app.state
     if state.streams >= state.max_streams:
-        raise HTTPException(429, "too many event streams are open", {"Retry-After": "10"})
+        raise HTTPException(
+            429, f"the limit of {state.max_streams} event streams is reached: retry later", {"Retry-After": "10"}
+        )
     state.streams += 1
     try:
         yield
@@ -96,13 +98,13 @@ def _add_events(app: FastAPI) -> None:
     async def stream(
         request: Request,
         run: OneRun,
-        after: Annotated[int, Query(ge=0, le=10**9, description="Leave out the first so many metrics records.")] = 0,
+        after: Annotated[int, Query(ge=0, le=10**9, description="Number of metrics records to skip.")] = 0,
         generation: Annotated[
             int | None,
-            Query(ge=0, le=2**53, description="What they are of; where it is another one now, none is left out."),
+            Query(ge=0, le=2**53, description="Generation of those records; if it has changed, none is skipped."),
         ] = None,
     ) -> AsyncIterator[ServerSentEvent]:
-        """Server-sent events: `metrics`, `run`, `buffer`, `actors`, `commands`, each now and whenever it changes."""
+        """Server-sent events `metrics`, `run`, `buffer`, `actors`, `commands`, `warnings`: now and at every change."""
         runs: Runs = request.app.state.runs
         async for event in events.stream(lambda: runs.find(run.name), after, generation, request.app.state.closing):
             yield event
@@ -122,7 +124,7 @@ def _add_metrics(app: FastAPI) -> None:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Answers while the control plane does; needs no token."""
+        """Report that the control plane is up. No token is required."""
         return {"status": "ok"}
 
 
@@ -135,7 +137,7 @@ def _add_pages(app: FastAPI, static: Path) -> None:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Put the problem document's schema where the routes point to."""
+    """Add the schema of the problem document, which the routes refer to."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The audit log of a run: who asked for what, when, and what came of it; one JSON line each, in the run's folder.
+"""The audit log of a run: who requested what, when, and with what result. One JSON line an entry, in the run's folder.
 
 Invariants
-- Append-only, on disk before the caller is answered. An action that cannot be recorded is not done.
+- Append-only, and on disk before the caller gets a response. An action that cannot be recorded is not executed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from services.run_folder import AUDIT_NAME
 
 
 class AuditUnwritable(AnchorageError):
-    """The audit log cannot be written, so nothing may be done."""
+    """The audit log cannot be written, so no action is executed."""
 
 
 class Audit:
-    """The log of one run's folder."""
+    """The audit log in one run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / AUDIT_NAME
 
     def note(self, by: str, action: str, result: str, *, actors: int | None = None, command: str | None = None) -> None:
-        """Add a line; durable on return. Raises AuditUnwritable."""
+        """Append a line; it is on disk on return. Raises AuditUnwritable."""
         entry = AuditEntry(at=time.time(), by=by, action=action, actors=actors, command=command, result=result)
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
@@ -37,7 +37,7 @@ class Audit:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise AuditUnwritable(f"the audit log cannot be written: {error.strerror}") from None
+            raise AuditUnwritable(f"cannot write the audit log: {error.strerror}") from None
 
     def entries(self, count: int) -> list[AuditEntry]:
         """The newest `count` lines, oldest first."""

@@ -1,11 +1,14 @@
-"""The event stream of a run: new records and changed facts, as server-sent events.
+"""The event stream of a run: new records and changed state, as server-sent events.
 
-Events: `metrics` (as the metrics route answers), `run`, `buffer`, `actors`, `commands` (as theirs), each sent at first,
-`metrics` even where there are none, and then whenever it changes.
+The events are `metrics`, `run`, `buffer`, `actors`, `commands` and `warnings`, with the bodies of the routes of these
+names. Each is sent at the start (`metrics` even if there are no records) and then whenever it changes.
 
 Invariants
-- One look at the run a second, shared between streams; no stream lives longer than `MAX_S`, clients come again.
-- A `metrics` event holds the records from number `next` − how many there are: from 0 when the stream was rewritten.
+- A run is read at most once a second, shared between streams. No stream lives longer than `MAX_S`; clients reconnect.
+- A `metrics` event holds the records `next - len(records)` to `next`; it starts at 0 when the file was rewritten.
+
+Example: a client that has 5 records of generation 17 connects with `after=5&generation=17`. While the run goes on it
+gets records 5, 6, …; if the run was resumed meanwhile, which rewrites the file, it gets all records of generation 18.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 from fastapi.sse import ServerSentEvent
 from pydantic import BaseModel
 
-from services.control import run_views as answers
+from services.control import run_views
 from services.control.runs import Run
 
 EVERY_S = 1.0
@@ -28,39 +31,43 @@ FIRST_RECORDS = 5000
 
 _WATCHED: dict[str, Callable[[Run], BaseModel]] = {
     "run": Run.view,
-    "buffer": answers.buffer,
-    "actors": answers.actors,
-    "commands": answers.commands,
+    "buffer": run_views.buffer,
+    "actors": run_views.actors,
+    "commands": run_views.commands,
+    "warnings": run_views.warnings,
 }
 _PASSING: dict[str, Any] = {"actors": {"actors": {"__all__": {"heard_s"}}}}
-"""What changes by the mere passing of time: reason to send only every `AGAIN_S`, so that it is known to be so."""
+"""Fields that change by the passing of time alone: they cause an event only every `AGAIN_S`, as a sign of life."""
 
 
 async def stream(
     find: Callable[[], Run | None], after: int, generation: int | None, closing: asyncio.Event
 ) -> AsyncIterator[ServerSentEvent]:
-    """Events until the client or the server ends, or the run is gone.
+    """Yield events until the client disconnects, the server stops, or the run is gone.
 
-    `find` is asked at every look: a run that begins anew, or goes on, is read by another object. `after` records of
-    `generation` are known to the client; where the generation is another one by now, it gets all.
+    Args:
+        find: returns the run; called every time, since a restarted run is another object.
+        after: number of records that the client has.
+        generation: generation of those records. If it has changed, the client gets all records.
+        closing: set when the server stops.
     """
-    ends = time.monotonic() + MAX_S
+    end = time.monotonic() + MAX_S
     sent: dict[str, str] = {}
-    told = False
-    while time.monotonic() < ends and not closing.is_set():
+    sent_once = False
+    while time.monotonic() < end and not closing.is_set():
         run = await asyncio.to_thread(find)
         if run is None:
             return
-        found = await asyncio.to_thread(answers.metrics, run, after, FIRST_RECORDS, None)
+        found = await asyncio.to_thread(run_views.metrics, run, after, FIRST_RECORDS, None)
         if found.generation != generation:
             if generation is not None and after:
-                found = await asyncio.to_thread(answers.metrics, run, 0, FIRST_RECORDS, None)
-            generation, told = found.generation, False
-        if found.records or not told:
-            after, told = found.next, True
+                found = await asyncio.to_thread(run_views.metrics, run, 0, FIRST_RECORDS, None)
+            generation, sent_once = found.generation, False
+        if found.records or not sent_once:
+            after, sent_once = found.next, True
             yield ServerSentEvent(event="metrics", raw_data=found.model_dump_json())
-        for name, ask in _WATCHED.items():
-            view = await asyncio.to_thread(ask, run)
+        for name, view_of in _WATCHED.items():
+            view = await asyncio.to_thread(view_of, run)
             mark = view.model_dump_json(exclude=_PASSING.get(name))
             if name in _PASSING:
                 mark += f"{time.monotonic() // AGAIN_S}"

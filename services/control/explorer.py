@@ -1,8 +1,11 @@
-"""A kept group taken apart for people: anchor states as nodes, actions as edges, episodes step by step.
+"""A kept group in detail: anchor states as nodes, actions as edges, episodes step by step.
 
 Invariants
-- Every number shown is one that the learner trained with, or a plain count, mean or deviation of those.
-- States are numbered from 0 in order of first appearance within the group.
+- Every number is one that the learner trained with, or a count, mean or deviation of those.
+- States are numbered from 0 in the order of their first appearance in the group.
+
+Example, two episodes of three steps, by anchor: `A B A` (lost) and `A C C` (won). States are A = 0, B = 1 and C = 2.
+Step groups, as episode.step: {1.1, 1.3, 2.1}, {1.2} and {2.2, 2.3}. Edges: A→B, B→A, A→lost, A→C, C→C and C→won.
 """
 
 from __future__ import annotations
@@ -41,7 +44,16 @@ _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One step of the group: who took it, what happened, and its numbers."""
+    """One step of the group.
+
+    Attributes:
+        member: number of the episode in the group, from 0.
+        number: number of the step in the episode, from 0.
+        state: number of its anchor state.
+        step: the step itself.
+        return_: discounted return.
+        episode, level, total: the advantages A_E, A_S and A.
+    """
 
     member: int
     number: int
@@ -71,7 +83,7 @@ def algorithm(folder: Path) -> AlgorithmView | None:
 def group_view(
     path: Path, summary: GroupSummary, entry: GroupEntry, config: Config | None, described: AlgorithmView | None = None
 ) -> GroupView:
-    """The whole group. Raises what `services.archive.read_trajectory` does."""
+    """The group in detail. Raises what `services.archive.read_trajectory` raises."""
     episodes = [(member, read_trajectory(path, member)) for member in entry.members]
     rows = _rows(entry, [trajectory for _, trajectory in episodes])
     return GroupView(
@@ -85,7 +97,7 @@ def group_view(
 
 
 def trajectory_view(path: Path, summary: GroupSummary, entry: GroupEntry, member: MemberEntry) -> TrajectoryView:
-    """One episode. Raises what `services.archive.read_trajectory` does."""
+    """One episode in detail. Raises what `services.archive.read_trajectory` raises."""
     trajectory = read_trajectory(path, member)
     numbers, states = numbers_of(member), _state_numbers(entry)
     of_state = np.concatenate([numbers_of(other).step_group for other in entry.members])
@@ -130,7 +142,7 @@ def _step_view(number: int, step: Step, numbers: StepNumbers, states: dict[int, 
 
 
 def _state_numbers(entry: GroupEntry) -> dict[int, int]:
-    """Number of each step group of the update within this group."""
+    """The number of a state in this group, by the step group's id in the update."""
     states: dict[int, int] = {}
     for member in entry.members:
         for identity in numbers_of(member).step_group.tolist():
@@ -193,7 +205,7 @@ def _state(state: int, rows: Sequence[_Row]) -> StateView:
 
 
 def _edges(rows: Sequence[_Row], won: dict[int, bool]) -> list[EdgeView]:
-    """Actions from state to state; rows are in member and step order."""
+    """Actions from state to state. `rows` are sorted by member and step."""
     taken: dict[tuple[int, int, str, str], list[_Row]] = defaultdict(list)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         goes_on = after is not None and after.member == row.member
@@ -215,7 +227,7 @@ def _edges(rows: Sequence[_Row], won: dict[int, bool]) -> list[EdgeView]:
 
 
 def _finite(value: float) -> float:
-    """JSON has no NaN and no infinities."""
+    """The value, or 0 if it is not finite: JSON has no NaN and no infinities."""
     return float(value) if math.isfinite(value) else 0.0
 
 

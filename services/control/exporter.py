@@ -1,12 +1,12 @@
-"""Prometheus metrics of all live runs, of their Redis, and of the control plane itself.
+"""Prometheus metrics of all live runs, of their Redis servers, and of the control plane itself.
 
-The learner and the rollout actors open no port of their own: Ray places them on any node, and what they tell is in
-Redis already (heartbeats, metrics stream). Redis speaks no HTTP: what it says of itself is asked here. Environment
-servers export theirs under `/metrics`.
+The learner and the rollout actors open no port: Ray places them on any node, and their figures are in Redis already
+(heartbeats, metrics stream). Redis has no HTTP, so its statistics are exported here too. Environment servers export
+theirs at `/metrics`.
 
 Invariants
-- Labels come from small sets: runs of the folder, actors alive now, stream kinds. A run that is not live exports
-  only that.
+- Labels come from small sets: runs of the folder, live actors, kinds of streams. A run that is not live exports only
+  `run_live` 0.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ ACTOR_FACTS = {
     "version": "Policy version that the actor samples with.",
     "episodes": "Episodes in flight.",
     "tokens_per_s": "Response tokens a second.",
-    "kv_use": "Share of the KV cache in use.",
-    "stored": "Episodes stored since the actor began.",
-    "failed": "Episodes failed since the actor began.",
-    "abandoned": "Episodes abandoned since the actor began.",
-    "response_tokens": "Response tokens since the actor began.",
-    "updates": "Weight updates since the actor began.",
+    "kv_use": "Used share of the KV cache.",
+    "stored": "Episodes stored since the actor's start.",
+    "failed": "Episodes failed since the actor's start.",
+    "abandoned": "Episodes abandoned since the actor's start.",
+    "response_tokens": "Response tokens since the actor's start.",
+    "updates": "Weight updates since the actor's start.",
 }
 
 
 REDIS_FACTS = {
     "used_bytes": "Memory in use.",
-    "max_bytes": "Memory beyond which nothing more is stored; 0: no limit.",
+    "max_bytes": "Memory limit; 0: none.",
     "clients": "Connections.",
-    "aof_enabled": "1 when an append-only file is written.",
-    "aof_healthy": "1 when the append-only file's last write and last rewriting went well.",
+    "aof_enabled": "1 if an append-only file is written.",
+    "aof_healthy": "1 if the last write and the last rewrite of the append-only file succeeded.",
     "aof_bytes": "Size of the append-only file.",
 }
 
 
 def page(runs: Sequence[Run]) -> bytes:
-    """The text of `/metrics`."""
+    """The metrics of all runs in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(_Runs(runs))
     return generate_latest(registry)
@@ -72,7 +72,7 @@ class _Runs(Collector):
 
         for run in self._runs:
             snapshot = run.snapshot()
-            add("run_live", "1 when the run's Redis answers.", float(snapshot is not None), run=run.name)
+            add("run_live", "1 if the run's Redis responds.", float(snapshot is not None), run=run.name)
             if snapshot is not None:
                 _add_buffer(add, run.name, snapshot)
                 _add_actors(add, run.name, snapshot)
@@ -94,11 +94,11 @@ def _add_buffer(add: Any, run: str, snapshot: Snapshot) -> None:
     for (kind, state), count in groups.items():
         add("buffer_groups", "Groups in Redis by kind of stream and state.", count, run=run, stream=kind, state=state)
     add("buffer_bytes", "Bytes of stored trajectories.", stats.trajectory_bytes, run=run)
-    add("buffer_cap_bytes", "Bytes beyond which no new group is begun.", stats.cap_bytes, run=run)
+    add("buffer_cap_bytes", "Limit in bytes; above it no new group starts.", stats.cap_bytes, run=run)
 
 
 def _add_actors(add: Any, run: str, snapshot: Snapshot) -> None:
-    add("actors", "Rollout actors alive.", len(snapshot.actors), run=run)
+    add("actors", "Live rollout actors.", len(snapshot.actors), run=run)
     for actor, beat in snapshot.actors.items():
         add("actor_heard_seconds", "Seconds since the actor's last heartbeat.", beat.heard_s, run=run, actor=actor)
         for name, help_text in ACTOR_FACTS.items():
@@ -112,11 +112,11 @@ def _add_redis(add: Any, run: Run) -> None:
 
 
 def _add_newest(add: Any, run: Run) -> None:
-    """The newest value of everything that the learner records."""
+    """The newest value of every metric that the learner records."""
     newest: dict[str, Any] = {}
     for record in run.metrics.records()[-200:]:
         newest.update(record)
-    add("run_update", "Updates done.", newest.pop("step", None), run=run.name)
+    add("run_update", "Completed updates.", newest.pop("step", None), run=run.name)
     add("run_newest_record_seconds", "Unix time of the newest record.", newest.pop("time", None), run=run.name)
     for name, value in newest.items():
         add(f"learner_{re.sub('[^a-zA-Z0-9_]', '_', name)}", f"{name} of the newest update.", value, run=run.name)

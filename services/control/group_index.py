@@ -1,8 +1,8 @@
-"""The archive of a run's groups (see `services.archive`), for lists, filters and single groups.
+"""The index of a run's archived groups (see `services.archive`), for lists, filters and single groups.
 
 Invariants
-- An index is read once for each version of its file; at most `MAX_CACHED` are held.
-- A damaged or vanished file is left out of lists and said in the log.
+- A file's index is read once for each version of the file; at most `MAX_CACHED` are held.
+- A damaged or deleted file is left out of lists and logged.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 Rows = list[tuple[GroupSummary, list[TrajectorySummary]]]
 
 
-class Kept:
-    """Thread-safe."""
+class GroupIndex:
+    """The groups of one run that the archive still has. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class Kept:
         self._cache: OrderedDict[tuple[Path, int, int], Rows] = OrderedDict()
 
     def updates(self) -> list[int]:
-        """Updates whose groups are kept, ascending."""
+        """Updates whose groups are in the archive, ascending."""
         return [int(path.stem) for path in files(self._folder)]
 
     def rows(self) -> Iterator[tuple[GroupSummary, list[TrajectorySummary]]]:
@@ -43,7 +43,12 @@ class Kept:
             yield from self._summaries(path)
 
     def find(self, group: int) -> tuple[Path, GroupSummary, GroupEntry] | None:
-        """Where the group lies, and its entry there. A group is trained on once, so there is one at most."""
+        """The file of a group and its entry there; None if there is none. A group is trained on only once.
+
+        Raises:
+            ArchiveDamaged: the file is damaged.
+            OSError, StopIteration: the file was removed or replaced meanwhile.
+        """
         for path in reversed(files(self._folder)):
             for summary, _ in self._summaries(path):
                 if summary.group == group:
@@ -52,13 +57,16 @@ class Kept:
         return None
 
     def step_group_sizes(self, last: int) -> Iterator[tuple[int, dict[int, int]]]:
-        """Of each of the newest `last` updates: its number, and how many step groups there are of each size."""
+        """Number of step groups by size, for each of the newest `last` updates.
+
+        Example: (12, {1: 40, 3: 5}) means that update 12 had 40 lone steps and 5 states that three steps were taken in.
+        """
         for path in files(self._folder)[-last:]:
             try:
                 index = read_index(path)
                 ids = np.concatenate([numbers_of(m).step_group for entry in index.groups for m in entry.members])
             except (ArchiveDamaged, OSError, ValueError) as error:
-                log.warning("left out: %s", error)
+                log.warning("unreadable group archive skipped: %s", error)
                 continue
             sizes, counts = np.unique(np.unique(ids, return_counts=True)[1], return_counts=True)
             yield index.update, dict(zip(sizes.tolist(), counts.tolist(), strict=True))
@@ -73,7 +81,7 @@ class Kept:
             index = read_index(path)
             rows = [_summarise(index.update, entry) for entry in index.groups]
         except (ArchiveDamaged, OSError, ValueError) as error:
-            log.warning("left out: %s", error)
+            log.warning("unreadable group archive skipped: %s", error)
             return []
         with self._lock:
             self._cache[key] = rows
@@ -104,6 +112,7 @@ def _summarise(update: int, entry: GroupEntry) -> tuple[GroupSummary, list[Traje
 
 
 def episode_summary(group: GroupSummary, member: MemberEntry) -> TrajectorySummary:
+    """One episode of a group for lists."""
     return TrajectorySummary(
         **member.model_dump(include=set(EpisodeSummary.model_fields)),
         group=group.group,

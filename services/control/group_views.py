@@ -1,4 +1,4 @@
-"""What the API answers about one kept group or episode: steps, anchor states, actions, and the settings behind them."""
+"""The API's responses about one kept group or episode: steps, anchor states, actions, and the settings behind them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class VersionSpanView(View):
 
 
 class StepView(View):
-    """One step of an episode, with the numbers it was trained with."""
+    """One step of an episode, with the numbers that it was trained with."""
 
     number: int
     state: int
-    """Its anchor state, numbered within the group; see the group's states."""
+    """Number of its anchor state within the group; see the group's states."""
     observation: str
     prompt: str
     response: str
     thought: str | None
-    """What stood between `<think>` and `</think>`."""
+    """Text between `<think>` and `</think>`."""
     action: str
     reward: float
     valid: bool
@@ -35,7 +35,7 @@ class StepView(View):
     response_tokens: int
     mean_logprob: float | None
     return_: Annotated[float, Field(serialization_alias="return", validation_alias="return")]
-    """Discounted return, the penalty subtracted."""
+    """Discounted return, minus the penalty."""
     episode_advantage: float
     step_advantage: float
     advantage: float
@@ -53,7 +53,7 @@ class TrajectoryView(View):
 
 
 class StateStep(View):
-    """One step that was taken in a state."""
+    """One step taken in a state."""
 
     member: int
     number: int
@@ -67,11 +67,11 @@ class StateStep(View):
 
 
 class StateView(View):
-    """An anchor state of a group, and its step group: the steps that were taken there."""
+    """An anchor state of a group and its step group: the steps taken there."""
 
     state: int
     layer: int
-    """Step number at which an episode first came here."""
+    """Number of the step before which an episode first reached the state."""
     anchor: str
     observation: str
     mean_return: float
@@ -81,7 +81,7 @@ class StateView(View):
 
 
 class EdgeView(View):
-    """An action that led from one state to another."""
+    """An action that leads from one state to another."""
 
     source: int
     target: int | None
@@ -122,24 +122,24 @@ class Term(View):
 
 
 class AlgorithmView(View):
-    """What the run's estimator says of itself, with the run's settings filled in."""
+    """The estimator's description of itself, with the run's settings filled in."""
 
     title: str
     paper: str
     step_level: bool
-    """It compares actions that were taken in the same state."""
+    """Whether it compares actions taken in the same state."""
     formulas: list[FormulaLine]
     terms: list[Term]
 
 
 class GroupView(View):
-    """A group taken apart: its episodes, its anchor states, and the actions between them."""
+    """One group in detail: its episodes, its anchor states, and the actions between them."""
 
     summary: GroupSummary
     formula: Formula | None
     """None: the run's configuration cannot be read by this version."""
     algorithm: AlgorithmView | None
-    """None: the run's folder holds no description that can be read."""
+    """None: the run's folder has no readable description."""
     trajectories: list[TrajectorySummary]
     states: list[StateView]
     edges: list[EdgeView]

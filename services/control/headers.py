@@ -1,8 +1,8 @@
-"""What every answer of the control plane carries, and what is counted of it. Plain ASGI.
+"""Security headers of every response of the control plane, and the request counter. Plain ASGI.
 
 Invariants
-- Pages may load nothing but the control plane's own files, run no inline script and no inline style, and be framed by
-  nobody. Answers with data are kept in no cache.
+- Pages may load only the control plane's own files, run no inline script or style, and must not be framed. Responses
+  with data are never cached.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ HEADERS = {
 }
 
 
-class Guarded:
-    """Adds the headers, and counts requests by status into `registry`."""
+class SecurityHeaders:
+    """Adds the headers, and counts requests by status in `registry`."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app

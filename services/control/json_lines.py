@@ -1,10 +1,10 @@
-"""A growing file of JSON lines, read once: each look takes only what was added.
+"""A growing file of JSON lines, read incrementally: each read takes only what was appended.
 
 Invariants
-- A line that is still being written is left for the next look; a broken one is skipped.
-- When the file was replaced or cut (a resumed run), it is read anew, and `generation` is another: no two readings from
-  the start have the same, in whatever process of the control plane.
-- At most `MAX_RECORDS` records are held, the newest.
+- An incomplete last line is left for the next read; an invalid line is skipped.
+- When the file was replaced or truncated (a resumed run), it is read from the start and `generation` changes. No two
+  reads from the start have the same generation, also across processes of the control plane.
+- At most the newest `MAX_RECORDS` records are held.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ TAIL_BYTES = 256
 
 
 class JsonLines:
-    """Thread-safe."""
+    """The records of one file. Thread-safe.
+
+    Attributes:
+        generation: changes whenever the file is read from the start.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,11 +38,11 @@ class JsonLines:
         self.generation = _now()
 
     def records(self) -> list[dict[str, Any]]:
-        """All records so far, oldest first; none where there is no file."""
+        """All records so far, oldest first; empty if there is no file."""
         return self.reading()[0]
 
     def reading(self) -> tuple[list[dict[str, Any]], int]:
-        """All records, and the generation that they are of."""
+        """All records so far, and their generation."""
         with self._lock:
             try:
                 with self._path.open("rb") as file:
@@ -49,7 +53,7 @@ class JsonLines:
 
     def _read(self, file: BinaryIO) -> None:
         inode = os.fstat(file.fileno()).st_ino
-        # A number of an inode is used again: what was read last must still stand there.
+        # Inode numbers are reused, so the last bytes that were read must also still be there.
         file.seek(self._offset - len(self._tail))
         if inode != self._inode or file.read(len(self._tail)) != self._tail:
             self._forget(inode)
@@ -68,7 +72,7 @@ class JsonLines:
 
 
 def _now() -> int:
-    """Microseconds: a number that JavaScript holds exactly."""
+    """Microseconds since 1970: a number that JavaScript can hold exactly."""
     return time.time_ns() // 1000
 
 

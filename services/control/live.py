@@ -1,9 +1,9 @@
-"""The live side of a run: what its Redis knows, asked for at most twice a second however many people look.
+"""The live state of a run, from its Redis: read at most twice a second, however many clients there are.
 
 Invariants
-- A Redis that does not answer, or whose data cannot be read, is no error but a run that is not live; it is looked for
-  again after `RETRY_S`.
-- Every question has a short time limit.
+- If Redis does not respond or its data cannot be read, the run is not live; that is no error. It is tried again after
+  `RETRY_S`.
+- Every read has a short time limit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What Redis said of a run at one moment."""
+    """The state of a run in Redis at one moment.
+
+    Attributes:
+        state: `running`, `paused` or `stopping`.
+        stats: counts of tickets and groups, and the size of the buffer.
+        actors: the last heartbeat of each live actor, by name.
+        complete: training groups that are complete.
+        cancelled: cancelled training groups and the reasons.
+        commands: requested actions, oldest first.
+        wanted_actors: requested number of rollout actors; None: not requested.
+    """
 
     state: str
     stats: BufferStats
@@ -46,7 +56,7 @@ class Snapshot:
 
 
 class Live:
-    """One run's connection. Thread-safe."""
+    """The connection to one run's Redis. Thread-safe."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder = folder
@@ -59,35 +69,35 @@ class Live:
 
     @property
     def damage(self) -> str | None:
-        """Why the run cannot be shown although its Redis answers."""
+        """Why the run's data cannot be read although its Redis responds; None if they can."""
         return self._damage
 
     def snapshot(self) -> Snapshot | None:
-        """The newest facts; None while the run is not live."""
+        """The state of the run, at most `FRESH_S` old; None while the run is not live."""
         with self._lock:
             age = time.monotonic() - self._taken
             if age > (FRESH_S if self._snapshot is not None else RETRY_S):
-                self._snapshot = self._ask(_look)
+                self._snapshot = self._query(_look)
                 self._taken = time.monotonic()
             return self._snapshot
 
     def buffer(self) -> Buffer | None:
         """The run's buffer; None while it is not live."""
         with self._lock:
-            found: Buffer | None = self._ask(lambda buffer: buffer if buffer.state() else None)
+            found: Buffer | None = self._query(lambda buffer: buffer if buffer.state() else None)
             return found
 
     def server(self) -> ServerStats | None:
-        """The Redis itself; None while the run is not live, or where the Redis does not let it be asked."""
+        """Statistics of the Redis server; None while the run is not live, or if Redis does not permit INFO."""
         buffer = self.buffer()
         try:
             return None if buffer is None else buffer.server()
         except RedisUnavailable as error:
-            log.info("the Redis of run %s does not tell how it is: %s", self._folder.name, error)
+            log.info("run %s: Redis INFO failed: %s", self._folder.name, error)
             return None
 
     def refresh(self) -> None:
-        """Ask anew at the next look."""
+        """Read Redis again at the next call of `snapshot`."""
         with self._lock:
             self._taken = -RETRY_S
 
@@ -95,7 +105,7 @@ class Live:
         with self._lock:
             self._drop()
 
-    def _ask(self, question: Callable[[Buffer], Any]) -> Any:
+    def _query(self, question: Callable[[Buffer], Any]) -> Any:
         try:
             buffer = self._connected()
             answer = None if buffer is None else question(buffer)
@@ -126,7 +136,7 @@ class Live:
 def _look(buffer: Buffer) -> Snapshot | None:
     state = buffer.state()
     if not state:
-        return None  # this Redis has never seen the run
+        return None  # this Redis does not know the run
     return Snapshot(
         state=state,
         stats=buffer.stats(),

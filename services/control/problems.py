@@ -1,7 +1,7 @@
-"""RFC 9457 problem documents: every error of the API is one.
+"""RFC 9457 problem documents, for every error of the API.
 
 Invariants
-- No document holds a traceback, a path outside of the runs, or a secret.
+- No document holds a traceback, a path outside the runs' folder, or a secret.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 describes one."""
+    """An RFC 9457 problem document."""
 
     type: str = "about:blank"
     title: str
@@ -36,7 +36,7 @@ class Problem(BaseModel):
 
 
 def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI `responses` of a route that can answer these problems."""
+    """The OpenAPI `responses` of a route that may return these problems."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {"description": http.HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
@@ -45,12 +45,13 @@ def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def respond(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A problem document as a response."""
     document = Problem(title=http.HTTPStatus(status).phrase, status=status, detail=detail[:MAX_DETAIL_CHARS])
     return JSONResponse(document.model_dump(), status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
-    """Let `app` answer every error with a problem document."""
+    """Let `app` return every error as a problem document."""
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(RedisUnavailable, _on_redis)
@@ -73,7 +74,7 @@ async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
 async def _on_redis(_: Request, error: Exception) -> JSONResponse:
     log.warning("%s", error)
     damaged = isinstance(error, BufferDamaged)
-    return respond(409, str(error) if damaged else "the run's Redis does not answer: the run is not live")
+    return respond(409, str(error) if damaged else "the run is not live: its Redis does not respond")
 
 
 async def _on_damage(_: Request, error: Exception) -> JSONResponse:
@@ -82,5 +83,5 @@ async def _on_damage(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("unexpected error at %s %s", request.method, request.url.path, exc_info=error)
+    log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
     return respond(500, "unexpected error: see the control plane's log")

@@ -1,4 +1,4 @@
-"""What the API is sent: actions. Nothing that the OpenAPI document does not allow."""
+"""Request bodies of the API: actions. Everything else is refused."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from services.buffer.commands import Action
 
 
 def _whole(value: object) -> object:
-    """JSON Schema's integers include 3.0."""
+    """The integer of a float such as 3.0, which is an integer in JSON Schema."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class PlainAction(BaseModel):
-    """Something to do with the run."""
+    """An action without parameters."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -23,7 +23,7 @@ class PlainAction(BaseModel):
 
 
 class ScaleAction(BaseModel):
-    """How many rollout actors are wanted."""
+    """Set the requested number of rollout actors."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 

@@ -1,4 +1,4 @@
-"""Routes that look: runs and all that is known of them. Every one needs a token where one is set."""
+"""Read-only routes: the runs and everything that is known of them. Each requires a token if one is set."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 
 from services.archive import ArchiveDamaged, GroupEntry
-from services.control import environments, explorer
-from services.control import run_views as answers
-from services.control.access import Gate, Reader, caller
+from services.control import environments, explorer, run_views
+from services.control.access import Authenticator, Reader, caller
 from services.control.audit import Audit
 from services.control.group_views import GroupView, TrajectoryView
 from services.control.problems import describe
@@ -32,6 +31,7 @@ from services.control.views import (
     RunList,
     RunView,
     TrajectoryList,
+    WarningList,
 )
 
 MOST_RECORDS = 20_000
@@ -49,14 +49,14 @@ def find_run(
     runs: Runs = request.app.state.runs
     found = runs.find(run)
     if found is None:
-        raise HTTPException(404, "there is no such run")
+        raise HTTPException(404, "run not found")
     return found
 
 
 OneRun = Annotated[Run, Depends(find_run)]
-Offset = Annotated[int, Query(ge=0, le=10**9, description="Leave out so many.")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
-Last = Annotated[int, Query(ge=1, le=2000, description="Of the newest so many updates.")]
+Offset = Annotated[int, Query(ge=0, le=10**9, description="Number of entries to skip.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Maximum number of entries.")]
+Last = Annotated[int, Query(ge=1, le=2000, description="Number of newest updates.")]
 Number = Annotated[int, Path(ge=0, le=10**12)]
 AskedNumber = Annotated[int | None, Query(ge=0, le=10**12)]
 TaskType = Annotated[str | None, Query(max_length=200)]
@@ -64,9 +64,9 @@ TaskType = Annotated[str | None, Query(max_length=200)]
 
 @router.get("/me")
 def me(request: Request, who: Reader) -> Identity:
-    """Who the server takes the caller for."""
-    gate: Gate = request.app.state.gate
-    return Identity(role=who.role.value, open=gate.open)
+    """The caller's role."""
+    authenticator: Authenticator = request.app.state.authenticator
+    return Identity(role=who.role.value, open=authenticator.open)
 
 
 @router.get("/runs")
@@ -78,7 +78,7 @@ def list_runs(request: Request) -> RunList:
 
 @router.get("/runs/{run}", responses=RUN_REFUSALS)
 def status(run: OneRun) -> RunView:
-    """One run in short."""
+    """Summary of one run."""
     return run.view()
 
 
@@ -91,23 +91,25 @@ def config(run: OneRun) -> ConfigView:
 @router.get("/runs/{run}/metrics", responses=RUN_REFUSALS)
 def metrics(
     run: OneRun,
-    after: Annotated[int, Query(ge=0, le=10**9, description="Leave out the first so many records.")] = 0,
+    after: Annotated[int, Query(ge=0, le=10**9, description="Number of records to skip.")] = 0,
     limit: Annotated[int, Query(ge=1, le=MOST_RECORDS)] = 5000,
-    name: Annotated[list[str] | None, Query(max_length=100, description="Only these numbers of each record.")] = None,
+    name: Annotated[
+        list[str] | None, Query(max_length=100, description="Names of the numbers to return; none: all.")
+    ] = None,
 ) -> MetricsView:
     """Records of the metrics stream over time: updates and evaluations."""
-    return answers.metrics(run, after, limit, None if name is None else frozenset(name))
+    return run_views.metrics(run, after, limit, None if name is None else frozenset(name))
 
 
 @router.get("/runs/{run}/actors", responses=RUN_REFUSALS)
 def actors(run: OneRun) -> ActorList:
     """Rollout actors by their last heartbeat."""
-    return answers.actors(run)
+    return run_views.actors(run)
 
 
 @router.get("/runs/{run}/environments", responses=RUN_REFUSALS)
 def list_environments(run: OneRun) -> EnvironmentList:
-    """Environment servers, asked now."""
+    """Environment servers and their state now."""
     if run.snapshot() is None:
         return EnvironmentList(environments=[])
     return EnvironmentList(environments=environments.ask_all(environments.addresses(run)))
@@ -116,25 +118,25 @@ def list_environments(run: OneRun) -> EnvironmentList:
 @router.get("/runs/{run}/buffer", responses=RUN_REFUSALS)
 def buffer(run: OneRun) -> BufferView:
     """Tickets and groups in Redis."""
-    return answers.buffer(run)
+    return run_views.buffer(run)
 
 
 @router.get("/runs/{run}/leases", responses=RUN_REFUSALS | describe(409))
 def leases(run: OneRun) -> LeaseList:
-    """Tickets that are being played: by whom, and for how long they are theirs."""
-    return answers.leases(run)
+    """Tickets that are being played: by which actor, and for how long they are leased."""
+    return run_views.leases(run)
 
 
 @router.get("/runs/{run}/staleness", responses=RUN_REFUSALS)
 def staleness(run: OneRun, last: Last = 200) -> HistogramList:
-    """Groups by their age, in updates, when they were trained on."""
-    return answers.staleness(run, last)
+    """Number of groups by staleness, in updates, when they were trained on."""
+    return run_views.staleness(run, last)
 
 
 @router.get("/runs/{run}/step-groups", responses=RUN_REFUSALS)
 def step_groups(run: OneRun, last: Last = 200) -> HistogramList:
-    """Step groups by their size, of the updates whose groups are kept."""
-    return answers.step_group_sizes(run, last)
+    """Number of step groups by size, for the updates whose groups are kept."""
+    return run_views.step_group_sizes(run, last)
 
 
 @router.get("/runs/{run}/groups", responses=RUN_REFUSALS)
@@ -144,15 +146,17 @@ def groups(
     limit: Limit = 100,
     update: AskedNumber = None,
     task_type: TaskType = None,
-    success: Annotated[Literal["all", "some", "none"] | None, Query(description="How many episodes won.")] = None,
+    success: Annotated[
+        Literal["all", "some", "none"] | None, Query(description="Which episodes of the group won.")
+    ] = None,
 ) -> GroupList:
-    """Groups that were trained on and are kept, newest update first."""
-    return answers.groups(run, offset=offset, limit=limit, update=update, task_type=task_type, success=success)
+    """Kept groups, which were trained on; newest update first."""
+    return run_views.groups(run, offset=offset, limit=limit, update=update, task_type=task_type, success=success)
 
 
 @router.get("/runs/{run}/groups/{group}", responses=RUN_REFUSALS | describe(410))
 def group_detail(run: OneRun, group: Number) -> GroupView:
-    """A group taken apart: its episodes, its anchor states with their step groups, and the actions between them."""
+    """One group in detail: episodes, anchor states with their step groups, and the actions between them."""
     path, summary, entry = _find_group(run, group)
     try:
         return explorer.group_view(path, summary, entry, run.config, explorer.algorithm(run.folder))
@@ -169,26 +173,32 @@ def trajectories(
     task_type: TaskType = None,
     won: bool | None = None,
     version: Annotated[
-        int | None, Query(ge=0, le=10**12, description="A policy version that wrote part of it.")
+        int | None, Query(ge=0, le=10**12, description="A policy version that sampled part of the episode.")
     ] = None,
 ) -> TrajectoryList:
-    """Episodes that were trained on and are kept, newest update first."""
-    return answers.trajectories(
+    """Kept episodes, which were trained on; newest update first."""
+    return run_views.trajectories(
         run, offset=offset, limit=limit, group=group, task_type=task_type, won=won, version=version
     )
 
 
 @router.get("/runs/{run}/trajectories/{group}/{member}", responses=RUN_REFUSALS | describe(410))
 def trajectory(run: OneRun, group: Number, member: Number) -> TrajectoryView:
-    """One episode, step by step, with what each step was trained with."""
+    """One episode step by step, with the numbers that each step was trained with."""
     path, summary, entry = _find_group(run, group)
     found = next((candidate for candidate in entry.members if candidate.member == member), None)
     if found is None:
-        raise HTTPException(404, "the group has no such episode")
+        raise HTTPException(404, "episode not found in the group")
     try:
         return explorer.trajectory_view(path, summary, entry, found)
     except OSError:
         raise HTTPException(410, GONE) from None
+
+
+@router.get("/runs/{run}/warnings", responses=RUN_REFUSALS)
+def warnings(run: OneRun) -> WarningList:
+    """Warnings of the training signal, newest first: what was seen after an update, and its likely cause."""
+    return run_views.warnings(run)
 
 
 @router.get("/runs/{run}/checkpoints", responses=RUN_REFUSALS)
@@ -199,8 +209,8 @@ def checkpoints(run: OneRun) -> CheckpointList:
 
 @router.get("/runs/{run}/commands", responses=RUN_REFUSALS)
 def commands(run: OneRun) -> CommandList:
-    """What was asked of the run and what came of it, newest first; forgotten when its Redis is."""
-    return answers.commands(run)
+    """Requested actions and their results, newest first. They are lost with the run's Redis."""
+    return run_views.commands(run)
 
 
 @router.get("/runs/{run}/audit", responses=RUN_REFUSALS)
@@ -209,16 +219,16 @@ def audit(run: OneRun, limit: Limit = 200) -> AuditList:
     return AuditList(entries=Audit(run.folder).entries(limit))
 
 
-GONE = "the group is no longer kept: the oldest leave when there are too many"
+GONE = "the group is no longer kept: the oldest are deleted (telemetry.keep_groups_mib)"
 
 
 def _find_group(run: Run, group: int) -> tuple[FilePath, GroupSummary, GroupEntry]:
     try:
-        found = run.kept.find(group)
+        found = run.groups.find(group)
     except (OSError, StopIteration):
         raise HTTPException(410, GONE) from None
     except ArchiveDamaged as error:
         raise HTTPException(410, str(error)) from None
     if found is None:
-        raise HTTPException(404, "no such group is kept")
+        raise HTTPException(404, "group not found: it is not kept, or was not trained on")
     return found

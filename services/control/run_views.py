@@ -1,10 +1,13 @@
-"""What the API answers about a run, put together from its snapshot, its files and its archive."""
+"""The API's views of a run, made from its snapshot, its files and its archive."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from services.buffer import Heartbeat
 from services.config.masking import masked
@@ -23,15 +26,18 @@ from services.control.views import (
     MetricsView,
     StreamView,
     TrajectoryList,
+    WarningList,
+    WarningView,
 )
 
 HEARTBEAT_S = 10.0
+MAX_WARNINGS = 100
 
 _T = TypeVar("_T")
 
 
 def metrics(run: Run, after: int, limit: int, names: frozenset[str] | None) -> MetricsView:
-    """Records number `after` and on; of `names` alone where they are given."""
+    """At most `limit` records from number `after`. `names`: the numbers to return; None: all."""
     records, generation = run.metrics.reading()
     found = records[after : after + limit]
     if names is not None:
@@ -71,7 +77,7 @@ def buffer(run: Run) -> BufferView:
 
 
 def leases(run: Run) -> LeaseList:
-    """By holder, the one that ends first at the top. Raises RedisUnavailable."""
+    """All leases, sorted by holder and remaining time. Raises RedisUnavailable."""
     found = run.live.buffer() if run.live is not None else None
     views = [
         LeaseView(
@@ -90,13 +96,26 @@ def leases(run: Run) -> LeaseList:
 
 
 def commands(run: Run) -> CommandList:
-    """Newest first."""
+    """All commands, newest first."""
     snapshot = run.snapshot()
     return CommandList(commands=[] if snapshot is None else list(reversed(snapshot.commands)))
 
 
+def warnings(run: Run) -> WarningList:
+    """The newest `MAX_WARNINGS` warnings of the training signal, newest first. Invalid lines are left out."""
+    found = []
+    for record in reversed(run.warnings.records()):
+        with contextlib.suppress(ValidationError):
+            found.append(WarningView.model_validate(record))
+    return WarningList(warnings=found[:MAX_WARNINGS])
+
+
 def staleness(run: Run, last: int) -> HistogramList:
-    """Of the newest `last` updates: how many groups were how many updates old when they were trained on."""
+    """Number of groups by staleness, for each of the newest `last` updates.
+
+    A group's staleness is the number of updates between its oldest token and its use. Example: update 7 trains on
+    groups whose oldest tokens are of versions 6, 6 and 4; its counts are {"0": 2, "2": 1}.
+    """
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for entry in run.ledger.records():
         update, versions = entry.get("update"), entry.get("versions")
@@ -108,11 +127,11 @@ def staleness(run: Run, last: int) -> HistogramList:
 
 
 def step_group_sizes(run: Run, last: int) -> HistogramList:
-    """Of the newest `last` kept updates: how many step groups there were of each size."""
+    """Number of step groups by size, for each of the newest `last` kept updates."""
     return HistogramList(
         updates=[
             Histogram(update=update, counts={str(size): count for size, count in sizes.items()})
-            for update, sizes in run.kept.step_group_sizes(last)
+            for update, sizes in run.groups.step_group_sizes(last)
         ]
     )
 
@@ -120,8 +139,8 @@ def step_group_sizes(run: Run, last: int) -> HistogramList:
 def groups(
     run: Run, *, offset: int, limit: int, update: int | None, task_type: str | None, success: str | None
 ) -> GroupList:
-    """Kept groups, newest update first. `success`: all won, none won, or some."""
-    rows = [group for group, _ in run.kept.rows()]
+    """Kept groups that match, newest update first. `success`: `all`, `some` or `none` of the episodes won."""
+    rows = [group for group, _ in run.groups.rows()]
     found = [
         group
         for group in rows
@@ -145,8 +164,8 @@ def trajectories(
     won: bool | None,
     version: int | None,
 ) -> TrajectoryList:
-    """Kept episodes, newest update first. `version`: a policy version that wrote part of the episode."""
-    rows = list(run.kept.rows())
+    """Kept episodes that match, newest update first. `version`: a policy version that sampled part of the episode."""
+    rows = list(run.groups.rows())
     found = [
         episode
         for _, episodes in rows
@@ -167,7 +186,7 @@ def trajectories(
 
 
 def _span(groups: Iterable[GroupSummary]) -> tuple[list[str], int | None, int | None]:
-    """Task types, first and last update."""
+    """Task types, first and last update of some groups."""
     types, updates = set(), []
     for group in groups:
         types.add(group.task_type)

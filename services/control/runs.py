@@ -1,7 +1,7 @@
-"""The runs in a folder: each a folder of its own with a `config.yaml`.
+"""The runs in a folder: each is a folder of its own with a `config.yaml`.
 
 Invariants
-- A run is found by the plain name of its folder; nothing outside of the runs' folder can be named.
+- A run is found by the plain name of its folder; nothing outside the runs' folder can be named.
 - A run whose configuration this version cannot read is still shown, from its files alone.
 """
 
@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from services.config import recipe_yaml
 from services.config.masking import masked
 from services.config.tree import Config
-from services.control.group_index import Kept
+from services.control.group_index import GroupIndex
 from services.control.json_lines import JsonLines
 from services.control.live import Live, Snapshot
 from services.control.views import CheckpointView, RunView
-from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, LEDGER_NAME
+from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, LEDGER_NAME, WARNINGS_NAME
 from services.telemetry import METRICS_NAME
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -30,7 +30,17 @@ ENDED = "ended"
 
 
 class Run:
-    """One run: its files, and its Redis where that answers. Thread-safe."""
+    """One run: its files, and its Redis if that responds. Thread-safe.
+
+    Attributes:
+        name: name of the run's folder.
+        folder: the run's folder.
+        tree: its configuration as it was written; empty if it cannot be read.
+        config: its configuration; None if this version cannot read it.
+        metrics, ledger, warnings: records of the run's files.
+        groups: its archived groups.
+        live: the connection to its Redis; None if the run cannot be live.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
@@ -42,8 +52,9 @@ class Run:
             self.config = None
         self.metrics = JsonLines(folder / METRICS_NAME)
         self.ledger = JsonLines(folder / LEDGER_NAME)
-        self.kept = Kept(folder)
-        # A folder that was renamed is a former run: the name in Redis belongs to another one by now.
+        self.warnings = JsonLines(folder / WARNINGS_NAME)
+        self.groups = GroupIndex(folder)
+        # The folder was renamed: its name in Redis may belong to another run.
         named = self.config is not None and self.config.run.name == folder.name
         self.live = Live(folder, self.config) if named and self.config is not None else None
 
@@ -67,7 +78,7 @@ class Run:
         )
 
     def shown_config(self) -> dict[str, Any]:
-        """The configuration for people to read: no credential in it."""
+        """The configuration to show, without credentials."""
         shown: dict[str, Any] = masked(json.loads(json.dumps(self.tree, default=str)))
         return shown
 
@@ -83,16 +94,16 @@ class Run:
 
     def _note(self, snapshot: Snapshot | None) -> str:
         if snapshot is not None:
-            return "live: its Redis answers"
+            return "live: its Redis responds"
         if self.live is not None and self.live.damage is not None:
             return f"not live: {self.live.damage}"
         if self.config is None:
-            return "this version cannot read the run's configuration: metrics and groups are shown from its folder"
-        return "not live: its Redis does not answer, everything shown is from the run's folder"
+            return "this version cannot read the run's configuration; metrics and groups are from its folder"
+        return "not live: its Redis does not respond; everything shown is from the run's folder"
 
 
 def _short(algorithm: Any) -> str | None:
-    """The configuration's word without the folders of a file: `mine.py:mine`."""
+    """The configured algorithm without the folders of its file: `mine.py:mine`."""
     return algorithm.rpartition("/")[2] if isinstance(algorithm, str) else None
 
 
@@ -110,7 +121,7 @@ class Runs:
         return [run for name in names if (run := self.find(name)) is not None]
 
     def find(self, name: str) -> Run | None:
-        """The run of this name; opened anew when another run took its place."""
+        """The run of this name; reopened if another run has replaced it. None if there is none."""
         if not re.match(NAME_PATTERN, name):
             return None
         with self._lock:
@@ -154,7 +165,7 @@ def _last(records: list[dict[str, Any]], name: str) -> float | None:
 
 
 def _checkpoint(path: Path) -> CheckpointView | None:
-    """None for one that is being removed, or whose state is damaged."""
+    """A checkpoint's summary; None if it is being removed or its state is damaged."""
     try:
         seconds = json.loads((path / "state.json").read_text())["seconds"]
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

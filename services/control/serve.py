@@ -1,4 +1,4 @@
-"""Running the control plane in this process until a signal ends it."""
+"""Runs the control plane in this process until a signal stops it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ log = logging.getLogger(__name__)
 
 
 def serve(settings: ControlSettings, on_ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serve until SIGTERM or SIGINT; `on_ready` gets the URL once it accepts connections.
+    """Serve until SIGTERM or SIGINT; a second signal stops at once.
+
+    Args:
+        settings: options of the control plane.
+        on_ready: called with the URL once connections are accepted.
 
     Raises:
-        ControlRefused: it would not be safe, there are no runs, or the address is taken.
+        ControlRefused: the settings are unsafe, the runs' folder is missing, or the address is in use.
     """
     settings.check()
     app = create_app(settings)
@@ -59,7 +63,7 @@ class _Server(uvicorn.Server):
         self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn's own handler raises the signal again once it is done; being asked to stop is no failure here.
+        # uvicorn's own handler raises the signal again at the end, as if stopping on request were a failure.
         self._app.state.closing.set()
         self.force_exit = self.should_exit
         self.should_exit = True

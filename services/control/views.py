@@ -1,4 +1,4 @@
-"""What the API answers: one model a thing that people look at. Plain data."""
+"""The models of the API's responses. Plain data."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from services.schemas import Task
 
 
 class View(BaseModel):
+    """Base of all responses: attribute docstrings become the descriptions of the OpenAPI document."""
+
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class Identity(View):
-    """Who the server takes the caller for."""
+    """The caller's role."""
 
     role: Literal["read", "admin"]
     open: bool
-    """No token is asked for."""
+    """No token is required."""
 
 
 class RunView(View):
-    """One run in short."""
+    """Summary of one run."""
 
     name: str
     algorithm: str | None
     env: str | None
     live: bool
-    """Its Redis answers. Otherwise everything shown is from the run's folder."""
+    """Its Redis responds. Otherwise everything shown is from the run's folder."""
     state: str
     """`running`, `paused`, `stopping`; `ended` when the run is not live."""
     note: str
-    """What is shown and what not, in one line."""
+    """Where the data shown come from, in one line."""
     update: int
-    """Updates done."""
+    """Completed updates."""
     updates: int | None
-    """Updates asked for."""
+    """Requested updates."""
     success: float | None
     """Success rate of the newest training episodes."""
     evaluation: float | None
@@ -52,7 +54,7 @@ class RunList(View):
 
 
 class ConfigView(View):
-    """The run's configuration tree, secrets in addresses left out."""
+    """The run's configuration tree, without credentials."""
 
     config: dict[str, Any]
 
@@ -62,13 +64,13 @@ class MetricsView(View):
 
     records: list[dict[str, Any]]
     next: int
-    """Give this as `after` to get what comes later."""
+    """Pass this as `after` to get later records."""
     generation: int
-    """Of the stream as it stands: when it is another one (a resumed run), start again from 0."""
+    """Generation of the records. If it changes (a resumed run), start again from 0."""
 
 
 class ActorView(View):
-    """One rollout actor by its last heartbeat."""
+    """One rollout actor, by its last heartbeat."""
 
     name: str
     state: str
@@ -76,7 +78,7 @@ class ActorView(View):
     episodes: int | None
     tokens_per_s: float | None
     kv_use: float | None
-    """Share of the KV cache in use, where the actor tells."""
+    """Used share of the KV cache, if the actor reports it."""
     stored: int | None
     failed: int | None
     abandoned: int | None
@@ -84,15 +86,15 @@ class ActorView(View):
     heard_s: float
     """Seconds since that heartbeat, by the clock of Redis."""
     facts: dict[str, Any]
-    """All that the heartbeat said."""
+    """The complete heartbeat."""
 
 
 class ActorList(View):
     live: bool
     wanted: int | None
-    """Rollout actors that were asked for by `scale`; none: nobody asked."""
+    """Number of rollout actors requested by `scale`; none: not requested."""
     heartbeat_s: float
-    """An actor not heard of for this long is no longer listed."""
+    """An actor without a heartbeat for this long is no longer listed."""
     actors: list[ActorView]
 
 
@@ -111,9 +113,9 @@ class LeaseView(View):
     group: int
     member: int
     left_s: float
-    """Seconds until it goes to another actor, unless it is renewed; negative: about to."""
+    """Seconds until the ticket goes to another actor, unless the lease is renewed; negative: about to."""
     attempts: int
-    """Failed so far."""
+    """Failed attempts so far."""
 
 
 class LeaseList(View):
@@ -128,16 +130,16 @@ class BufferView(View):
     leased: int = 0
     streams: list[StreamView] = []
     complete_groups: list[int] = []
-    """Training groups that are complete and wait to be trained on or acknowledged."""
+    """Complete training groups that wait to be trained on or acknowledged."""
     cancelled_groups: dict[str, str] = {}
-    """Cancelled training groups and why."""
+    """Cancelled training groups and the reasons."""
     trajectory_bytes: int = 0
     cap_bytes: int = 0
     full: bool = False
 
 
 class Histogram(View):
-    """Counts of whole numbers, by update."""
+    """Counts of integers for one update."""
 
     update: int
     counts: dict[str, int]
@@ -148,7 +150,7 @@ class HistogramList(View):
 
 
 class EnvironmentView(View):
-    """An environment server as it answers now."""
+    """The state of an environment server now."""
 
     url: str
     reachable: bool
@@ -162,6 +164,22 @@ class EnvironmentView(View):
 
 class EnvironmentList(View):
     environments: list[EnvironmentView]
+
+
+class WarningView(View):
+    """A warning about the training signal."""
+
+    update: int
+    """The update that it was given after."""
+    name: str
+    """Kind of the warning; each kind is given once in a run."""
+    text: str
+    """What was seen, and the likely cause."""
+
+
+class WarningList(View):
+    warnings: list[WarningView]
+    """Newest first."""
 
 
 class CheckpointView(View):

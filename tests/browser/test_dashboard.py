@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from learner.record import WarningLog
 from services.buffer import Buffer
 from services.telemetry import MetricsWriter
 from tests import needs
@@ -27,7 +28,7 @@ PAGES = {
     f"{LIVE}/explorer": ("The actions within one state", f"Anchor explorer · {LIVE} · Anchorage"),
     f"{LIVE}/actors": ("Environment servers", f"Actors and buffer · {LIVE} · Anchorage"),
     "": ("Newest record", "Runs · Anchorage"),
-    "token": ("A token, please", "Token · Anchorage"),
+    "token": ("Token required", "Token · Anchorage"),
 }
 
 Open = Callable[..., Any]
@@ -78,7 +79,7 @@ def test_the_theme_button_changes_the_colours_and_is_remembered(open_page: Open)
     assert _brightness(page, "getComputedStyle(document.body).backgroundColor") == before
 
 
-def test_the_token_is_asked_for_and_kept_in_the_tab(open_page: Open) -> None:
+def test_the_token_is_requested_and_kept_in_the_tab(open_page: Open) -> None:
     page = open_page(f"{LIVE}/run", token=None)
     page.get_by_label("Token").fill("wrong-token-000000000")
     page.get_by_role("button", name="Open the dashboard").click()
@@ -109,7 +110,7 @@ def test_hostile_text_stays_text(open_page: Open, buffer: Buffer) -> None:
 
 def test_a_finished_run_says_so_and_offers_nothing(open_page: Open) -> None:
     page = open_page("finished/run")
-    expect(page.get_by_text("not live: its Redis does not answer")).to_be_visible()
+    expect(page.get_by_text("not live: its Redis does not respond")).to_be_visible()
     page.get_by_role("link", name="Actors and buffer").click()
     expect(page.get_by_text("The run is not live.", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="Pause")).to_be_disabled()
@@ -136,6 +137,23 @@ def test_what_happens_is_seen_without_a_reload(open_page: Open, folder: Path, bu
     buffer.set_state("running")
 
 
+def test_warnings_are_on_the_run_s_page_newest_first(open_page: Open, folder: Path, buffer: Buffer) -> None:
+    log = WarningLog(folder / LIVE)
+    log.clear()
+    page = open_page(f"{LIVE}/run")
+    expect(page.get_by_role("heading", name="Is it learning?")).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("warning"))).to_have_count(0)
+    log.append(3, "equal_rewards", "update 3: all rewards of each group were equal")
+    expect(page.get_by_role("heading", name="1 warning")).to_be_visible()
+    log.append(5, "no_valid_action", f"update 5: {HOSTILE}")
+    expect(page.get_by_role("heading", name="2 warnings")).to_be_visible()
+    lines = page.get_by_role("region", name="2 warnings").get_by_role("listitem")
+    expect(lines).to_have_text([f"Update 5: {HOSTILE}", "Update 3: all rewards of each group were equal"])
+    assert page.locator("main img, main script").count() == 0
+    keep(page, "warnings")
+    log.clear()
+
+
 def test_an_action_is_confirmed_first(open_page: Open, buffer: Buffer) -> None:
     buffer.set_state("running")
     page = open_page(f"{LIVE}/actors")
@@ -147,13 +165,13 @@ def test_an_action_is_confirmed_first(open_page: Open, buffer: Buffer) -> None:
     page.get_by_role("spinbutton", name="Rollout actors").fill("3")
     keep(page, "confirm")
     page.get_by_role("dialog").get_by_role("button", name="Scale").click()
-    expect(page.get_by_text("wanted now: 3 rollout actors")).to_be_visible()
+    expect(page.get_by_text("requested 3 rollout actors")).to_be_visible()
     assert buffer.desired_actors() == 3
 
 
 def test_the_read_token_has_no_buttons_to_press(open_page: Open) -> None:
     page = open_page(f"{LIVE}/actors", token=READ)
-    expect(page.get_by_text("The read token may look, not act.")).to_be_visible()
+    expect(page.get_by_text("The read token does not allow actions.")).to_be_visible()
     for button in page.locator(".actions button").all():
         expect(button).to_be_disabled()
 

@@ -63,7 +63,7 @@ def test_groups_are_found_by_task_type(open_page: Open, url: str) -> None:
     expect(groups).to_have_count(6)
     expect(groups.first).to_contain_text(TASK_TYPES[1].replace("_", " "))
     page.get_by_role("combobox", name="Success", exact=True).select_option("none")
-    expect(page.get_by_text("No kept group is like that: widen the filters.")).to_be_visible()
+    expect(page.get_by_text("No kept group matches the filters.")).to_be_visible()
 
 
 def test_choosing_an_episode_leaves_the_list_as_it_is(open_page: Open, many: str) -> None:

@@ -46,7 +46,7 @@ def test_pause_reaches_the_trainer_and_its_answer_comes_back(api, live, run_name
         thread.join()
     until(lambda: [line["result"] for line in audit(runs, run_name)].count("done: running") == 1)
     lines = [line for line in audit(runs, run_name) if line["command"] == asked["id"]]
-    assert [line["result"].split(":")[0] for line in lines] == ["passing on", "asked for", "done"]
+    assert [line["result"].split(":")[0] for line in lines] == ["passing to the run", "requested", "done"]
     newest = api.get(f"/api/v1/runs/{run_name}/commands").json()["commands"]
     assert [one["action"] for one in newest] == ["resume", "pause"]
     assert api.get(f"/api/v1/runs/{run_name}/audit").json()["entries"][0]["by"] == "admin@testclient"
@@ -108,7 +108,7 @@ def test_what_cannot_be_written_down_is_not_done(api, live, run_name, runs):
 def test_a_run_that_is_gone_leaves_its_word_in_the_log(api, live, run_name, runs):
     act(api, run_name, {"action": "checkpoint"})
     live._call("delete", "state")
-    until(lambda: audit(runs, run_name)[-1]["result"].startswith("no answer"))
+    until(lambda: audit(runs, run_name)[-1]["result"].startswith("no result"))
 
 
 def test_the_trainer_does_what_it_is_asked(live):

@@ -147,7 +147,7 @@ def test_the_command_refuses_what_is_unsafe(folder: Path, buffer: Buffer) -> Non
     command = [sys.executable, "-m", "anchorage.cli.main", "control", str(folder), "--host", "0.0.0.0", "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("anchorage: the control plane does not listen on 0.0.0.0 without a token")
+    assert ended.stderr.startswith("anchorage: listening on 0.0.0.0 requires a token")
     assert len(ended.stderr.splitlines()) == 1
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
+from learner.record import WarningLog
 from services.archive import files, numbers_of, read_index
 from services.buffer.keys import KINDS, NAMES, Keys
 from services.config.load import dump_config
 from services.control.json_lines import JsonLines
+from services.run_folder import WARNINGS_NAME
 from tests.control_runs import GROUP_SIZE, HOSTILE, UPDATES, beat, make_config, make_finished
 
 
@@ -31,6 +33,18 @@ def test_a_finished_run_says_that_it_is_one(api):
     assert get(api, "/runs/finished/buffer")["live"] is False
     assert get(api, "/runs/finished/environments") == {"environments": []}
     assert get(api, "/runs/finished/commands") == {"commands": []}
+
+
+def test_warnings_of_the_training_signal_come_newest_first(api, runs):
+    assert get(api, "/runs/finished/warnings") == {"warnings": []}
+    log = WarningLog(runs / "finished")
+    log.append(3, "equal_rewards", "update 3: no group had different rewards")
+    log.append(5, "no_valid_action", f"update 5: {HOSTILE}")
+    with (runs / "finished" / WARNINGS_NAME).open("a") as file:
+        file.write('{"update": "many"}\n[]\nnot JSON\n{"update": 7, "name": "half')
+    found = get(api, "/runs/finished/warnings")["warnings"]
+    assert [(one["update"], one["name"]) for one in found] == [(5, "no_valid_action"), (3, "equal_rewards")]
+    assert found[0]["text"] == f"update 5: {HOSTILE}"
 
 
 def test_a_live_run_is_told_from_its_redis(api, live, run_name):
@@ -97,7 +111,7 @@ def test_environment_servers_are_asked_side_by_side(api, live, run_name, runs):
             server.shutdown()
             server.server_close()
             thread.join()
-    assert [one["detail"] for one in found] == ["answers", "answers"]
+    assert [one["detail"] for one in found] == ["reachable", "reachable"]
     assert [one["url"] for one in found] == [url.replace("me:hidden-word@", "") for url in urls]
 
 

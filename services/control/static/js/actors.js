@@ -1,21 +1,21 @@
-// Actors and buffer: who does what on which version, what waits where, and the buttons for what the API can do.
+// The page "Actors and buffer": the actors and their versions, what waits in the buffer, and buttons for the actions.
 
 import { post } from "./api.js";
 import { confirm, h, show, table } from "./dom.js";
 import { ago, bytes, clock, percent, seconds, short } from "./format.js";
 
-const LOOK_MS = 5000;
+const REFRESH_MS = 5000;
 
 const ACTIONS = [
-  ["pause", "Pause", "Tickets that are out are played to their end, then everything rests. The run keeps its memory and its machines.", {}],
-  ["resume", "Resume", "Go on where the run was paused.", {}],
-  ["checkpoint", "Checkpoint now", "Write a checkpoint between two updates; the groups it records then leave Redis.", {}],
-  ["evaluate", "Evaluate now", "Play the evaluation panel with the current policy; the learner waits meanwhile.", {}],
-  ["scale", "Scale …", "Say how many rollout actors are wanted; the pool follows as far as the cluster has room.", {}],
-  ["stop", "Stop", "End the run after the work in hand, with a checkpoint. It can be resumed from the command line.", { danger: true }],
+  ["pause", "Pause", "Finish the issued tickets, then wait. The run keeps its memory and its machines.", {}],
+  ["resume", "Resume", "Continue where the run was paused.", {}],
+  ["checkpoint", "Checkpoint now", "Write a checkpoint between two updates. The groups that it records are then deleted from Redis.", {}],
+  ["evaluate", "Evaluate now", "Play the evaluation panel with the current policy. The learner waits meanwhile.", {}],
+  ["scale", "Scale …", "Set the number of rollout actors. The pool follows as far as the cluster has resources.", {}],
+  ["stop", "Stop", "Finish the current update, write a checkpoint and end the run. It can be resumed from the command line.", { danger: true }],
 ];
 
-async function act(shared, [action, title, text, options], said) {
+async function act(shared, [action, title, text, options], status) {
   const body = { action };
   let extra = null;
   if (action === "scale") {
@@ -26,15 +26,15 @@ async function act(shared, [action, title, text, options], said) {
   if (!(await confirm(`${title.replace(" …", "")}: ${shared.name}?`, text, title.replace(" …", ""), { ...options, extra }))) return;
   try {
     await post(`/runs/${encodeURIComponent(shared.name)}/actions`, body);
-    said.textContent = `${title.replace(" …", "")} was asked for. Its answer appears below.`;
+    status.textContent = `${title.replace(" …", "")} was requested. Its result appears below.`;
   } catch (error) {
-    said.textContent = error.message;
+    status.textContent = error.message;
   }
 }
 
-function buttons(shared, said) {
+function buttons(shared, status) {
   const { run } = shared.facts;
-  const why = shared.me?.role !== "admin" ? "The read token may look, not act." : !run?.live ? "The run is not live." : null;
+  const why = shared.me?.role !== "admin" ? "The read token does not allow actions." : !run?.live ? "The run is not live." : null;
   const off = (action) => why !== null || (action === "pause" && run.state === "paused") || (action === "resume" && run.state !== "paused");
   return [
     why && h("p", { class: "notice" }, why),
@@ -43,7 +43,7 @@ function buttons(shared, said) {
       { class: "actions" },
       ACTIONS.map((entry) => {
         const [action, title, text, { danger }] = entry;
-        const button = h("button", { type: "button", class: danger && "danger", disabled: off(action), onclick: () => act(shared, entry, said) }, title);
+        const button = h("button", { type: "button", class: danger && "danger", disabled: off(action), onclick: () => act(shared, entry, status) }, title);
         return h("li", null, button, h("span", { class: "small muted" }, text));
       }),
     ),
@@ -51,14 +51,14 @@ function buttons(shared, said) {
 }
 
 function bufferView(buffer) {
-  if (!buffer?.live) return h("p", { class: "muted" }, "The run is not live: tickets and groups are in its Redis, which does not answer.");
+  if (!buffer?.live) return h("p", { class: "muted" }, "The run is not live: tickets and groups are in its Redis, which does not respond.");
   const filled = buffer.cap_bytes ? buffer.trajectory_bytes / buffer.cap_bytes : 0;
   const meter = h("span");
   meter.style.setProperty("width", `${Math.min(100, 100 * filled)}%`);
   const tiles = [
-    ["Tickets queued", buffer.queued, "wait for an actor"],
-    ["Tickets leased", buffer.leased, "are being played"],
-    ["Groups complete", buffer.complete_groups.length, "wait to be used or acknowledged"],
+    ["Tickets queued", buffer.queued, "waiting for an actor"],
+    ["Tickets leased", buffer.leased, "being played"],
+    ["Groups complete", buffer.complete_groups.length, "waiting to be used or acknowledged"],
     ["Groups cancelled", Object.keys(buffer.cancelled_groups).length, "could not be played"],
   ];
   const columns = [
@@ -69,7 +69,7 @@ function bufferView(buffer) {
   ];
   return [
     h("dl", { class: "tiles" }, tiles.map(([name, value, more]) => h("div", { class: "tile" }, h("dt", null, name), h("dd", null, value), h("dd", { class: "small" }, more)))),
-    h("div", { class: "stack tight" }, h("p", { class: "small" }, `Trajectories: ${bytes(buffer.trajectory_bytes)} of ${bytes(buffer.cap_bytes)}${buffer.full ? ": full, no new group is begun" : ""}`), h("div", { class: "meter", role: "img", "aria-label": `${percent(filled, 0)} full` }, meter)),
+    h("div", { class: "stack tight" }, h("p", { class: "small" }, `Trajectories: ${bytes(buffer.trajectory_bytes)} of ${bytes(buffer.cap_bytes)}${buffer.full ? "; full: no new group starts" : ""}`), h("div", { class: "meter", role: "img", "aria-label": `${percent(filled, 0)} full` }, meter)),
     table("Groups by stream", columns, buffer.streams),
     buffer.complete_groups.length > 0 && h("p", { class: "small muted" }, `Complete: ${buffer.complete_groups.slice(0, 60).join(", ")}${buffer.complete_groups.length > 60 ? " …" : ""}`),
     Object.keys(buffer.cancelled_groups).length > 0 && h("ul", { class: "small" }, Object.entries(buffer.cancelled_groups).map(([group, reason]) => h("li", null, `Group ${group}: ${reason}`))),
@@ -77,8 +77,8 @@ function bufferView(buffer) {
 }
 
 function actorsView(actors, run) {
-  if (!actors?.live) return h("p", { class: "muted" }, "No actor is heard of: the run is not live.");
-  if (!actors.actors.length) return h("p", { class: "muted" }, `No actor was heard of in the last ${actors.heartbeat_s} s.`);
+  if (!actors?.live) return h("p", { class: "muted" }, "The run is not live, so it has no actors.");
+  if (!actors.actors.length) return h("p", { class: "muted" }, `No heartbeat of an actor in the last ${actors.heartbeat_s} s.`);
   const behind = (row) => (run && row.version !== null && run.update > row.version ? ` (${run.update - row.version} behind)` : "");
   const columns = [
     { title: "Actor", cell: (row) => row.name },
@@ -90,10 +90,10 @@ function actorsView(actors, run) {
     { title: "Stored", num: true, cell: (row) => row.stored ?? "–" },
     { title: "Failed", num: true, cell: (row) => row.failed ?? "–" },
     { title: "Abandoned", num: true, cell: (row) => row.abandoned ?? "–" },
-    { title: "Heard", cell: (row) => h("span", { "data-heard": row.heard_s }, ago(row.heard_s)) },
+    { title: "Heartbeat", cell: (row) => h("span", { "data-heard": row.heard_s }, ago(row.heard_s)) },
     { title: "Host", cell: (row) => row.host },
   ];
-  const wanted = actors.wanted === null ? null : h("p", { class: "small muted" }, `${actors.wanted} wanted.`);
+  const wanted = actors.wanted === null ? null : h("p", { class: "small muted" }, `${actors.wanted} requested.`);
   return [table("Rollout actors", columns, actors.actors), wanted];
 }
 
@@ -105,23 +105,23 @@ function leasesView(leases) {
     { title: "Holder", cell: (row) => row.holder },
     { title: "Tickets", num: true, cell: (row) => row.list.length },
     { title: "Groups", cell: (row) => [...new Set(row.list.map((lease) => `${lease.stream} ${lease.group}`))].join(", ") },
-    { title: "First ends in", num: true, cell: (row) => (left(row.list) > 0 ? seconds(left(row.list)) : "now") },
-    { title: "Failed before", num: true, cell: (row) => row.list.filter((lease) => lease.attempts > 0).length },
+    { title: "First expires in", num: true, cell: (row) => (left(row.list) > 0 ? seconds(left(row.list)) : "now") },
+    { title: "Earlier failures", num: true, cell: (row) => row.list.filter((lease) => lease.attempts > 0).length },
   ];
   return [
-    h("p", { class: "small muted" }, "A lease is renewed while its episode is played; one that ends hands its ticket to another actor."),
+    h("p", { class: "small muted" }, "A lease is renewed while its episode is played. When it expires, another actor gets the ticket."),
     table("Leases by holder", columns, holders),
   ];
 }
 
 function commandsView(commands) {
   const columns = [
-    { title: "Asked for", cell: (row) => (row.actors === null ? row.action : `${row.action} to ${row.actors}`) },
+    { title: "Action", cell: (row) => (row.actors === null ? row.action : `${row.action} to ${row.actors}`) },
     { title: "By", cell: (row) => row.by },
     { title: "When", cell: (row) => clock(row.at) },
-    { title: "Answer", cell: (row) => (row.answer ? row.answer.text : "waiting") },
+    { title: "Result", cell: (row) => (row.answer ? row.answer.text : "waiting") },
   ];
-  return commands?.length ? table("Commands", columns, commands.slice(0, 20)) : h("p", { class: "muted" }, "Nothing was asked of this run since its Redis began.");
+  return commands?.length ? table("Commands", columns, commands.slice(0, 20)) : h("p", { class: "muted" }, "No action was requested since this run's Redis started.");
 }
 
 function auditView(audit) {
@@ -135,7 +135,7 @@ function auditView(audit) {
 }
 
 function serversView(environments, live) {
-  if (!environments.length) return h("p", { class: "muted" }, live ? "None is known." : "None is asked: the run is not live.");
+  if (!environments.length) return h("p", { class: "muted" }, live ? "None known." : "Not checked: the run is not live.");
   const columns = [
     { title: "Address", cell: (row) => row.url },
     { title: "Environment", cell: (row) => row.name ?? "–" },
@@ -151,7 +151,7 @@ export async function render(main, shared, rest, visit) {
   const path = `/runs/${encodeURIComponent(shared.name)}`;
   const names = ["buttons", "buffer", "leases", "actors", "servers", "commands", "audit"];
   const places = Object.fromEntries(names.map((name) => [name, h("div", { class: "stack" })]));
-  const said = h("p", { role: "status", class: "small" });
+  const status = h("p", { role: "status", class: "small" });
   const card = (title, ...body) => h("section", { class: "card stack" }, h("h2", null, title), body);
   show(
     main,
@@ -160,7 +160,7 @@ export async function render(main, shared, rest, visit) {
     card("Buffer", places.buffer),
     card("Leases", places.leases),
     card("Environment servers", places.servers),
-    card("What the run can be asked to do", places.buttons, said),
+    card("Actions", places.buttons, status),
     card("Commands", places.commands, h("details", null, h("summary", null, "Audit log"), places.audit)),
   );
   let pressed = "";
@@ -172,33 +172,33 @@ export async function render(main, shared, rest, visit) {
     run() {
       draw.actors();
       const state = `${facts.run?.state} ${facts.run?.live} ${shared.me?.role}`;
-      if (state !== pressed) show(places.buttons, buttons(shared, said)); // keeps the focus on a button
+      if (state !== pressed) show(places.buttons, buttons(shared, status)); // otherwise a redraw would take the focus from a button
       pressed = state;
     },
   };
-  const grow = () => {
+  const updateAges = () => {
     const since = (Date.now() - facts.actorsAt) / 1000;
     for (const cell of places.actors.querySelectorAll("[data-heard]")) cell.textContent = ago(Number(cell.dataset.heard) + since);
   };
-  const look = async () => {
+  const refresh = async () => {
     const [servers, log, { leases }] = await Promise.all([
       visit.get(`${path}/environments`),
       visit.get(`${path}/audit`, { limit: 50 }),
-      visit.get(`${path}/leases`).catch(whenItLeaves),
+      visit.get(`${path}/leases`).catch(noLeasesWhenEnded),
     ]);
     show(places.leases, leasesView(leases));
     show(places.servers, serversView(servers.environments, facts.run?.live));
     show(places.audit, auditView(log.entries));
   };
   visit.listen((event) => draw[event]?.());
-  visit.every(LOOK_MS, () => look().catch(() => {})); // the line beside the run's name says that nobody answers
-  visit.every(1000, grow);
+  visit.every(REFRESH_MS, () => refresh().catch(() => {})); // the badge beside the run's name reports a lost connection
+  visit.every(1000, updateAges);
   Object.values(draw).forEach((part) => part());
-  await look();
+  await refresh();
 }
 
-/** Between two looks the run may have gone: it leases nothing. */
-function whenItLeaves(error) {
+/** The run may end between two refreshes: then it has no leases. */
+function noLeasesWhenEnded(error) {
   if (error.status === 409) return { leases: [] };
   throw error;
 }

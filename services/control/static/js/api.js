@@ -1,4 +1,4 @@
-// The control plane's API. The token lives in this tab's session storage and travels in a header, never in an address.
+// Client of the control plane's API. The token is kept in this tab's session storage and sent in a header, never in a URL.
 
 const KEY = "anchorage-token";
 const BASE = "/api/v1";
@@ -25,7 +25,7 @@ async function request(path, options = {}) {
   try {
     detail = (await response.json()).detail ?? detail;
   } catch {
-    // Not a problem document: the status has to do.
+    // Not a problem document: only the status is known.
   }
   throw new ApiError(response.status, detail);
 }
@@ -46,28 +46,28 @@ export async function post(path, body) {
   return (await request(path, options)).json();
 }
 
-const QUIET_MS = 45000; // the server says something every 15 s, and be it a comment
+const QUIET_MS = 45000; // the server sends something every 15 s, if only a comment
 
 /**
- * Follow server-sent events until `signal` ends it. `query()` is what the client has by now, asked at every connection;
- * `on(event, data)` for each event; `state(connected)` when the line comes or goes.
+ * Follow server-sent events until `signal` aborts. `query()` returns what the client has so far, for every new connection;
+ * `on(event, data)` is called for each event, `state(connected)` whenever the connection is made or lost.
  */
 export async function follow(path, query, on, state, signal) {
   let wait = 1000;
   while (!signal.aborted) {
     const silence = new AbortController();
     let watch;
-    const heard = () => {
+    const onActivity = () => {
       clearTimeout(watch);
       watch = setTimeout(() => silence.abort(), QUIET_MS);
     };
-    heard();
+    onActivity();
     try {
       const options = { signal: AbortSignal.any([signal, silence.signal]), headers: { Accept: "text/event-stream" } };
       const response = await request(withQuery(path, query()), options);
       state(true);
       wait = 1000;
-      await read(response.body, on, heard);
+      await read(response.body, on, onActivity);
     } catch (error) {
       if (error instanceof ApiError && [401, 404].includes(error.status)) throw error;
     } finally {
@@ -80,13 +80,13 @@ export async function follow(path, query, on, state, signal) {
   }
 }
 
-async function read(body, on, heard) {
+async function read(body, on, onActivity) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    heard();
+    onActivity();
     text += value;
     let end;
     while ((end = text.indexOf("\n\n")) >= 0) {

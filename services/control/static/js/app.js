@@ -1,4 +1,4 @@
-// The shell: which page is shown, for which run, with which token. Addresses are #/RUN/PAGE/….
+// The shell: chooses the page, the run and the token. Addresses are #/RUN/PAGE/….
 
 import { ApiError, follow, token } from "./api.js";
 import { h, show } from "./dom.js";
@@ -14,14 +14,14 @@ const PAGES = { run, trajectories, explorer, actors };
 const TITLES = { run: "Run", trajectories: "Trajectories", explorer: "Anchor explorer", actors: "Actors and buffer" };
 const main = document.getElementById("main");
 
-/** What the pages share: who looks, and the newest of the run that is looked at. */
+/** State that the pages share: the caller's role, and the newest data of the current run. */
 const shared = { name: null, me: null, records: [], facts: {}, next: 0, generation: null, connected: true };
 let stop = new AbortController();
 let visit = begin(null, fail);
 
 function onEvent(event, data) {
   if (event === "metrics") {
-    // A stream that was rewritten comes again from its start, over what was there.
+    // Records that were rewritten are sent again from the start and replace the old ones.
     shared.records = [...shared.records.slice(0, data.next - data.records.length), ...data.records];
     shared.generation = data.generation;
     shared.next = data.next;
@@ -36,7 +36,7 @@ function onEvent(event, data) {
 function showBadge() {
   const badge = document.getElementById("live-badge");
   const view = shared.facts.run;
-  const away = "The control plane does not answer. What is shown is what it said last; the page tries again.";
+  const away = "The control plane does not respond. The page shows its last data and keeps reconnecting.";
   if (shared.name && !shared.connected) return show(badge, h("span", { class: "badge dot bad", title: away }, "no connection"));
   if (!view) return show(badge);
   return show(badge, h("span", { class: view.live ? "badge dot good" : "badge dot", title: view.note }, view.live ? view.state : "ended"));
@@ -51,15 +51,15 @@ function openRun(name) {
   if (name === null) return;
   const known = () => ({ after: shared.next, generation: shared.generation });
   const { signal } = stop;
-  const line = (connected) => {
+  const onConnection = (connected) => {
     if (signal.aborted) return;
     shared.connected = connected;
     showBadge();
   };
-  const heard = (event, data) => signal.aborted || onEvent(event, data);
-  follow(`/runs/${encodeURIComponent(name)}/events`, known, heard, line, signal).catch((error) => {
+  const onData = (event, data) => signal.aborted || onEvent(event, data);
+  follow(`/runs/${encodeURIComponent(name)}/events`, known, onData, onConnection, signal).catch((error) => {
     if (signal.aborted) return;
-    shared.name = null; // so that it is followed again when it is opened again
+    shared.name = null; // so that opening the run again reconnects
     fail(error);
   });
 }
@@ -95,7 +95,7 @@ async function showPicker(here, name, current) {
   show(place, h("label", null, h("span", { class: "hidden" }, "Run"), h("select", { onchange: choose }, options)));
 }
 
-/** Show what the address says; true when that was another page. */
+/** Show the page of the current address. Returns true if it is another page. */
 async function route() {
   const [name, wanted, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
   const current = wanted in PAGES ? wanted : "run";

@@ -1,5 +1,5 @@
-// Charts over updates as SVG: lines with a band, or stacked areas. A cursor by mouse, finger or arrow keys reads values
-// out in words, and every chart has its table.
+// Charts over updates as SVG: lines with a band, or stacked areas. A cursor (mouse, touch or arrow keys) shows the values
+// as text, and every chart has a table.
 
 import { h, s, show, table } from "./dom.js";
 import { short } from "./format.js";
@@ -20,7 +20,7 @@ function ticks(low, high, count) {
   return found;
 }
 
-/** Exponential moving average, corrected for its start. */
+/** Exponential moving average with bias correction at the start. */
 export function smooth(points, share = 0.8) {
   let [average, weight] = [0, 0];
   return points.map(([x, y]) => {
@@ -31,16 +31,16 @@ export function smooth(points, share = 0.8) {
 }
 
 /**
- * A chart that can be given new data.
+ * A chart that can be updated.
  *
- * options: {title, hint?, format?, min?, max?, stacked?, empty?}; `min` and `max` are shown at least, and what lies
- * beyond them is too. update(series) with series of {name, mark, points: [[x, y]], faint?: points, band?: [[x, low,
- * high]], dots?: true}; where there are `faint` points, those are as recorded and `points` smoothed.
+ * options: {title, hint?, format?, min?, max?, stacked?, empty?}; the axis includes at least `min` and `max`.
+ * update(series) takes series of {name, mark, points: [[x, y]], faint?: points, band?: [[x, low, high]], dots?: true};
+ * with `faint` points, those are as recorded and `points` are smoothed.
  */
 export function chart(options) {
   const format = options.format ?? short;
   const axis = options.format ?? onAxis;
-  const svg = s("svg", { role: "img", tabindex: "0", "aria-label": `${options.title}: a chart over updates; arrow keys read values` });
+  const svg = s("svg", { role: "img", tabindex: "0", "aria-label": `${options.title}: chart over updates; use the arrow keys to read values` });
   const readout = h("p", { class: "readout", "aria-live": "off" });
   const legend = h("ul", { class: "legend" });
   const numbers = h("details", { ontoggle: () => numbers.open && fillTable() }, h("summary", null, "As a table"));
@@ -93,7 +93,7 @@ export function chart(options) {
   function draw() {
     const width = svg.clientWidth || 360;
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    if (!xs.length) return show(svg, s("text", { class: "tick", x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, options.empty ?? "nothing recorded yet"));
+    if (!xs.length) return show(svg, s("text", { class: "tick", x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, options.empty ?? "no data yet"));
     const scale = scales(width);
     const rows = ticks(scale.low, scale.high, 4).map((y) => [
       s("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: scale.y(y), y2: scale.y(y) }),
@@ -132,7 +132,7 @@ export function chart(options) {
     if (nearest !== at) move(nearest);
   });
   svg.addEventListener("pointerleave", () => move(null));
-  // Read aloud while a person walks the chart by keys, not at every record that comes.
+  // Announced while the user moves through the chart by keys, not at every new record.
   svg.addEventListener("focus", () => readout.setAttribute("aria-live", "polite"));
   svg.addEventListener("blur", () => {
     readout.setAttribute("aria-live", "off");

@@ -1,4 +1,4 @@
-// Building elements. Text is only ever set as text: what models and environments wrote cannot become markup.
+// Creates elements. Text is only ever set as text, so that the output of models and environments cannot become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -13,7 +13,7 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** An HTML element: h("p", {class: "muted"}, "text", child, [children]). `onclick` and the like take functions. */
+/** An HTML element: h("p", {class: "muted"}, "text", child, [children]). Attributes such as `onclick` take functions. */
 export function h(tag, attributes, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
@@ -44,12 +44,12 @@ export function table(caption, columns, rows, { rowClass } = {}) {
   );
 }
 
-/** Put `children` in place of what `element` holds. */
+/** Replace the children of `element`. */
 export function show(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
 }
 
-/** Ask before something is done: a modal dialog; true when it was confirmed. */
+/** Show a modal dialog and return whether it was confirmed. */
 export function confirm(title, text, yes, { danger = false, extra = null } = {}) {
   return new Promise((resolve) => {
     let answer = false;

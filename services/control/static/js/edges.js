@@ -1,4 +1,4 @@
-// How the edges of the graph run: a curve where one keeps clear of every other node, else a line around all of them.
+// Lays out the edges of the graph: a curve if one avoids every other node, else a line around all nodes.
 
 const SAMPLES = 24;
 const CLEAR = 4;
@@ -9,7 +9,7 @@ const BENDS = [1, -1, 1.8, -1.8, 2.8, -2.8];
 const fix = (value) => value.toFixed(1); // pixels
 const at = (point) => point.map(fix).join(" ");
 
-/** The head of an arrow that ends in `end`, coming along the unit vector [ux, uy]; and where the line ends before it. */
+/** The head of an arrow to `end` in the direction [ux, uy] (a unit vector), and the point where its line ends. */
 function arrow(end, [ux, uy], width) {
   const size = 5 + width;
   const base = [end[0] - ux * size, end[1] - uy * size];
@@ -17,7 +17,7 @@ function arrow(end, [ux, uy], width) {
   return { base, head: `M${at(end)}L${at(wings[0])}L${at(wings[1])}Z` };
 }
 
-/** A curve between two circles, bent to the left (or to the right, below 0) by `bend` pixels at its control point. */
+/** A curve between two circles. Its control point is `bend` pixels to the left of the straight line (right if < 0). */
 function curve([x1, y1], [x2, y2], r1, r2, width, bend) {
   const far = Math.hypot(x2 - x1, y2 - y1) || 1;
   const control = [(x1 + x2) / 2 - ((y2 - y1) / far) * bend, (y1 + y2) / 2 + ((x2 - x1) / far) * bend];
@@ -33,11 +33,11 @@ function curve([x1, y1], [x2, y2], r1, r2, width, bend) {
   return { d: `M${at(start)}Q${at(control)} ${at(base)}`, head, points };
 }
 
-/** A line with round corners: out beside the node's column, along above or below everything, in beside the other's. */
+/** A line with round corners: out of the first column, above or below all nodes, into the second column. */
 function around([x1, y1], [x2, y2], r1, r2, width, gap, y) {
   const way = x2 < x1 ? -1 : 1;
   const [left, right] = [x1 + way * gap, x2 === x1 ? x1 + gap : x2 - way * gap];
-  const isNear = x2 === x1 || Math.abs(right - left) < 2 * CORNER; // one column's gap leads to both
+  const isNear = x2 === x1 || Math.abs(right - left) < 2 * CORNER; // the gap beside one column leads to both nodes
   const into = x2 === x1 ? -1 : way;
   const { base, head } = arrow([x2 - into * (r2 + 2), y2], [into, 0], width);
   const middle = isNear ? [[left, y1], [left, y2]] : [[left, y1], [left, y], [right, y], [right, y2]];
@@ -54,7 +54,7 @@ function around([x1, y1], [x2, y2], r1, r2, width, gap, y) {
   return { d: `M${at(corners[0])}${d.join("")}L${at(base)}`, head, points: corners };
 }
 
-/** From a state back to itself: a loop above it. */
+/** An edge from a state to itself: a loop above it. */
 export function loop([x, y], r, width, lane) {
   const far = Math.min(lane, 6);
   const high = 18 + 6 * far;
@@ -67,8 +67,8 @@ export function loop([x, y], r, width, lane) {
 }
 
 /**
- * A way to lay edges among `nodes` ([x, y, radius]) in columns `column` pixels apart. `lay(from, to, width, lane)`
- * answers {d, head, points}: path, arrow head, and points that it stays among; `lane` counts edges between the same two.
+ * Returns a function that lays edges among `nodes` ([x, y, radius]) in columns `column` pixels apart. `lay(from, to,
+ * width, lane)` returns {d, head, points}: path, arrow head and points along it. `lane` numbers edges of the same pair.
  */
 export function router(nodes, column) {
   const [top, bottom] = [Math.min(...nodes.map(([, y, r]) => y - r)), Math.max(...nodes.map(([, y, r]) => y + r))];

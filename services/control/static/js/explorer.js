@@ -1,4 +1,4 @@
-// The Anchor explorer: one group taken apart, so that a person sees what is compared with what.
+// The page "Anchor explorer": one group in detail, to show which actions are compared with each other.
 
 import { h, s, show, table } from "./dom.js";
 import { clip, fixed, percent, versions, words } from "./format.js";
@@ -8,7 +8,7 @@ import { advantage, bar, choices, level, nothingKept, select } from "./parts.js"
 
 const LISTED = 200;
 
-/** What the list of groups is filtered by: of one run, and kept while that is looked at. */
+/** The filters of the list of groups. They are kept as long as the run stays the same. */
 let filters = { run: null };
 
 function filtersOf(run) {
@@ -16,10 +16,10 @@ function filtersOf(run) {
   return filters.asked;
 }
 
-/** What an algorithm compares: the step level, or where it has none the whole advantage. */
+/** The advantage to show: that of the step level or, for an estimator without one, the whole advantage. */
 const compared = (group) => (lessons.comparesSteps(group) ? "step_advantage" : "advantage");
 
-/** The most telling state: many steps, and returns that differ. */
+/** The most informative state: many steps with different returns. */
 function telling(states) {
   return states.reduce((best, state) => (state.deviation * Math.sqrt(state.steps.length) > best.deviation * Math.sqrt(best.steps.length) ? state : best)).state;
 }
@@ -61,7 +61,7 @@ function statePanel(shared, group, number) {
     h("h2", { id: "state-title" }, `3 · State ${number}: ${state.steps.length === 1 ? "one step" : `${state.steps.length} steps`} of ${through.length === 1 ? "one episode" : `${through.length} episodes`}`),
     h("p", { class: "said" }, state.observation),
     table(`Actions taken in state ${number}`, columns, actions),
-    h("details", { open: state.steps.length <= 8 }, h("summary", null, "Every step that was taken here"), table(`Steps taken in state ${number}`, each, state.steps)),
+    h("details", { open: state.steps.length <= 8 }, h("summary", null, "All steps taken here"), table(`Steps taken in state ${number}`, each, state.steps)),
   ];
 }
 
@@ -81,7 +81,7 @@ function legend(group) {
     lessons.comparesSteps(group) ? "worse than the others there" : "lower advantage",
     s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, s("defs", null, s("linearGradient", { id }, stops)), s("rect", { width: 100, height: 10, rx: 3, fill: `url(#${id})` })),
     "better · thicker: taken more often · larger: visited more often",
-    isGappy && " · dashed: steps at which no new state was reached",
+    isGappy && " · dashed: steps that reached no new state",
   );
 }
 
@@ -118,8 +118,8 @@ function view(shared, place, group, startAt) {
   const lone = group.states.filter((state) => state.steps.length === 1).length;
   show(
     place,
-    h("p", null, `Group ${summary.group}: `, h("strong", null, words(summary.task_type)), `, played ${summary.episodes} times, won ${summary.won}; ${summary.steps} steps in ${summary.step_groups} anchor states, ${lone} of them visited once. Written by policy ${versions(summary)}, trained on in update ${summary.update}.`),
-    h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is a place where the agent tried different things. Blue arrows led to more than the average, orange ones to less. Choose a state to see its numbers."), example)),
+    h("p", null, `Group ${summary.group}: `, h("strong", null, words(summary.task_type)), `, ${summary.episodes} episodes, ${summary.won} won; ${summary.steps} steps in ${summary.step_groups} anchor states, ${lone} of them visited once. Sampled by policy ${versions(summary)}, trained on in update ${summary.update}.`),
+    h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is one in which the agent tried different actions. Blue arrows led to more than the average, orange ones to less. Choose a state to see its numbers."), example)),
     h("section", { class: "card stack tight", "aria-label": "Graph of anchor states" }, h("h2", null, "The group as a graph"), legend(group), graph, statesTable(group, choose)),
     panel,
   );
@@ -139,16 +139,16 @@ export async function render(main, shared, rest, visit) {
 
   function list(current) {
     const listed = answer.groups.map((one) => [String(one.group), name(one)]);
-    if (!listed.some(([key]) => key === String(current ?? ""))) listed.unshift([String(current ?? ""), current === undefined ? "no group is like that" : `${current}`]);
+    if (!listed.some(([key]) => key === String(current ?? ""))) listed.unshift([String(current ?? ""), current === undefined ? "no matching group" : `${current}`]);
     show(group, choices(listed, String(current ?? "")));
   }
 
-  /** Show the group that the address names, the first of the list where it names none. */
+  /** Show the group of the address or, if it names none, the first of the list. */
   async function choose([number, state]) {
     const turn = (opened += 1);
     const current = number === undefined ? answer.groups[0]?.group : Number(number);
     list(current);
-    if (current === undefined) return show(place, h("p", { class: "notice" }, "No kept group is like that: widen the filters."));
+    if (current === undefined) return show(place, h("p", { class: "notice" }, "No kept group matches the filters."));
     const found = await visit.get(`${path}/${current}`);
     if (turn === opened) view(shared, place, found, state === undefined ? undefined : Number(state));
     return undefined;
@@ -158,7 +158,7 @@ export async function render(main, shared, rest, visit) {
     asked[name] = value;
     const turn = (asking += 1);
     const found = await visit.get(path, { ...asked, limit: LISTED });
-    if (turn !== asking) return undefined; // a later filter was asked for meanwhile
+    if (turn !== asking) return undefined; // a later filter has replaced this one
     answer = found;
     const first = answer.groups[0]?.group;
     const before = location.hash;

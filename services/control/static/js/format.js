@@ -1,4 +1,4 @@
-// Numbers, times and names as people read them.
+// Formats numbers, times and names for display.
 
 export const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
 
@@ -20,7 +20,7 @@ export const fixed = (value) => `${value < 0 ? "−" : ""}${Math.abs(value).toFi
 /** With its sign, for advantages. */
 export const signed = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(2)}`;
 
-/** How long ago something was, as of now. */
+/** A time span as "… ago". */
 export const ago = (value) => `${value < 90 ? `${Math.max(0, Math.round(value))} s` : seconds(value)} ago`;
 
 export const seconds = (value) => (value >= 90 ? `${(value / 60).toFixed(1)} min` : `${value.toFixed(1)} s`);

@@ -1,5 +1,5 @@
-// The graph of a group's anchor states. From left to right: when a state was first reached. Nodes are states, edges are
-// actions: thicker where more steps took them, blue where they did better than the others there, orange where worse.
+// The graph of a group's anchor states, from left to right in the order in which they were first reached. Nodes are
+// states, edges are actions: thicker if more steps took them, blue if better than the others in that state, else orange.
 
 import { h, s } from "./dom.js";
 import { loop, router } from "./edges.js";
@@ -16,13 +16,13 @@ const END = 21;
 
 const radius = (visits) => Math.min(21, 9 + 2.4 * Math.sqrt(visits));
 
-/** Colour of an advantage: grey at 0, to full blue or orange at `most`. */
+/** Colour of an advantage: grey at 0, full blue or orange at ±`most`. */
 export function colour(value, most) {
   const share = most > 0 ? Math.min(1, Math.abs(value) / most) : 0;
   return `color-mix(in oklab, var(${value < 0 ? "--minus" : "--plus"}) ${Math.round(100 * share ** 0.6)}%, var(--zero))`;
 }
 
-/** Places of the states: a column by first step, rows so that edges stay short. */
+/** Positions of the states: one column for each first step, rows chosen to keep edges short. */
 function layout(states, edges, room) {
   const columns = [...Map.groupBy(states, (state) => state.layer).entries()].sort((a, b) => a[0] - b[0]).map(([, list]) => list.map((one) => one.state));
   const row = new Map();
@@ -58,8 +58,8 @@ function layout(states, edges, room) {
 const width = (count) => 1 + 1.5 * Math.sqrt(count);
 
 /**
- * The drawing. `chosen`: number of a state; `member`: an episode whose path stands out; `pick(state)` is called when a
- * person chooses one; `room`: pixels there are, more is scrolled; `value(edge)`: the advantage that colours it.
+ * Draw the graph. `chosen`: the selected state; `member`: an episode whose path is highlighted; `pick(state)`: called
+ * when the user selects a state; `room`: available width in pixels; `value(edge)`: the advantage that colours an edge.
  */
 export function draw(group, { chosen, member, pick, room, value }) {
   const { states, edges } = group;
@@ -82,7 +82,7 @@ export function draw(group, { chosen, member, pick, room, value }) {
   const bottom = Math.max(height, ...heights) + 12;
   const svg = s(
     "svg",
-    { width: wide, height: bottom - top, viewBox: `0 ${top} ${wide} ${bottom - top}`, role: "group", "aria-label": "Anchor states, from left to right in the order in which they were first reached" },
+    { width: wide, height: bottom - top, viewBox: `0 ${top} ${wide} ${bottom - top}`, role: "group", "aria-label": "Anchor states from left to right, in the order in which they were first reached" },
     axis(columns.map((list) => states.find((one) => one.state === list[0]).layer), column, top, bottom),
     edges.map((edge, i) => edgeView(edge, shapes[i], colour(value(edge), most), value(edge), faded(edge, chosen, member))),
     Object.entries(ends).map(([outcome, [x, y]]) => endView(outcome, x, y)),
@@ -91,7 +91,7 @@ export function draw(group, { chosen, member, pick, room, value }) {
   return h("div", { class: "graph" }, svg);
 }
 
-/** Above each column the step at which its states were first reached; between two, the steps that reached nothing new. */
+/** Labels: above each column the step that first reached its states; between columns the steps that reached none. */
 function axis(layers, column, top, bottom) {
   return layers.map((layer, i) => {
     const x = LEFT + i * column;

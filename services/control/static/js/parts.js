@@ -1,18 +1,18 @@
-// Small pieces that several pages show.
+// Small elements that several pages use.
 
 import { h, s } from "./dom.js";
 import { signed } from "./format.js";
 
-/** The name of an advantage: A, or with the level E or S below it. */
+/** The name of an advantage: A, with the level E or S as a subscript. */
 export const level = (below) => h("span", { class: "level" }, "A", below && h("sub", null, below));
 
-/** Won or lost, in colour and in words. */
+/** A badge "won" or "lost". */
 export const outcome = (won) => h("span", { class: won ? "badge good" : "badge bad" }, won ? "won" : "lost");
 
-/** An advantage as a word with its sign and colour. */
+/** An advantage with its sign and colour. */
 export const advantage = (value) => h("span", { class: value > 0.005 ? "plus" : value < -0.005 ? "minus" : "muted" }, signed(value));
 
-/** A bar to the left (worse than the group, orange) or right (better, blue) of the middle; `most` is a full half. */
+/** A bar left (worse than the group, orange) or right (better, blue) of the middle; `most` fills half the width. */
 export function bar(value, most) {
   const share = most > 0 ? Math.min(1, Math.abs(value) / most) * 50 : 0;
   const x = value < 0 ? 50 - share : 50;
@@ -28,20 +28,20 @@ export function bar(value, most) {
 export const advantageLine = (below, title, value, most) =>
   h("div", { class: "adv-line" }, h("abbr", { title }, level(below)), bar(value, most), h("span", { class: "num" }, advantage(value)));
 
-/** What a list offers: [[value, text]]; the empty value means all. */
+/** The options of a select, [[value, text]]; the empty value means all. */
 export const choices = (options, value) => options.map(([key, text]) => h("option", { value: key, selected: key === (value ?? "") }, text));
 
-/** Selection among `choices`. */
+/** A labelled select. */
 export function select(label, options, value, onchange) {
   return h("label", { class: "field" }, label, h("select", { onchange: (event) => onchange(event.target.value) }, choices(options, value)));
 }
 
-/** What stands where a run has kept no groups. */
+/** The notice for a run without kept groups. */
 export const nothingKept = () =>
   h(
     "p",
     { class: "notice" },
-    "This run has kept no groups. Training writes them into the run's folder while ",
+    "This run has no kept groups. Training writes them to the run's folder unless ",
     h("code", null, "telemetry.keep_groups_mib"),
-    " is not 0; runs of earlier versions have none.",
+    " is 0; runs of earlier versions have none.",
   );

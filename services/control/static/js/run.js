@@ -1,4 +1,4 @@
-// The Run page: how training goes, in figures and curves; live while the run is.
+// The page "Run": figures and curves of the training, updated while the run is live.
 
 import { chart, smooth } from "./chart.js";
 import { h, show, table } from "./dom.js";
@@ -28,7 +28,7 @@ const CLASSES = [["1", "lone step", "q1"], ["2_to_4", "2–4 steps", "q2"], ["5_
 const SHARES = CLASSES.map(([key, name, mark]) => [`advantage/step_groups_${key}`, name, mark]);
 const TIMES = [["time/update_s", "update", "c1"], ["time/wait_s", "wait", "c2"], ["time/prepare_s", "prepare", "c3"], ["time/publish_s", "publish", "c4"]];
 
-/** Response tokens of the groups that an update trained on, a second of the time from the update before. */
+/** Response tokens of an update's groups, divided by the time since the previous update. */
 function rollouts(records) {
   const took = (record) => TIMES.reduce((sum, [name]) => sum + (record[name] ?? 0), 0);
   const rates = records.filter((r) => r["update/response_tokens"] > 0 && took(r) > 0).map((r) => [r.step, r["update/response_tokens"] / took(r)]);
@@ -39,25 +39,25 @@ const several = (list) => (records) => list.map(([key, name, mark]) => ({ name, 
 
 const SECTIONS = [
   ["Is it learning?", [
-    [{ title: "Success rate", hint: "Training episodes smoothed; evaluation with its 95 % interval.", format: whole, min: 0, max: 1, wide: true }, success],
+    [{ title: "Success rate", hint: "Training: smoothed. Evaluation: with its 95 % interval.", format: whole, min: 0, max: 1, wide: true }, success],
     [{ title: "Reward per episode", hint: "Undiscounted.", min: 0 }, softened("rollout/mean_reward", "reward")],
     [{ title: "Valid actions", hint: "Share of all steps.", format: whole, max: 1 }, softened("rollout/valid_fraction", "valid")],
   ]],
   ["What there is to compare", [
-    [{ title: "Step groups by size", hint: "Share of the anchor states in which so many steps were taken. A lone step has no step-level advantage.", stacked: true, format: whole, max: 1, wide: true, empty: "this run recorded the mean size only" }, several(SHARES)],
-    [{ title: "Mean step-group size", hint: "Steps taken in one anchor state.", min: 0 }, softened("advantage/step_group_size", "steps")],
+    [{ title: "Step groups by size", hint: "Share of anchor states by the number of steps taken in them. A lone step has no step-level advantage.", stacked: true, format: whole, max: 1, wide: true, empty: "this run recorded only the mean size" }, several(SHARES)],
+    [{ title: "Mean step-group size", hint: "Steps taken in an anchor state.", min: 0 }, softened("advantage/step_group_size", "steps")],
     [{ title: "Spread of advantages", hint: "Standard deviation over all steps.", min: 0 }, softened("advantage/deviation", "deviation")],
   ]],
-  ["Is the policy changing calmly?", [
+  ["Is the policy changing steadily?", [
     [{ title: "KL to the reference policy", hint: "Nats per token.", min: 0, empty: "not recorded: loss.kl_coef is 0" }, softened("loss/kl", "KL")],
-    [{ title: "Clip fraction", hint: "Tokens whose ratio met PPO's clip.", format: (v) => percent(v, 1), min: 0 }, softened("loss/clip_fraction", "clipped")],
+    [{ title: "Clip fraction", hint: "Share of tokens whose ratio is clipped.", format: (v) => percent(v, 1), min: 0 }, softened("loss/clip_fraction", "clipped")],
     [{ title: "Entropy", hint: "Nats per token.", min: 0, empty: "not recorded" }, softened("loss/entropy", "entropy")],
-    [{ title: "Actors against learner", hint: "Gap of log-probabilities, same tokens.", min: 0 }, softened("loss/logprob_gap", "gap")],
+    [{ title: "Sampler against learner", hint: "Mean difference of log-probabilities of the same tokens, in nats.", min: 0 }, softened("loss/logprob_gap", "gap")],
   ]],
-  ["Is the machine busy?", [
-    [{ title: "Time of an update", hint: "Much waiting for groups means that the actors are the slower half.", stacked: true, format: (v) => `${short(v)} s` }, several(TIMES)],
-    [{ title: "Rollout throughput", hint: "Response tokens trained on, a second of the whole update.", min: 0, empty: "not recorded" }, rollouts],
-    [{ title: "Learner throughput", hint: "Prompt and response tokens, a second of the ranks' work.", min: 0 }, softened("time/tokens_per_second", "tokens/s")],
+  ["Is the hardware busy?", [
+    [{ title: "Time of an update", hint: "Long waits for groups mean that the actors are the bottleneck.", stacked: true, format: (v) => `${short(v)} s` }, several(TIMES)],
+    [{ title: "Rollout throughput", hint: "Response tokens trained on, per second of the whole update.", min: 0, empty: "not recorded" }, rollouts],
+    [{ title: "Learner throughput", hint: "Prompt and response tokens, per second of the ranks' work.", min: 0 }, softened("time/tokens_per_second", "tokens/s")],
     [{ title: "Staleness of groups", hint: "Updates between playing and training.", min: 0 }, several([["staleness/max", "oldest", "c2"], ["staleness/mean", "mean", "c1"]])],
   ]],
   ["More", [
@@ -89,6 +89,22 @@ function tiles(shared) {
   return items.map(([name, value, more]) => h("div", { class: "tile card" }, h("dt", null, name), h("dd", null, value), more && h("dd", { class: "small" }, more)));
 }
 
+/** The warnings of the training signal, newest first; null if there are none. */
+function warningList(warnings) {
+  if (!warnings?.length) return null;
+  const line = ({ update, text }) => {
+    const prefix = `update ${update}: `; // the heading of the line has it already
+    return h("li", null, h("strong", null, `Update ${update}: `), text.startsWith(prefix) ? text.slice(prefix.length) : text);
+  };
+  return h(
+    "section",
+    { class: "error stack tight", "aria-live": "polite", "aria-labelledby": "warnings-title" },
+    h("h2", { id: "warnings-title" }, warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`),
+    h("p", { class: "small muted" }, "Something was wrong with the training signal. Each kind of warning is given once, so the cause may have passed."),
+    h("ul", null, warnings.map(line)),
+  );
+}
+
 async function details(shared, visit) {
   const name = encodeURIComponent(shared.name);
   const [{ checkpoints }, { config }] = await Promise.all([visit.get(`/runs/${name}/checkpoints`), visit.get(`/runs/${name}/config`)]);
@@ -109,11 +125,13 @@ export async function render(main, shared, rest, visit) {
   const strip = h("dl", { class: "tiles" });
   const note = h("p", { class: "muted small" });
   const title = h("h1", null, shared.name);
+  const warned = h("div");
   const charts = SECTIONS.map(([heading, list]) => [heading, list.map(([options, make]) => [chart(options), make])]);
   const more = h("section", { class: "card stack", "aria-label": "Checkpoints and configuration" });
   show(
     main,
     h("header", { class: "stack tight" }, title, note),
+    warned,
     h("section", { "aria-label": "The run in figures" }, strip),
     charts.map(([heading, list]) =>
       h("section", { class: "stack" }, h("h2", null, heading), h("div", { class: "grid charts" }, list.map(([one]) => one.element))),
@@ -126,7 +144,9 @@ export async function render(main, shared, rest, visit) {
     note.textContent = run ? `${run.algorithm ?? "?"} on ${run.env ?? "?"} · ${run.note}` : "";
     for (const [, list] of charts) for (const [one, make] of list) one.update(make(shared.records));
   };
-  visit.listen((event) => (event === "metrics" || event === "run") && redraw());
+  const warn = () => show(warned, warningList(shared.facts.warnings?.warnings));
+  visit.listen((event) => (event === "warnings" ? warn() : (event === "metrics" || event === "run") && redraw()));
+  warn();
   redraw();
   show(more, await details(shared, visit));
 }

@@ -1,4 +1,4 @@
-// The list of all runs.
+// The page "Runs": the list of all runs.
 
 import { h, show, table } from "./dom.js";
 import { clock, percent } from "./format.js";
@@ -15,6 +15,6 @@ export async function render(main, shared, rest, visit) {
     { title: "Evaluation", num: true, cell: (run) => percent(run.evaluation) },
     { title: "Newest record", cell: (run) => clock(run.changed_at) },
   ];
-  const body = runs.length ? table("Runs", columns, runs) : h("p", { class: "muted" }, "There is no run in this folder yet.");
+  const body = runs.length ? table("Runs", columns, runs) : h("p", { class: "muted" }, "No runs in this folder yet.");
   show(main, h("section", { class: "card stack" }, h("h1", null, "Runs"), body));
 }

@@ -3,7 +3,7 @@
 import { token } from "./api.js";
 import { h, show } from "./dom.js";
 
-/** Ask for a token; `done` when there is one to try. */
+/** Show the form. `done` is called once a token was entered. */
 export function render(main, reason, done) {
   const input = h("input", { type: "password", id: "token", autocomplete: "off", required: true, spellcheck: "false" });
   const submit = (event) => {
@@ -16,12 +16,12 @@ export function render(main, reason, done) {
     h(
       "form",
       { class: "card stack token", onsubmit: submit },
-      h("h1", null, "A token, please"),
-      h("p", null, "The read token lets you look at everything; the admin token also lets you act."),
+      h("h1", null, "Token required"),
+      h("p", null, "The read token shows everything; the admin token also allows actions."),
       reason && h("p", { class: "error", role: "alert" }, "This token was not accepted."),
       h("label", { class: "field" }, "Token", input),
       h("div", null, h("button", { class: "primary", type: "submit" }, "Open the dashboard")),
-      h("p", { class: "small muted" }, "It is kept in this tab alone, and forgotten when the tab is closed."),
+      h("p", { class: "small muted" }, "The token is kept in this tab only, until the tab is closed."),
     ),
   );
   input.focus();

@@ -1,4 +1,4 @@
-// The Trajectories page: find an episode, and read it as a person would.
+// The page "Trajectories": find an episode and read it.
 
 import { h, show } from "./dom.js";
 import { fixed, signed, versions, words } from "./format.js";
@@ -41,23 +41,23 @@ function stepView(shared, group, step, most) {
       h(
         "details",
         null,
-        h("summary", null, `What the policy saw and wrote · ${step.prompt_tokens} + ${step.response_tokens} tokens · ${spans}`),
+        h("summary", null, `Prompt and response · ${step.prompt_tokens} + ${step.response_tokens} tokens · ${spans}`),
         h("div", { class: "stack tight" }, h("h3", null, "Prompt"), h("pre", { tabindex: "0" }, step.prompt || "(not kept)"), h("h3", null, "Response"), h("pre", { tabindex: "0" }, step.response)),
       ),
     ),
     h(
       "div",
       { class: "adv", role: "group", "aria-label": `Advantages of step ${step.number + 1}` },
-      advantageLine("E", "episode level: this episode against its group", step.episode_advantage, most),
-      advantageLine("S", "step level: this step against the others taken in the same state", step.step_advantage, most),
-      advantageLine(null, "what the policy was trained with", step.advantage, most),
+      advantageLine("E", "episode level: this episode compared with its group", step.episode_advantage, most),
+      advantageLine("S", "step level: this step compared with the others taken in the same state", step.step_advantage, most),
+      advantageLine(null, "the advantage that the policy was trained with", step.advantage, most),
       h(
         "p",
         { class: "small muted" },
         `return ${fixed(step.return)}`,
         h("br"),
         h("a", { href: `#/${shared.name}/explorer/${group}/${step.state}` }, `state ${step.state}`),
-        step.step_group_size > 1 ? `, ${step.step_group_size} steps there` : ", alone there",
+        step.step_group_size > 1 ? `, ${step.step_group_size} steps there` : ", the only step there",
       ),
     ),
   );
@@ -84,7 +84,7 @@ function episode(shared, view) {
   ];
 }
 
-/** What the list is filtered by: of one run, and kept while that is looked at. */
+/** The filters of the list. They are kept as long as the run stays the same. */
 let filters = { run: null };
 
 function filtersOf(run) {
@@ -123,13 +123,13 @@ export async function render(main, shared, rest, visit) {
     more.hidden = found.length >= answer.total;
     const picks = answer.trajectories.map((item) => pick(shared, item));
     if (offset) list.append(...picks);
-    else show(list, picks.length ? picks : h("p", { class: "muted" }, "No episode is like that."));
+    else show(list, picks.length ? picks : h("p", { class: "muted" }, "No matching episode."));
     mark();
     return answer;
   }
   const filter = (name) => (value) => ((asked[name] = value), visit.attempt(load(0)));
 
-  /** Show the episode that the address names, the first one where it names none; the list stays as it is. */
+  /** Show the episode of the address or, if it names none, the first one. The list is unchanged. */
   async function choose([group, member], isMove) {
     const turn = (choices += 1);
     const isNamed = group !== undefined;
@@ -150,7 +150,7 @@ export async function render(main, shared, rest, visit) {
     if (turn !== choices) return undefined;
     show(detail, shown);
     if (isMove && isNamed && side.offsetParent === null) {
-      detail.focus({ preventScroll: true }); // the list has made room for it
+      detail.focus({ preventScroll: true }); // on a narrow screen the episode replaces the list
       scrollTo(0, 0);
     }
     return undefined;

@@ -1,12 +1,12 @@
-// One visit to a page: what the page asks for, listens to and repeats ends when the visit does, however late an answer
-// comes. A page that was left never draws again.
+// One visit to a page. Its requests, listeners and timers end with it, however late a response arrives: a page that was
+// left never draws again.
 
 import { get } from "./api.js";
 
 /**
- * A visit that has begun. `get` is the API's, and throws once the visit has ended; `listen(on)` hears every event of
- * the run; `every(ms, act)` repeats; `attempt(work)` hands the error of a promise that nobody waits for to `fail`.
- * A page may set `follow(rest)`: it gets the end of another address of the same page, in place of being drawn anew.
+ * Begin a visit. `get` is the API's, and throws once the visit has ended; `listen(on)` is called with every event of the
+ * run; `every(ms, act)` repeats; `attempt(work)` passes the error of a promise that is not awaited to `fail`. A page may
+ * set `follow(rest)`: it is called with the end of another address of the same page, instead of a new `render`.
  */
 export function begin(address, fail) {
   const end = new AbortController();
