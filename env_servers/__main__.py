@@ -11,11 +11,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from env_servers.arguments import Parser
-from env_servers.errors import ServerError
+from env_servers.errors import ServerError, summary
 from env_servers.registry import load_environment
 from env_servers.server.serve import serve
 from env_servers.server.settings import TOKEN_VARIABLE, ServerSettings, token_from
-from env_servers.validation import summary
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_servers") -> int:

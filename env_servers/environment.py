@@ -1,9 +1,9 @@
-"""The class an environment author writes: text in, text out, one session each.
+"""The base class of environments: text in, text out, one session an instance.
 
 Invariants
-- `reset(task)` always gives the same initial state for the same task: all of its randomness comes from the task.
+- `reset(task)` always gives the same initial state for the same task: all randomness comes from the task.
 - An instance is one session and shares no mutable state with any other instance.
-- `terminated` (the task ended by its own rules) and `truncated` (a limit cut it off) are different things.
+- `terminated` (the task ended by its own rules) and `truncated` (a limit ended the episode) are different things.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from env_servers.protocol import ActionForm
 
 
 class TaskError(Exception):
-    """Base of the errors an environment raises on bad input. The server answers them with a 4xx problem document."""
+    """Base of an environment's errors for bad input. The server turns them into 4xx problem documents."""
 
 
 class UnknownTask(TaskError):
-    """The task does not exist: unknown split, or an index outside of it."""
+    """The task does not exist: unknown split, or index out of range."""
 
 
 class BrokenTask(TaskError):
-    """The task exists but its data cannot be played (broken game file, missing product …)."""
+    """The task exists, but its data cannot be played (damaged game file, missing product …)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What an environment answers to a reset (reward 0) or a step.
+    """What an environment returns from a reset or a step.
 
     Attributes:
-        text: what the agent reads.
-        reward: reward of this transition in the environment's own units (0 on reset).
+        text: text that the agent reads.
+        reward: reward of this transition, in the environment's own units; 0 on reset.
         terminated: the task has ended by its own rules.
-        truncated: a limit (steps) cut the episode off.
-        admissible: the actions the environment accepts now, sorted, or None where it cannot know them.
-        state: a digest of the exact environment state, for anchors by state.
-        facts: JSON-able facts about the episode: `won`, `score`, `task_type`, `goal` …
-        expert: the action a scripted expert would take now, where the environment has one and it was asked for.
-        accepted: False where the environment could make nothing of the action: it then counts as invalid.
+        truncated: a limit of the environment ended the episode.
+        admissible: the actions that are accepted now, sorted; None: not known.
+        state: digest of the exact environment state, for anchors by state; empty: no such anchors.
+        facts: facts about the episode that JSON can hold: `won`, `score`, `task_type`, `goal` and others.
+        expert: the scripted expert's next action, if the environment has one and it was requested.
+        accepted: False if the action was malformed or not accepted; it then counts as invalid.
     """
 
     text: str
@@ -56,44 +56,67 @@ class Observation:
 
 
 class Environment(ABC):
-    """One session of an environment. The server makes one instance a session and calls it from one thread at a time."""
+    """Base class of environments. An instance is one session; it is called from one thread at a time.
+
+    Example:
+        class Guess(Environment):
+            name = "guess"
+
+            @classmethod
+            def splits(cls):
+                return {"train": 10}
+
+            def reset(self, split, index, *, expert=False):
+                self.number = index
+                return Observation("Guess a number from 0 to 9.")
+
+            def step(self, action):
+                won = action == str(self.number)
+                return Observation("Right." if won else "Wrong.", reward=float(won), terminated=won, facts={"won": won})
+    """
 
     name: ClassVar[str]
+    """Name of the environment in `/info` and in messages."""
     version: ClassVar[str] = "1"
-    """Changes whenever the same actions could give another episode."""
+    """Changes whenever the same actions could lead to a different episode."""
     blocking: ClassVar[bool] = False
-    """True for an environment whose calls are slow: the server then runs it in a thread, never on its loop, and gives
-    a call up that takes too long. Only then: nothing can interrupt a call on the loop."""
+    """True if a call may take longer than a millisecond or so. The server then calls it in a thread and abandons a call
+    that takes too long; a call on the event loop delays every other session and cannot be interrupted."""
     action_form: ClassVar[ActionForm] = "as_written"
-    """What a trainer does to an action's text before it sends it. `step` gets what was sent, byte for byte."""
+    """How a trainer changes an action's text before it sends it. `step` gets what was sent, byte for byte."""
 
     @classmethod
     @abstractmethod
     def splits(cls) -> Mapping[str, int]:
-        """Name and number of tasks of every split."""
+        """Number of tasks of every split, by name. Raises TaskError if the tasks cannot be offered."""
 
     @classmethod
     def about(cls) -> Mapping[str, str]:
-        """`engine`, `source` and `fingerprint` of the info route, where they could be others on another server.
+        """`engine`, `source` and `fingerprint` of the info route, as far as they may differ between servers.
 
-        `fingerprint` is a digest of all that makes tasks and rewards: data, seeds, settings. A run refuses to play on
-        several servers of one environment whose fingerprints differ.
+        `fingerprint` is a digest of everything that determines tasks and rewards: data, seeds, settings. A run refuses
+        to use several servers of one environment with different fingerprints.
         """
         return {}
 
     @abstractmethod
     def reset(self, split: str, index: int, *, expert: bool = False) -> Observation:
-        """Start the task. With `expert`, every observation names the scripted expert's next action.
+        """Start a task.
+
+        Args:
+            split: name of the split.
+            index: index of the task in the split, from 0.
+            expert: set the scripted expert's next action in every observation.
 
         Raises:
-            UnknownTask: no such split, or index outside of it.
+            UnknownTask: no such split, or index out of range.
             BrokenTask: the task's data cannot be played.
         """
 
     @abstractmethod
     def step(self, action: str) -> Observation:
-        """Take one action. An action the environment does not understand is a transition like any other."""
+        """Take one action. An action that is not understood is a transition like any other, with `accepted=False`."""
 
     def close(self) -> None:
-        """Release what the session holds. Called exactly once."""
+        """Release the session's resources. Called exactly once."""
         return

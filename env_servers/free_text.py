@@ -1,4 +1,4 @@
-"""Admissible actions that leave a text open, such as `search[<your query>]`."""
+"""Admissible actions with a placeholder for a free text, such as `search[<your query>]`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ _WORDS = 3
 
 
 def is_open(action: str) -> bool:
-    """Whether the action has a place for a text."""
+    """Whether the action has a placeholder."""
     return FREE_TEXT in action
 
 
 def fits(action: str, known: str) -> bool:
-    """Whether `action` is the open action `known` with a text in its place."""
+    """Whether `action` is `known` with a text in the place of its placeholder.
+
+    Example: `fits("search[red shoes]", "search[<your query>]")` is True; `search[]` does not fit.
+    """
     before, _, after = known.partition(FREE_TEXT)
     return action.startswith(before) and action.endswith(after) and len(action) > len(before) + len(after)
 
 
 def fill(action: str, seen: StepResult, rng: random.Random) -> str:
-    """The action with some words of the goal, or of what is read, in the place of its text; others as they are."""
+    """Replace the placeholder by random words of the goal or, without a goal, of the observation.
+
+    An action without a placeholder is returned unchanged.
+    """
     if not is_open(action):
         return action
     words = str(seen.facts.get("goal") or seen.observation).split() or ["something"]

@@ -1,9 +1,9 @@
-"""Starting an environment server as a child process, for a run on one machine.
+"""Starts an environment server as a child process, for a run on one machine.
 
 Invariants
-- The child does not outlive its parent, however the parent ends: the kernel kills it when the thread that started it is
-  gone. So start servers from a thread that lives as long as they are needed, such as the main thread.
-- The child ignores the terminal's Ctrl-C (it has a session of its own): its parent stops it.
+- The child does not outlive its parent, however the parent ends: the kernel kills it when the thread that started it
+  ends. So start servers from a thread that lives as long as they are needed, such as the main thread.
+- The child does not receive the terminal's Ctrl-C (it has a session of its own); its parent stops it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.02
 LOG_TAIL_BYTES = 8192
 
-# PR_SET_PDEATHSIG is 1. It outlives exec, and unlike `preexec_fn` this cannot deadlock in a process with threads.
+# PR_SET_PDEATHSIG is 1; it survives exec. Unlike `preexec_fn`, this cannot deadlock in a process with threads.
 _BOUND_TO_PARENT = """
 import ctypes, os, signal, sys
 if ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0) != 0:
     sys.exit("prctl: " + os.strerror(ctypes.get_errno()))
 if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent process is gone")
+    sys.exit("the parent process has ended")
 try:
     os.execvp(sys.argv[2], sys.argv[2:])
 except OSError as error:
@@ -39,7 +39,12 @@ except OSError as error:
 
 
 class ServerProcess:
-    """A running server. Use it as a context manager, or call `stop`."""
+    """A running server. Use it as a context manager, or call `stop`.
+
+    Attributes:
+        url: address of the server.
+        log_file: file with the server's output.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, log_file: Path) -> None:
         self._process = process
@@ -55,7 +60,7 @@ class ServerProcess:
         return self._process.poll() is None
 
     def stop(self, grace_s: float = 10.0) -> None:
-        """SIGTERM, and SIGKILL if the server has not ended within `grace_s` seconds."""
+        """Send SIGTERM, and SIGKILL if the server does not end within `grace_s` seconds."""
         _stop(self._process, grace_s)
 
     def __enter__(self) -> ServerProcess:
@@ -70,16 +75,21 @@ class ServerProcess:
 def start_server(
     command: Sequence[str], ready_file: Path, timeout_s: float = 60.0, log_file: Path | None = None
 ) -> ServerProcess:
-    """Start a server and wait until it listens. Blocks.
+    """Start a server and wait until it accepts connections. Blocks.
 
     Args:
-        command: the server's command line; it must write its URL to `ready_file` once it listens.
-        ready_file: removed first, so that an old one is not mistaken for the new server's.
-        timeout_s: longest start.
-        log_file: the server's output is added to it; by default `ready_file` with the suffix `.log`.
+        command: command line of the server, which must write its URL to `ready_file` once it accepts connections.
+        ready_file: removed first, so that an old file is not mistaken for the new server's.
+        timeout_s: time limit of the start, in seconds.
+        log_file: the server's output is appended to it; none: `ready_file` with the suffix `.log`.
 
     Raises:
-        ServerError: the server ended, or did not listen in time. The message quotes its last line of output.
+        ServerError: the server ended, or did not accept connections in time. The message quotes its last output line.
+
+    Example:
+        command = [sys.executable, "-m", "env_servers", "alfworld", "--port", "0", "--ready-file", "/tmp/alfworld.url"]
+        with start_server(command, Path("/tmp/alfworld.url")) as server:
+            client = open_client(server.url)
     """
     log_file = log_file or ready_file.with_suffix(".log")
     ready_file.unlink(missing_ok=True)
@@ -93,7 +103,7 @@ def start_server(
     except BaseException:
         _stop(process, grace_s=1.0)
         raise
-    logger.info("environment server %d listens at %s, log in %s", process.pid, url, log_file)
+    logger.info("environment server started: pid %d, %s, log in %s", process.pid, url, log_file)
     return ServerProcess(process, url, log_file)
 
 
@@ -102,9 +112,11 @@ def _wait_for(process: subprocess.Popen[bytes], ready_file: Path, log_file: Path
     while not ready_file.exists():
         code = process.poll()
         if code is not None:
-            raise ServerError(f"the environment server ended at once (code {code}): {_last_line(log_file)}")
+            raise ServerError(
+                f"the environment server ended during its start (exit code {code}): {_last_line(log_file)}"
+            )
         if time.monotonic() > deadline:
-            raise ServerError(f"the environment server did not listen within {timeout_s:g} s: {_last_line(log_file)}")
+            raise ServerError(f"the environment server did not start within {timeout_s:g} s: {_last_line(log_file)}")
         time.sleep(POLL_S)
     return ready_file.read_text().strip()
 
@@ -116,11 +128,11 @@ def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
     try:
         process.wait(grace_s)
     except subprocess.TimeoutExpired:
-        logger.warning("environment server %d did not end within %g s: killing it", process.pid, grace_s)
+        logger.warning("environment server %d did not stop within %g s: killing it", process.pid, grace_s)
         process.kill()
         process.wait()
 
 
 def _last_line(log_file: Path) -> str:
     lines = log_file.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"it wrote nothing to {log_file}"
+    return lines[-1] if lines else f"no output in {log_file}"

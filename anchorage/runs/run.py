@@ -20,7 +20,7 @@ from services.errors import AnchorageError
 from services.run_folder import run_config
 
 if TYPE_CHECKING:
-    from services.control.group_index import Kept
+    from services.control.group_index import GroupIndex
     from services.control.views import GroupSummary, TrajectorySummary
 
 
@@ -193,10 +193,10 @@ class Run:
 
         return export_episodes(self.folder, Path(file))
 
-    def _kept(self) -> Kept:
-        from services.control.group_index import Kept
+    def _kept(self) -> GroupIndex:
+        from services.control.group_index import GroupIndex
 
-        return Kept(self.folder)
+        return GroupIndex(self.folder)
 
     def _summaries(self) -> Iterator[tuple[GroupSummary, list[TrajectorySummary]]]:
         """Yield the kept groups with their episodes, oldest update first."""

@@ -1,1 +1,1 @@
-"""A thin shim for AgentGym's clients: its routes under `/agentgym`, played in the same session table."""
+"""Routes for AgentGym's clients under `/agentgym`, in the same session table as all others."""

@@ -1,7 +1,7 @@
-"""AgentGym's routes under `/agentgym`, in the dialect that its client of the environment speaks.
+"""AgentGym's routes under `/agentgym`, in the dialect of its client for the environment.
 
-Its WebShop client names environments `env_idx`, its ALFWorld client `id`; other environments get ALFWorld's dialect.
-Errors are problem documents, as everywhere.
+Its WebShop client calls an environment `env_idx`, its ALFWorld client `id`; other environments get ALFWorld's dialect.
+Errors are problem documents.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Closed(BaseModel):
 
 @runtime_checkable
 class Shop(Protocol):
-    """An environment that tells what AgentGym's shop tells of its page; admissible actions lack the order."""
+    """An environment that gives what AgentGym's shop says of its page. Admissible actions lack the page's order."""
 
     @property
     def has_search_bar(self) -> bool: ...
@@ -104,7 +104,7 @@ class ShopActions(BaseModel):
 
 
 def add_agentgym_routes(app: FastAPI, environment: str, shim: Shim, documented: dict[str, Any]) -> None:
-    """Add the routes of the dialect of `environment`. `documented`: options that every route gets."""
+    """Add the routes in the dialect of `environment`. `documented`: route options for the OpenAPI document."""
     if environment.startswith("webshop"):
         _add_webshop_dialect(app, shim, documented)
     else:
@@ -114,12 +114,12 @@ def add_agentgym_routes(app: FastAPI, environment: str, shim: Shim, documented: 
 def _add_alfworld_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) -> None:
     @app.post(f"{PREFIX}/create", **documented)
     async def create() -> Created:
-        """AgentGym: make an environment."""
+        """AgentGym: create an environment."""
         return Created(id=shim.create())
 
     @app.post(f"{PREFIX}/reset", **documented)
     async def reset(body: Reset) -> ResetAnswer:
-        """AgentGym: start task number `game`, counted through all splits."""
+        """AgentGym: start the task with index `game`, counted through all splits."""
         result = await shim.reset(body.id, body.game)
         return ResetAnswer(
             id=body.id,
@@ -146,12 +146,12 @@ def _add_alfworld_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) 
 
     @app.get(f"{PREFIX}/available_actions", **documented)
     async def available_actions(query: Annotated[NamedQuery, Query()]) -> list[str]:
-        """AgentGym: the actions that are accepted now."""
+        """AgentGym: the actions accepted now."""
         return shim.last(query.id).admissible or []
 
     @app.post(f"{PREFIX}/close", **documented)
     async def close(body: Named) -> Closed:
-        """AgentGym: end an environment."""
+        """AgentGym: close an environment."""
         shim.close(body.id)
         return Closed()
 
@@ -159,12 +159,12 @@ def _add_alfworld_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) 
 def _add_webshop_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) -> None:
     @app.post(f"{PREFIX}/create", **documented)
     async def create() -> int:
-        """AgentGym: make an environment."""
+        """AgentGym: create an environment."""
         return shim.create()
 
     @app.post(f"{PREFIX}/reset", **documented)
     async def reset(body: ShopReset) -> tuple[str, None]:
-        """AgentGym: start task number `session_id`, counted through all splits; none: any."""
+        """AgentGym: start the task with index `session_id`, counted through all splits; none: a random one."""
         return (await shim.reset(body.env_idx, body.session_id)).observation, None
 
     @app.post(f"{PREFIX}/step", **documented)
@@ -180,7 +180,7 @@ def _add_webshop_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) -
 
     @app.get(f"{PREFIX}/available_actions", **documented)
     async def available_actions(query: Annotated[ShopQuery, Query()]) -> ShopActions:
-        """AgentGym: whether there is a search bar, and the names of what can be clicked in the page's order."""
+        """AgentGym: whether the page has a search bar, and what can be clicked, in the page's order."""
         shop = shim.environment(query.env_idx)
         if isinstance(shop, Shop):
             return ShopActions(has_search_bar=shop.has_search_bar, clickables=list(shop.clickables))
@@ -188,7 +188,7 @@ def _add_webshop_dialect(app: FastAPI, shim: Shim, documented: dict[str, Any]) -
 
     @app.post(f"{PREFIX}/close", **documented)
     async def close(body: ShopNamed) -> Closed:
-        """AgentGym: end an environment."""
+        """AgentGym: close an environment."""
         shim.close(body.env_idx)
         return Closed()
 
@@ -200,5 +200,5 @@ def _shop_actions(result: StepResult) -> ShopActions:
 
 
 def _without_banner(text: str) -> str:
-    """AgentGym's ALFWorld leaves the engine's banner out."""
+    """Remove the engine's banner, which AgentGym's ALFWorld does not show."""
     return text.partition("\n\n")[2] if text.startswith("-= ") else text

@@ -1,8 +1,8 @@
-"""AgentGym's environments: made first, reset to any task as often as wanted, and named by numbers.
+"""AgentGym's environments: created first, reset to any task any number of times, and named by numbers.
 
 Invariants
-- An environment holds at most one session of the table; resetting it ends the one before.
-- There are at most as many environments as sessions; those that were not used for long are forgotten.
+- An environment holds at most one session of the table; a reset closes the one before.
+- There are at most as many environments as sessions; those that are idle for too long are removed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from env_servers.sessions.table import Busy, Conflict, SessionTable, SessionUnkn
 
 @dataclass(slots=True)
 class Slot:
-    """One environment of AgentGym's. `last` is none until it is reset."""
+    """One environment.
+
+    Attributes:
+        used_at: the clock at its last use.
+        last: its last result; None before its first reset.
+    """
 
     used_at: float
     last: StepResult | None = None
@@ -39,19 +44,19 @@ class Shim:
         self._slots: dict[int, Slot] = {}
 
     def create(self) -> int:
-        """A new environment's number. Raises Busy."""
+        """Create an environment and return its number. Raises Busy."""
         now = self._clock()
         most = self._table.info.max_sessions
         if len(self._slots) >= most:
             self._forget(now - self._table.info.idle_seconds)
         if len(self._slots) >= most:
-            raise Busy(f"all {most} environments are in use: try again, or start another server")
+            raise Busy(f"all {most} environments are in use: retry later, or raise --max-sessions")
         number = new_number(self._worker)
         self._slots[number] = Slot(now)
         return number
 
     async def reset(self, number: int, task: int | None) -> StepResult:
-        """Start task number `task`, counted through all splits in order; none: any."""
+        """Start the task with index `task`, counted through all splits in order; None: a random one."""
         slot = self._find(number)
         request = self._request(task)
         self._end(slot)
@@ -66,7 +71,7 @@ class Shim:
         return slot.last
 
     def last(self, number: int) -> StepResult:
-        """The environment's last answer. Raises Conflict before its first reset."""
+        """The environment's last result. Raises Conflict before its first reset."""
         return self._last(self._find(number))
 
     def environment(self, number: int) -> Environment:
@@ -74,14 +79,14 @@ class Shim:
         return self._table.environment(self.last(number).session)
 
     def close(self, number: int) -> None:
-        """Forget an environment and end its session."""
+        """Remove an environment and close its session."""
         self._end(self._find(number))
         del self._slots[number]
 
     def _find(self, number: int) -> Slot:
         slot = self._slots.get(number)
         if slot is None:
-            raise SessionUnknown("no such environment: create one")
+            raise SessionUnknown("no such environment: create one first")
         slot.used_at = self._clock()
         return slot
 

@@ -1,8 +1,8 @@
-"""JSON as servers of others write it, which Python's own `json` module lets through.
+"""JSON as foreign servers write it: what Python's own `json` module accepts, and valid text out of it.
 
 Invariants
-- NaN, Infinity and numbers beyond a float are read: which value is wrong can then be said.
-- Half a surrogate pair, which no text can hold, becomes U+FFFD.
+- NaN, Infinity and numbers beyond a float are read, so that the error can name the value.
+- A lone surrogate, which no Python text can be encoded with, becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from typing import Any
 import orjson
 
 MOST_DIGITS = 400
-"""An integer of more digits is read as infinite. Python refuses to read one of more than 4,300."""
+"""A longer integer is read as infinite. Python refuses to read one of more than 4,300 digits."""
 
 
 def read_json(text: str | bytes) -> Any:
-    """Parse a JSON text. Raises ValueError.
+    """Parse a JSON text.
 
-    Example: `read_json('["\\\\ud800", NaN]')` is `["\\ufffd", nan]`.
+    Raises:
+        ValueError: it is no JSON, is no UTF-8, or is nested too deeply.
+
+    Example:
+        >>> read_json('["\\\\ud800", NaN]')
+        ['\\ufffd', nan]
     """
     try:
         return orjson.loads(text)

@@ -1,4 +1,4 @@
-"""The same sessions in this process, without HTTP: for tests, benchmarks and warm starts."""
+"""Client of sessions in this process, without HTTP: for tests, benchmarks and warm starts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from env_servers.clients.interface import (
 )
 from env_servers.clients.refusals import Refusals
 from env_servers.environment import Environment, TaskError
+from env_servers.errors import summary
 from env_servers.protocol import EnvInfo, ResetRequest, StepRequest, StepResult
 from env_servers.sessions.table import CALL_SECONDS, Busy, EnvironmentFault, SessionError, SessionTable, SessionUnknown
-from env_servers.validation import summary
 
 
 class LocalClient:
-    """The same sessions in this process, without HTTP: for tests, benchmarks and warm starts.
+    """Plays an environment in this process, with the results and errors of the other clients.
 
     Args:
         factory: the environment class.
-        max_sessions, idle_seconds, threads, call_seconds: as for a server.
+        max_sessions, idle_seconds, threads, call_seconds: as in `ServerSettings`.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class LocalClient:
         return self._table.info
 
     async def reset(self, request: ResetRequest) -> StepResult:
-        with _translated():
+        with _client_errors():
             return self._refusals.opened(request, await self._table.reset(request))
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
         return await self._refusals.step(session, step, action, self._take)
 
     async def _take(self, session: str, step: int, action: str) -> StepResult:
-        with _translated():
+        with _client_errors():
             return await self._table.step(StepRequest(session=session, step=step, action=action))
 
     async def close_session(self, session: str) -> None:
@@ -71,8 +71,8 @@ class LocalClient:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """The session table's errors as the ones a client raises."""
+def _client_errors() -> Iterator[None]:
+    """Turn the session table's errors into those of a client."""
     try:
         yield
     except SessionUnknown as error:

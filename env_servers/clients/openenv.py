@@ -1,13 +1,13 @@
-"""Playing any OpenEnv server: each session is a WebSocket of its own.
+"""Client of any OpenEnv server: each session is a WebSocket of its own.
 
 Invariants
-- The same answers and errors as the other clients give.
-- OpenEnv has no task numbers: task `index` is the seed `index`, and `test` has seeds that `train` has not.
-- OpenEnv knows no repeats: a step whose answer was lost loses the session. What was answered is repeated from here.
-- `done` is a termination, unless the observation says `truncated` or the session's own step limit was reached.
-- A malformed call, here or by the server's word, is a transition in which the action was refused. An environment that
-  fails at `FAILURES_IN_A_ROW` steps in a row is taken to be broken, and the request is rejected, unless other sessions
-  took steps meanwhile: then the actions are the cause, and a policy may well choose many such.
+- The same results and errors as the other clients.
+- OpenEnv has no task indices: task `index` is the seed `index`, and `test` has other seeds than `train`.
+- OpenEnv has no repeats: a step whose answer was lost loses the session. The client itself repeats the last result.
+- `done` is a termination, unless the observation says `truncated` or the session's own step limit is reached.
+- A malformed call, by our check or by the server's, is a transition in which the action was refused. An environment
+  that fails at `FAILURES_IN_A_ROW` consecutive steps of a session is considered broken, and the request is rejected,
+  unless other sessions took steps meanwhile: then the actions are the cause, and a policy may choose many such.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from typing import Any
 import aiohttp
 import orjson
 from pydantic import ValidationError
-from yarl import URL
 
+from env_servers.clients.bodies import AnswerTooLong, read_body, server_url
 from env_servers.clients.interface import (
     ActionRefused,
     EnvironmentUnavailableError,
     RequestRejected,
     SessionLost,
-    TryAgain,
-    one_line,
-    persevere,
 )
 from env_servers.clients.openenv_mapping import ActionMapping, Tool, failure_of, introduce, observe
 from env_servers.clients.openenv_socket import ServerRefusal, Socket, SocketLost
 from env_servers.clients.refusals import Refusals
+from env_servers.clients.retry import RetryableError, retry
 from env_servers.environment import Observation
+from env_servers.errors import one_line
 from env_servers.openenv.wire import ErrorCode
 from env_servers.protocol import EnvInfo, ResetRequest, StepResult
 
@@ -43,16 +42,23 @@ logger = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 4
 REFUSALS = frozenset({ErrorCode.VALIDATION_ERROR, ErrorCode.INVALID_JSON, ErrorCode.UNKNOWN_TYPE})
-"""Errors that are about the message, so about the action in it."""
+"""Error codes that concern the message, and so the action in it."""
 SEEDS = 1_000_000
 FIRST_SEEDS = {"train": 0, "test": SEEDS}
 
 
 @dataclass
 class OpenSession:
-    """One socket and where its episode stands.
+    """One socket and the state of its episode.
 
-    `failures`: steps in a row that the environment failed at. `taken`: the client's `_taken` before them.
+    Attributes:
+        socket: the connection.
+        request: the reset that opened the session.
+        tools: the server's tools; empty where it has none.
+        last: the result of the last step.
+        failures: consecutive steps at which the environment failed.
+        taken: the client's `_taken` before those failures.
+        lock: held while a step is taken.
     """
 
     socket: Socket
@@ -68,12 +74,16 @@ class OpenEnvClient:
     """Client of one OpenEnv server.
 
     Args:
-        url: address of the server, `http://host:port`, with a path where it has one.
-        token: bearer token, where the server asks for one.
+        url: address of the server, `http://host:port`, with a path if it has one.
+        token: bearer token; none: the server requires none.
         timeout_s: time limit of one answer.
-        connections: most sessions at the same time.
-        patience_s: how long a reset is repeated while the server is away or full.
-        action_field, observation_field: where the texts go and come from; none: what the server's schemas suggest.
+        connections: maximum number of sessions.
+        patience_s: how long a reset is retried while the server is unreachable or full.
+        action_field: field of an action that takes the text; none: what the server's schema suggests.
+        observation_field: field of an observation that holds the text; none: what its fields suggest.
+
+    Raises:
+        ValueError: `url` is no address.
     """
 
     def __init__(
@@ -87,9 +97,7 @@ class OpenEnvClient:
         action_field: str | None = None,
         observation_field: str | None = None,
     ) -> None:
-        self._url = URL(url)
-        if self._url.scheme not in ("http", "https") or not self._url.host:
-            raise ValueError(f"{url!r} is no address of an OpenEnv server: write http://host:port")
+        self._url = server_url(url, "an OpenEnv server")
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._timeout_s = timeout_s
         self._connections = connections
@@ -101,14 +109,14 @@ class OpenEnvClient:
         self._sessions: dict[str, OpenSession] = {}
         self._refusals = Refusals()
         self._taken = 0
-        """Steps that the environment did not fail at, of all sessions."""
+        """Steps of all sessions at which the environment did not fail."""
 
     async def info(self) -> EnvInfo:
-        """What the server says of itself. Its session limit and idle limit are not known."""
+        """What the server serves. Its session limit and idle limit are not known."""
         metadata = await self._document("metadata")
         return EnvInfo(
-            name=str(metadata.get("name", "")),
-            version=str(metadata.get("version") or ""),
+            name=one_line(metadata.get("name") or ""),
+            version=one_line(metadata.get("version") or ""),
             splits=dict.fromkeys(FIRST_SEEDS, SEEDS),
             max_sessions=self._connections,
             idle_seconds=0.0,
@@ -127,7 +135,7 @@ class OpenEnvClient:
         except BaseException as error:
             await socket.close()
             if isinstance(error, (SocketLost, ServerRefusal)):
-                raise EnvironmentUnavailableError(f"{self._name} does not tell its tools: {error}") from error
+                raise EnvironmentUnavailableError(f"{self._name} does not list its tools: {error}") from error
             raise
         if tools:
             seen = replace(seen, text=f"{seen.text}\n{introduce(tools)}".strip())
@@ -136,7 +144,7 @@ class OpenEnvClient:
         return self._refusals.opened(request, result)
 
     async def example_actions(self, count: int, seed: int = 0) -> list[str]:
-        """Valid actions, made from the schemas of the server's tools or of its actions; none where any text is one."""
+        """Valid actions, drawn from the schemas of the server's tools or actions; empty where any text is an action."""
         mapping = await self._action_mapping()
         if not mapping.calls_tools:
             return mapping.examples((), count, seed)
@@ -147,7 +155,7 @@ class OpenEnvClient:
             await self.close_session(first.session)
 
     async def step(self, session: str, step: int, action: str) -> StepResult:
-        """Take action number `step` (from 1). An answer that cannot be understood ends the session."""
+        """Take action number `step` (from 1). An invalid answer ends the session."""
         return await self._refusals.step(session, step, action, self._take_step)
 
     async def _take_step(self, session: str, step: int, action: str) -> StepResult:
@@ -200,7 +208,7 @@ class OpenEnvClient:
         except ServerRefusal as error:
             raise self._refusal(open_session, error) from error
         except TypeError as error:
-            raise ActionRefused(f"the action is no JSON: {error}") from error
+            raise ActionRefused(f"the action cannot be written as JSON: {error}") from error
         if failure := failure_of(data):
             raise self._refusal(open_session, ServerRefusal(ErrorCode.VALIDATION_ERROR, failure))
         self._taken += 1
@@ -208,42 +216,42 @@ class OpenEnvClient:
         return data
 
     def _refusal(self, open_session: OpenSession, error: ServerRefusal) -> RequestRejected:
-        """The error to raise. An exception of the environment may be its word for a bad action."""
-        message = one_line(str(error))
+        """The error to raise. An exception of the environment may be its way to refuse a bad action."""
+        message = one_line(error)
         if error.code in REFUSALS:
             return ActionRefused(message)
         open_session.failures += 1
         broken = open_session.failures >= FAILURES_IN_A_ROW and open_session.taken == self._taken
         if error.code != ErrorCode.EXECUTION_ERROR or broken:
-            return RequestRejected(f"{self._name} failed at {open_session.failures} step(s) in a row: {message}")
+            return RequestRejected(f"{self._name} failed at {open_session.failures} consecutive steps: {message}")
         return ActionRefused(message)
 
     async def _start(self, seed: int) -> tuple[Socket, dict[str, Any]]:
-        """A socket and its first observation, tried again while the server is away or full."""
+        """A socket and its first observation; retried while the server is unreachable or full."""
 
         async def attempt() -> tuple[Socket, dict[str, Any]]:
             try:
                 socket = await Socket.connect(self._session(), self._socket_url, self._headers, self._timeout_s)
             except SocketLost as error:
-                raise TryAgain(one_line(str(error))) from error
+                raise RetryableError(one_line(error)) from error
             try:
                 return socket, await socket.ask("reset", {"seed": seed})
             except BaseException as error:
                 await socket.close()
                 if isinstance(error, SocketLost) or _is_full(error):
-                    raise TryAgain(one_line(str(error))) from error
+                    raise RetryableError(one_line(error)) from error
                 if isinstance(error, ServerRefusal):
-                    raise RequestRejected(one_line(str(error))) from error
+                    raise RequestRejected(one_line(error)) from error
                 raise
 
-        return await persevere(attempt, self._name, self._patience_s)
+        return await retry(attempt, self._name, self._patience_s)
 
     async def _ask_for_tools(self, socket: Socket) -> list[Tool]:
         data = await socket.ask("step", {"type": "list_tools"})
         try:
             return [Tool.model_validate(tool) for tool in data["observation"]["tools"]]
         except (KeyError, TypeError, ValidationError) as error:
-            raise SocketLost("its list of tools is none") from error
+            raise SocketLost("invalid list of tools") from error
 
     async def _action_mapping(self) -> ActionMapping:
         if self._mapping is None:
@@ -253,31 +261,37 @@ class OpenEnvClient:
         return self._mapping
 
     async def _document(self, path: str) -> dict[str, Any]:
-        """A JSON document of the server's, tried again while it is away."""
+        """A JSON document of the server; retried while it is unreachable."""
 
         async def attempt() -> tuple[int, bytes]:
             try:
                 async with self._session().get(
                     self._url / path, headers=self._headers, timeout=aiohttp.ClientTimeout(self._timeout_s)
                 ) as response:
-                    return response.status, await response.read()
+                    return response.status, await read_body(response)
+            except AnswerTooLong as error:
+                raise EnvironmentUnavailableError(f"{self._name}, /{path}: {error}") from error
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise TryAgain(one_line(str(error)) or f"no answer within {self._timeout_s:g} s") from error
+                raise RetryableError(one_line(error) or f"no answer within {self._timeout_s:g} s") from error
 
-        status, body = await persevere(attempt, self._name, self._patience_s)
+        status, body = await retry(attempt, self._name, self._patience_s)
         if status in (401, 403):
-            raise RequestRejected(f"{self._name} asks for another token")
+            raise RequestRejected(f"{self._name}: missing or invalid bearer token (status {status} for /{path})")
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError:
             document = None
         if status != 200 or not isinstance(document, dict):
-            raise EnvironmentUnavailableError(f"{self._name} answered {status} at /{path}: it is no OpenEnv server")
+            raise EnvironmentUnavailableError(
+                f"{self._name} is no OpenEnv server: status {status} for GET /{path}, and no JSON object"
+                if status == 200
+                else f"{self._name} is no OpenEnv server: status {status} for GET /{path}"
+            )
         return document
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
-            # Sockets count as connections; the documents need one beside them.
+            # Every socket is a connection; one more is for the documents.
             connector = aiohttp.TCPConnector(limit=self._connections + 1)
             self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._http
@@ -288,7 +302,7 @@ class OpenEnvClient:
 
     @property
     def _name(self) -> str:
-        return f"the OpenEnv server at {self._url.origin()}"
+        return f"OpenEnv server {self._url.origin()}"
 
 
 def _is_full(error: BaseException) -> bool:
@@ -298,9 +312,9 @@ def _is_full(error: BaseException) -> bool:
 def _seed_of(request: ResetRequest) -> int:
     first = FIRST_SEEDS.get(request.split)
     if first is None or request.index >= SEEDS:
-        raise RequestRejected(f"no task {request.split}/{request.index}: train and test have {SEEDS} seeds each")
+        raise RequestRejected(f"no task {request.split}/{request.index}: train and test have {SEEDS:,} seeds each")
     if request.anchor == "state":
-        raise RequestRejected("OpenEnv servers give no state digest: use anchor 'observation'")
+        raise RequestRejected("OpenEnv servers have no state digest: use anchor 'observation'")
     if request.expert:
         raise RequestRejected("OpenEnv servers have no scripted expert")
     return first + request.index

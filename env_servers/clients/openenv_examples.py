@@ -1,6 +1,6 @@
-"""Values that fit a JSON schema, drawn by chance: what a check plays on a server of typed actions.
+"""Random values that match a JSON schema: the actions that a check plays on a server of typed actions.
 
-As far as pydantic and FastMCP write schemas. A `pattern` is not looked at: such a text may not fit.
+Covers the schemas that pydantic and FastMCP write. `pattern` is ignored: such a text may not match.
 """
 
 from __future__ import annotations
@@ -11,15 +11,31 @@ from typing import Any
 
 WORDS = ("look", "help", "yes", "no", "1", "north", "hello")
 OPTIONAL_SHARE = 0.3
-"""How often a property that is not required is given."""
+"""Probability that a property that is not required is given."""
+MOST_NESTED = 64
+"""Nesting depth at which a schema is given up."""
+LONGEST = 4096
+"""Largest minimum length of a text or a list that is drawn."""
 DEEPEST = 6
-"""Below it only what is required is given, and lists are as short as they may be."""
+"""Nesting depth from which only required properties are given, and lists have their minimum length."""
 
 
 def example(
     schema: Mapping[str, Any], rng: random.Random, root: Mapping[str, Any] | None = None, depth: int = 0
 ) -> Any:
-    """A value that fits `schema`; `root`: the document that its references are in."""
+    """Draw a value that matches `schema`.
+
+    Args:
+        schema: a JSON schema. One that is none may raise anything.
+        rng: makes the choices.
+        root: the document that references point into; none: `schema` itself.
+        depth: nesting depth so far.
+
+    Example: `{"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}, "required": ["n"]}` gives
+    `{"n": 3}`, or another integer from 3 to 13.
+    """
+    if depth > MOST_NESTED:
+        raise ValueError("the schema requires itself")
     root = schema if root is None else root
     schema = _resolved(schema, root)
     if "const" in schema:
@@ -29,7 +45,7 @@ def example(
             return rng.choice(schema[name])
     for name in ("anyOf", "oneOf"):
         if options := [option for option in schema.get(name, ()) if option.get("type") != "null"]:
-            return example(rng.choice(options), rng, root, depth)
+            return example(rng.choice(options), rng, root, depth + 1)
     match _kind(schema):
         case "object":
             return _object(schema, rng, root, depth)
@@ -48,7 +64,7 @@ def example(
 
 
 def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema with its reference and its `allOf` put in."""
+    """The schema with its reference and its `allOf` resolved."""
     for _ in range(DEEPEST):
         reference = schema.get("$ref")
         parts = schema.get("allOf", ())
@@ -82,7 +98,7 @@ def _object(schema: Mapping[str, Any], rng: random.Random, root: Mapping[str, An
 
 
 def _array(schema: Mapping[str, Any], rng: random.Random, root: Mapping[str, Any], depth: int) -> list[Any]:
-    least = int(schema.get("minItems", 0))
+    least = _least(schema, "minItems")
     most = min(int(schema.get("maxItems", least + 2)), least + 2) if depth < DEEPEST else least
     items = schema.get("prefixItems")
     if items:
@@ -91,14 +107,21 @@ def _array(schema: Mapping[str, Any], rng: random.Random, root: Mapping[str, Any
 
 
 def _bounds(schema: Mapping[str, Any], step: int) -> tuple[int, int]:
-    """Whole numbers that are within the schema's limits, both included."""
+    """The smallest and the largest integer to draw, both within the schema's limits."""
     low = schema.get("minimum", schema.get("exclusiveMinimum", -step) + step)
     high = schema.get("maximum", schema.get("exclusiveMaximum", low + 10 + step) - step)
     return int(low), max(int(low), int(high))
 
 
+def _least(schema: Mapping[str, Any], name: str) -> int:
+    least = int(schema.get(name, 0))
+    if least > LONGEST:
+        raise ValueError(f"{name} is {least}")
+    return least
+
+
 def _text(schema: Mapping[str, Any], rng: random.Random) -> str:
     text = rng.choice(WORDS)
-    least = int(schema.get("minLength", 0))
+    least = _least(schema, "minLength")
     most = int(schema.get("maxLength", max(least, len(text))))
     return (text * (least // len(text) + 1))[:most]

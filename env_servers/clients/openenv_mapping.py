@@ -1,8 +1,20 @@
-"""Plain text on our side, typed actions and observations on that of a foreign OpenEnv server.
+"""Maps our plain text to the typed actions and observations of a foreign OpenEnv server.
 
-An action text goes into the action's text field as it is, JSON too: but for a JSON object of just the action's own
-fields, which is the action itself, as it must be where no single field takes a text. A server of tools gets
-`tool[argument]`, where the argument is the tool's only text, or a JSON object of all its arguments.
+An action text goes unchanged into the action's text field, JSON included. The exception is a JSON object of exactly the
+action's own fields: it is the action itself, and the only form where no single field takes a text. A server of tools
+gets `tool[argument]`, where the argument is the tool's only text, or a JSON object of all its arguments.
+
+Example, for a server whose actions have one required text field `code`::
+
+    print(1)             ->  {"code": "print(1)"}
+    {"code": "print(1)"} ->  {"code": "print(1)"}
+    {"a": 1}             ->  {"code": "{\"a\": 1}"}
+
+and for a server with the tool `echo(message: str)`::
+
+    echo[hello]                ->  {"type": "call_tool", "tool_name": "echo", "arguments": {"message": "hello"}}
+    echo[{"message": "hello"}] ->  the same
+    say[hello]                 ->  ActionRefused: no tool 'say', the tools are echo
 """
 
 from __future__ import annotations
@@ -19,7 +31,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from env_servers.clients.interface import ActionRefused, RequestRejected
 from env_servers.clients.openenv_examples import example
 from env_servers.environment import Observation
-from env_servers.numbers import fault
+from env_servers.errors import one_line
+from env_servers.protocol import invalid_value, shown_value
 
 _NOT_CONTENT = frozenset({"metadata", "type", "done", "reward"})
 _NO_FACTS = frozenset({"accepted", "terminated", "truncated"})
@@ -36,12 +49,12 @@ class Tool(BaseModel):
     """A tool that a server offers."""
 
     name: str
-    description: str = ""
+    description: str | None = None
     input_schema: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def text_argument(self) -> str | None:
-        """The argument that a plain text goes into, where there is no doubt."""
+        """The argument that takes a plain text; None if there is not exactly one."""
         return _text_field(self.input_schema)
 
 
@@ -50,7 +63,7 @@ class ActionMapping:
     """How an action text becomes an action.
 
     Attributes:
-        schema: the server's JSON schema of actions.
+        schema: the server's JSON schema of actions. Not trusted: anything in it may have any type.
         text_field: the field that takes the text; none: the schema's only text.
     """
 
@@ -59,10 +72,14 @@ class ActionMapping:
 
     @property
     def calls_tools(self) -> bool:
-        return {"tool_name", "arguments"} <= set(self.schema.get("properties", {}))
+        return {"tool_name", "arguments"} <= _properties(self.schema).keys()
 
     def action(self, text: str, tools: Sequence[Tool]) -> dict[str, Any]:
-        """Raises ActionRefused where the text cannot be an action."""
+        """The action of a text.
+
+        Raises:
+            ActionRefused: the text is no action.
+        """
         given = _json_object(text)
         if self.calls_tools:
             return _call(text, tools) if given is None else _whole_call(given, tools)
@@ -70,13 +87,23 @@ class ActionMapping:
         if given is not None and (name is None or _fits(given, self.schema)):
             return given
         if name is None:
-            fields = ", ".join(sorted(self.schema.get("properties", {}).keys() - _NOT_CONTENT))
-            raise ActionRefused(f"the server's actions have the fields {fields}: write them as a JSON object")
+            fields = ", ".join(sorted(_content(self.schema)))
+            raise ActionRefused(f"an action is a JSON object with the fields {fields}")
         return {name: text}
 
     def examples(self, tools: Sequence[Tool], count: int, seed: int) -> list[str]:
-        """Valid actions as an agent would write them; none where the schema says no more than that it is a text."""
-        rng = random.Random(seed)
+        """Valid actions as an agent would write them; empty where the schema only says that an action is a text.
+
+        Raises:
+            RequestRejected: the schema is no valid JSON schema.
+        """
+        try:
+            return self._examples(tools, count, random.Random(seed))
+        except Exception as error:  # a foreign schema may hold anything anywhere
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise RequestRejected(f"the server's action schema cannot be read: {reason}") from error
+
+    def _examples(self, tools: Sequence[Tool], count: int, rng: random.Random) -> list[str]:
         if self.calls_tools:
             calls = (rng.choice(tools) for _ in range(count if tools else 0))
             return [f"{tool.name}[{json.dumps(example(tool.input_schema, rng))}]" for tool in calls]
@@ -86,7 +113,7 @@ class ActionMapping:
             return [json.dumps(example(content, rng)) for _ in range(count)]
         if name in _CODE_FIELDS:
             return [rng.choice(_CODE) for _ in range(count)]
-        of = self.schema.get("properties", {}).get(name, {})
+        of = _properties(self.schema).get(name, {})
         return [str(example(of, rng)) for _ in range(count)] if {"enum", "examples", "const"} & of.keys() else []
 
     @property
@@ -95,13 +122,24 @@ class ActionMapping:
 
 
 def observe(data: Mapping[str, Any], text_field: str | None = None) -> Observation:
-    """An observation message's `data` as an observation of ours. Its text is `text_field`, or what looks like it.
+    """Turn the `data` of an observation message into an observation.
 
-    Raises RequestRejected where the reward or a fact is not a finite number, or `won` neither true nor false.
+    Args:
+        data: a foreign server's message.
+        text_field: field of the observation that holds its text; none: chosen by the names of its fields.
+
+    Raises:
+        RequestRejected: the observation is no object, the reward or a fact is not a finite number, or `done` or `won`
+            is neither true nor false.
     """
     seen = data.get("observation")
-    seen = seen if isinstance(seen, Mapping) else {}
-    done = bool(data.get("done"))
+    if seen is None:
+        seen = {}
+    if not isinstance(seen, Mapping):
+        raise RequestRejected("invalid value: observation is not an object")
+    done = data.get("done") or False
+    if not isinstance(done, bool):
+        raise RequestRejected(f"invalid value: done is {shown_value(done)}, not true or false")
     truncated = done and seen.get("truncated") is True and seen.get("terminated") is not True
     return Observation(
         text=_text_of(seen, text_field),
@@ -115,14 +153,15 @@ def observe(data: Mapping[str, Any], text_field: str | None = None) -> Observati
 
 
 def failure_of(data: Mapping[str, Any]) -> str | None:
-    """What went wrong, where a server answers a step with an error and no observation, as JSON-RPC does."""
+    """The error of a step that is answered with an error and no observation, as in JSON-RPC; None: no error."""
     return None if "observation" in data else _error_text(data)
 
 
 def introduce(tools: Sequence[Tool]) -> str:
-    """What an agent is told of the tools."""
+    """One line for each tool, for the agent to read: how to call it, and its description."""
     return "\n".join(
-        f"{tool.name}[{tool.text_argument or 'JSON object'}]: {' '.join(tool.description.split())}" for tool in tools
+        f"{tool.name}[{tool.text_argument or 'JSON object'}]: {' '.join((tool.description or '').split())}"
+        for tool in tools
     )
 
 
@@ -130,41 +169,54 @@ def _call(text: str, tools: Sequence[Tool]) -> dict[str, Any]:
     match = _CALL.fullmatch(text)
     names = ", ".join(tool.name for tool in tools)
     if match is None:
-        raise ActionRefused(f"an action must be tool[argument], with one of the tools {names}")
+        raise ActionRefused(f"an action must be tool[argument], where the tool is one of {names}")
     tool = next((tool for tool in tools if tool.name == match[1]), None)
     if tool is None:
-        raise ActionRefused(f"there is no tool {match[1]!r}, only {names}")
+        raise ActionRefused(f"no tool {match[1]!r}, the tools are {names}")
     arguments = _json_object(match[2])
     if tool.text_argument is not None and (arguments is None or not _fits(arguments, tool.input_schema)):
         arguments = {tool.text_argument: match[2]}
-    if arguments is None and not match[2].strip() and not tool.input_schema.get("required"):
+    if arguments is None and not match[2].strip() and not _required(tool.input_schema):
         arguments = {}
     if arguments is None:
-        raise ActionRefused(f"the tool {tool.name} takes its arguments as a JSON object: {tool.name}[{{…}}]")
+        raise ActionRefused(f"the arguments of tool {tool.name} must be a JSON object: {tool.name}[{{…}}]")
     return {"type": "call_tool", "tool_name": tool.name, "arguments": arguments}
 
 
 def _whole_call(given: dict[str, Any], tools: Sequence[Tool]) -> dict[str, Any]:
     names = ", ".join(tool.name for tool in tools)
     if not isinstance(given.get("tool_name"), str):
-        raise ActionRefused(f'a call as JSON must be {{"tool_name": …, "arguments": {{…}}}}, with one of {names}')
+        raise ActionRefused(f'a JSON call must be {{"tool_name": …, "arguments": {{…}}}}, with one of {names}')
     return {"type": "call_tool", **given}
 
 
-def _content(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: of for name, of in schema.get("properties", {}).items() if name not in _NOT_CONTENT}
+def _properties(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The schema of each property. JSON Schema also allows `true`, which accepts anything, for a schema."""
+    found = schema.get("properties")
+    if not isinstance(found, Mapping):
+        return {}
+    return {name: of if isinstance(of, Mapping) else {} for name, of in found.items()}
+
+
+def _required(schema: Mapping[str, Any]) -> list[str]:
+    names = schema.get("required")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _content(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The properties that an agent fills in."""
+    return {name: of for name, of in _properties(schema).items() if name not in _NOT_CONTENT}
 
 
 def _fits(given: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
-    """Whether an object is of a schema's properties, all required ones among them."""
-    return bool(given) and set(schema.get("required", ())) <= given.keys() <= schema.get("properties", {}).keys()
+    """Whether an object has only properties of the schema, and all required ones."""
+    return bool(given) and set(_required(schema)) <= given.keys() <= _properties(schema).keys()
 
 
 def _text_field(schema: Mapping[str, Any]) -> str | None:
-    """The only required property, else the only text, where that is a text and nothing else is required."""
-    properties = _content(schema)
-    texts = [name for name, p in properties.items() if p.get("type") == "string"]
-    required = [name for name in schema.get("required", []) if name not in _NOT_CONTENT]
+    """The only required property, or the only text if nothing is required; None unless that is a text."""
+    texts = [name for name, of in _content(schema).items() if of.get("type") == "string"]
+    required = [name for name in _required(schema) if name not in _NOT_CONTENT]
     candidates = required or texts
     return candidates[0] if len(candidates) == 1 and candidates[0] in texts else None
 
@@ -180,11 +232,11 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 
 def _reward(given: object) -> float:
-    """0 where there is none. OpenEnv's schema also lets a reward be true or false."""
+    """The reward; 0 if it is missing. OpenEnv's schema also allows true and false."""
     number = 0 if given is None else int(given) if isinstance(given, bool) else given
-    problem = fault(number, {})
+    problem = invalid_value(number, {})
     if problem is not None or not isinstance(number, (int, float)):
-        raise RequestRejected(f"wrong value: {problem}")
+        raise RequestRejected(f"invalid value: {problem}")
     return float(number)
 
 
@@ -213,7 +265,7 @@ def _as_text(value: object) -> str:
 
 
 def _parts_of(result: Mapping[str, Any]) -> str:
-    """The texts of an MCP result without structured data."""
+    """The texts of an MCP result that has no structured data."""
     parts = result.get("content")
     return "\n".join(
         str(part["text"])
@@ -223,7 +275,7 @@ def _parts_of(result: Mapping[str, Any]) -> str:
 
 
 def _error_text(seen: Mapping[str, Any]) -> str | None:
-    """What an `error` says: a text, or an object with a `message`; none where there is no error."""
+    """The text of `error`, which is a text or an object with a `message`; None: no error."""
     error = seen.get("error")
     if isinstance(error, Mapping):
         return str(error.get("message") or error.get("error_type") or error.get("code") or "the call failed")
@@ -231,7 +283,7 @@ def _error_text(seen: Mapping[str, Any]) -> str | None:
 
 
 def _accepted(seen: Mapping[str, Any]) -> bool:
-    """Whether the action was one: no error is told, or one that is not the action's fault."""
+    """Whether the server accepted the action: it reports no error, or one that is not the action's fault."""
     error, result = seen.get("error"), seen.get("result")
     if isinstance(error, Mapping) and error.get("error_type") in _NOT_THE_ACTIONS_FAULT:
         return True
@@ -258,7 +310,7 @@ def _facts(seen: Mapping[str, Any]) -> dict[str, object]:
         and name not in _NO_FACTS
     }
     facts = {**scalars, **(told if isinstance(told, Mapping) else {})}
-    problem = fault(0.0, facts)
+    problem = invalid_value(0.0, facts)
     if problem is not None:
-        raise RequestRejected(f"wrong value: {problem}")
+        raise RequestRejected(f"invalid value: {problem}")
     return facts

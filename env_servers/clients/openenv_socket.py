@@ -1,8 +1,9 @@
-"""One WebSocket to an OpenEnv server: a message, its answer, and the server's pings in between.
+"""One WebSocket to an OpenEnv server: a message, then its answer, and the server's pings at any time.
 
 Invariants
-- The socket is read all the time: a server that pings while its agent thinks gets its pong.
-- One message at a time. Without an answer in time the socket ends: a late answer would be taken for the next one's.
+- The socket is read continuously, so a server that pings while the agent thinks gets its pong.
+- One message at a time. If an answer does not come in time, or one comes that nothing was sent for, the socket is
+  closed: OpenEnv's messages have no ids, and a late or extra answer would be taken for that of the next message.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from typing import Any
 import aiohttp
 import orjson
 
+from env_servers.clients.bodies import MAX_ANSWER_BYTES
 from env_servers.clients.foreign_json import read_json
-
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
+from env_servers.errors import SHOWN_ERRORS, one_line
 
 
 class SocketLost(Exception):
-    """The socket is gone, or the server did not answer in time."""
+    """The connection is closed, the server did not answer in time, or its answer is no OpenEnv message."""
 
 
 class ServerRefusal(Exception):
-    """The server answered with an error message. `code`: OpenEnv's code of it."""
+    """The server answered with an error message.
+
+    Attributes:
+        code: OpenEnv's code of the error.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -31,7 +36,7 @@ class ServerRefusal(Exception):
 
 
 class Socket:
-    """A socket that is open. Make one with `connect`."""
+    """An open socket. Create one with `connect`."""
 
     def __init__(self, websocket: aiohttp.ClientWebSocketResponse, timeout_s: float) -> None:
         self._websocket = websocket
@@ -51,14 +56,20 @@ class Socket:
         return cls(websocket, timeout_s)
 
     async def ask(self, kind: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Send a message and give the data of its answer.
+        """Send a message and return the data of its answer.
 
         Raises:
-            SocketLost. ServerRefusal. TypeError: the data is no JSON.
+            SocketLost: no valid answer; the socket is of no more use.
+            ServerRefusal: the answer is an error message.
+            TypeError: the data cannot be written as JSON.
         """
         message = {"type": kind} if data is None else {"type": kind, "data": data}
         text = orjson.dumps(message).decode()
         async with self._one:
+            if not self._answers.empty():
+                extra = self._answers.get_nowait()
+                await self.close()
+                raise SocketLost("the server closed the connection" if _is_end(extra) else "unexpected message")
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await self._websocket.send_str(text)
@@ -71,7 +82,7 @@ class Socket:
         return _data_of(answer)
 
     async def close(self) -> None:
-        """Close the socket. Any number of times."""
+        """Close the socket. May be called again."""
         self._reader.cancel()
         try:
             async with asyncio.timeout(1.0):
@@ -83,32 +94,40 @@ class Socket:
         while True:
             message = await self._websocket.receive()
             await self._answers.put(message)
-            if message.type is not aiohttp.WSMsgType.TEXT and message.type is not aiohttp.WSMsgType.BINARY:
+            if _is_end(message):
                 return
 
 
+def _is_end(message: aiohttp.WSMessage) -> bool:
+    """Whether it is the end of the connection rather than data."""
+    return message.type is not aiohttp.WSMsgType.TEXT and message.type is not aiohttp.WSMsgType.BINARY
+
+
 def _data_of(message: aiohttp.WSMessage) -> dict[str, Any]:
-    if message.type is not aiohttp.WSMsgType.TEXT and message.type is not aiohttp.WSMsgType.BINARY:
+    if message.type is aiohttp.WSMsgType.ERROR:  # such as a message that is too long, or text that is no UTF-8
+        raise SocketLost(f"invalid WebSocket message: {one_line(message.data)}")
+    if _is_end(message):
         raise SocketLost("the server closed the connection")
     try:
         answer = read_json(message.data)
     except ValueError as error:
-        raise SocketLost("the server does not speak OpenEnv: its answer is no JSON") from error
+        raise SocketLost("the server does not speak OpenEnv: invalid JSON") from error
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, dict):
-        raise SocketLost("the server does not speak OpenEnv: its answer has no data")
+        raise SocketLost("the server does not speak OpenEnv: an answer without data")
     if answer.get("type") == "error":
         raise ServerRefusal(str(data.get("code", "")), _reason(data))
     return data
 
 
 def _reason(data: dict[str, Any]) -> str:
-    """An error's message, with the fields that it is about where the server names them (pydantic's errors)."""
+    """The message of an error, with the fields that it concerns where the server names them (pydantic's errors)."""
     message = str(data.get("message", "the server gave no reason"))
     errors = data.get("errors")
-    told = [
-        f"{'.'.join(map(str, error.get('loc') or ()))}: {error.get('msg', '')}"
-        for error in (errors if isinstance(errors, list) else ())
-        if isinstance(error, dict)
-    ]
-    return f"{message}: {'; '.join(told)}" if told else message
+    fields = []
+    for error in (errors if isinstance(errors, list) else [])[:SHOWN_ERRORS]:
+        if isinstance(error, dict):
+            where = error.get("loc")
+            path = ".".join(map(str, where)) if isinstance(where, list) else ""
+            fields.append(f"{path}: {error.get('msg', '')}")
+    return f"{message}: {'; '.join(fields)}" if fields else message

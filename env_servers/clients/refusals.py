@@ -1,11 +1,22 @@
-"""A refused action as a transition: the agent reads what was wrong, gets no reward, and the episode goes on.
+"""A refused action as a transition: the agent reads what was wrong, gets no reward, and the episode continues.
 
-A server that refuses an action has not taken a step. The caller has: its steps are counted here, and are renumbered on
-their way to the server.
+A server that refuses an action has not taken a step, but the episode has: the client counts the refused steps and
+renumbers the others on their way to the server.
 
 Invariants
-- A refusal is `accepted=False`, has reward 0 and counts towards `max_steps`.
-- A step that is repeated, refused or taken, is answered as before.
+- A refusal has `accepted=False` and reward 0, and counts towards `max_steps`.
+- A repeated step, refused or taken, returns the same result again.
+
+Example: of the actions a, b, c, d the server refuses b and d, with `max_steps` 4::
+
+    episode's step   1         2         3         4
+    action           a         b         c         d
+    server's step    1         refused   2         refused
+    result           taken     refusal   taken     refusal, truncated
+    `_Play.refused`  0         1         1         2
+
+Only the last step can be repeated: step 3, before step 4, goes to the server as its step 2 again; step 4 is answered
+from `_Play.last`.
 """
 
 from __future__ import annotations
@@ -22,32 +33,41 @@ Take = Callable[[str, int, str], Awaitable[StepResult]]
 
 @dataclass(slots=True)
 class _Play:
+    """One episode.
+
+    Attributes:
+        request: the reset that opened it.
+        last: the result of its last step.
+        refused: steps so far that the server refused.
+    """
+
     request: ResetRequest
     last: StepResult
     refused: int = 0
 
 
 class Refusals:
-    """The sessions of one client, as far as refused actions need it.
-
-    Example: of the actions a, b, c the server refuses b. The caller sees the steps 1, 2, 3; the server takes 1 and 2.
-    """
+    """The episodes of one client, as far as refused actions require."""
 
     def __init__(self) -> None:
         self._plays: dict[str, _Play] = {}
 
     def opened(self, request: ResetRequest, first: StepResult) -> StepResult:
+        """Register a session; returns the reset's result unchanged."""
         self._plays[first.session] = _Play(request, first)
         return first
 
     def closed(self, session: str) -> None:
+        """Forget a session."""
         self._plays.pop(session, None)
 
     async def step(self, session: str, step: int, action: str, take: Take) -> StepResult:
-        """Take the caller's step number `step`.
+        """Take the episode's step number `step`.
 
         Raises:
-            ActionRefused: the session was not opened here. Others: from `take`.
+            ActionRefused: the session was not opened here.
+            RequestRejected: the episode is over.
+            Exception: whatever else `take` raises.
         """
         play = self._plays.get(session)
         if play is None:
@@ -59,7 +79,7 @@ class Refusals:
         try:
             taken = await take(session, step - play.refused, action)
         except ActionRefused as error:
-            if step == play.last.step and not play.last.accepted:  # refused meanwhile, to another who asked
+            if step == play.last.step and not play.last.accepted:  # a concurrent repeat was refused meanwhile
                 return play.last
             if step != play.last.step + 1:
                 raise
@@ -67,7 +87,7 @@ class Refusals:
             play.last = _refusal(play, error)
             return play.last
         except (SessionLost, EnvironmentUnavailableError) as error:
-            # Nobody may close it. One with refusals is kept while it may go on, since its numbers are known here only.
+            # The caller may never close it. One with refusals is kept while it may continue: only here are its numbers.
             if isinstance(error, SessionLost) or not play.refused:
                 self.closed(session)
             raise

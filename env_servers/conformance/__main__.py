@@ -1,4 +1,4 @@
-"""`python -m env_servers.conformance URL`: check a server and say whether it is fit for training.
+"""`python -m env_servers.conformance URL`: checks whether a server is fit for training.
 
 Exit codes: 0 fit, 1 not fit, 2 wrong arguments or no server to check.
 """
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from env_servers.arguments import Parser, positive, seconds, writable
-from env_servers.clients.interface import EnvironmentUnavailableError, RequestRejected
+from env_servers.client import EnvironmentUnavailableError, RequestRejected
 from env_servers.conformance.findings import Finding
 from env_servers.conformance.run import Options, Report, check_server
+from env_servers.errors import one_line
 from env_servers.server.settings import TOKEN_VARIABLE, token_from
 
 MARKS = {"ok": "ok", "fail": "FAIL", "note": "note"}
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_serv
 
 
 def _tell(finding: Finding) -> None:
-    """One row of the table, as soon as it is known."""
+    """Print one row of the table as soon as it is known."""
     width = min(WIDEST, shutil.get_terminal_size().columns) - 24
     head, *rest = textwrap.wrap(finding.seen, max(40, width)) or [""]
     sys.stdout.write(f"{finding.check:<16}{MARKS[finding.verdict]:<6}{head}\n")
@@ -57,10 +58,11 @@ def _tell(finding: Finding) -> None:
 
 
 def _conclude(report: Report) -> None:
-    splits = ", ".join(f"{name} {size:,}" for name, size in report.info.splits.items())
+    splits = ", ".join(f"{one_line(name)} {size:,}" for name, size in report.info.splits.items())
     failed = [finding.check for finding in report.findings if finding.verdict == "fail"]
     verdict = f"NOT fit for training: {', '.join(failed)}" if failed else "fit for training"
-    sys.stdout.write(f"\n{report.info.name} {report.info.version} at {report.url} ({splits}): {verdict}\n")
+    served = one_line(f"{report.info.name} {report.info.version}")
+    sys.stdout.write(f"\n{served} at {report.url} ({splits}): {verdict}\n")
 
 
 def _document(report: Report) -> dict[str, object]:
@@ -77,18 +79,24 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     defaults = Options()
     parser = Parser(
         prog,
-        description="Say whether an environment server is fit for training.",
+        description="Check whether an environment server is fit for training.",
         epilog=f"Example: {prog} http://127.0.0.1:8001",
     )
     parser.add_argument("url", help="http://host:port, or openenv+http://host:port for an OpenEnv server")
     parser.add_argument("--token-env", metavar="VARIABLE", default=TOKEN_VARIABLE, help="variable that holds the token")
-    parser.add_argument("--tasks", type=positive, default=defaults.tasks, help="tasks that are played")
-    parser.add_argument("--steps", type=positive, default=defaults.steps, help="actions of each play")
-    parser.add_argument("--action", action="append", default=[], help="tried where no actions are listed; repeatable")
-    parser.add_argument("--sessions", type=positive, default=defaults.sessions, help="sessions that measure the speed")
-    parser.add_argument("--seconds", type=seconds, default=defaults.seconds, help="length of that measurement")
-    parser.add_argument("--least-steps-per-s", type=float, default=0.0, help="a slower server is not fit")
-    parser.add_argument("--json", type=writable, metavar="FILE", help="write the findings there too")
+    parser.add_argument("--tasks", type=positive, default=defaults.tasks, help="number of tasks to play")
+    parser.add_argument(
+        "--steps", type=positive, default=defaults.steps, help="maximum number of actions of an episode"
+    )
+    parser.add_argument(
+        "--action", action="append", default=[], help="action to try where the server lists none; repeatable"
+    )
+    parser.add_argument(
+        "--sessions", type=positive, default=defaults.sessions, help="sessions of the speed measurement"
+    )
+    parser.add_argument("--seconds", type=seconds, default=defaults.seconds, help="length of the speed measurement")
+    parser.add_argument("--least-steps-per-s", type=float, default=0.0, help="minimum rate; a slower server is not fit")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="also write the findings to this file")
     return parser
 
 

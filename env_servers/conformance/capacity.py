@@ -1,10 +1,11 @@
-"""Whether a server refuses sessions beyond its limit: by opening them all, where that can be done in a short time."""
+"""Checks that a server refuses sessions beyond its limit, by opening them all if that takes only seconds."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
+from env_servers.clients.bodies import read_body
 from env_servers.conformance.findings import Subject, Unfit
 from env_servers.protocol import StepResult
 
@@ -17,13 +18,17 @@ Refusal = tuple[int, str | None]
 
 
 async def fill(subject: Subject) -> str:
-    """Open sessions until the server says that it is full, and close them again; in words, what was seen.
+    """Open sessions until the server is full, and close them again.
 
-    Where there are too many sessions, or they open too slowly, the words say that it was not checked.
+    Returns:
+        What was seen, in words. If there are too many sessions, or they open too slowly: that it was not checked.
+
+    Raises:
+        Unfit: the server exceeds its limit, or refuses without 503 and Retry-After.
     """
     most = subject.info.max_sessions
     if most > FILLED_UP_TO:
-        return f"back-pressure NOT CHECKED: {most} sessions are more than the {FILLED_UP_TO} that a check opens"
+        return f"back-pressure NOT CHECKED: max_sessions is {most:,}, a check opens at most {FILLED_UP_TO:,}"
     opened: list[str] = []
     try:
         refusal = await _open(subject, opened, most + 1)
@@ -34,13 +39,13 @@ async def fill(subject: Subject) -> str:
     status, retry_after = refusal or (200, None)
     if status not in (429, 503) or retry_after is None:
         raise Unfit(
-            f"with {len(opened)} sessions open (limit {most}) a reset was answered {status}, not 503 with Retry-After"
+            f"a reset with {len(opened)} sessions open (limit {most}): expected 503 with Retry-After, got {status}"
         )
-    return f"session {len(opened) + 1} was refused with {status} and Retry-After"
+    return f"session {len(opened) + 1} was refused ({status} with Retry-After)"
 
 
 async def _open(subject: Subject, opened: list[str], count: int) -> Refusal | None:
-    """Open up to `count` sessions, some at once; the first refusal, None where there was none or no time."""
+    """Open up to `count` sessions, `AT_ONCE` at a time; the first refusal, None if there was none in time."""
     until = time.monotonic() + FILLING_S
     while len(opened) < count and time.monotonic() < until:
         wave = min(AT_ONCE, max(1, count - 1 - len(opened)))  # the one beyond the limit comes alone
@@ -53,11 +58,11 @@ async def _open(subject: Subject, opened: list[str], count: int) -> Refusal | No
 
 
 async def _reset(subject: Subject) -> str | Refusal:
-    """The session's id, or why there is none."""
+    """The id of a new session, or the refusal."""
     assert subject.http is not None
     body = subject.plan.tasks[0].model_dump_json()
     async with subject.http.post("reset", data=body, headers={"Content-Type": "application/json"}) as response:
-        answer = await response.read()
+        answer = await read_body(response)
         if response.status == 200:
             return StepResult.model_validate_json(answer).session
         return response.status, response.headers.get("Retry-After")

@@ -1,4 +1,4 @@
-"""What a check found, and what a check is given."""
+"""What a check gets and what it returns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from env_servers.conformance.play import Plan
 from env_servers.protocol import EnvInfo
 
 Verdict = Literal["ok", "fail", "note"]
-"""`note`: the server is fit, and something about it costs."""
+"""`note`: the server is fit, but something about it has a cost."""
 
 
 class Unfit(Exception):
-    """A check failed. The message says what was seen and where."""
+    """A check failed. The message says what was seen, and where."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """One line of the report.
+
+    Attributes:
+        check: name of the check.
+        verdict: its outcome.
+        seen: what was seen, in one line.
+    """
 
     check: str
     verdict: Verdict
@@ -34,10 +40,10 @@ class Subject:
     """The server under test.
 
     Attributes:
-        client: plays it, one step a request.
-        crowd: plays many sessions at once; its steps may travel together, as those of a run do.
-        info: what it says of itself.
-        http: for requests that no client would send, relative to the server; none where it does not speak the step API.
+        client: sends one step a request.
+        crowd: plays many sessions at once; its steps may be batched, as in a run.
+        info: what the server serves.
+        http: sends requests that no client would, relative to the server; none: an OpenEnv server.
         plan: which tasks are played, and how far.
     """
 
@@ -49,4 +55,4 @@ class Subject:
 
 
 Check = Callable[[Subject], Awaitable[str]]
-"""Gives what it saw in words, or raises `Unfit`."""
+"""Returns what it saw, in words, or raises `Unfit`."""

@@ -1,4 +1,4 @@
-"""What a server lacks without being unfit, and what that costs: actions that count, facts, anchors that repeat."""
+"""What a fit server lacks and what that costs: accepted actions, facts, repeating anchors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from env_servers.conformance.play import transcript
 from env_servers.protocol import AnchorKind, ResetRequest, StepResult
 
 GROUP = 8
-"""Episodes of one task that are compared, as a training group's are."""
+"""Episodes of a task that are compared, as in a training group."""
 FEWEST_REPEATS = 0.02
-"""Share of steps below which an anchor's step groups are no help."""
+"""Share of repeated states below which step groups are of no use."""
 
 COSTS = {
     "won": "success is an episode that terminated with a last reward of at least env.won_at (by default above 0)",
-    "goal": "a prompt has no line for the task: the observation has to tell it",
-    "task_type": "evaluations show one success rate for all tasks",
-    "admissible actions": "every well-formed response counts as valid, and a prompt cannot list what is possible",
+    "goal": "prompts have no line for the task: the observation must state it",
+    "task_type": "evaluations report one success rate for all tasks",
+    "admissible actions": "every well-formed response counts as valid, and prompts cannot list the actions",
     "state digests": "env.anchor=state is not possible",
 }
 _NUMBERS = re.compile(r"\d+")
@@ -29,7 +29,7 @@ _LONG = 20
 
 
 async def facts(subject: Subject) -> Finding:
-    """Which facts the server tells of its episodes, and what it costs that it does not tell the others."""
+    """Which facts the server gives, and what the missing ones cost."""
     plays = [await transcript(subject.client, task, subject.plan) for task in subject.plan.tasks]
     seen = [result for play in plays for result in play]
     told = {name for result in seen for name, value in result.facts.items() if value is not None}
@@ -40,26 +40,26 @@ async def facts(subject: Subject) -> Finding:
     missing = [f"no {name}: {cost}" for name, cost in COSTS.items() if name not in told]
     if missing:
         return Finding("facts", "note", "; ".join(missing))
-    return Finding("facts", "ok", f"the server tells {', '.join(COSTS)}")
+    return Finding("facts", "ok", f"the server gives {', '.join(COSTS)}")
 
 
 async def actions(subject: Subject) -> Finding:
-    """What arrives at the environment, and whether the check's own actions were any."""
+    """How actions are sent, and whether the server accepted those of the check."""
     plays = [await transcript(subject.client, task, subject.plan) for task in subject.plan.tasks]
     taken = [result.accepted for play in plays for result in play[1:]]
     form, most = subject.info.action_form.replace("_", " "), subject.info.max_action_chars
-    limit = "no limit of length is told" if most is None else f"at most {most:,} characters"
+    limit = "no known limit of length" if most is None else f"at most {most:,} characters"
     text = f"{sum(taken)} of {len(taken)} were accepted; sent {form}; {limit}"
     if any(taken) or not taken:
         return Finding("actions", "ok", text)
-    return Finding("actions", "note", f"{text}: little was checked, give valid actions with --action")
+    return Finding("actions", "note", f"{text}: little was checked; give valid actions with --action")
 
 
 async def repeats(subject: Subject) -> Finding:
-    """Whether episodes of one task meet states with the same anchor, which GiGPO's step groups are made of.
+    """Whether episodes of a task reach states with equal anchors, which form GiGPO's step groups.
 
-    What counts are anchors that are met at different steps: at the same step even a history or a counter is the same
-    for those who did the same until then.
+    What counts are anchors that occur at different steps: at the same step, even a history or a step counter is equal
+    for episodes that took the same actions so far.
     """
     kinds: list[AnchorKind] = ["observation"]
     if "state" in subject.info.anchors and await _digests(subject):
@@ -69,17 +69,17 @@ async def repeats(subject: Subject) -> Finding:
         groups = [await _group(subject, task.model_copy(update={"anchor": kind})) for task in subject.plan.tasks[:2]]
         steps, shared, again = map(sum, zip(*map(_counts, groups), strict=True))
         told.append(
-            f"by {kind}, of {steps} steps {shared} share their state with another, {again} with one at another time"
+            f"by {kind}: of {steps} steps, {shared} share their anchor with another, {again} with one at another step"
         )
         if steps and again < FEWEST_REPEATS * steps:
             useless.append(kind)
             cause = cause or _cause([play for plays in groups for play in plays])
-    text = f"{'; '.join(told)} ({GROUP} episodes a task, first states left out)"
+    text = f"{'; '.join(told)} ({GROUP} episodes a task, first states not counted)"
     if "observation" not in useless:
         return Finding("repeats", "ok", text)
     way_out = "; env.anchor=state would help" if "state" in kinds and "state" not in useless else ""
     return Finding(
-        "repeats", "note", f"{text}: anchors do not repeat, GiGPO would be GRPO. Likely cause: {cause}{way_out}"
+        "repeats", "note", f"{text}: anchors do not repeat, so GiGPO equals GRPO. Likely cause: {cause}{way_out}"
     )
 
 
@@ -88,9 +88,13 @@ async def _group(subject: Subject, task: ResetRequest) -> list[list[StepResult]]
 
 
 def _counts(plays: Sequence[Sequence[StepResult]]) -> tuple[int, int, int]:
-    """States in which an action is chosen, but for the first, which all episodes of a task share.
+    """Count the states in which an action is chosen, without the first, which all episodes of a task share.
 
-    How many there are; how many have an anchor that another one has; how many one that is met at another step too.
+    Returns:
+        The number of states; of those whose anchor occurs more than once; of those whose anchor occurs at another step.
+
+    Example, anchors of two episodes after the first state: A B C and B A D. Of 6 states, the four with A or B share
+    their anchor, all of them at another step: (6, 4, 4).
     """
     met = [result for play in plays for result in play[1:] if not result.done and result.accepted]
     often = Counter(result.anchor for result in met)
@@ -105,19 +109,20 @@ def _counts(plays: Sequence[Sequence[StepResult]]) -> tuple[int, int, int]:
 
 
 def _cause(plays: Sequence[Sequence[StepResult]]) -> str:
-    """Why anchors do not repeat, as far as the texts show it."""
+    """The likely reason why anchors do not repeat, judged by the texts."""
     without = [[result.model_copy(update={"anchor": _NUMBERS.sub("#", result.anchor)}) for result in p] for p in plays]
     pairs = [pair for play in plays for pair in itertools.pairwise(play)]
     grown = sum(len(one.anchor) >= _LONG and one.anchor in other.anchor for one, other in pairs)
     if pairs and grown > len(pairs) / 2:
-        return "the observation holds the history; give the last state only"
+        return "the observation holds the history; return the latest state only"
     steps, _, again = _counts(without)
     if again >= FEWEST_REPEATS * steps:
-        return "a number that changes with each step, such as a step counter or a time, in the observation"
-    return "the observation tells more than the state, or episodes of a task part at once and do not meet again"
+        return "the observation holds a number that changes with each step, such as a step counter or a time"
+    return "the observation holds more than the state, or episodes of a task never reach the same state again"
 
 
 async def _digests(subject: Subject) -> bool:
+    """Whether the server offers anchors by state, whatever its info says."""
     request: ResetRequest = subject.plan.tasks[0].model_copy(update={"anchor": "state"})
     try:
         first = await subject.client.reset(request)

@@ -1,7 +1,7 @@
-"""Playing tasks for a check, and comparing what was seen.
+"""Plays tasks for a check and compares the episodes.
 
 Invariants
-- The actions of a play depend on its task and on what was seen, never on when it is played or beside what.
+- The actions of an episode depend on its task and on what was seen, never on when it is played or on other sessions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Plan:
     """How a check plays.
 
     Attributes:
-        tasks: what is played.
-        steps: most actions of a play.
-        actions: what is tried where the server does not say what it accepts.
+        tasks: the tasks to play.
+        steps: maximum number of actions of an episode.
+        actions: actions to try where the server lists none.
     """
 
     tasks: tuple[ResetRequest, ...]
@@ -34,7 +34,7 @@ class Plan:
 
 
 def sample_tasks(info: EnvInfo, count: int) -> tuple[ResetRequest, ...]:
-    """About `count` tasks of all splits: the first and the last of each, and some between."""
+    """About `count` tasks of all splits: the first and the last of each, and random ones between."""
     tasks = []
     splits = {name: size for name, size in info.splits.items() if size > 0}
     for name, size in splits.items():
@@ -48,7 +48,14 @@ def sample_tasks(info: EnvInfo, count: int) -> tuple[ResetRequest, ...]:
 async def turns(
     client: EnvironmentClient, request: ResetRequest, plan: Plan, salt: str = ""
 ) -> AsyncIterator[StepResult]:
-    """A play's answers, the reset's first. The session is closed at the end; another `salt`: other actions."""
+    """Play a task and yield its results, the reset's first. The session is closed at the end.
+
+    Args:
+        client: plays.
+        request: the task.
+        plan: how far, and with which actions.
+        salt: another salt gives other actions.
+    """
     rng = random.Random(f"{request.split}/{request.index}/{salt}")
     try:
         seen = await client.reset(request)
@@ -67,11 +74,15 @@ async def turns(
 
 
 async def transcript(client: EnvironmentClient, request: ResetRequest, plan: Plan, salt: str = "") -> list[StepResult]:
+    """All results of `turns`."""
     return [seen async for seen in turns(client, request, plan, salt)]
 
 
 def difference(first: Sequence[StepResult], second: Sequence[StepResult]) -> str | None:
-    """Where two plays of one task differ, in words; None where they do not. Sessions have different names."""
+    """The first difference between two episodes of one task, in words; None if there is none.
+
+    Session ids are not compared.
+    """
     for one, other in zip(first, second, strict=False):
         for name in StepResult.model_fields:
             a, b = getattr(one, name), getattr(other, name)

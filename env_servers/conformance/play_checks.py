@@ -1,4 +1,4 @@
-"""Checks that play: deterministic, isolated, honest about endings, anchors. They hold for every protocol."""
+"""Checks that play episodes, for every protocol: deterministic, isolated, honest endings, anchors."""
 
 from __future__ import annotations
 
@@ -17,62 +17,62 @@ SHORT = 3
 
 
 async def deterministic(subject: Subject) -> str:
-    """The same task and the same actions give the same transcript, also when other tasks came in between."""
+    """The same task and actions give the same episode, also if other tasks are played in between."""
     client, plan = subject.client, subject.plan
     first = [await transcript(client, task, plan) for task in plan.tasks]
     for task, before in reversed(list(zip(plan.tasks, first, strict=True))):
         if found := difference(before, await transcript(client, task, plan)):
-            raise Unfit(f"{_name(task)} played twice with the same actions: {found}")
+            raise Unfit(f"{_name(task)}, played twice with the same actions: {found}")
     actions = sum(len(seen) - 1 for seen in first)
-    return f"{len(plan.tasks)} tasks, {actions} actions, twice: the same transcripts"
+    return f"{len(plan.tasks)} tasks, {actions} actions, played twice: equal episodes"
 
 
 async def isolated(subject: Subject) -> str:
-    """A session's transcript is the same alone and beside others, also beside others on its own task."""
+    """An episode is the same alone and beside other sessions, also on the same task."""
     client, plan = subject.client, subject.plan
     alone = [await transcript(client, task, plan) for task in plan.tasks]
     crowd = [(task, salt) for salt in ("", "other", "third") for task in plan.tasks]
     together = await asyncio.gather(*(transcript(subject.crowd, task, plan, salt) for task, salt in crowd))
     for task, before, beside in zip(plan.tasks, alone, together, strict=False):
         if found := difference(before, beside):
-            raise Unfit(f"{_name(task)} alone and beside {len(crowd) - 1} other sessions: {found}")
+            raise Unfit(f"{_name(task)}, alone and beside {len(crowd) - 1} other sessions: {found}")
     sessions = {seen[0].session for seen in together}
     if len(sessions) != len(crowd):
-        raise Unfit("two sessions got the same name")
-    return f"{len(crowd)} sessions at once, three on each task: each as if it were alone"
+        raise Unfit("two sessions got the same id")
+    return f"{len(crowd)} concurrent sessions, three on each task: the same episodes as alone"
 
 
 async def honest_endings(subject: Subject) -> str:
-    """`terminated` and `truncated` differ, limits cut off where they should, and nothing comes after the end."""
+    """`terminated` and `truncated` differ, limits end episodes where they should, and nothing follows the end."""
     ended = 0
     for task in subject.plan.tasks:
         ended += await _short_play(subject, task)
     expert = await _expert_play(subject)
     if expert is None and not ended:
-        return f"limits truncate; no play of {SHORT} random actions ended by itself and there is no expert to try"
-    return "limits truncate, ends terminate, never both, and nothing comes after" + (expert or "")
+        return f"limits truncate; no episode of {SHORT} random actions terminated, and there is no expert to try"
+    return "limits truncate, ends terminate, never both, and no step follows the end" + (expert or "")
 
 
 async def anchors(subject: Subject) -> str:
-    """The anchor is the observation, or on request a digest of the state that is the same each time."""
+    """The anchor is the observation or, on request, a reproducible digest of the state."""
     task = subject.plan.tasks[0]
     for seen in await transcript(subject.client, task, subject.plan):
         if seen.anchor != seen.observation:
-            raise Unfit(f"{_name(task)}, step {seen.step}: the anchor 'observation' is not the observation's text")
+            raise Unfit(f"{_name(task)}, step {seen.step}: the anchor is not the observation's text")
     if "state" not in subject.info.anchors:
         return "by observation"
     by_state = task.model_copy(update={"anchor": "state"})
     try:
         first = await transcript(subject.client, by_state, subject.plan)
     except RequestRejected as error:
-        return f"by observation; by state it is refused: {error}"
+        return f"by observation; by state: refused ({error})"
     if found := difference(first, await transcript(subject.client, by_state, subject.plan)):
         raise Unfit(f"{_name(task)}, anchors by state: {found}")
-    return f"by observation, and by state: {len({seen.anchor for seen in first})} states in {len(first)} answers"
+    return f"by observation, and by state: {len({seen.anchor for seen in first})} states in {len(first)} results"
 
 
 async def _short_play(subject: Subject, task: ResetRequest) -> bool:
-    """Play with a limit of few steps, and without; whether the task ended by itself before."""
+    """Play with and without a limit of `SHORT` steps; True if the task terminated before the limit."""
     plan = replace(subject.plan, steps=SHORT)
     free = (await transcript(subject.client, task, plan))[-1]
     seen: list[StepResult] = []
@@ -84,14 +84,14 @@ async def _short_play(subject: Subject, task: ResetRequest) -> bool:
     last = seen[-1]
     if (last.terminated, last.truncated, last.step) != (free.terminated, not free.terminated, free.step):
         raise Unfit(
-            f"{_name(task)} with max_steps {SHORT}: step {last.step} said terminated {last.terminated} and truncated "
-            f"{last.truncated}; without the limit step {free.step} says terminated {free.terminated}"
+            f"{_name(task)} with max_steps={SHORT}: step {last.step} has terminated={last.terminated} and "
+            f"truncated={last.truncated}; without the limit, step {free.step} has terminated={free.terminated}"
         )
     return last.terminated
 
 
 async def _expert_play(subject: Subject) -> str | None:
-    """What the server's scripted expert reached; None where it has none."""
+    """What the server's scripted expert achieved, in words; None if the server has none."""
     task = subject.plan.tasks[0].model_copy(update={"expert": True})
     try:
         seen = await _follow_expert(subject, task)
@@ -105,7 +105,7 @@ async def _expert_play(subject: Subject) -> str | None:
         return f"; the expert did not finish {_name(task)} in {EXPERT_STEPS} steps"
     exact = await _follow_expert(subject, task.model_copy(update={"max_steps": last.step}))
     if exact is not None and (exact[-1].truncated or not exact[-1].terminated):
-        raise Unfit(f"{_name(task)} ended by itself with the last step that its limit allows, and was called truncated")
+        raise Unfit(f"{_name(task)} terminated with the last step that max_steps allows, but is marked truncated")
     return f"; the expert finished {_name(task)} in {last.step} steps"
 
 
@@ -125,21 +125,21 @@ async def _follow_expert(subject: Subject, task: ResetRequest) -> list[StepResul
 async def _nothing_follows(subject: Subject, task: ResetRequest, last: StepResult) -> None:
     try:
         await subject.client.step(last.session, last.step + 1, subject.plan.actions[0])
-    except WrongAnswer:  # which was taken all the same
+    except WrongAnswer:  # the step was taken
         pass
     except RequestRejected:
         return
-    raise Unfit(f"{_name(task)}: the episode ended with step {last.step}, and step {last.step + 1} was taken")
+    raise Unfit(f"{_name(task)}: step {last.step + 1} was taken although the episode ended with step {last.step}")
 
 
 def _flags(task: ResetRequest, seen: Iterable[StepResult]) -> None:
     for result in seen:
         if result.terminated and result.truncated:
-            raise Unfit(f"{_name(task)}, step {result.step}: terminated and truncated at the same time")
+            raise Unfit(f"{_name(task)}, step {result.step}: both terminated and truncated are true")
         if not math.isfinite(result.reward):
             raise Unfit(f"{_name(task)}, step {result.step}: the reward is {result.reward}")
         if result.step == 0 and result.reward != 0:
-            raise Unfit(f"{_name(task)}: the reset has the reward {result.reward}")
+            raise Unfit(f"{_name(task)}: reward after a reset must be 0, got {result.reward}")
 
 
 def _name(task: ResetRequest) -> str:

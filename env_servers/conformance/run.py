@@ -1,4 +1,4 @@
-"""All checks of one server, in order, each bounded in time."""
+"""Runs all checks of a server in order, each with a time limit."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from functools import partial
 import aiohttp
 from pydantic import ValidationError
 
-from env_servers.client import OPENENV_PREFIX, HttpClient, OpenEnvClient, open_client
-from env_servers.clients.interface import (
+from env_servers.client import (
+    OPENENV_PREFIX,
     EnvironmentClient,
     EnvironmentUnavailableError,
+    HttpClient,
+    OpenEnvClient,
     RequestRejected,
     SessionLost,
-    one_line,
+    open_client,
 )
-from env_servers.conformance import api_checks as asking
-from env_servers.conformance import notes
-from env_servers.conformance import play_checks as playing
+from env_servers.clients.bodies import AnswerTooLong
+from env_servers.conformance import api_checks, notes, play_checks
 from env_servers.conformance.findings import Check, Finding, Subject, Unfit
 from env_servers.conformance.play import Plan, sample_tasks
 from env_servers.conformance.speed import speed
+from env_servers.errors import one_line, summary
 from env_servers.protocol import EnvInfo
 
 PATIENCE_S = 5.0
 EXAMPLES = 64
 
-Look = Callable[[Subject], Awaitable[Finding]]
+Note = Callable[[Subject], Awaitable[Finding]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class Options:
     """How thoroughly a server is checked.
 
     Attributes:
-        tasks, steps: how many tasks are played, and how many actions of each.
-        sessions, seconds: of the measurement of speed.
-        least_steps_per_s: below this rate the server is not fit.
-        timeout_s: longest answer. check_limit_s: longest check.
-        actions: tried where the server does not say what it accepts; empty: what its schemas suggest, or common ones.
+        tasks: number of tasks to play.
+        steps: maximum number of actions of an episode.
+        sessions: concurrent sessions of the speed measurement.
+        seconds: length of the speed measurement.
+        least_steps_per_s: minimum rate; a slower server is not fit.
+        timeout_s: time limit of a request, in seconds.
+        check_limit_s: time limit of a check, in seconds.
+        actions: actions to try where the server lists none; empty: those that its schemas suggest, or common ones.
     """
 
     tasks: int = 8
@@ -57,13 +62,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Report:
-    """What all checks found."""
+    """What all checks found.
+
+    Attributes:
+        url: address of the server.
+        info: what the server serves.
+        findings: conditions of fitness.
+        notes: what is no condition of fitness.
+    """
 
     url: str
     info: EnvInfo
     findings: tuple[Finding, ...]
     notes: tuple[Finding, ...] = ()
-    """What is no condition of fitness."""
 
     @property
     def fit(self) -> bool:
@@ -73,10 +84,17 @@ class Report:
 async def check_server(
     url: str, token: str | None = None, options: Options = Options(), tell: Callable[[Finding], None] = lambda _: None
 ) -> Report:
-    """Check the server at `url`, which may begin with `openenv+`. `tell` is called after each check.
+    """Run all checks on a server.
+
+    Args:
+        url: its address, `http://…` or `openenv+http://…`.
+        token: bearer token; none: the server requires none.
+        options: how thoroughly to check.
+        tell: called after each check.
 
     Raises:
-        EnvironmentUnavailableError: there is no server to check. RequestRejected: it refuses to say what it serves.
+        EnvironmentUnavailableError: there is no server to check.
+        RequestRejected: the server refuses to say what it serves, such as for a wrong token.
         ValueError: `url` is no address.
     """
     async with AsyncExitStack() as stack:
@@ -100,25 +118,25 @@ async def check_server(
             tell(finding)
             findings.append(finding)
         told = []
-        for name, look in (("actions", notes.actions), ("facts", notes.facts), ("repeats", notes.repeats)):
-            note = await _look(name, look, subject, options.check_limit_s)
-            tell(note)
-            told.append(note)
+        for name, note in (("actions", notes.actions), ("facts", notes.facts), ("repeats", notes.repeats)):
+            finding = await _note(name, note, subject, options.check_limit_s)
+            tell(finding)
+            told.append(finding)
         return Report(url, info, tuple(findings), tuple(told))
 
 
 async def _examples(client: EnvironmentClient) -> tuple[str, ...]:
-    """Valid actions by the server's schemas, where it has any."""
+    """Valid actions by an OpenEnv server's schemas; empty for others."""
     return tuple(await client.example_actions(EXAMPLES)) if isinstance(client, OpenEnvClient) else ()
 
 
-async def _look(name: str, look: Look, subject: Subject, limit_s: float) -> Finding:
-    """A note, also on what could not be seen: that is a failed check's business."""
+async def _note(name: str, note: Note, subject: Subject, limit_s: float) -> Finding:
+    """A note. If the server fails meanwhile, it says so: the failed checks say the rest."""
     try:
         async with asyncio.timeout(limit_s):
-            return await look(subject)
+            return await note(subject)
     except (TimeoutError, EnvironmentUnavailableError, RequestRejected, SessionLost) as error:
-        return Finding(name, "note", f"could not be seen: {one_line(str(error)) or f'not done within {limit_s:g} s'}")
+        return Finding(name, "note", f"not checked: {one_line(error) or f'not finished within {limit_s:g} s'}")
 
 
 def _checks(subject: Subject, options: Options) -> list[tuple[str, Check]]:
@@ -126,16 +144,16 @@ def _checks(subject: Subject, options: Options) -> list[tuple[str, Check]]:
         speed, sessions=options.sessions, seconds=options.seconds, least_steps_per_s=options.least_steps_per_s
     )
     of_the_api: list[tuple[str, Check]] = [
-        ("idempotent", asking.idempotent),
-        ("bounded", asking.bounded),
-        ("clear errors", asking.clear_errors),
+        ("idempotent", api_checks.idempotent),
+        ("bounded", api_checks.bounded),
+        ("clear errors", api_checks.clear_errors),
     ]
     return [
-        ("deterministic", playing.deterministic),
-        ("isolated", playing.isolated),
+        ("deterministic", play_checks.deterministic),
+        ("isolated", play_checks.isolated),
         *(of_the_api if subject.http is not None else []),
-        ("honest endings", playing.honest_endings),
-        ("anchors", playing.anchors),
+        ("honest endings", play_checks.honest_endings),
+        ("anchors", play_checks.anchors),
         ("speed", measure),
     ]
 
@@ -147,11 +165,13 @@ async def _run(name: str, check: Check, subject: Subject, limit_s: float) -> Fin
     except Unfit as error:
         return Finding(name, "fail", str(error))
     except TimeoutError:
-        return Finding(name, "fail", f"not done within {limit_s:g} s")
+        return Finding(name, "fail", f"not finished within {limit_s:g} s")
     except (EnvironmentUnavailableError, RequestRejected, SessionLost) as error:
-        return Finding(name, "fail", f"a valid request failed: {one_line(str(error))}")
-    except (aiohttp.ClientError, ValidationError) as error:
-        return Finding(name, "fail", f"the server's answer cannot be understood: {one_line(str(error))}")
+        return Finding(name, "fail", f"a valid request failed: {one_line(error)}")
+    except ValidationError as error:
+        return Finding(name, "fail", f"invalid response: {one_line(summary(error))}")
+    except (aiohttp.ClientError, AnswerTooLong, OSError) as error:
+        return Finding(name, "fail", f"invalid response: {one_line(error) or type(error).__name__}")
 
 
 def _raw(url: str, token: str | None, timeout_s: float) -> aiohttp.ClientSession:

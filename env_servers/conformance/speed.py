@@ -1,4 +1,4 @@
-"""How fast a server answers: no condition of fitness, unless a least rate is asked for."""
+"""Measures how fast a server is. Not a condition of fitness, unless a minimum rate is requested."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from env_servers.conformance.play import turns
 
 
 async def speed(subject: Subject, sessions: int, seconds: float, least_steps_per_s: float) -> str:
-    """Steps a second of `sessions` players that wait for each answer, and how long the answers take."""
+    """Measure steps/s of concurrent sessions that wait for each answer, and latencies.
+
+    Args:
+        subject: the server.
+        sessions: concurrent sessions.
+        seconds: length of the measurement.
+        least_steps_per_s: minimum rate.
+
+    Raises:
+        Unfit: the rate is below `least_steps_per_s`.
+    """
     resets: list[float] = []
     steps: list[float] = []
     until = time.perf_counter() + seconds
@@ -32,13 +42,13 @@ async def speed(subject: Subject, sessions: int, seconds: float, least_steps_per
     rate = len(steps) / (time.perf_counter() - began)
     told = f"{rate:,.0f} steps/s with {sessions} sessions; step {_times(steps)}; reset {_times(resets)}"
     if rate < least_steps_per_s:
-        raise Unfit(f"{told}: fewer than the {least_steps_per_s:,.0f} steps/s that were asked for")
+        raise Unfit(f"{told}: below the minimum of {least_steps_per_s:,.0f} steps/s")
     return told
 
 
 def _times(seconds: list[float]) -> str:
     if not seconds:
-        return "never answered"
+        return "none"
     ordered = sorted(seconds)
     median, slow = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)]
-    return f"{1e3 * median:,.1f} ms (95 %: {1e3 * slow:,.1f})"
+    return f"median {1e3 * median:,.1f} ms, 95 % {1e3 * slow:,.1f} ms"

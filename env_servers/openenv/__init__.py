@@ -1,1 +1,1 @@
-"""The OpenEnv protocol in both directions, spoken without the `openenv` package."""
+"""The OpenEnv protocol, server and messages, without the `openenv` package."""

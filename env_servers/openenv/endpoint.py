@@ -1,10 +1,10 @@
-"""`/ws`: one OpenEnv session a WebSocket, played among the same sessions as everything else.
+"""`/ws`: one OpenEnv session a WebSocket, in the same session table as all others.
 
 Invariants
 - A socket holds at most one session, and the session ends with it.
-- A mistake of the client's is answered with an error message and leaves the socket open.
-- A socket that says nothing for as long as a session may be idle is closed.
-- A socket's next message is read when its last one has been answered.
+- An invalid message gets an error message and leaves the socket open.
+- A socket without a message for as long as a session may be idle is closed.
+- The next message of a socket is read after the last one was answered.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from env_servers.environment import TaskError
+from env_servers.errors import summary
 from env_servers.openenv.wire import (
     INCOMING,
     CloseMessage,
@@ -37,7 +38,6 @@ from env_servers.openenv.wire import (
 )
 from env_servers.protocol import ResetRequest, StepRequest
 from env_servers.sessions.table import Busy, SessionError, SessionUnknown
-from env_servers.validation import summary
 from env_servers.workers.sessions import ServerSessions
 
 logger = logging.getLogger(__name__)
@@ -48,13 +48,13 @@ CLOSED_ERROR = 1011
 
 
 def socket_endpoint(sessions: ServerSessions) -> Callable[[WebSocket], Awaitable[None]]:
-    """The endpoint of `/ws`. A process takes as many sockets as the server takes sessions."""
+    """The endpoint of `/ws`. A process accepts as many sockets as the server has sessions."""
     sockets = 0
 
     async def serve(websocket: WebSocket) -> None:
         nonlocal sockets
         if _is_foreign_page(websocket):
-            await websocket.send_denial_response(PlainTextResponse("not for pages of other sites\n", 403))
+            await websocket.send_denial_response(PlainTextResponse("cross-origin requests are not allowed\n", 403))
             return
         await websocket.accept()
         sockets += 1
@@ -62,14 +62,14 @@ def socket_endpoint(sessions: ServerSessions) -> Callable[[WebSocket], Awaitable
         most = sessions.info.max_sessions
         try:
             if sockets > most:
-                await _send(websocket, "error", _full(f"all {most} sockets are in use: try again", most))
+                await _send(websocket, "error", _full(f"all {most} sockets are in use: retry later", most))
                 await websocket.close(CLOSED_FULL)
                 return
             await _converse(websocket, player, sessions.info.idle_seconds)
         except WebSocketDisconnect:
-            logger.debug("a socket was closed by its client")
+            logger.debug("the client closed its WebSocket")
         except Exception:
-            logger.exception("unexpected error at a socket")
+            logger.exception("unexpected error on a WebSocket")
             with suppress(WebSocketDisconnect, RuntimeError):
                 await websocket.close(CLOSED_ERROR, "unexpected error: see the server's log")
         finally:
@@ -90,7 +90,7 @@ class Player:
         self._steps = 0
 
     async def answer(self, raw: str | bytes) -> tuple[str, dict[str, object]] | None:
-        """Type and data of the answer to a message; None where the client says goodbye."""
+        """Type and data of the answer to a message; None for a close message."""
         try:
             match INCOMING.validate_json(raw):
                 case ResetMessage(data=data):
@@ -130,7 +130,7 @@ class Player:
 
     async def _step(self, action: str) -> dict[str, object]:
         if self._session is None or self._request is None:
-            raise SessionUnknown("there is no episode: reset first")
+            raise SessionUnknown("no episode: reset first")
         result = await self._sessions.step(StepRequest(session=self._session, step=self._steps + 1, action=action))
         self._steps = result.step
         return observation_data(self._request, result)
@@ -188,6 +188,6 @@ def _code_of(error: ValidationError) -> ErrorCode:
 
 
 def _is_foreign_page(websocket: WebSocket) -> bool:
-    """A browser lets a page of any site open sockets to this machine, and names the site."""
+    """Whether a page of another site opens the socket. Browsers allow it and name the site in `Origin`."""
     origin = websocket.headers.get("origin")
     return origin is not None and urlsplit(origin).netloc != websocket.headers.get("host")

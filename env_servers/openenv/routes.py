@@ -1,6 +1,6 @@
-"""OpenEnv's HTTP routes beside the step API: what the server is, its schemas, and that it has no tools.
+"""OpenEnv's HTTP routes beside the step API: metadata, schemas, and an empty list of tools.
 
-`POST /reset` and `POST /step` are the step API's own: OpenEnv's clients play over `/ws`.
+`POST /reset` and `POST /step` belong to the step API: OpenEnv's clients play over `/ws`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Metadata(BaseModel):
 
 
 class Schemas(BaseModel):
-    """JSON schemas of what crosses `/ws`."""
+    """JSON schemas of the messages of `/ws`."""
 
     action: dict[str, Any]
     observation: dict[str, Any]
@@ -44,7 +44,14 @@ class Schemas(BaseModel):
 def add_openenv_routes(
     app: FastAPI, environment: type[Environment], sessions: ServerSessions, documented: dict[str, Any]
 ) -> None:
-    """Add OpenEnv's routes. `documented`: options of routes that have no problems of their own."""
+    """Add OpenEnv's routes.
+
+    Args:
+        app: the application.
+        environment: the environment class that is served.
+        sessions: the server's sessions.
+        documented: route options for the OpenAPI document.
+    """
     observation = TextObservation.model_json_schema()
     schemas = Schemas(
         action=TextAction.model_json_schema(),
@@ -60,17 +67,17 @@ def add_openenv_routes(
 
     @app.get("/metadata", **documented)
     async def describe() -> Metadata:
-        """OpenEnv: say what is served."""
+        """OpenEnv: describe what is served."""
         return metadata
 
     @app.get("/schema", **documented)
     async def show_schemas() -> Schemas:
-        """OpenEnv: schemas of actions, observations and states."""
+        """OpenEnv: JSON schemas of actions, observations and states."""
         return schemas
 
     @app.get("/state", **documented)
     async def show_state() -> State:
-        """OpenEnv: the state of a client that has no socket, which is always empty. Ask over `/ws`."""
+        """OpenEnv: the state of a client without a WebSocket, which is always empty. Use `/ws`."""
         return State()
 
     @app.post("/mcp", openapi_extra=JSON_RPC_BODY, **documented)
@@ -82,7 +89,7 @@ def add_openenv_routes(
 
 
 def _object_of(body: bytes) -> dict[str, Any] | None:
-    """The body's JSON object; an empty one for other JSON, which no call can be; None where it is no JSON."""
+    """The body's JSON object; an empty one for other JSON; None for invalid JSON."""
     try:
         found = from_json(body)
     except ValueError:

@@ -1,8 +1,8 @@
-"""OpenEnv's messages, as far as text environments need them. Used by the server side and by the client.
+"""OpenEnv's messages, as far as text environments need them. Used by the server and by the client.
 
 Invariants
-- What an agent needs is a field of the observation: the 0.3 releases of OpenEnv do not send `metadata`.
-- `done` says that an episode is over; why is in `terminated` and `truncated`.
+- Everything that an agent needs is a field of the observation: OpenEnv 0.3 does not send `metadata`.
+- `done` says that an episode is over; `terminated` and `truncated` say why.
 """
 
 from __future__ import annotations
@@ -32,39 +32,37 @@ class Strict(BaseModel):
 
 
 class TextAction(Strict):
-    """An action is a text."""
+    """An action: a text."""
 
     action: str = Field(max_length=MAX_ACTION_CHARS, description="Action text.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="Ignored.")
 
 
 class TextObservation(BaseModel):
-    """What an agent sees and a trainer needs. In answers `done` and `reward` stand beside the observation."""
+    """What an agent sees and a trainer needs. In messages `done` and `reward` stand beside the observation."""
 
     done: bool = Field(False, description="The episode is over.")
     reward: float | None = Field(None, description="Reward of the last action.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="Always empty.")
-    text: str = Field(description="What the agent reads.")
-    task: str = Field(description="The goal in words, where the environment tells it, else `split/index`.")
+    text: str = Field(description="Text that the agent reads.")
+    task: str = Field(description="The goal in words if the environment states it, else `split/index`.")
     split: str
     index: int
     step: int = Field(description="Actions taken so far.")
-    admissible_actions: list[str] | None = Field(None, description="Actions accepted now, where they are known.")
+    admissible_actions: list[str] | None = Field(None, description="Actions accepted now; none: not known.")
     anchor: str = Field(description="Key of the state in which the next action is chosen.")
     terminated: bool = Field(False, description="The task ended by its own rules.")
-    truncated: bool = Field(False, description="A limit cut the episode off.")
+    truncated: bool = Field(False, description="A limit ended the episode.")
     won: bool | None = None
     score: float | None = None
     task_type: str | None = None
-    accepted: bool = Field(
-        True, description="False: the last action was malformed or unacceptable. Left out where true."
-    )
-    expert_action: str | None = Field(None, description="What a scripted expert would do, where it was asked for.")
-    facts: dict[str, Any] = Field(default_factory=dict, description="All facts that the environment tells.")
+    accepted: bool = Field(True, description="False: the last action was malformed or not accepted. Omitted if true.")
+    expert_action: str | None = Field(None, description="The scripted expert's next action, if it was requested.")
+    facts: dict[str, Any] = Field(default_factory=dict, description="All facts of the environment.")
 
 
 class State(BaseModel):
-    """Where an episode stands."""
+    """The state of an episode."""
 
     episode_id: str | None = None
     step_count: int = 0
@@ -73,12 +71,12 @@ class State(BaseModel):
 
 
 class ResetData(Strict):
-    """What a reset may name; nothing: any task of the first split."""
+    """Options of a reset; none of them: a random task of the first split."""
 
-    seed: Index | None = Field(None, description="Picks the task `seed` modulo the split's size.")
-    episode_id: str | None = Field(None, max_length=MAX_EPISODE_ID_CHARS, description="Comes back in the state.")
+    seed: Index | None = Field(None, description="Selects the task `seed` modulo the split's size.")
+    episode_id: str | None = Field(None, max_length=MAX_EPISODE_ID_CHARS, description="Returned in the state.")
     split: str | None = None
-    index: Index | None = Field(None, description="Number of the task; goes before `seed`.")
+    index: Index | None = Field(None, description="Index of the task; takes precedence over `seed`.")
     anchor: AnchorKind = "observation"
     max_steps: StepLimit | None = None
     expert: bool = Field(False, strict=True)
@@ -142,7 +140,7 @@ def error_data(code: ErrorCode, message: str, **more: object) -> dict[str, Any]:
 
 
 def json_rpc(request: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The answer to a JSON-RPC call of the Model Context Protocol: text environments offer no tools."""
+    """The response to a JSON-RPC call of the Model Context Protocol: text environments have no tools."""
     if request is None:
         return _json_rpc_error(None, -32700, "Parse error")
     identity = request.get("id")

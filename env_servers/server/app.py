@@ -2,7 +2,7 @@
 
 Invariants
 - Nothing blocks the event loop: an environment that is `blocking` runs in worker threads.
-- Every error is a problem document; the OpenAPI document names those of each route.
+- Every error is a problem document; the OpenAPI document lists those of each route.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ API_VERSION = "1.0.0"
 ROUTES = ("/health", "/info", "/reset", "/step", "/close", "/batch/reset", "/batch/step", "/metrics")
 PROTOCOL_ROUTES = (*openenv.ROUTES, *agentgym.ROUTES)
 YIELD_EVERY = 16
-"""Items of a batch between two chances for other requests."""
+"""Items of a batch after which other requests get a turn."""
 BODY_PROBLEMS = (408, 413, 415, 422)
 
 
@@ -65,16 +65,21 @@ class Health(BaseModel):
 
 
 class MetricsPage(Response):
+    """Metrics in Prometheus's text format."""
+
     media_type = CONTENT_TYPE_LATEST
 
 
 def create_app(environment: type[Environment], settings: ServerSettings, place: WorkerPlace | None = None) -> FastAPI:
-    """The application that serves `environment`. Its sessions live as long as the application's lifespan.
+    """Create the application that serves `environment`. Its sessions end with the application's lifespan.
 
     Args:
-        environment: its class.
-        settings: of this process alone: where there are several, `max_sessions` is its share.
-        place: of this process, where there are several.
+        environment: the environment class.
+        settings: settings of this process; of several processes, `max_sessions` is this one's share.
+        place: this process among several; none: there is only one.
+
+    Raises:
+        TaskError: the environment cannot offer its tasks.
     """
     worker = None if place is None else place.number
     links = None if place is None else Links(place.number, place.folder, _longest_call(environment, settings))
@@ -108,13 +113,13 @@ def create_app(environment: type[Environment], settings: ServerSettings, place: 
 
 
 def _longest_call(environment: type[Environment], settings: ServerSettings) -> float:
-    """Seconds that an environment may take: one that blocks waits for a thread first."""
+    """Seconds that a call may take: a blocking environment first waits for a thread, then runs."""
     return 2 * settings.call_seconds if environment.blocking else 0.0
 
 
 def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSettings) -> None:
     each = _in_turn if table.info.batching else _at_once
-    lost = (404,) if settings.workers == 1 else (404, 410)  # a session may go with its process
+    lost = (404,) if settings.workers == 1 else (404, 410)  # a session may end with its process
 
     @app.post("/reset", **_documented(settings, 404, *BODY_PROBLEMS, routed=True))
     async def reset(body: ResetRequest) -> StepResult:
@@ -123,34 +128,34 @@ def _add_session_routes(app: FastAPI, table: SessionTable, settings: ServerSetti
 
     @app.post("/step", **_documented(settings, 404, 409, 410, *BODY_PROBLEMS, routed=True))
     async def step(body: StepRequest) -> StepResult:
-        """Take an action. Repeating the last step answers it again."""
+        """Take an action. A repeat of the last step returns the same result again."""
         return await table.step(body)
 
     @app.post("/close", status_code=204, **_documented(settings, *lost, *BODY_PROBLEMS, routed=True))
     async def close(body: CloseRequest) -> None:
-        """End a session."""
+        """Close a session."""
         table.close(body.session)
 
     @app.post("/batch/reset", **_documented(settings, *BODY_PROBLEMS))
     async def batch_reset(body: BatchResetRequest) -> BatchResult:
-        """Open several sessions, each on its own."""
+        """Open several sessions. Each item succeeds or fails on its own."""
         return await each([table.reset(item) for item in body.items])
 
     @app.post("/batch/step", **_documented(settings, *BODY_PROBLEMS))
     async def batch_step(body: BatchStepRequest) -> BatchResult:
-        """Take an action in each of several sessions."""
+        """Take an action in each of several sessions. Each item succeeds or fails on its own."""
         return await each([table.step(item) for item in body.items])
 
 
 def _add_server_routes(app: FastAPI, info: EnvInfo, metrics: ServerMetrics, settings: ServerSettings) -> None:
     @app.get("/health")
     async def health() -> Health:
-        """Answer, without a token, that the server is up."""
+        """Report that the server is up. No token is required."""
         return Health()
 
     @app.get("/info", **_documented(settings))
     async def describe() -> EnvInfo:
-        """Say what is served."""
+        """Describe what is served."""
         return info
 
     @app.get("/metrics", response_class=MetricsPage, **_documented(settings))
@@ -160,9 +165,12 @@ def _add_server_routes(app: FastAPI, info: EnvInfo, metrics: ServerMetrics, sett
 
 
 def _documented(settings: ServerSettings, *problems: int, routed: bool = False) -> dict[str, Any]:
-    """Route options that put the token and the route's problems into the OpenAPI document.
+    """Route options that add the token and the route's problems to the OpenAPI document.
 
-    `routed`: where there are several processes, another one may have to answer, and may not do so in time.
+    Args:
+        settings: settings of the server.
+        problems: statuses that the route itself may return.
+        routed: whether another process may have to handle the request, and may be too slow.
     """
     late = (504,) if routed and settings.workers > 1 else ()
     if settings.token is None:
@@ -200,7 +208,7 @@ async def _sweep(table: SessionTable, every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
         if expired := table.expire():
-            logger.info("closed %d idle sessions", expired)
+            logger.info("idle sessions closed: %d", expired)
 
 
 async def _at_once(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
@@ -208,7 +216,7 @@ async def _at_once(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchRes
 
 
 async def _in_turn(calls: Sequence[Coroutine[Any, Any, StepResult]]) -> BatchResult:
-    """Quick calls one after the other; now and then the loop gets to do other things."""
+    """Run fast calls one after the other; every `YIELD_EVERY` of them, other requests get a turn."""
     items = []
     for number, call in enumerate(calls, 1):
         items.append(await _settle(call))

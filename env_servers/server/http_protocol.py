@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with one system call for a response instead of two, and a limit for silent connections.
+"""uvicorn's HTTP protocol with one system call a response instead of two, and a time limit for silent connections.
 
-uvicorn writes a response's head and its body one after the other, and a write that finds nothing waiting goes to the
-kernel at once. On loopback that is half of what a short answer costs, here and in the client, which is woken twice.
+uvicorn writes the head and the body of a response separately, and each write is a system call. On loopback that is half
+the cost of a short response, on the server and on the client, which wakes up twice.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 FLUSH_BYTES = 64 * 1024
 HEAD_LIMIT_S = 30.0
-"""A connection that has sent no whole head of a request for this long since it was made is closed."""
+"""A new connection that has not sent the complete head of a request within this time is closed."""
 
 
-class CorkedTransport:
-    """A transport whose writes of one turn of the event loop go out together. The rest is the transport's own."""
+class BufferedTransport:
+    """A transport that sends all writes of one turn of the event loop together. Everything else is passed on."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -46,12 +46,12 @@ class CorkedTransport:
         return getattr(self._transport, name)
 
 
-class CorkedHttpProtocol(HttpToolsProtocol):
-    """Serves a connection through a corked transport; a WebSocket that it becomes keeps it."""
+class BufferedHttpProtocol(HttpToolsProtocol):
+    """Serves a connection through a buffered transport. A WebSocket upgrade keeps that transport."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        corked = CorkedTransport(cast(asyncio.Transport, transport), self.loop)
-        super().connection_made(cast(asyncio.Transport, corked))
+        buffered = BufferedTransport(cast(asyncio.Transport, transport), self.loop)
+        super().connection_made(cast(asyncio.Transport, buffered))
         self.loop.call_later(HEAD_LIMIT_S, self._close_if_silent)
 
     def _close_if_silent(self) -> None:

@@ -1,4 +1,4 @@
-"""What every request passes before its route: accounting, limits of number and size, the token, compression.
+"""Middleware of every request: metrics, limits of number and size, the token, compression.
 
 Plain ASGI, for speed.
 """
@@ -28,10 +28,10 @@ BODY_LIMIT_S = 30.0
 
 
 class Accounting:
-    """Times each request and answers an exception that nobody handled with a 500 that tells nothing of it.
+    """Measures each request, and turns an unhandled exception into a 500 that reveals nothing about it.
 
-    A client that leaves before its request is whole gets no answer and is no error.
-    Beyond `max_requests` at the same time it answers 503, but for the open paths.
+    A client that disconnects before its request is complete is no error. Beyond `max_requests` concurrent requests the
+    response is 503, except for the open paths.
     """
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics, max_requests: int) -> None:
@@ -60,9 +60,9 @@ class Accounting:
                 return
             await self._app(scope, receive, watch)
         except ClientDisconnect:
-            logger.debug("a client left before its request to %s was whole", scope["path"])
+            logger.debug("client disconnected before its request to %s was complete", scope["path"])
         except Exception:
-            logger.exception("unexpected error at %s %s", scope["method"], scope["path"])
+            logger.exception("unexpected error in %s %s", scope["method"], scope["path"])
             if status:
                 raise
             await respond(problem(500, "unexpected error: see the server's log"))(scope, receive, watch)
@@ -71,11 +71,11 @@ class Accounting:
             self._metrics.observe(scope["path"], status, time.perf_counter() - began)
 
     def _refusal(self) -> Problem:
-        return problem(503, f"{self._max_requests} requests are being answered: try again, or start another server")
+        return problem(503, f"the limit of {self._max_requests} concurrent requests is reached: retry later")
 
 
 class TokenGuard:
-    """Lets through only requests and sockets that bear the token."""
+    """Passes on only requests and WebSockets with the right token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
@@ -85,7 +85,7 @@ class TokenGuard:
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._bears_token(scope):
             await self._app(scope, receive, send)
             return
-        refusal = problem(401, "a bearer token is required, and none or another one was sent")
+        refusal = problem(401, "missing or invalid bearer token")
         await respond(refusal, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
     def _bears_token(self, scope: Scope) -> bool:
@@ -97,7 +97,7 @@ class TokenGuard:
 
 
 class CompressedBatches:
-    """Compresses long answers to batches for clients that ask for it. A single step is too short for it to pay."""
+    """Compresses long responses to batches for clients that accept it. It does not pay for a single step."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -109,7 +109,7 @@ class CompressedBatches:
 
 
 class BodyLimit:
-    """Refuses bodies that are longer than `max_bytes`, announced or not, and those that do not arrive in time."""
+    """Refuses bodies longer than `max_bytes`, with or without a content length, and bodies that arrive too slowly."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app

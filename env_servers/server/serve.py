@@ -1,7 +1,7 @@
-"""Serving an environment: in this process, or in several that share its port.
+"""Serves an environment, in this process or in several that share a port.
 
 Invariants
-- The ready file appears only once connections are accepted, and goes away when the server ends.
+- The ready file appears only once connections are accepted, and is removed when the server ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from env_servers.environment import Environment, TaskError
 from env_servers.errors import ServerError
-from env_servers.server import uvicorn_server as serving
+from env_servers.server import uvicorn_server
 from env_servers.server.app import create_app
 from env_servers.server.settings import ServerSettings
 from env_servers.server.sockets import announce, listen, require_place, url_of
@@ -28,9 +28,8 @@ def serve(environment: type[Environment], settings: ServerSettings) -> None:
     """Serve `environment` until SIGTERM or SIGINT.
 
     Raises:
-        ServerError: the address cannot be listened on, or is beyond loopback while there is no token, or the
-            environment has no tasks to offer, or the ready file cannot be written, or its worker processes do not stay
-            up.
+        ServerError: the address cannot be used or is not loopback and there is no token; the environment cannot offer
+            its tasks; the ready file cannot be written; or worker processes keep ending.
     """
     if settings.ready_file is not None:
         require_place(settings.ready_file)
@@ -57,10 +56,10 @@ def _serve_here(environment: type[Environment], settings: ServerSettings) -> Non
                 announce(settings.ready_file, url)
             logger.info("serving %s at %s", environment.name, url)
 
-        serving.run(app, listener, settings, tell)
+        uvicorn_server.run(app, listener, settings, tell)
 
 
 def _allow_many_connections() -> None:
-    """As many open files as this process may have: every connection is one."""
+    """Raise the limit of open files to its maximum: every connection is one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -13,39 +13,41 @@ TOKEN_VARIABLE = "ANCHORAGE_ENV_TOKEN"
 
 
 def token_from(variable: str) -> SecretStr | None:
-    """The token in an environment variable; none where it is unset or empty."""
+    """The token in an environment variable; None if it is unset or empty."""
     value = os.environ.get(variable, "")
     return SecretStr(value) if value else None
 
 
 class ServerSettings(BaseModel):
+    """Options of a server; the command line has the same names."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback a token is required."""
     port: int = Field(8001, ge=0, le=65535)
-    """Port to listen on; 0: a free one, see `ready_file`."""
+    """Port to listen on; 0: a free port, see `ready_file`."""
     token: SecretStr | None = Field(default_factory=lambda: token_from(TOKEN_VARIABLE))
-    """Bearer token of every request but health's; none: no token is asked for."""
+    """Bearer token that every request except /health must send; none: no token is required."""
     max_sessions: int = Field(4096, ge=1)
-    """Live sessions at the same time; a reset beyond them is answered 503."""
+    """Maximum number of live sessions; a further reset gets 503."""
     idle_seconds: float = Field(600.0, gt=0)
-    """A session unused for this long is closed."""
+    """A session that is idle for this long is closed."""
     max_body_bytes: int = Field(1024 * 1024, ge=1024)
-    """Longest request body or WebSocket message; a longer body is answered 413, a longer message closes its socket."""
+    """Maximum length of a request body (a longer one gets 413) or WebSocket message (a longer one closes it)."""
     max_requests: int = Field(8192, ge=1)
-    """Requests that are answered at the same time; a further one is answered 503."""
+    """Maximum number of concurrent requests; a further one gets 503."""
     workers: int = Field(1, ge=1, le=256)
-    """Processes that share the port. A session stays on its process."""
+    """Processes that share the port. A session stays in its process."""
     threads: int = Field(8, ge=1)
-    """Threads of each process that run a blocking environment."""
+    """Threads of each process for the calls of a blocking environment."""
     call_seconds: float = Field(CALL_SECONDS, gt=0)
-    """Longest reset or step of a blocking environment; a longer one fails its session, and the others go on."""
+    """Time limit of a reset or step of a blocking environment; a longer one fails its session only."""
     ready_file: Path | None = None
-    """File that gets the server's URL once it listens, and goes away when the server ends."""
+    """File to write the server's URL to once it accepts connections; removed when the server ends."""
 
     @model_validator(mode="after")
     def _room_for_every_worker(self) -> ServerSettings:
         if self.max_sessions < self.workers:
-            raise ValueError(f"max_sessions must be at least workers, {self.workers}")
+            raise ValueError(f"max_sessions must be >= workers ({self.workers}), got {self.max_sessions}")
         return self

@@ -1,8 +1,8 @@
-"""Where a server listens: its address, its socket, its ready file.
+"""A server's listening socket, its URL and its ready file.
 
 Invariants
-- Beyond loopback nothing listens without a token.
-- The ready file appears whole.
+- Without a token nothing listens beyond loopback.
+- The ready file is written atomically.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ BACKLOG = 2048
 
 
 def listen(settings: ServerSettings) -> socket.socket:
-    """A listening socket. Raises ServerError."""
+    """Open a listening socket. Raises ServerError."""
     return _open(settings, settings.port, shared=False, listening=True)
 
 
 def reserve(settings: ServerSettings) -> socket.socket:
-    """A bound socket that keeps a port for the processes that share it. Raises ServerError, also where it is taken."""
+    """Open a bound socket that keeps a port for the processes that share it. Raises ServerError if it is in use."""
     with listen(settings) as probe:
         port = probe.getsockname()[1]
     return _open(settings, port, shared=True, listening=False)
 
 
 def join(settings: ServerSettings, reserved: socket.socket) -> socket.socket:
-    """One process's own listening socket on a reserved port; the kernel spreads connections over all of them."""
+    """Open one process's listening socket on a reserved port. The kernel spreads connections over all of them."""
     return _open(settings, reserved.getsockname()[1], shared=True, listening=True)
 
 
 def url_of(listener: socket.socket) -> str:
-    """A URL under which this machine reaches the listener."""
+    """The URL at which this machine reaches the listener."""
     host, port = listener.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
@@ -46,7 +46,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def require_place(ready_file: Path) -> None:
-    """Raise ServerError where the ready file cannot be written. Leaves no trace."""
+    """Raise ServerError if the ready file cannot be written. Leaves no file behind."""
     try:
         _draft(ready_file).touch()
         _draft(ready_file).unlink()
@@ -59,7 +59,7 @@ def _draft(ready_file: Path) -> Path:
 
 
 def announce(ready_file: Path, url: str) -> None:
-    """Write the ready file."""
+    """Write the server's URL to the ready file."""
     draft = _draft(ready_file)
     draft.write_text(f"{url}\n")
     draft.replace(ready_file)
@@ -70,10 +70,10 @@ def _open(settings: ServerSettings, port: int, *, shared: bool, listening: bool)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise ServerError(f"host {host} cannot be resolved: choose another with --host") from error
+        raise ServerError(f"cannot resolve host {host}: choose another with --host") from error
     family, kind, protocol, _, address = found[0]
     if settings.token is None and not ipaddress.ip_address(address[0]).is_loopback:
-        raise ServerError(f"listening on {host} needs a token: set {TOKEN_VARIABLE}, or listen on 127.0.0.1")
+        raise ServerError(f"listening on {host} requires a token: set {TOKEN_VARIABLE}, or listen on 127.0.0.1")
     opened = socket.socket(family, kind, protocol)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
     try:
@@ -83,6 +83,6 @@ def _open(settings: ServerSettings, port: int, *, shared: bool, listening: bool)
     except OSError as error:
         opened.close()
         if error.errno == errno.EADDRINUSE:
-            raise ServerError(f"port {port} on {host} is taken: choose another with --port") from error
-        raise ServerError(f"cannot listen on port {port} of {host}: {error.strerror}") from error
+            raise ServerError(f"port {port} on {host} is in use: choose another with --port") from error
+        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return opened

@@ -1,10 +1,10 @@
-"""The parent of a server's processes: starts them, replaces those that end, ends them with itself.
+"""The supervisor of a server's worker processes: starts them, replaces those that end, stops them when it stops.
 
 Invariants
-- The environment is loaded once and the processes are forked from it, so they share its memory. The parent starts no
-  thread and no event loop.
-- A process that ends is replaced by one with a new number. Processes that end again and again end the server.
-- No process outlives the parent, however the parent ends.
+- The environment is loaded once, before the workers are forked, so they share its memory. The parent starts no thread
+  and no event loop.
+- A worker that ends is replaced by one with a new number. Workers that keep ending stop the server.
+- No worker outlives the parent, however the parent ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 from env_servers.environment import Environment
 from env_servers.errors import ServerError
-from env_servers.server import uvicorn_server as serving
+from env_servers.server import uvicorn_server
 from env_servers.server.app import create_app
 from env_servers.server.settings import ServerSettings
 from env_servers.server.sockets import announce, join, reserve, url_of
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 STOPPING = {signal.SIGTERM, signal.SIGINT}
 START_LIMIT_S = 60.0
-STOP_LIMIT_S = serving.GRACE_S + 2 * CLOSING_S + 1.0
+STOP_LIMIT_S = uvicorn_server.GRACE_S + 2 * CLOSING_S + 1.0
 YOUNG_S = 5.0
 MOST_EARLY_ENDS = 5
 PR_SET_PDEATHSIG = 1
@@ -46,7 +46,14 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A running process. `share`: how many of the server's sessions it may hold."""
+    """A running worker process.
+
+    Attributes:
+        pid: process id.
+        number: number of the worker, from 1; never reused.
+        share: maximum number of sessions that it may hold.
+        started_at: `time.monotonic()` at its start.
+    """
 
     pid: int
     number: int
@@ -55,8 +62,8 @@ class Child:
 
 
 def supervise(environment: type[Environment], settings: ServerSettings) -> None:
-    """Run `settings.workers` processes until SIGTERM or SIGINT. Errors as for `serve`."""
-    create_app(environment, settings)  # loads the environment, and meets its mistakes before there are processes
+    """Run `settings.workers` processes until SIGTERM or SIGINT. Raises what `serve` raises."""
+    create_app(environment, settings)  # loads the environment, so that its errors come before any process is forked
     with (
         reserve(settings) as reserved,
         tempfile.TemporaryDirectory(prefix="anchorage-env-") as folder,
@@ -71,7 +78,7 @@ def supervise(environment: type[Environment], settings: ServerSettings) -> None:
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGCHLD as bytes in a pipe, whichever thread gets them."""
+    """SIGTERM, SIGINT and SIGCHLD as bytes in a pipe, whichever thread receives them."""
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
@@ -90,19 +97,19 @@ class Signals:
         os.close(self._write)
 
     def reset(self) -> None:
-        """Give the signals back, as a forked process must."""
+        """Restore the previous handlers, as a forked process must."""
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def wait(self, limit_s: float | None = None) -> set[int]:
-        """The signals that have come; waits for one at most `limit_s` seconds, without it for ever."""
+        """Wait for a signal and return all that came. `limit_s`: seconds to wait; None: no limit."""
         readable, _, _ = select.select([self._read], [], [], limit_s)
         return set(os.read(self._read, 4096)) if readable else set()
 
 
 class Supervisor:
-    """The children and what they are made from."""
+    """Starts, watches and stops the workers of one server."""
 
     def __init__(
         self,
@@ -122,7 +129,8 @@ class Supervisor:
         self._early_ends = 0
 
     def start(self) -> None:
-        """Start the processes and wait until all of them accept connections."""
+        """Start the workers and wait until all of them accept connections."""
+        # Frozen objects are never collected, so a collection in a worker does not copy the pages it shares.
         gc.collect()
         gc.freeze()
         workers, sessions = self._settings.workers, self._settings.max_sessions
@@ -131,17 +139,17 @@ class Supervisor:
         url = url_of(self._reserved)
         if self._settings.ready_file is not None:
             announce(self._settings.ready_file, url)
-        logger.info("serving %s at %s with %d processes", self._environment.name, url, workers)
+        logger.info("serving %s at %s with %d worker processes", self._environment.name, url, workers)
 
     def watch(self) -> None:
-        """Replace processes that end, until a signal asks to stop."""
+        """Replace workers that end, until a signal asks to stop. Raises ServerError if they keep ending."""
         while not self._signals.wait() & STOPPING:
             for child in self._reap():
-                self._bury(child)
+                self._record_end(child)
                 os.close(self._spawn(child.share))
 
     def stop(self) -> None:
-        """End all processes."""
+        """Stop all workers: SIGTERM, then SIGKILL after `STOP_LIMIT_S`."""
         for pid in self._children:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_LIMIT_S
@@ -149,12 +157,12 @@ class Supervisor:
             self._signals.wait(0.1)
             self._reap()
         for pid in self._children:
-            logger.warning("a worker process did not end in time: killing it")
+            logger.warning("worker process %d did not stop within %g s: killing it", pid, STOP_LIMIT_S)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
     def _spawn(self, share: int) -> int:
-        """Fork a process; the end of a pipe that gets a byte once the process accepts connections."""
+        """Fork a worker; returns the end of a pipe that receives a byte once the worker accepts connections."""
         self._started += 1
         number = self._started
         ready, tell = os.pipe()
@@ -162,12 +170,12 @@ class Supervisor:
         pid = os.fork()
         if pid == 0:
             os.close(ready)
-            self._be_child(number, share, tell, parent)
+            self._run_worker(number, share, tell, parent)
         os.close(tell)
         self._children[pid] = Child(pid, number, share, time.monotonic())
         return ready
 
-    def _be_child(self, number: int, share: int, tell: int, parent: int) -> None:
+    def _run_worker(self, number: int, share: int, tell: int, parent: int) -> None:
         code = 1
         try:
             _die_with(parent)
@@ -175,12 +183,12 @@ class Supervisor:
             settings = self._settings.model_copy(update={"max_sessions": share})
             place = WorkerPlace(number, self._folder, self._settings.max_sessions)
             with join(settings, self._reserved) as listener:
-                serving.run(
+                uvicorn_server.run(
                     create_app(self._environment, settings, place), listener, settings, lambda: _write_byte(tell)
                 )
             code = 0
         except ServerError as error:
-            logger.error("worker %d cannot serve: %s", number, error)
+            logger.error("worker %d cannot start: %s", number, error)
         except BaseException:
             logger.exception("worker %d failed", number)
         finally:
@@ -194,43 +202,46 @@ class Supervisor:
             for pipe in pipes:
                 readable, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
                 if not readable or not os.read(pipe, 1):
-                    raise ServerError("a worker process did not start; its own message is in the log")
+                    raise ServerError("a worker process did not start: see the log for its error")
         finally:
             for pipe in pipes:
                 os.close(pipe)
 
     def _reap(self) -> list[Child]:
-        """The processes that have ended since the last call."""
+        """The workers that have ended since the last call."""
         ended = []
         for pid in list(self._children):
             with suppress(ChildProcessError):
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if not done:
                     continue
-                logger.info("worker %d ended (%d)", self._children[pid].number, os.waitstatus_to_exitcode(status))
+                logger.info(
+                    "worker %d ended with exit code %d", self._children[pid].number, os.waitstatus_to_exitcode(status)
+                )
             ended.append(self._children.pop(pid))
         return ended
 
-    def _bury(self, child: Child) -> None:
+    def _record_end(self, child: Child) -> None:
+        """Remove a worker's socket. Raises ServerError after `MOST_EARLY_ENDS` early ends in a row."""
         with suppress(FileNotFoundError):
             (self._folder / str(child.number)).unlink()
         young = time.monotonic() - child.started_at < YOUNG_S
         self._early_ends = self._early_ends + 1 if young else 0
         if self._early_ends >= MOST_EARLY_ENDS:
-            raise ServerError("the worker processes end as soon as they have started; their message is in the log")
-        logger.warning("worker %d has ended and its sessions are lost: starting another", child.number)
+            raise ServerError("worker processes keep ending right after their start: see the log for their errors")
+        logger.warning("worker %d ended, its sessions are lost: starting a replacement", child.number)
 
 
 def _die_with(parent: int) -> None:
-    """The kernel kills this process when its parent ends."""
+    """Let the kernel kill this process when its parent ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
     if os.getppid() != parent:
-        raise ServerError("the parent process is gone")
+        raise ServerError("the parent process has ended")
 
 
 def _write_byte(pipe: int) -> None:
-    """Tell the parent, which does not wait for a replacement."""
+    """Tell the parent that connections are accepted. It does not listen for a replacement."""
     with suppress(BrokenPipeError):
         os.write(pipe, b"1")
     os.close(pipe)

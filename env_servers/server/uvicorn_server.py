@@ -1,4 +1,4 @@
-"""Running one application in this process until a signal ends it."""
+"""Runs one application in this process until a signal stops it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from env_servers.server.http_protocol import CorkedHttpProtocol
+from env_servers.server.http_protocol import BufferedHttpProtocol
 from env_servers.server.settings import ServerSettings
 
 KEEP_ALIVE_S = 75
@@ -17,11 +17,18 @@ GRACE_S = 5
 
 
 def run(app: FastAPI, listener: socket.socket, settings: ServerSettings, on_ready: Callable[[], None]) -> None:
-    """Serve `app` until SIGTERM or SIGINT. `on_ready` is called once it accepts connections."""
+    """Serve an application until SIGTERM or SIGINT; a second signal stops at once.
+
+    Args:
+        app: the application.
+        listener: a listening socket.
+        settings: limits of the server.
+        on_ready: called once connections are accepted.
+    """
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=CorkedHttpProtocol,
+        http=BufferedHttpProtocol,
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,
@@ -47,6 +54,6 @@ class _Server(uvicorn.Server):
         self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn's own handler raises the signal again once it is done; being asked to stop is no failure here.
+        # uvicorn's own handler raises the signal again at the end, as if stopping on request were a failure.
         self.force_exit = self.should_exit
         self.should_exit = True

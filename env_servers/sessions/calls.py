@@ -1,10 +1,14 @@
-"""An environment's blocking calls: in threads of their own, bounded in number and in time.
+"""Blocking calls of an environment, in threads that are bounded in number and in time.
 
 Invariants
-- At most `threads` calls are waited for. One that takes longer than `limit_s` is given up and fails alone: its thread
-  ends whenever the call does, and another takes its place.
-- At most `threads` given-up calls are replaced so; further ones keep their place. So threads are bounded.
-- No thread keeps the process from ending.
+- At most `threads` calls run at a time. A call that takes longer than `limit_s` is abandoned and fails alone: its
+  thread ends whenever the call does, and its slot is free for another call.
+- At most `threads` abandoned calls free their slot in this way; further ones keep it. So there are at most
+  `2 * threads` threads.
+- No thread keeps the process from exiting.
+
+Example, with `threads` 2: calls a and b hang and are abandoned, which frees both slots. Calls c and d run and hang too;
+now the two slots stay taken (`exhausted`), and a further call raises `NoThread`, until any of the four returns.
 """
 
 from __future__ import annotations
@@ -19,23 +23,24 @@ T = TypeVar("T")
 
 
 class CallTimeout(Exception):
-    """The call did not return in time. It may still run; nobody waits for it."""
+    """The call did not return in time. It may still run."""
 
 
 class NoThread(Exception):
-    """No thread was free in time. The call was not made."""
+    """No thread was free in time; the function was not called."""
 
 
 class BlockingCalls:
-    """The threads of one event loop's blocking calls.
+    """The threads for the blocking calls of one event loop.
 
     Args:
-        name: of the threads.
-        threads: most calls that are waited for at the same time.
-        limit_s: longest wait for a thread, and longest call.
+        name: name of the threads.
+        threads: maximum number of concurrent calls.
+        limit_s: time limit of the wait for a thread, and of a call.
 
     Attributes:
-        given_up: calls that nobody waits for any more and that still run.
+        given_up: abandoned calls that still run.
+        limit_s: the time limit.
     """
 
     def __init__(self, name: str, threads: int, limit_s: float) -> None:
@@ -47,18 +52,20 @@ class BlockingCalls:
 
     @property
     def exhausted(self) -> bool:
-        """Whether as many given-up calls still run as are replaced: nothing new should be begun."""
+        """Whether `threads` or more abandoned calls still run: nothing new should start."""
         return self.given_up >= self._threads
 
     async def run(self, function: Callable[[], T], afterwards: Callable[[T | None], None] = lambda _: None) -> T:
-        """What the function returns or raises.
+        """Call the function in a thread; return what it returns and raise what it raises.
 
         Args:
-            function: called in a thread.
-            afterwards: called there too, once a given-up call has ended: with its result, None where it raised.
+            function: the function.
+            afterwards: called in the same thread once an abandoned call returns: with its result, or with None if it
+                raised.
 
         Raises:
-            CallTimeout: it took too long. NoThread: it was not called.
+            CallTimeout: the call took longer than `limit_s`.
+            NoThread: no thread was free; the function was not called.
         """
         try:
             async with asyncio.timeout(self.limit_s):
@@ -80,7 +87,7 @@ class BlockingCalls:
         return call.result()
 
     def _leave(self, call: _Call[T]) -> bool:
-        """Free the call's place; whether the call still runs, and is given up."""
+        """Free the call's slot. Returns whether the call still runs and is abandoned."""
         left = call.give_up()
         self.given_up += left
         call.keeps_place = left and self.given_up > self._threads
@@ -95,11 +102,11 @@ class BlockingCalls:
 
 
 class _Call(Generic[T]):
-    """One call in a thread of its own. Made on the event loop.
+    """One call in a thread of its own. Created on the event loop.
 
     Attributes:
-        outcome: done once the function has ended, unless the call was given up before.
-        keeps_place: whether no other call has taken its place.
+        outcome: done once the function has returned, unless the call was abandoned before.
+        keeps_place: whether the abandoned call keeps its slot until it returns.
     """
 
     def __init__(
@@ -121,7 +128,7 @@ class _Call(Generic[T]):
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def give_up(self) -> bool:
-        """Wait no longer. False where the function has ended already and its outcome stands."""
+        """Abandon the call. Returns False if the function has already returned; then its outcome stands."""
         with self._lock:
             self._given_up = not self._over
             return self._given_up
@@ -129,20 +136,20 @@ class _Call(Generic[T]):
     def result(self) -> T:
         if self._error is not None:
             raise self._error
-        return self._value  # type: ignore[return-value]  # it has ended without an error
+        return self._value  # type: ignore[return-value]  # it returned without an error
 
     def _run(self) -> None:
         try:
             self._value = self._function()
         except Exception as error:
             self._error = error
-        except BaseException as error:  # such as SystemExit: not the server's
+        except BaseException as error:  # such as SystemExit, which must not end the server
             self._error = RuntimeError(f"{type(error).__name__}: {error}")
         with self._lock:
             self._over = True
         if self._given_up:
             self._afterwards(self._value)
-        with suppress(RuntimeError):  # the loop has ended
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:

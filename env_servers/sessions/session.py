@@ -1,4 +1,4 @@
-"""One session of an environment, and what holds for every answer of it."""
+"""One session of an environment, and the checks of every observation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import replace
 from pydantic_core import to_json
 
 from env_servers.environment import Environment, Observation
-from env_servers.numbers import fault
-from env_servers.protocol import AnchorKind, ResetRequest, StepResult
+from env_servers.protocol import AnchorKind, ResetRequest, StepResult, invalid_value
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +17,19 @@ _JSON_AS_THEY_ARE = frozenset({bool, int, float, type(None)})
 
 
 class Session:
-    """One live episode. `last` answers a repeat of step number `steps`; `hung`: a call never came back."""
+    """One live episode.
+
+    Attributes:
+        id: the session's id.
+        environment: the environment that plays it.
+        anchor: the kind of anchor in its results.
+        max_steps: number of actions after which it is truncated; None: no limit.
+        last: the observation after step number `steps`, which answers a repeat of that step.
+        steps: actions taken so far.
+        running: the step in progress, for a blocking environment.
+        hung: whether a call was abandoned in this environment.
+        used_at: the table's clock at the last use.
+    """
 
     __slots__ = ("anchor", "environment", "hung", "id", "last", "max_steps", "running", "steps", "used_at")
 
@@ -57,25 +68,25 @@ class Session:
 
 
 class WrongValue(ValueError):
-    """What an environment told cannot be; the message says what, and may be shown to clients."""
+    """An environment returned an invalid reward or fact. The message names it and may be shown to clients."""
 
 
 def checked(observation: Observation) -> Observation:
-    """The observation itself; raises WrongValue where its reward or facts are not what they must be."""
-    problem = fault(observation.reward, observation.facts)
+    """Return the observation itself. Raises WrongValue if its reward or facts are invalid."""
+    problem = invalid_value(observation.reward, observation.facts)
     if problem is not None:
-        raise WrongValue(f"the environment gave a wrong value: {problem}")
+        raise WrongValue(f"the environment returned an invalid value: {problem}")
     return observation
 
 
 def limited(observation: Observation, steps: int, max_steps: int | None) -> Observation:
-    """A task that ends by its own rules is not truncated, whatever the limits say."""
+    """The observation, truncated if the step limit is reached. A terminated episode is never truncated."""
     truncated = not observation.terminated and (observation.truncated or steps == max_steps)
     return observation if truncated == observation.truncated else replace(observation, truncated=truncated)
 
 
 def sendable(result: StepResult) -> StepResult:
-    """The result itself; raises where JSON cannot hold it. Takes a fraction of the time of writing it."""
+    """Return the result itself. Raises if it cannot be written as JSON; costs a fraction of writing it."""
     texts = [result.observation, result.anchor, result.expert or "", *(result.admissible or ())]
     for name, value in result.facts.items():
         texts.append(name)
@@ -89,8 +100,8 @@ def sendable(result: StepResult) -> StepResult:
 
 
 def close_environment(environment: Environment) -> None:
-    """Close it; a failure is logged."""
+    """Close an environment. An exception is logged."""
     try:
         environment.close()
     except Exception:
-        logger.exception("environment %s failed at close", environment.name)
+        logger.exception("environment %s: close failed", environment.name)

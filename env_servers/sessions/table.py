@@ -1,11 +1,23 @@
-"""The sessions of one environment: open, step, close, expire. No HTTP, no clock of its own beyond `clock`.
+"""The sessions of one environment: open, step, close, expire. No HTTP; the only clock is `clock`.
 
 Invariants
-- A table belongs to one event loop. An environment is called by one step at a time: on the loop itself, or, where it is
-  `blocking`, in a thread, for a bounded time.
-- A step that has begun runs to its end even if whoever asked for it goes away; its answer is kept for the repeat.
-- What an environment answers can be sent as JSON; one that answers otherwise loses its session, and no other does.
-- Live sessions, threads and remembered dead sessions are all bounded.
+- A table belongs to one event loop. An environment is called by one step at a time: on the loop itself or, if it is
+  `blocking`, in a thread with a time limit.
+- A step that has started runs to its end even if its caller is cancelled; its result is kept for a repeat.
+- Every result can be written as JSON. An environment that returns anything else loses its own session only.
+- Live sessions, threads and remembered ended sessions are bounded.
+
+How sessions and steps are numbered: a session's id is random, and the client numbers its steps from 1. That makes
+retries safe without any other state. Example, for a session after a reset and two steps (`steps` is 2)::
+
+    the client asks for    the table answers
+    step 3                 takes the action, `steps` becomes 3
+    step 2                 a repeat: the result of step 2 again, nothing is taken
+    step 1, step 4         Conflict (409): out of order
+    step 3, while step 3   the same result as the first request, which takes the action
+      is running
+    step 3, at the end     Conflict (409): the episode has ended; step 2 is still repeated
+    any step, once closed  SessionUnknown: 410 as long as the id is among the `REMEMBERED`, 404 afterwards
 """
 
 from __future__ import annotations
@@ -30,21 +42,25 @@ T = TypeVar("T")
 Ending = Literal["closed", "expired", "failed"]
 
 REMEMBERED = 1024
-"""Ended sessions that are still told apart from ones that never were."""
+"""Number of ended sessions that are told apart from unknown ones."""
 SWEEP_FRACTION = 0.25
-"""Share of the idle limit between two sweeps for idle sessions."""
+"""Interval between two sweeps for idle sessions, as a share of the idle limit."""
 CALL_SECONDS = 120.0
-"""Default limit of one call of a blocking environment."""
+"""Default time limit of one call of a blocking environment."""
 CLOSING_S = 2.0
-"""How long a table that is shut down waits for steps under way, and then for its environments to close."""
+"""How long a shutdown waits for running steps, and then again for environments to close."""
 
 
 class SessionError(Exception):
-    """Base of what the table refuses. The message is one line for the caller."""
+    """Base of the table's errors. The message is one line for the client."""
 
 
 class SessionUnknown(SessionError):
-    """No such live session. `ending` says what became of it, where that is still remembered."""
+    """No such live session.
+
+    Attributes:
+        ending: how it ended; None: not remembered, or it never existed.
+    """
 
     def __init__(self, message: str, ending: Ending | None = None) -> None:
         super().__init__(message)
@@ -52,29 +68,38 @@ class SessionUnknown(SessionError):
 
 
 class Conflict(SessionError):
-    """The step's number is neither the next one nor the last one, or the episode is over."""
+    """The step number is neither the next nor the last one, or the episode is over."""
 
 
 class Busy(SessionError):
-    """All session slots are taken. `retry_after_s`: when to try again."""
+    """No session slot or no thread is free.
+
+    Attributes:
+        retry_after_s: seconds after which a client should retry.
+    """
 
     retry_after_s = 1
 
 
 class AnchorUnsupported(SessionError):
-    """The environment has no anchor of the kind that was asked for."""
+    """The environment does not offer the requested kind of anchor."""
 
 
 class EnvironmentFault(SessionError):
-    """The environment itself failed: an unexpected exception, an impossible answer or none in time.
-
-    Its session is gone.
-    """
+    """The environment failed: an unexpected exception, an invalid observation, or a timeout. Its session is gone."""
 
 
 @dataclass(slots=True)
 class TableCounts:
-    """What has happened since the table was made."""
+    """Events since the table was created.
+
+    Attributes:
+        resets: sessions opened.
+        steps: actions taken.
+        repeats: steps that were answered again.
+        expired: sessions closed because they were idle.
+        faults: failures of the environment.
+    """
 
     resets: int = 0
     steps: int = 0
@@ -87,17 +112,20 @@ class SessionTable:
     """All sessions of one environment class.
 
     Args:
-        factory: makes the environment of a new session.
-        max_sessions: live sessions at the same time; a further reset raises `Busy`.
-        idle_seconds: a session unused for this long is closed.
-        threads: most calls of a blocking environment at the same time; others use none.
-        call_seconds: longest call of a blocking environment. A longer one fails its session.
-        prefix: what the sessions' ids begin with; it names the process that holds them.
-        clock: seconds that never run backwards.
+        factory: the environment class; one instance a session.
+        max_sessions: maximum number of live sessions; a further reset raises `Busy`.
+        idle_seconds: a session that is idle for this long is closed.
+        threads: maximum number of concurrent calls of a blocking environment; others use no threads.
+        call_seconds: time limit of a call of a blocking environment. A longer call fails its session.
+        prefix: prefix of the session ids, which names the process that holds them.
+        clock: monotonic clock, in seconds.
 
     Attributes:
         info: what the table serves.
-        counts: what has happened so far.
+        counts: events so far.
+
+    Raises:
+        TaskError: the environment cannot offer its tasks.
     """
 
     def __init__(
@@ -140,15 +168,17 @@ class SessionTable:
 
     @property
     def hung(self) -> int:
-        """Calls that were given up and still hold a thread."""
+        """Abandoned calls that still hold a thread."""
         return 0 if self._calls is None else self._calls.given_up
 
     async def reset(self, request: ResetRequest) -> StepResult:
         """Open a session on the request's task.
 
         Raises:
-            Busy: no slot or no thread is free. TaskError: the task is unknown or broken.
-            AnchorUnsupported: no anchor of that kind. EnvironmentFault: the environment failed.
+            Busy: no slot or no thread is free.
+            TaskError: the task is unknown or broken.
+            AnchorUnsupported: the environment does not offer that anchor.
+            EnvironmentFault: the environment failed.
         """
         self._admit()
         if self._calls is None:
@@ -156,17 +186,18 @@ class SessionTable:
         return await asyncio.shield(asyncio.ensure_future(self._open(request)))
 
     async def step(self, request: StepRequest) -> StepResult:
-        """Take the next action, or answer the last one again.
+        """Take the next action, or return the last result again.
 
         Raises:
-            SessionUnknown: no such live session. Conflict: wrong step number, or the episode is over.
+            SessionUnknown: no such live session.
+            Conflict: wrong step number, or the episode is over.
             EnvironmentFault: the environment failed; the session is gone.
             Busy: no thread was free in time; the action was not taken.
         """
         session = self._find(request.session)
         if session.running is not None:
             if request.step != session.steps + 1:
-                raise Conflict(f"step {request.step} came while step {session.steps + 1} is still being taken")
+                raise Conflict(f"step {request.step} is out of order: step {session.steps + 1} is still being taken")
             self.counts.repeats += 1
             return await asyncio.shield(session.running)
         session.used_at = self._clock()
@@ -183,14 +214,14 @@ class SessionTable:
         return await asyncio.shield(session.running)
 
     def environment(self, session_id: str) -> Environment:
-        """The environment of a live session, to be asked what the step API does not tell. Raises SessionUnknown."""
+        """The environment of a live session, for what the step API does not offer. Raises SessionUnknown."""
         return self._find(session_id).environment
 
     def close(self, session_id: str) -> None:
-        """End a session; one that has already ended is left at that.
+        """Close a session. A session that has already ended is no error.
 
         Raises:
-            SessionUnknown: there was no such session, as far as is remembered.
+            SessionUnknown: no such session, as far as is remembered.
         """
         session = self._sessions.get(session_id)
         if session is not None:
@@ -199,7 +230,7 @@ class SessionTable:
             raise SessionUnknown("no such session")
 
     def expire(self) -> int:
-        """Close the sessions that have been idle too long and say how many there were."""
+        """Close the sessions that are idle for too long; returns their number."""
         now = self._swept_at = self._clock()
         idle = [session for session in self._sessions.values() if self._is_idle(session, now)]
         for session in idle:
@@ -207,7 +238,7 @@ class SessionTable:
         return len(idle)
 
     async def shutdown(self) -> None:
-        """End every session. The table takes no more calls; those under way are waited for, not for long."""
+        """Close all sessions and accept no more calls. Waits for running ones, up to twice `CLOSING_S`."""
         running = [session.running for session in self._sessions.values() if session.running is not None]
         for session in list(self._sessions.values()):
             self._end(session, "closed")
@@ -218,15 +249,15 @@ class SessionTable:
 
     def _admit(self) -> None:
         if self._stopped:
-            raise Busy("the server is stopping: try again, or another server")
+            raise Busy("the server is stopping: retry later")
         if self._calls is not None and self._calls.exhausted:
-            raise Busy(f"{self.hung} calls of the environment hang and hold its threads: try again, or another server")
+            raise Busy(f"{self.hung} calls of the environment hang and hold its threads: retry later")
         if self._clock() - self._swept_at > self.info.idle_seconds * SWEEP_FRACTION:
             self.expire()
         if self.live + self._opening >= self.info.max_sessions:
             self.expire()
         if self.live + self._opening >= self.info.max_sessions:
-            raise Busy(f"all {self.info.max_sessions} sessions are in use: try again, or start another server")
+            raise Busy(f"all {self.info.max_sessions} sessions are in use: retry later, or raise --max-sessions")
 
     def _find(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)
@@ -248,7 +279,7 @@ class SessionTable:
         try:
             session = await self._call(lambda: self._start(request), _close_late)
         except Exception as error:
-            raise self._blame(error, f"reset of {request.split}/{request.index}") from error
+            raise self._fault_of(error, f"reset of {request.split}/{request.index}") from error
         finally:
             self._opening -= 1
         self._sessions[session.id] = session
@@ -262,7 +293,7 @@ class SessionTable:
         try:
             observation = checked(environment.reset(request.split, request.index, expert=request.expert))
             if request.anchor == "state" and not observation.state:
-                raise AnchorUnsupported(f"{self._factory.name} gives no state digest: use anchor 'observation'")
+                raise AnchorUnsupported(f"{self._factory.name} has no state digest: use anchor 'observation'")
             session = Session(
                 self._prefix + secrets.token_urlsafe(16), environment, request, observation, self._clock()
             )
@@ -283,22 +314,23 @@ class SessionTable:
             session.last = limited(observation, number, session.max_steps)
             result = sendable(session.result())
         except NoThread as error:
-            raise Busy(f"{error}: try again") from error
+            raise Busy(f"{error}: retry later") from error
         except Exception as error:
             session.hung = isinstance(error, CallTimeout)
             self._end(session, "failed")
-            raise self._blame(error, f"step {number}") from error
+            raise self._fault_of(error, f"step {number}") from error
         finally:
             session.running = None
             session.used_at = self._clock()
         self.counts.steps += 1
         return result
 
-    def _blame(self, error: Exception, doing: str) -> Exception:
+    def _fault_of(self, error: Exception, doing: str) -> Exception:
+        """The error for the client. What it must not see is logged."""
         if isinstance(error, (TaskError, SessionError)):
             return error
         if isinstance(error, NoThread):
-            return Busy(f"{error}: try again")
+            return Busy(f"{error}: retry later")
         self.counts.faults += 1
         if isinstance(error, CallTimeout):
             logger.error("environment %s at %s: %s", self._factory.name, doing, error)
@@ -322,15 +354,15 @@ class SessionTable:
             session.running.add_done_callback(lambda _: self._release(session))
 
     def _release(self, session: Session) -> None:
-        """Close the environment, unless a call hangs in it: then its thread does that, if ever it comes back."""
+        """Close the environment, unless a call hangs in it: then its thread closes it once the call returns."""
         if self._calls is None:
             close_environment(session.environment)
         elif not session.hung:
-            closing = asyncio.ensure_future(self._close_aside(self._calls, session.environment))
+            closing = asyncio.ensure_future(self._close_in_thread(self._calls, session.environment))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    async def _close_aside(self, calls: BlockingCalls, environment: Environment) -> None:
+    async def _close_in_thread(self, calls: BlockingCalls, environment: Environment) -> None:
         while True:
             try:
                 await calls.run(lambda: close_environment(environment))
@@ -338,9 +370,9 @@ class SessionTable:
                 if not self._stopped:
                     await asyncio.sleep(CLOSING_S)
                     continue
-                logger.error("environment %s is not closed: %s", environment.name, error)
+                logger.error("environment %s could not be closed: %s", environment.name, error)
             except CallTimeout as error:
-                logger.error("environment %s is not closed: %s", environment.name, error)
+                logger.error("environment %s could not be closed: %s", environment.name, error)
             return
 
     async def _call(self, function: Callable[[], T], afterwards: Callable[[T | None], None]) -> T:

@@ -20,7 +20,7 @@ BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 
 
 class TableCollector(Collector):
-    """Reads a session table when it is scraped."""
+    """Exports the counts of a session table, read at every scrape."""
 
     def __init__(self, table: SessionTable) -> None:
         self._table = table
@@ -30,31 +30,34 @@ class TableCollector(Collector):
         yield GaugeMetricFamily("anchorage_env_sessions", "Live sessions.", self._table.live)
         yield CounterMetricFamily("anchorage_env_resets", "Sessions opened.", counts.resets)
         yield CounterMetricFamily("anchorage_env_steps", "Actions taken.", counts.steps)
-        yield CounterMetricFamily("anchorage_env_repeats", "Steps answered again.", counts.repeats)
-        yield CounterMetricFamily("anchorage_env_expired", "Sessions closed for being idle.", counts.expired)
-        yield CounterMetricFamily("anchorage_env_faults", "Failures of the environment itself.", counts.faults)
+        yield CounterMetricFamily("anchorage_env_repeats", "Repeated steps.", counts.repeats)
+        yield CounterMetricFamily("anchorage_env_expired", "Idle sessions closed.", counts.expired)
+        yield CounterMetricFamily("anchorage_env_faults", "Failures of the environment.", counts.faults)
         yield GaugeMetricFamily(
-            "anchorage_env_hung_calls", "Calls given up that still hold a thread.", self._table.hung
+            "anchorage_env_hung_calls", "Abandoned calls that still hold a thread.", self._table.hung
         )
 
 
 class ServerMetrics:
-    """What requests add to a server's metrics.
+    """Metrics of a server's requests and sessions.
 
     Args:
-        table: its counts are exported too.
-        routes: paths that get a label of their own; all others share one.
+        table: the table whose counts are exported.
+        routes: paths with a label of their own; all others share one.
+
+    Attributes:
+        registry: Prometheus registry of these metrics.
     """
 
     def __init__(self, table: SessionTable, routes: Iterable[str]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(TableCollector(table))
         self._errors = Counter(
-            "anchorage_env_errors", "Requests answered with a problem.", ["status"], registry=self.registry
+            "anchorage_env_errors", "Requests that got a problem document.", ["status"], registry=self.registry
         )
         latency = Histogram(
             "anchorage_env_request_seconds",
-            "Time from a request to its answer.",
+            "Time from a request to its response.",
             ["route"],
             buckets=BUCKETS_S,
             registry=self.registry,
@@ -63,13 +66,14 @@ class ServerMetrics:
         self._other = latency.labels("other")
 
     def observe(self, path: str, status: int, seconds: float) -> None:
+        """Record one request."""
         self._latency.get(path, self._other).observe(seconds)
         if status >= 400:
             self._errors.labels(str(status)).inc()
 
 
 def merge(pages: Sequence[str]) -> bytes:
-    """The pages of several processes as one: what they count is added up."""
+    """Combine the metrics pages of several processes by adding up their values."""
     registry = CollectorRegistry()
     registry.register(_Merged(pages))
     return generate_latest(registry)

@@ -1,7 +1,7 @@
-"""RFC 9457 problem documents: which error is which problem, and how one becomes a response.
+"""RFC 9457 problem documents: maps errors to problems and problems to responses.
 
 Invariants
-- Every error a client can meet has a problem document, and no document holds a traceback or repeats the request.
+- Every error that a client may get is a problem document. None holds a traceback or repeats the request.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ MAX_DETAIL_CHARS = 500
 
 
 def problem(status: int, detail: str) -> Problem:
+    """A problem document, its detail cut to `MAX_DETAIL_CHARS`."""
     return Problem(title=http.HTTPStatus(status).phrase, status=status, detail=detail[:MAX_DETAIL_CHARS])
 
 
 def problem_of(error: SessionError | TaskError) -> Problem:
-    """The problem of an error that the session table or its environment raised."""
+    """The problem document of an error of the session table or of its environment."""
     return problem(_status_of(error), str(error))
 
 
@@ -37,7 +38,7 @@ def respond(document: Problem, headers: Mapping[str, str] | None = None) -> Resp
 
 
 def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI `responses` of a route that can answer these problems."""
+    """The OpenAPI `responses` of a route that may return these problems."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {"description": http.HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
@@ -46,7 +47,7 @@ def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def handlers() -> dict[int | type[Exception], Callable[[Request, Any], Any]]:
-    """Exception handlers of an application all of whose errors are problem documents."""
+    """Exception handlers that turn every error of an application into a problem document."""
     return {
         SessionError: _on_refusal,
         TaskError: _on_refusal,

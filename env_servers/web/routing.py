@@ -1,7 +1,7 @@
-"""A FastAPI route with FastAPI's documentation and a short request path.
+"""A FastAPI route with FastAPI's documentation and a shorter request path.
 
-FastAPI's own path solves dependencies and validates the answer once more on every request. Routes here take one JSON
-body or one query at most and answer one model, so both come down to one call into pydantic.
+On every request FastAPI itself resolves dependencies and validates the response again. Routes here have at most one
+JSON body or query and return one model, so both reduce to one call into pydantic.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from env_servers.validation import summary
+from env_servers.errors import summary
 
 JSON = "application/json"
 
@@ -23,10 +23,10 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class LeanRoute(APIRoute):
-    """Route of an `async` endpoint with at most one parameter and a model as its answer.
+    """Route of an `async` endpoint with at most one parameter, which returns a model.
 
     The parameter is the model of the body (POST) or of the query (GET), or the `Request` itself. An endpoint may also
-    answer a `Response`, which goes out as it is, or None, which has no body.
+    return a `Response`, which is sent unchanged, or None, which sends no body.
     """
 
     def get_route_handler(self) -> Handler:

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from env_servers.environment import BrokenTask
-from env_servers.validation import summary
+from env_servers.errors import summary
 from env_servers.webshop.nouns import TaggerName
 from env_servers.webshop.pages import Mode
 

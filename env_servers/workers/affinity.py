@@ -1,10 +1,17 @@
-"""Brings each request to the process that holds its session, and new sessions to the processes in turn.
+"""Routes each request to the process that holds its session, and new sessions to the processes in turn.
 
 Invariants
-- The client sees one server: whatever process it reaches, the answers are the same.
-- A session whose process has ended is answered 410; nothing else is lost with the process.
-- A batch is split, each part answered by its process, and put together again in order. A reset of a batch is refused
-  only where every process refuses it.
+- The client sees one server: the response does not depend on the process that it is connected to.
+- A step of a session whose process has ended gets 410; nothing else is lost with the process.
+- A batch is split, each part is handled by its process, and the results are put together in order. A reset of a batch
+  is refused only if every process refuses it.
+
+Example, a server of the processes 1, 2 and 3, and a client that is connected to process 2::
+
+    POST /step {"session": "3.kV9…"}   process 2 reads the 3 of the id and calls process 3
+    POST /step {"session": "7.aB1…"}   there is no process 7 (any more): 410
+    POST /reset                        processes in turn: 2, or if it is full 3, or 1; 503 if all are full
+    POST /batch/reset of 5 items       see `Affinity._batch_reset`
 """
 
 from __future__ import annotations
@@ -41,11 +48,11 @@ from env_servers.workers.link import (
 Handler = Callable[[Call], Awaitable[Answer]]
 
 _ELSEWHERE = (410, 503)
-"""Statuses of a reset that another process may take: its process has ended, or is full."""
+"""Statuses of a reset that another process may accept: the process has ended (410) or is full (503)."""
 
 
 class Affinity:
-    """ASGI middleware of a server of several processes. Stands right before the routes."""
+    """ASGI middleware of a server of several processes. The last one before the routes."""
 
     def __init__(self, app: ASGIApp, links: Links) -> None:
         self._app = app
@@ -69,7 +76,7 @@ class Affinity:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
+            await self._run_lifespan(scope, receive, send)
             return
         handler = self._handlers.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
         if handler is None or not _is_json(scope):
@@ -82,8 +89,8 @@ class Affinity:
         headers = {name: value for name, value in answer.headers if name != "content-length"}
         await Response(answer.body, answer.status, headers)(scope, receive, send)
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The links are up as long as the application is."""
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application's lifespan, with the links up meanwhile."""
 
         async def watch(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
@@ -96,18 +103,20 @@ class Affinity:
             await self._links.stop()
 
     async def _by_session(self, call: Call) -> Answer:
+        """Route by the session id in the body."""
         document = _object(call.body)
         session = document.get("session")
         return await self._at(worker_of_session(session) if isinstance(session, str) else None, call)
 
     async def _by_number(self, call: Call) -> Answer:
+        """Route by AgentGym's number of the environment, in the body or the query."""
         given = _object(call.body) if call.method == "POST" else _query(call.query)
         numbers = [given[name] for name in ("id", "env_idx") if name in given]
         number = numbers[0] if numbers and isinstance(numbers[0], int) else 0
         return await self._at(worker_of_number(number) if 0 <= number < 1 << 63 else None, call)
 
     async def _place(self, call: Call) -> Answer:
-        """Ask the processes in turn until one has room."""
+        """Open a session at the first process in turn that has room."""
         answer = _refusal(503, NONE_LEFT)
         for worker in self._in_turn():
             try:
@@ -115,12 +124,25 @@ class Affinity:
             except WorkerGone:
                 continue
             except WorkerSilent:
-                return _refusal(504, "the worker process did not answer in time: try again")
+                return _refusal(504, "the worker process did not answer in time: retry later")
             if answer.status != 503:
                 break
         return answer
 
     async def _batch_reset(self, call: Call) -> Answer:
+        """Spread the resets of a batch over the processes; what one refuses goes to the next.
+
+        Example: 5 items, processes in turn 2, 3, 1, where process 3 is full and process 1 has one free slot. In round
+        `turn`, the item at `place` goes to `workers[(place + turn) % 3]`::
+
+            place         0     1     2     3     4
+            round 0 to    2     3     1     2     3      1 and 4 are refused (503)
+            round 1 to          1                 1      refused: its only slot went to place 2
+            round 2 to          2                 2      opened
+            process       2     2     1     2     2
+
+        All items of a round are sent at once, one request a process. An item that every process refused is a 503.
+        """
         items = _items(BatchResetRequest, call.body)
         if items is None:
             return await call_app(self._app, call)
@@ -140,6 +162,7 @@ class Affinity:
         return _batch(results)
 
     async def _batch_step(self, call: Call) -> Answer:
+        """Take each step at the process that its session id names."""
         items = _items(BatchStepRequest, call.body)
         if items is None:
             return await call_app(self._app, call)
@@ -147,7 +170,10 @@ class Affinity:
         return _batch(await self._split(call, items, [worker_of_session(item["session"]) or here for item in items]))
 
     async def _split(self, call: Call, items: list[dict[str, Any]], workers: list[int]) -> list[Any]:
-        """The result of each item, as the process answers that is named in the same place."""
+        """Send each item to the process at the same place in `workers`, one request a process; results in order.
+
+        Example: items a b c d for the workers 1 2 1 3 are the three batches [a c], [b] and [d].
+        """
         parts: defaultdict[int, list[int]] = defaultdict(list)
         for place, worker in enumerate(workers):
             parts[worker].append(place)
@@ -164,6 +190,7 @@ class Affinity:
         return results
 
     async def _metrics(self, call: Call) -> Answer:
+        """The metrics of all processes, added up."""
         answers = await asyncio.gather(
             *(self._ask(worker, call) for worker in self._links.workers()), return_exceptions=True
         )
@@ -173,7 +200,7 @@ class Affinity:
         return Answer(200, pages[0].headers, merge([page.body.decode() for page in pages]))
 
     async def _at(self, worker: int | None, call: Call) -> Answer:
-        """The answer of the process that holds the session, or why there is none."""
+        """The response of the process that holds the session; 410 or 504 if there is none."""
         try:
             return await self._ask(worker or self._links.worker, call)
         except WorkerGone:
@@ -193,7 +220,7 @@ class Affinity:
 
 
 def _is_json(scope: Scope) -> bool:
-    """Calls are passed on as JSON; what is none, the routes refuse here."""
+    """Whether the body is JSON. Only such calls are passed on; others are refused by the routes of this process."""
     if scope["method"] == "GET" or scope["path"] == f"{AGENTGYM}/create":
         return True
     for name, value in scope["headers"]:
@@ -203,7 +230,7 @@ def _is_json(scope: Scope) -> bool:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The whole body; None where the client left."""
+    """The complete body; None if the client disconnected."""
     parts = []
     while True:
         message = await receive()
@@ -230,7 +257,7 @@ def _query(query: str) -> dict[str, Any]:
 
 
 def _items(model: type[BaseModel], body: bytes) -> list[dict[str, Any]] | None:
-    """The items of a valid batch; None for others, which the routes refuse whole."""
+    """The items of a valid batch; None for an invalid one, which the routes refuse as a whole."""
     try:
         model.model_validate_json(body)
         items: list[dict[str, Any]] = orjson.loads(body)["items"]

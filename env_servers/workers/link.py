@@ -1,11 +1,11 @@
-"""How the processes of one server hand requests to each other: frames over Unix sockets in a private folder.
+"""Passes requests between the processes of one server: frames over Unix sockets in a private folder.
 
-A frame is its length (4 bytes), a JSON line, and a body. A process's socket is named by its number, and a number never
-comes back: what cannot be connected to has ended.
+A frame is its length (4 bytes), a JSON line and a body. A process's socket is named by its number. Numbers are never
+reused, so a process that cannot be connected to has ended.
 
 Invariants
-- Every call has a time limit and ends with an answer, `WorkerGone` or `WorkerSilent`.
-- A frame has a largest length.
+- Every call has a time limit and ends with a response, `WorkerGone` or `WorkerSilent`.
+- The length of a frame is limited.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 CALL_LIMIT_S = 60.0
-"""Longest wait for an answer, beside what the environment may take."""
+"""Time limit of a response, in addition to what the environment may take."""
 LIST_EVERY_S = 0.25
 
 GONE = "the worker process that held the session has ended: reset to start another"
-SILENT = "the worker process that holds the session did not answer in time: try again"
-NONE_LEFT = "no worker process can take a session: try again, or start another server"
+SILENT = "the worker process that holds the session did not answer in time: retry later"
+NONE_LEFT = "no worker process has room for a session: retry later, or raise --max-sessions"
 
 _LENGTH = struct.Struct(">I")
 
@@ -51,7 +51,7 @@ class WorkerSilent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request as it goes on to another process."""
+    """A request that is passed to another process."""
 
     method: str
     path: str
@@ -61,13 +61,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """A response as it comes from another process."""
+
     status: int
     headers: Headers = field(default_factory=list)
     body: bytes = b""
 
 
 async def call_app(app: ASGIApp, call: Call) -> Answer:
-    """Let an application of this process answer. Its unexpected errors become a 500."""
+    """Run the application of this process on a request. An unexpected exception becomes a 500."""
     status = 0
     headers: Headers = []
     parts: list[bytes] = []
@@ -105,19 +107,22 @@ async def call_app(app: ASGIApp, call: Call) -> Answer:
     try:
         await app(scope, receive, send)
     except Exception:
-        logger.exception("unexpected error at %s %s", call.method, call.path)
+        logger.exception("unexpected error in %s %s", call.method, call.path)
         refusal = respond(problem(500, "unexpected error: see the server's log"))
         return Answer(500, [("content-type", refusal.media_type or "")], bytes(refusal.body))
     return Answer(status, headers, b"".join(parts))
 
 
 class Links:
-    """A process's links: the socket on which it answers, and those to the others.
+    """The links of one process: the socket on which it is called, and those to the other processes.
 
     Args:
         worker: number of this process.
-        folder: where the sockets are; nobody else may enter it.
-        environment_s: longest that the environment itself may take for an answer.
+        folder: folder of the sockets; no other user may enter it.
+        environment_s: seconds that the environment may take for a call.
+
+    Attributes:
+        worker: number of this process.
     """
 
     def __init__(self, worker: int, folder: Path, environment_s: float = 0.0) -> None:
@@ -130,7 +135,7 @@ class Links:
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self, app: ASGIApp) -> None:
-        """Answer the other processes with `app`."""
+        """Accept calls of the other processes and pass them to `app`."""
         loop = asyncio.get_running_loop()
         path = self._folder / str(self.worker)
         self._server = await loop.create_unix_server(lambda: _Incoming(app), str(path))
@@ -146,7 +151,7 @@ class Links:
             opening.cancel()
 
     def workers(self) -> list[int]:
-        """Numbers of the processes that have a socket now, ascending."""
+        """Numbers of the processes that have a socket, ascending. At most `LIST_EVERY_S` old."""
         now = asyncio.get_running_loop().time()
         if now - self._listed_at > LIST_EVERY_S:
             self._listed_at = now
@@ -154,7 +159,7 @@ class Links:
         return self._workers
 
     async def call(self, worker: int, call: Call) -> Answer:
-        """Another process's answer. Raises WorkerGone and WorkerSilent."""
+        """Call another process. Raises WorkerGone or WorkerSilent."""
         try:
             async with asyncio.timeout(self._limit_s):
                 link = await self._link(worker)
@@ -183,7 +188,7 @@ class Links:
 
 
 class _Framed(asyncio.Protocol):
-    """Cuts a stream into frames."""
+    """Splits a stream into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -213,7 +218,7 @@ class _Framed(asyncio.Protocol):
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
             if length > MAX_FRAME_BYTES:
-                logger.error("a link sent a frame of %d bytes: closing it", length)
+                logger.error("frame of %d bytes on a link, the limit is %d: closing the link", length, MAX_FRAME_BYTES)
                 self.close()
                 return
             end = _LENGTH.size + length
@@ -225,7 +230,7 @@ class _Framed(asyncio.Protocol):
 
 
 class _Outgoing(_Framed):
-    """The asking end."""
+    """The calling end of a link."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +262,7 @@ class _Outgoing(_Framed):
 
 
 class _Incoming(_Framed):
-    """The answering end."""
+    """The called end of a link."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__()

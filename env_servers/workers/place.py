@@ -1,4 +1,4 @@
-"""Where a process stands among those of its server."""
+"""The place of a process among the processes of its server."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlace:
-    """
+    """The place of one process.
+
     Attributes:
-        number: of the process.
-        folder: where the processes' sockets are.
+        number: number of the process, from 1; never reused.
+        folder: folder of the processes' sockets.
         all_sessions: session limit of all processes together.
     """
 

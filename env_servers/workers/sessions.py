@@ -1,6 +1,6 @@
-"""The sessions of a whole server: those of this process, and, where it has no room, those of the other processes.
+"""The sessions of a whole server: those of this process and, when it is full, those of the other processes.
 
-For sessions that are bound to a connection, as OpenEnv's are to their WebSocket. Requests go by `affinity`.
+For sessions that are bound to a connection, as OpenEnv's are to a WebSocket. HTTP requests are routed by `affinity`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ LOST = "the worker process that holds the session did not answer in time: reset 
 
 
 class ServerSessions:
-    """Opens, steps and closes sessions wherever they are. Raises what a session table raises.
+    """Opens, steps and closes sessions in any process. Raises what a session table raises.
 
     Args:
-        table: of this process.
-        links: to the other processes, where there are any.
-        most: sessions of all processes together.
+        table: the table of this process.
+        links: links to the other processes; none: there is only one process.
+        most: session limit of all processes together.
 
     Attributes:
         info: what the server serves.
@@ -35,7 +35,7 @@ class ServerSessions:
         self._links = links
 
     async def reset(self, request: ResetRequest) -> StepResult:
-        """Open a session: here, or at the first process that has room."""
+        """Open a session: in this process, or in the first other one that has room."""
         try:
             return await self._table.reset(request)
         except Busy:
@@ -53,7 +53,7 @@ class ServerSessions:
         return _result(answer)
 
     async def close(self, session: str) -> None:
-        """End a session. One that is elsewhere and cannot be reached expires there."""
+        """Close a session. One in a process that cannot be reached expires there."""
         away = self._away(session)
         if away is None:
             self._table.close(session)
@@ -61,7 +61,7 @@ class ServerSessions:
         try:
             await _ask(*away, Call("POST", "/close", body=CloseRequest(session=session).model_dump_json().encode()))
         except SessionError as error:
-            logger.info("a session is left to expire: %s", error)
+            logger.info("closing a session failed; it will expire: %s", error)
 
     async def _reset_elsewhere(self, links: Links, request: ResetRequest) -> StepResult:
         call = Call("POST", "/reset", body=request.model_dump_json().encode())
@@ -76,7 +76,7 @@ class ServerSessions:
         raise Busy(NONE_LEFT)
 
     def _away(self, session: str) -> tuple[Links, int] | None:
-        """The process that holds the session, where that is another one."""
+        """The other process that holds the session; None if it is this one."""
         worker = worker_of_session(session)
         if self._links is None or worker is None or worker == self._links.worker:
             return None
@@ -88,7 +88,7 @@ async def _ask(links: Links, worker: int, call: Call) -> Answer:
         return await links.call(worker, call)
     except WorkerGone as error:
         raise SessionUnknown(GONE, "failed") from error
-    except WorkerSilent as error:  # its session may have gone on or not: nobody can say where it is
+    except WorkerSilent as error:  # whether the step was taken is unknown
         raise SessionUnknown(LOST, "failed") from error
 
 

@@ -50,9 +50,9 @@ def test_new_serve_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (("serve", "nothing"), "no environment is called 'nothing'"),
         (("serve", "alfworld", "--workers", "0"), "invalid option: workers: "),
-        (("serve", "alfworld", "--workers", "4", "--max-sessions", "2"), "max_sessions must be at least workers"),
-        (("serve", "alfworld", "--host", "0.0.0.0", "--workers", "2"), "needs a token"),
-        (("check", "ftp://x"), "no address of an environment server"),
+        (("serve", "alfworld", "--workers", "4", "--max-sessions", "2"), "max_sessions must be >= workers"),
+        (("serve", "alfworld", "--host", "0.0.0.0", "--workers", "2"), "requires a token"),
+        (("check", "ftp://x"), "not the address of an environment server"),
         (("new", "class"), "choose another"),
     ],
 )

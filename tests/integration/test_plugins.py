@@ -15,7 +15,7 @@ import pytest
 from learner.advantages import ESTIMATORS, AdvantageConfig
 from learner.prepare import step_rows
 from services.archive import numbers_of, read_trajectory
-from services.control.group_index import Kept
+from services.control.group_index import GroupIndex
 from services.run_folder import run_config
 from tests.processes import ROOT, Command
 from tests.tiers import long
@@ -116,10 +116,10 @@ def test_each_door_leads_to_what_is_outside(trained: Path) -> None:
     described = json.loads((trained / "algorithm.json").read_text())
     assert (described["title"], described["parameters"]) == ("scaled", {"alpha": 0.5})
     config = run_config(trained)
-    rows = list(Kept(trained).rows())
+    rows = list(GroupIndex(trained).rows())
     assert rows
     for summary, _ in rows:
-        found = Kept(trained).find(summary.group)
+        found = GroupIndex(trained).find(summary.group)
         assert found is not None
         path, _, entry = found
         group = [read_trajectory(path, member) for member in entry.members]

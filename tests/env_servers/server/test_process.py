@@ -32,14 +32,14 @@ def test_a_taken_port_is_one_line_and_exit_code_2() -> None:
         refused = command(COUNTING, "--port", str(port))
         done = subprocess.run(refused, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"env_servers: port {port} on 127.0.0.1 is taken: choose another with --port\n"
+    assert done.stderr == f"env_servers: port {port} on 127.0.0.1 is in use: choose another with --port\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((COUNTING, "--host", "0.0.0.0"), "listening on 0.0.0.0 needs a token: set ANCHORAGE_ENV_TOKEN"),
-        ((COUNTING, "--host", "host.invalid"), "host host.invalid cannot be resolved"),
+        ((COUNTING, "--host", "0.0.0.0"), "listening on 0.0.0.0 requires a token: set ANCHORAGE_ENV_TOKEN"),
+        ((COUNTING, "--host", "host.invalid"), "cannot resolve host host.invalid"),
         ((COUNTING, "--port", "70000"), "invalid option: port: "),
         ((COUNTING, "--token-env", "NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE, which is not set"),
         (("nothing",), "no environment is called 'nothing': name one of alfworld"),
@@ -96,7 +96,7 @@ def test_a_stopped_server_is_gone_and_can_be_stopped_again(tmp_path: Path) -> No
 
 
 def test_a_server_that_cannot_start_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match=r"code 2.*no environment is called 'nothing'"):
+    with pytest.raises(ServerError, match=r"exit code 2.*no environment is called 'nothing'"):
         start_server(command("nothing"), tmp_path / "ready")
     with pytest.raises(ServerError, match="no-such-program: No such file"):
         start_server(["no-such-program"], tmp_path / "ready")
@@ -104,7 +104,7 @@ def test_a_server_that_cannot_start_is_quoted(tmp_path: Path) -> None:
 
 def test_a_server_that_never_listens_is_ended(tmp_path: Path) -> None:
     silent = ["sh", "-c", "echo pid $$; exec sleep 600"]
-    with pytest.raises(ServerError, match=r"did not listen within 1 s: pid \d+") as caught:
+    with pytest.raises(ServerError, match=r"did not start within 1 s: pid \d+") as caught:
         start_server(silent, tmp_path / "ready", timeout_s=1.0)
     with pytest.raises(ProcessLookupError):
         os.kill(int(str(caught.value).rpartition(" ")[2]), 0)

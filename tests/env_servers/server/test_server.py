@@ -142,7 +142,7 @@ async def test_requests_at_the_same_time_are_bounded() -> None:
         step = asyncio.create_task(client.post("/step", json=body))
         assert await asyncio.to_thread(Gated.entered.wait, 30)
         refused = await client.get("/info")
-        assert_problem(refused, 503, "1 requests are being answered")
+        assert_problem(refused, 503, "the limit of 1 concurrent requests is reached")
         assert refused.headers["retry-after"] == "1"
         assert (await client.get("/health")).status_code == 200
         Gated.gate.set()

@@ -1,4 +1,7 @@
-"""`python -m env_servers.reference [FILE]`: the reference of the HTTP API as Markdown, from its OpenAPI document."""
+"""`python -m env_servers.server.reference [FILE]`: writes the reference of the HTTP API as Markdown.
+
+The source is the OpenAPI document of a server with every feature on.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,20 @@ from env_servers.server.settings import ServerSettings
 HEAD = """\
 # Environment servers: HTTP API
 
-Made by `python -m env_servers.reference docs/env-api.md` from the OpenAPI document that every server has at
-`/openapi.json`. What the API means is in [environments.md](environments.md). All bodies are JSON. Where the server has
-a token, every request but `/health` bears it: `Authorization: Bearer …`. Every error is a problem document (RFC 9457,
-`application/problem+json`, schema `Problem`).
+This page lists every route, request and result of an environment server; [environments.md](environments.md) explains
+them. It is generated from the OpenAPI document that every server has at `/openapi.json`, by
+`python -m env_servers.server.reference docs/env-api.md`.
 
-OpenEnv's clients play over the WebSocket `/ws`; its messages are in the schemas that `/schema` answers. AgentGym's
-routes are those for ALFWorld here; a WebShop server calls an environment `env_idx`, as AgentGym's WebShop client does.
+All bodies are JSON. If the server has a token, every request except `/health` must send it:
+`Authorization: Bearer …`. Every error is a problem document (RFC 9457, `application/problem+json`, schema `Problem`).
+
+OpenEnv's clients play over the WebSocket `/ws`; `/schema` returns the schemas of its messages. AgentGym's routes are
+shown as for ALFWorld; a WebShop server calls an environment `env_idx`, as AgentGym's WebShop client does.
 """
 
 
 class _Example(Environment):
-    """Gives the routes something to serve."""
+    """An environment for the routes to serve."""
 
     name = "example"
 
@@ -43,7 +48,7 @@ class _Example(Environment):
 
 
 def reference() -> str:
-    """The whole document."""
+    """The whole page, as Markdown."""
     document = create_app(_Example, ServerSettings(token=SecretStr("shown nowhere"), workers=2)).openapi()
     parts = [HEAD, "## Routes\n", *_routes(document["paths"]), "## Schemas\n"]
     for name, schema in sorted(document["components"]["schemas"].items()):
@@ -141,8 +146,9 @@ def _limits(schema: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Write the page to the file that is named, or to standard output; returns the exit code."""
     if len(arguments) > 1:
-        sys.stderr.write("usage: python -m env_servers.reference [FILE]\n")
+        sys.stderr.write("usage: python -m env_servers.server.reference [FILE]\n")
         return 2
     if arguments:
         Path(arguments[0]).write_text(reference())

@@ -1,4 +1,4 @@
-"""Servers whose numbers are none, over each protocol: the episode fails, and the line names server and value."""
+"""Servers that return invalid numbers, over each protocol: the episode fails, and the line names server and value."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from aiohttp.test_utils import TestServer
 from env_servers.client import EnvironmentClient, HttpClient, OpenEnvClient, RequestRejected
 from env_servers.clients.local import LocalClient
 from env_servers.environment import Observation
-from env_servers.numbers import fault
-from env_servers.protocol import Problem, ResetRequest, StepRequest, StepResult
+from env_servers.protocol import Problem, ResetRequest, StepRequest, StepResult, invalid_value
 from tests.env_servers.counting import Counting
 
 TASK = ResetRequest(split="train", index=0)
@@ -109,7 +108,7 @@ async def test_a_wrong_value_is_refused_by_name(foreign: Any, protocol: str, rew
         await client.step(state.session, 1, "go")
     line = str(refused.value)
     assert url in line
-    assert "wrong value" in line
+    assert "invalid value" in line
     assert ("reward" if facts == "{}" else "facts.") in line
     assert "\n" not in line
     assert len(line) < 300
@@ -137,13 +136,13 @@ RESULT = {
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (RESULT | {"step": 0}, "answered step 1 as if it were step 0"),
-        (RESULT | {"step": 7}, "answered step 1 as if it were step 7"),
+        (RESULT | {"step": 0}, "returned step 0 for step 1"),
+        (RESULT | {"step": 7}, "returned step 7 for step 1"),
         (RESULT | {"session": "other"}, "the state of another session"),
         ({name: value for name, value in RESULT.items() if name != "reward"}, "reward: Field required"),
         ({name: value for name, value in RESULT.items() if name != "anchor"}, "anchor: Field required"),
         (RESULT | {"observation": None}, "observation: "),
-        ([], "wrong value"),
+        ([], "invalid value"),
     ],
 )
 @pytest.mark.parametrize("coalesce", [False, True])
@@ -194,16 +193,16 @@ class Broken(Counting):
 async def test_an_environment_of_this_process_is_held_to_the_same() -> None:
     client = LocalClient(Broken)
     state = await client.reset(TASK)
-    with pytest.raises(RequestRejected, match=r"wrong value: facts.parts.0 is nan, .* \(at step 1\)"):
+    with pytest.raises(RequestRejected, match=r"invalid value: facts.parts.0 is nan, .* \(at step 1\)"):
         await client.step(state.session, 1, "up")
     await client.close()
 
 
 def test_fault_says_where_and_what() -> None:
-    assert fault(0.0, {"won": "no"}) == 'facts.won is "no", not true or false'
-    assert fault(math.nan, {}) == "reward is nan, not a finite number"
-    assert fault(1, {"won": None, "a": {"b": [1, 2.0, True, "x"]}}) is None
+    assert invalid_value(0.0, {"won": "no"}) == 'facts.won is "no", not true or false'
+    assert invalid_value(math.nan, {}) == "reward is nan, not a finite number"
+    assert invalid_value(1, {"won": None, "a": {"b": [1, 2.0, True, "x"]}}) is None
     nested: dict[str, Any] = {}
     for _ in range(10_000):
         nested = {"in": nested}
-    assert fault(0.0, nested) is None
+    assert invalid_value(0.0, nested) is None
