@@ -29,7 +29,7 @@ tools: $(VENV)/.installed-tools
 # Environments, their servers, the command line and the Python API, without what trains: also for Python 3.13.
 setup-env: $(VENV)/.installed-base
 
-$(VENV)/.installed-%: requirements/%.txt requirements/alfworld.txt requirements/torch.txt requirements/install.py pyproject.toml
+$(VENV)/.installed-%: requirements/%.txt requirements/torch.txt requirements/install.py pyproject.toml
 	@$(INSTALL) $*
 	@touch $@
 

@@ -63,9 +63,7 @@ def _steps(venv: Path, locks: Sequence[str], pip_arguments: str) -> list[Step]:
             continue
         file = HERE / f"{lock}.txt"
         count = len(re.findall(r"^[A-Za-z0-9]", file.read_text(), re.MULTILINE))
-        with_rules = ["-r", str(HERE / "alfworld.txt")] if lock in ("cpu", "gpu", "base") else []
-        command = [*pip, *more, "--no-deps", "-r", str(file), *with_rules]
-        steps.append((f"{count} packages of requirements/{file.name}", command))
+        steps.append((f"{count} packages of requirements/{file.name}", [*pip, *more, "--no-deps", "-r", str(file)]))
         if lock in ("cpu", "gpu"):
             steps.append(("torch, with the libraries of its build", [*pip, *more, "-r", str(HERE / "torch.txt")]))
         if lock in ("cpu", "gpu", "base"):

@@ -23,8 +23,6 @@ lock env requirements/env.in "${same[@]}" "${plain[@]}"
 lock dev pyproject.toml --extra dev "${same[@]}"
 lock textworld requirements/textworld.in "${same[@]}"
 lock bench-trl requirements/bench-trl.in "${same[@]}"
-# Without TextWorld, which it depends on.
-lock alfworld requirements/alfworld.in --no-deps
 # The two OpenEnv releases exclude each other and much of ours: each in a virtual environment of its own, as listed.
 lock openenv-0.10 requirements/openenv-0.10.in --no-deps
 lock openenv-0.3 requirements/openenv-0.3.in --no-deps
