@@ -32,7 +32,7 @@ def test_pause_reaches_the_trainer_and_its_answer_comes_back(api, live, run_name
     assert response.status_code == 202
     asked = response.json()
     assert (asked["action"], asked["by"], asked["answer"]) == ("pause", "admin@testclient", None)
-    thread = threading.Thread(target=commands.obey)
+    thread = threading.Thread(target=commands.carry_out)
     thread.start()
     try:
         until(lambda: live.state() == "paused")
