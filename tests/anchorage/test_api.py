@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ def test_every_name_is_there_and_importing_the_package_imports_nothing_heavy() -
     for name in anchorage.__all__:
         assert getattr(anchorage, name) is not None
     assert set(anchorage.__all__) <= set(dir(anchorage))
+    assert anchorage.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = anchorage.trian
     code = "import sys, anchorage; print([m for m in ('torch', 'ray', 'vllm', 'pydantic', 'rich') if m in sys.modules])"
