@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import IO
 
@@ -20,11 +21,12 @@ def require_writable(*files: Path | None) -> None:
     for file in files:
         if file is None:
             continue
-        is_new = not file.exists()
+        # A new file is tried under another name: whoever waits for it must not see it empty.
+        probe = file if file.exists() else file.with_name(f".{file.name}.{os.getpid()}")
         try:
-            file.open("ab").close()
-            if is_new:
-                file.unlink()
+            probe.open("ab").close()
+            if probe != file:
+                probe.unlink()
         except OSError as error:
             raise unwritable(file, error) from None
 

@@ -1,7 +1,7 @@
 """The state of a run's environment servers, by HTTP.
 
 Invariants
-- Only addresses from the run's own folder are called, concurrently, each for `TIMEOUT_S` in all, and at most
+- Only addresses from the run's own folder are called, concurrently, each for `TOTAL_S` in all, and at most
   `MAX_BYTES` of a response are read.
 """
 
@@ -22,6 +22,9 @@ from services.control.runs import Run
 from services.control.views import EnvironmentView
 
 TIMEOUT_S = 2.0
+"""Time limit of a connection, and of the wait for each part of a response."""
+TOTAL_S = 10.0
+"""Time limit of all requests to a server."""
 MAX_BYTES = 2**20
 AT_ONCE = 32
 MAX_NAME_CHARS = 200
@@ -50,7 +53,7 @@ def ask_all(urls: Sequence[str]) -> list[EnvironmentView]:
 
 def ask(url: str) -> EnvironmentView:
     """The state of a server now. A server that does not respond has `reachable` False and the reason in `detail`."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + TOTAL_S
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
