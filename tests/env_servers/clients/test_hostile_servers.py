@@ -24,6 +24,8 @@ from env_servers.protocol import ResetRequest
 
 TASK = ResetRequest(split="train", index=0)
 LIMIT = 1 << 20
+SILENT_S = 3.0
+"""How long an answer is waited for: an honest one comes in time on a busy machine too."""
 ONE_LINE = re.compile(r"[^\n\r\x1b]{1,400}")
 
 
@@ -186,14 +188,14 @@ async def test_one_bad_answer_fails_its_own_episode_with_one_line(hostile: str, 
 
 @pytest.mark.parametrize(
     ("action", "told"),
-    [("hang", "no answer within 0.5 s"), ("redirect", "status 302"), ("bad gzip", "is unavailable")],
+    [("hang", "no answer within 3 s"), ("redirect", "status 302"), ("bad gzip", "is unavailable")],
 )
 async def test_an_answer_that_never_comes_costs_its_own_episode_a_bounded_time(
     hostile: str, action: str, told: str
 ) -> None:
-    client = HttpClient(hostile, timeout_s=0.5, patience_s=0.5)
+    client = HttpClient(hostile, timeout_s=SILENT_S, patience_s=0.5)
     mine, *others = [await client.reset(TASK) for _ in range(3)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         failed, *taken = await asyncio.gather(
             client.step(mine.session, 1, action),
             *(client.step(other.session, 1, "go") for other in others),
@@ -310,7 +312,7 @@ async def openenv(_small_answers: None) -> AsyncIterator[tuple[HostileOpenEnv, s
 @pytest.mark.parametrize(
     ("action", "error", "told"),
     [
-        ("hang", SessionLost, "no answer within 0.5 s"),
+        ("hang", SessionLost, "no answer within 3 s"),
         ("huge", SessionLost, "invalid WebSocket message"),
         ("UTF-8", SessionLost, "invalid JSON"),
         ("not JSON", SessionLost, "invalid JSON"),
@@ -325,7 +327,7 @@ async def openenv(_small_answers: None) -> AsyncIterator[tuple[HostileOpenEnv, s
 async def test_a_bad_message_of_an_openenv_server(
     openenv: tuple[HostileOpenEnv, str], action: str, error: type[Exception], told: str
 ) -> None:
-    client = OpenEnvClient(openenv[1], timeout_s=0.5)
+    client = OpenEnvClient(openenv[1], timeout_s=SILENT_S)
     mine, other = [await client.reset(TASK) for _ in range(2)]
     with pytest.raises(error) as caught:
         await client.step(mine.session, 1, action)
