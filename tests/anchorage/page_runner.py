@@ -1,4 +1,5 @@
-"""Executes the Python blocks of a page of the documentation, as a notebook would: `page_runner.py PAGE.md`.
+"""Executes the Python blocks of a page (Markdown), or the code cells of a notebook, as a notebook would:
+`page_runner.py PAGE.md`, `page_runner.py NOTEBOOK.ipynb`.
 
 Off the main thread, within a running event loop, in the working directory. A block that begins with the comment
 `# NAME.py` is written to that file instead. Blocks whose library for data frames is missing are skipped.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import re
 import sys
 import threading
@@ -19,6 +21,9 @@ FILE = re.compile(r"# (\w+\.py)\n")
 
 
 def blocks(page: Path) -> list[str]:
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text())["cells"]
+        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return BLOCK.findall(page.read_text())
 
 
