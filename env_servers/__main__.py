@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_serv
         sys.path.insert(0, str(Path.cwd()))  # an environment in the folder where the command was given
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        serve(load_environment(options.environment), _settings(options))
+        serve(load_environment(options.environment, options.params), _settings(options))
     except ServerError as error:
         sys.stderr.write(f"env_servers: {error}\n")
         return 2
@@ -36,6 +37,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog, description="Serve an environment over HTTP.", epilog=f"Example: {prog} alfworld --port 8001 --workers 4"
     )
     parser.add_argument("environment", metavar="NAME|MODULE:CLASS", help="registered name, or an Environment class")
+    parser.add_argument(
+        "--params",
+        metavar="JSON",
+        type=_mapping,
+        default={},
+        help="""parameters of the environment, such as '{"size": 5}'; process lists show them: no secrets""",
+    )
     parser.add_argument("--token-env", metavar="VARIABLE", help=f"variable that holds the token ({TOKEN_VARIABLE})")
     for name, kind in _OPTIONS.items():
         field = fields[name]
@@ -57,6 +65,17 @@ _OPTIONS = {
     "threads": int,
     "call_seconds": float,
 }
+
+
+def _mapping(text: str) -> dict[str, object]:
+    """A JSON object."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text}")
+    return found
 
 
 def _settings(options: argparse.Namespace) -> ServerSettings:

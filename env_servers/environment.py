@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ValidationError
 
 from env_servers.protocol import ActionForm
 
@@ -84,6 +87,20 @@ class Environment(ABC):
     that takes too long; a call on the event loop delays every other session and cannot be interrupted."""
     action_form: ClassVar[ActionForm] = "as_written"
     """How a trainer changes an action's text before it sends it. `step` gets what was sent, byte for byte."""
+    Params: ClassVar[type[BaseModel] | None] = None
+    """Model of the environment's parameters (`env.params` of a recipe); None: it takes none."""
+    params: ClassVar[Any]
+    """The parameters, an instance of `Params`: also for `splits` and `about`. Where none are given: the defaults."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        model = vars(cls).get("Params")
+        if model is None or "params" in vars(cls):
+            return
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            raise TypeError(f"{cls.__name__}.Params must be a pydantic model")
+        with suppress(ValidationError):  # some are required: only `with_params` gives them
+            cls.params = model()
 
     @classmethod
     @abstractmethod

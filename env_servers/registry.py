@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from env_servers.environment import Environment
 from env_servers.errors import ServerError
+from env_servers.parameters import with_params
 
 BUILT_IN = {
     "alfworld": "env_servers.alfworld.environment:AlfWorld",
@@ -18,11 +20,15 @@ ENVIRONMENTS = dict(BUILT_IN)
 """Name -> `module:Class`: the built-in environments, and those that `register` added in this process."""
 
 
-def load_environment(name: str) -> type[Environment]:
+def load_environment(name: str, params: Mapping[str, object] | None = None) -> type[Environment]:
     """The environment class of a registered name or of `module:Class`. Nothing is imported before it is asked for.
 
+    Args:
+        name: registered name, or `module:Class`.
+        params: parameters to validate and to bind to the class (`with_params`); None: the class as it is.
+
     Raises:
-        ServerError: no such environment, or it is not an `Environment`.
+        ServerError: no such environment, it is not an `Environment`, or the parameters are invalid.
     """
     module_name, colon, class_name = ENVIRONMENTS.get(name, name).partition(":")
     if not colon:
@@ -35,7 +41,7 @@ def load_environment(name: str) -> type[Environment]:
         raise ServerError(f"environment {name!r} cannot be loaded: {reason or error}") from error
     if not (isinstance(found, type) and issubclass(found, Environment)):
         raise ServerError(f"environment {name!r} is no class derived from Environment")
-    return found
+    return found if params is None else with_params(found, params)
 
 
 def _hidden_package(error: ImportError) -> str | None:

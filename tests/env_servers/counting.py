@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import BaseModel, Field
 
 from env_servers.environment import BrokenTask, Environment, Observation, UnknownTask
 
@@ -165,3 +168,27 @@ class Patient(Counting):
 
     name = "patient"
     blocking = True
+
+
+class Sized(Counting):
+    """Has parameters: the number of its tasks, and what `up` adds."""
+
+    name = "sized"
+
+    class Params(BaseModel):
+        tasks: int = Field(TASKS, ge=1, le=TASKS)
+        stride: int = 1
+
+    params: ClassVar[Params]
+
+    @classmethod
+    def splits(cls) -> Mapping[str, int]:
+        return {"train": cls.params.tasks}
+
+    @classmethod
+    def about(cls) -> Mapping[str, str]:
+        return {**super().about(), "fingerprint": cls.params.model_dump_json()}
+
+    def step(self, action: str) -> Observation:
+        self.value += self.params.stride - 1 if action == "up" else 0
+        return super().step(action)
