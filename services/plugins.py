@@ -227,8 +227,19 @@ def _parameters(
     label: str, target: Callable[..., Any], given: dict[str, object], key: str
 ) -> BaseModel | Mapping[str, object]:
     model = _parameter_model(label, target)
-    if model is None:
-        return given
+    return given if model is None else validated(label, model, given, key)
+
+
+def validated(label: str, model: type[BaseModel], given: Mapping[str, object], key: str) -> BaseModel:
+    """Parameters as the model that a plug-in declares.
+
+    Args:
+        label: of the plug-in, for messages: `algorithm=./mine.py:mine`.
+        given: the parameters, as the configuration at `key` gives them.
+
+    Raises:
+        PluginError: one line for each unknown parameter, or else for each invalid value.
+    """
     fields = {name: field.alias or name for name, field in model.model_fields.items()}
     known = {*fields, *fields.values()}
     if model.model_config.get("extra") != "allow":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from anchorage.runs import event_loop
 from env_servers.server.settings import TOKEN_VARIABLE
 from services.config.tree import EnvConfig
 from services.errors import EnvironmentUnavailable, did_you_mean
-from services.plugins import make_importable, raised
+from services.plugins import PluginError, make_importable, raised, validated
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from env_servers.environment import Environment
     from env_servers.launch import ServerProcess
     from env_servers.protocol import EnvInfo
@@ -29,10 +32,11 @@ def registered_name(env: EnvConfig) -> str:
 
 
 def environment_class(env: EnvConfig) -> type[Environment]:
-    """Return the class of an environment that a server is started for here; its data have been found.
+    """Return the class of an environment that a server is started for here, with `env.params`; its data are found.
 
     Raises:
-        EnvironmentUnavailable: no such environment is registered, or it has no tasks.
+        EnvironmentUnavailable: no such environment is registered, or it has no tasks; one line for each parameter that
+            is invalid.
     """
     from env_servers.environment import TaskError
     from env_servers.errors import ServerError
@@ -49,11 +53,25 @@ def environment_class(env: EnvConfig) -> type[Environment]:
             "started here: for another one start its server and set env.url"
         )
     try:
-        environment = load_environment(name)
+        _check_params(env, load_environment(name).Params)
+        environment = load_environment(name, env.params)
         environment.splits()
-    except (ServerError, TaskError, OSError) as error:
+    except (ServerError, PluginError, TaskError, OSError) as error:
         raise EnvironmentUnavailable(str(error)) from None
     return environment
+
+
+def _check_params(env: EnvConfig, model: type[BaseModel] | None) -> None:
+    """Check `env.params` as those of the other plug-ins are: one line for each mistake, with its key.
+
+    Raises:
+        PluginError: the environment declares no model, or the parameters do not fit it.
+    """
+    label = f"env.implementation={env.implementation}" if env.implementation else f"env.name={env.name}"
+    if model is not None:
+        validated(label, model, env.params, "env.params")
+    elif env.params:
+        raise PluginError(f"env.params.{min(env.params)}: {label} takes no parameters (its class declares no `Params`)")
 
 
 def _register_own(env: EnvConfig) -> None:
@@ -96,11 +114,13 @@ def serve(env: EnvConfig, folder: Path, port: int) -> ServerProcess:
     _register_own(env)
     name = registered_name(env)
     ready = folder / f"{env.name}.url"
-    listening = ["--port", str(port), "--ready-file", str(ready)]
-    command = [sys.executable, "-m", "env_servers", name, *listening]
+    options = ["--port", str(port), "--ready-file", str(ready)]
+    if env.params:
+        options += ["--params", json.dumps(env.params)]
+    command = [sys.executable, "-m", "env_servers", name, *options]
     if name not in BUILT_IN and (folder_of_class := import_folder(name)) is not None:
         path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(folder_of_class))))
-        command = ["env", f"PYTHONPATH={path}", sys.executable, "-m", "env_servers", ENVIRONMENTS[name], *listening]
+        command = ["env", f"PYTHONPATH={path}", sys.executable, "-m", "env_servers", ENVIRONMENTS[name], *options]
     try:
         return start_server(command, ready)
     except ServerError as error:

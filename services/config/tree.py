@@ -71,6 +71,9 @@ class EnvConfig(Section):
     implementation: Annotated[str, Choice()] | None = None
     """Class of an environment of your own, which a server is started for here (`module:Class`, `./file.py:Class`); its
     `name` must be `env.name`. none: the one of that name that comes with the project or was registered."""
+    params: Params = Field(default_factory=dict)
+    """Parameters of the environment, for the server that the run starts. Process lists show them, so they must not
+    contain secrets."""
     split: str = Field("train", min_length=1)
     """Split that training tasks come from."""
     url: HttpAddress | None = None
@@ -110,6 +113,14 @@ class EnvConfig(Section):
     def _one_kind_of_address(self) -> EnvConfig:
         if self.url is not None and self.urls:
             raise ValueError("give url or urls, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _params_are_for_a_server_of_the_run(self) -> EnvConfig:
+        if self.params and self.addresses:
+            raise ValueError(
+                "params cannot be given with url or urls: a running server has its own (anchorage env serve --params)"
+            )
         return self
 
 

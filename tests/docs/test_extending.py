@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from actors.parsing import ParsedAction
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.templates import check as check_prompts
-from anchorage.checks.preflight import Start, preflight
+from anchorage.checks.preflight import Start, environment_splits, preflight
+from env_servers import registry
 from env_servers.protocol import StepResult
 from learner.advantages import estimator_of
 from learner.advantages.loading import synthetic_rows
@@ -54,6 +56,14 @@ def test_each_example_does_what_the_page_says(config: Config, tmp_path: Path) ->
     with open_metrics(tmp_path / "run", config.telemetry) as metrics:
         metrics.write(1, {"rollout/success_rate": 0.5})
     assert (tmp_path / "run" / "lines.txt").read_text() == "1 0.5\n"
+
+
+def test_the_environment_takes_its_parameter(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ENVIRONMENTS", dict(registry.ENVIRONMENTS))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_game.py").write_text((tmp_path / "mine.py").read_text())
+    own = {"name": "my_game", "implementation": f"{tmp_path}/my_game.py:MyGame", "params": {"size": 5}}
+    assert environment_splits(load_config({"env": own}).env) == {"train": 5}
 
 
 def test_the_error_on_the_page_is_the_one_that_is_printed(config: Config, tmp_path: Path) -> None:
