@@ -1,4 +1,4 @@
-"""ALFWorld's rules as data: PDDL domain, grammar, goals, and which objects fit where and what can be done with them."""
+"""ALFWorld's rules as data: PDDL domain, grammar, goals, allowed placements, and actions that objects allow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from env_servers.alfworld.problem import TASK_TYPES
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`pddl` and each of `templates` have placeholders {obj}, {recep}, {toggle}; `#` in `pddl` stands for `-`."""
+    """The goal of one task type.
+
+    Attributes:
+        pddl: goal formula with the placeholders {obj}, {recep} and {toggle}; `#` stands for `-`.
+        templates: goal sentences with the same placeholders.
+    """
 
     pddl: str
     templates: tuple[str, ...]
@@ -20,10 +25,15 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """`goals` by task type.
+    """ALFWorld's rules, independent of any game.
 
-    `fits`: receptacle type → object types that it may hold. `able`: `Cleanable`, `Heatable`, `Coolable`, `Sliceable` →
-    object types. `movable_receptacles`: object types that hold others, such as a mug.
+    Attributes:
+        pddl: text of the PDDL domain.
+        grammar: text of the grammar that writes the observations.
+        goals: task type → goal.
+        fits: receptacle type → object types that it may hold.
+        able: `Cleanable`, `Heatable`, `Coolable`, `Sliceable` → object types with that property.
+        movable_receptacles: object types that hold other objects, such as a mug.
     """
 
     pddl: str
@@ -39,7 +49,7 @@ ABLE = ("Cleanable", "Heatable", "Coolable", "Sliceable")
 
 @functools.cache
 def domain() -> Domain:
-    """Return the rules, read once. Raises TaskError where the `alfworld` package cannot be found or fetched."""
+    """Return the rules, read once. Raises TaskError if the `alfworld` package is missing and cannot be downloaded."""
     constants, goals = alfworld_module("gen.constants"), alfworld_module("gen.goal_library").gdict
     return Domain(
         pddl=alfworld_text("alfred.pddl"),

@@ -1,7 +1,7 @@
-"""ALFWorld as an environment: household text games, reward 1 for reaching the goal.
+"""ALFWorld as an environment: household text games with reward 1 for reaching the goal.
 
-`AlfWorld` plays with the native engine; `alfworld.textworld_engine` offers the same with the official one. Games come
-from the folder that `ALFWORLD_DATA` names, in the official layout; where it is not set they are generated.
+`AlfWorld` runs the native engine; `alfworld.textworld_engine` provides the same environment on the official engine.
+Games are read from the folder in `ALFWORLD_DATA`, in the official layout. Without that variable they are generated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DATA_VARIABLE = "ALFWORLD_DATA"
 
 
 class Play(Protocol):
-    """What an engine offers of one running game."""
+    """The interface of one running game, whichever engine runs it."""
 
     @property
     def introduction(self) -> str: ...
@@ -38,13 +38,13 @@ class Play(Protocol):
 
 @functools.cache
 def game_source() -> GameSource:
-    """The games of this process; raises BrokenTask where `ALFWORLD_DATA` names a folder without games."""
+    """Return the games of this process. Raises BrokenTask if the folder in `ALFWORLD_DATA` holds no games."""
     folder = os.environ.get(DATA_VARIABLE)
     return open_games(Path(folder) if folder else None)
 
 
 class AlfWorld(Environment):
-    """One session of ALFWorld on the native engine; a subclass that overrides `_start` plays on another one."""
+    """One session of ALFWorld on the native engine. A subclass selects another engine by overriding `_start`."""
 
     name: ClassVar[str] = "alfworld"
     engine: ClassVar[str] = "native"
@@ -71,6 +71,7 @@ class AlfWorld(Environment):
         self._play = play
         self._shadow = self._expert = None
         if expert:
+            # The expert reads a native game. On another engine a native copy follows the same commands.
             shadow = play if isinstance(play, NativeGame) else NativeGame(game_source().game(split, index))
             self._shadow = None if shadow is play else shadow
             self._expert = Searcher(shadow)
@@ -85,7 +86,7 @@ class AlfWorld(Environment):
         return self._observe(self._play, text)
 
     def _start(self, split: str, index: int) -> tuple[Play, Goal, str]:
-        """The play at its start, with the goal and its sentence."""
+        """Start a game and return it with its goal and the goal's sentence."""
         game = game_source().game(split, index)
         return NativeGame(game), game.goal, game.goal_text
 

@@ -1,9 +1,15 @@
-"""Scripted experts for ALFWorld: one that plans over the true state, one that must search like an agent.
+"""Scripted experts for ALFWorld: one plans over the true state, one must search like an agent.
 
-`Planner` knows where everything is and wins every solvable game. `Searcher` plans the same way but only over what the
-session has seen; until the object has been seen it visits and opens places that could
-hold it, open ones first.
-Both choose from the present state alone, so they go on from wherever other actions left the game.
+`Planner` knows the location of every object and wins every solvable game. `Searcher` follows the same plan with only
+what the session has seen: until it sees the object, it visits and opens receptacles that may hold it, open ones first.
+Both choose from the current state alone, so they can take over after any other actions.
+
+Example:
+    "clean some cloth and put it in garbagecan." in a bathroom, with a cloth in the sink basin:
+
+    Planner    go to sinkbasin 1, take cloth 2 from sinkbasin 1, clean cloth 2 with sinkbasin 1, go to garbagecan 1,
+               move cloth 2 to garbagecan 1
+    Searcher   go to countertop 1, go to garbagecan 1, then the same
 """
 
 from __future__ import annotations
@@ -13,28 +19,29 @@ from abc import ABC, abstractmethod
 from env_servers.alfworld.native import NativeGame
 
 _TOOL = {"clean": "", "heat": "microwavetype", "cool": "fridgetype"}
+"""Goal kind → receptacle type that treats the object; what cleans depends on the game: `Game.cleaner_types`."""
 
 
 class Expert(ABC):
-    """Chooses commands for one play. `observe` is called after every change of the state."""
+    """Chooses commands for one play. The caller calls `observe` after every change of the state."""
 
     def __init__(self, play: NativeGame) -> None:
         self._play = play
 
     @abstractmethod
     def _known(self, receptacle: int) -> bool:
-        """Whether the contents of the receptacle are known to the expert."""
+        """Whether the expert knows the contents of the receptacle."""
 
     @abstractmethod
     def _explore(self) -> str | None:
-        """The command to take while no object that the goal needs is known."""
+        """Return the next command while no known object serves the goal; None if nothing is left to explore."""
 
     def observe(self) -> None:
-        """Take note of what can be seen now."""
+        """Record what is visible in the current state."""
         return
 
     def next_command(self) -> str | None:
-        """The command to take now; None when there is nothing left to do."""
+        """Return the next command, or None if nothing is left to do."""
         play, goal = self._play, self._play.game.goal
         objects = play.game.objects
         held = play.held
@@ -63,7 +70,7 @@ class Expert(ABC):
         return self._play.game.receptacles[receptacle].name
 
     def _reach(self, receptacle: int) -> str | None:
-        """Go there, open it; None when its inside is at hand."""
+        """Return the command that goes there or opens it; None if its contents are within reach."""
         play = self._play
         there = play.game.receptacles[receptacle]
         if there.location != play.location:
@@ -73,7 +80,7 @@ class Expert(ABC):
         return None
 
     def _find_object(self) -> tuple[int, int] | None:
-        """A known object of the wanted type that is not where it belongs, with its receptacle."""
+        """Return (object, receptacle) for a known object of the goal's type that still has to be taken, or None."""
         play = self._play
         game, goal = play.game, play.game.goal
         treated = self._treated if goal.kind in _TOOL else None
@@ -91,12 +98,13 @@ class Expert(ABC):
         return None
 
     def _chosen_target(self) -> int:
-        """The target receptacle to fill: the one that already holds most of what it should, the first if none does."""
+        """Return the target receptacle with most objects of the goal's type, the first on a tie; -1 if none exists."""
         play, goal = self._play, self._play.game.goal
         targets = [n for n, r in enumerate(play.game.receptacles) if r.type == goal.target_type]
         return max(targets, key=lambda n: (self._fitting(n), -n)) if targets else -1
 
     def _fitting(self, receptacle: int) -> int:
+        """Number of objects of the goal's type that the receptacle is known to hold."""
         play, goal = self._play, self._play.game.goal
         if not self._known(receptacle):
             return 0
@@ -132,7 +140,7 @@ class Expert(ABC):
         return self._explore()
 
     def _put_away(self, held: int) -> str | None:
-        """Free the hand: put the held object into the nearest receptacle that takes it and is not the target."""
+        """Free the hand: move the held object to a receptacle that accepts it and is no target, preferably here."""
         play = self._play
         game, thing = play.game, play.game.objects[held]
         numbers = sorted(range(len(game.receptacles)), key=lambda n: game.receptacles[n].location != play.location)
@@ -144,7 +152,7 @@ class Expert(ABC):
 
 
 class Planner(Expert):
-    """Plans over the true state."""
+    """An expert that plans over the true state."""
 
     def _known(self, receptacle: int) -> bool:
         return True
@@ -154,7 +162,7 @@ class Planner(Expert):
 
 
 class Searcher(Expert):
-    """Plans over what has been seen and searches for the rest, open places before those that must be opened."""
+    """An expert that plans over what it has seen and searches for the rest, open receptacles before closed ones."""
 
     def __init__(self, play: NativeGame) -> None:
         super().__init__(play)

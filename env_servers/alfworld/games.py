@@ -1,7 +1,7 @@
-"""Finds the games of a split: the official files where a folder is given, generated games otherwise.
+"""Finds the games of a split: official files if a folder is given, generated games otherwise.
 
 Invariants
-- Task `index` of a split names the same game in every process: official files are ordered by path.
+- Task `index` of a split is the same game in every process: official files are sorted by path.
 - Parsed games are shared between sessions; the cache is bounded.
 """
 
@@ -24,34 +24,34 @@ _DATA_FOLDER = "json_2.1.1"
 
 
 class GameSource(ABC):
-    """Where the games come from."""
+    """A source of games: official files or the generator."""
 
     name: str
 
     @property
     @abstractmethod
     def splits(self) -> Mapping[str, int]:
-        """Number of games of every split that has any."""
+        """Split → number of games; empty splits are left out."""
 
     @abstractmethod
     def document(self, split: str, index: int) -> Mapping[str, object]:
-        """The game file's content.
+        """Return the parsed JSON of the game file.
 
         Raises:
-            UnknownTask: no such split or index.
-            BrokenTask: the file cannot be read.
+            UnknownTask: unknown split, or index out of range.
+            BrokenTask: the file is unreadable.
         """
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Digest of which games there are, in which order. It does not depend on who plays them."""
+        """Digest of the games and their order. It does not depend on the engine that plays them."""
 
     def __init__(self) -> None:
         self._parsed = functools.lru_cache(maxsize=_CACHED_GAMES)(self._parse)
 
     def game(self, split: str, index: int) -> Game:
-        """The parsed game; raises as `document` does, and BrokenTask where it cannot be played."""
+        """Return the parsed game. Raises like `document`, and BrokenTask if the game cannot be played."""
         return self._parsed(split, index)
 
     def _parse(self, split: str, index: int) -> Game:
@@ -60,13 +60,13 @@ class GameSource(ABC):
     def _check(self, split: str, index: int) -> None:
         size = self.splits.get(split)
         if size is None:
-            raise UnknownTask(f"no split '{split}' here: choose one of {', '.join(self.splits)}")
+            raise UnknownTask(f"unknown split '{split}': choose one of {', '.join(self.splits)}")
         if not 0 <= index < size:
-            raise UnknownTask(f"split '{split}' has tasks 0 to {size - 1}, not {index}")
+            raise UnknownTask(f"index out of range: split '{split}' has tasks 0 to {size - 1}, got {index}")
 
 
 class GeneratedGames(GameSource):
-    """Games of our own generator, made when they are asked for."""
+    """Games of our own generator, generated on demand."""
 
     name = "generated"
 
@@ -76,11 +76,11 @@ class GeneratedGames(GameSource):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """By the splits and the first game of each: the others come from the same generator."""
+        """Digest of the split sizes and the first game of each split; the same generator makes the other games."""
         try:
             games = {split: generator.generate(split, 0) for split in self.splits}
         except ImportError as error:
-            raise BrokenTask(f"games cannot be generated: {error}; install alfworld, or give official games") from None
+            raise BrokenTask(f"cannot generate games: {error}; install alfworld or set ALFWORLD_DATA") from None
         return _digest(f"{split} {size} {json.dumps(games[split])}" for split, size in self.splits.items())
 
     def document(self, split: str, index: int) -> Mapping[str, object]:
@@ -89,7 +89,7 @@ class GeneratedGames(GameSource):
 
 
 class OfficialGames(GameSource):
-    """The `game.tw-pddl` files below a folder in the official layout."""
+    """The `game.tw-pddl` files under a folder in the official layout."""
 
     name = "official"
 
@@ -99,7 +99,7 @@ class OfficialGames(GameSource):
         self._files = {split: sorted((root / split).glob("*/*/game.tw-pddl")) for split in SPLITS}
         self._sizes = {split: len(files) for split, files in self._files.items() if files}
         if not self._sizes:
-            raise BrokenTask(f"no ALFWorld games below {folder}: expected {_DATA_FOLDER}/<split>/*/*/game.tw-pddl")
+            raise BrokenTask(f"no ALFWorld games in {folder}: expected {_DATA_FOLDER}/<split>/*/*/game.tw-pddl")
 
     @property
     def splits(self) -> Mapping[str, int]:
@@ -107,7 +107,7 @@ class OfficialGames(GameSource):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """By the files' paths, which name tasks and trials, and their sizes: gigabytes are not read for it."""
+        """Digest of the files' paths, which name tasks and trials, and sizes; the content (gigabytes) is not read."""
         return _digest(
             f"{split} {file.parts[-3:]} {file.stat().st_size}" for split, files in self._files.items() for file in files
         )
@@ -120,7 +120,7 @@ class OfficialGames(GameSource):
         except (OSError, ValueError) as error:
             raise BrokenTask(f"cannot read the game file {file.parent.name}/{file.name}: {error}") from None
         if not isinstance(document, dict):
-            raise BrokenTask(f"the game file {file.parent.name}/{file.name} holds no JSON object")
+            raise BrokenTask(f"not a JSON object: game file {file.parent.name}/{file.name}")
         return document
 
 
@@ -132,7 +132,7 @@ def _digest(lines: Iterable[str]) -> str:
 
 
 def open_games(folder: Path | None) -> GameSource:
-    """The official games below `folder`, or generated ones for None.
+    """Return the official games in `folder`, or generated games if `folder` is None.
 
     Raises:
         BrokenTask: the folder holds no games.

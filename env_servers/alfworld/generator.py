@@ -1,11 +1,11 @@
-"""Generates ALFWorld games: seeded, of all six task types, in the published file format, every one proven solvable.
+"""Generates ALFWorld games: seeded, of all six task types, in the published file format, all verified to be solvable.
 
 Invariants
-- `(split, index)` alone decides a game: the same in every process and on every machine.
-- Task types take turns, so every slice of a split holds all six.
-- Rooms of `valid_unseen` occur in no other split; `valid_seen` has the rooms of `train` and other games in them.
-- Rooms of `train_large` are as large as the official ones, the others mostly smaller.
-- A game is given out only after its walkthrough was played to a win; its start never fulfils the goal.
+- A game depends only on `(split, index)`: it is the same in every process and on every machine.
+- Task types alternate, so any six consecutive games of a split cover all six.
+- Rooms of `valid_unseen` occur in no other split; `valid_seen` has the rooms of `train` but different games.
+- Rooms of `train_large` are as large as the official ones; other rooms are mostly smaller.
+- A game is returned only after its walkthrough was played to a win; its initial state never satisfies the goal.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _BASINS = {"SinkBasin": "Sink", "BathtubBasin": "Bathtub"}
 _WALKTHROUGH_LIMIT = 30
 
 
-class _Unlucky(Exception):
-    """The draw allows no such task; another draw is made."""
+class _Unsolvable(Exception):
+    """The random draw allows no game of this task type; the caller draws again."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """An entity of a scene: its PDDL id, its type, and for receptacles the location's id."""
+    """An entity of a scene: PDDL id, type, and location id. The location is empty for objects."""
 
     id: str
     type: str
@@ -47,7 +47,13 @@ class _Placed:
 
 
 def generate(split: str, index: int) -> dict[str, object]:
-    """The game document of task `index` of `split`; raises KeyError for an unknown split."""
+    """Return the game document of task `index` of `split`. Raises KeyError if the split is unknown.
+
+    Example:
+        document = generate("valid_unseen", 0)
+        parse_game(document).goal_text  # "put a book in desk."
+        document["walkthrough"]  # ["go to bed 1", "take book 2 from bed 1", "go to desk 1", "move book 2 to desk 1"]
+    """
     scenes = _SCENES[split]
     task_type = TASK_TYPES[index % len(TASK_TYPES)]
     for attempt in range(1000):
@@ -56,14 +62,14 @@ def generate(split: str, index: int) -> dict[str, object]:
         name = rng.choice(rooms)
         try:
             return _game(rng, name, rng.choice(scenes), task_type, f"{split}_{index}")
-        except _Unlucky:
+        except _Unsolvable:
             continue
-    raise AssertionError(f"no solvable game found for {split} {index}")
+    raise AssertionError(f"no solvable game found in 1000 draws: {split} {index}")
 
 
 @functools.lru_cache(maxsize=256)
 def _scene(name: str, number: int) -> tuple[_Placed, ...]:
-    """The receptacles of a scene; drawers and cabinets sometimes share a place to stand."""
+    """Return the receptacles of a scene. Neighbouring openable ones (drawers, cabinets) sometimes share a location."""
     rng = random.Random(f"alfworld scene {name} {number}")
     size = 1.0 if number in _SCENES["train_large"] else rng.choice(SCENE_SIZES)
     placed: list[_Placed] = []
@@ -76,6 +82,10 @@ def _scene(name: str, number: int) -> tuple[_Placed, ...]:
 
 
 def _game(rng: random.Random, name: str, number: int, task_type: str, title: str) -> dict[str, object]:
+    """Draw one game in scene `number` of a room. Raises _Unsolvable.
+
+    The order of the random draws is part of the format: another order makes other games of every split.
+    """
     room, receptacles = ROOMS[name], _scene(name, number)
     kinds = sorted(rng.sample(sorted(room.objects), min(len(room.objects), len(receptacles) + rng.randint(0, 4))))
     objects = [_Placed(_identity(rng, kind), kind, "") for kind in kinds for _ in _count(rng, room, kind)]
@@ -103,15 +113,16 @@ def _game(rng: random.Random, name: str, number: int, task_type: str, title: str
 
 
 def _solve(document: Mapping[str, object]) -> list[str]:
+    """Return the commands with which the planner wins. Raises _Unsolvable."""
     play = NativeGame(parse_game(document))
     if play.won:
-        raise _Unlucky
+        raise _Unsolvable
     planner = Planner(play)
     commands: list[str] = []
     while not play.won:
         command = planner.next_command()
         if command is None or len(commands) >= _WALKTHROUGH_LIMIT:
-            raise _Unlucky
+            raise _Unsolvable
         play.step(command)
         commands.append(command)
     return commands
@@ -125,12 +136,15 @@ def _choose_goal(
     home: Mapping[str, _Placed],
     lamp: _Placed | None,
 ) -> tuple[str, str]:
-    """Object type, and receptacle type or lamp type."""
+    """Draw the goal: object type, and receptacle type or lamp type. Raises _Unsolvable.
+
+    An object of the type never starts in a receptacle of the target type, so no game starts solved.
+    """
     rules = domain()
     kinds = sorted({thing.type for thing in objects if thing is not lamp})
     if task_type == "look_at_obj_in_light":
         if lamp is None:
-            raise _Unlucky
+            raise _Unsolvable
         return rng.choice(kinds), lamp.type
     able = {
         "pick_clean_then_place_in_recep": "Cleanable",
@@ -147,7 +161,7 @@ def _choose_goal(
             if kind in rules.fits[place] and place not in homes:
                 choices.append((kind, place))
     if not choices:
-        raise _Unlucky
+        raise _Unsolvable
     return rng.choice(choices)
 
 
@@ -157,7 +171,7 @@ def _place_lamp(
     places = [r for r in receptacles if r.type in LAMP_PLACES]
     if "look_at_obj_in_light" not in room.tasks or not places:
         return None
-    kind = LAMPS[rng.random() < 0.25]
+    kind = LAMPS[rng.random() < 0.25]  # a desk lamp in three games of four
     lamp = _Placed(_identity(rng, kind), kind, "")
     home[lamp.id] = rng.choice(places)
     return lamp
@@ -180,6 +194,7 @@ def _problem(
     target: str,
     title: str,
 ) -> str:
+    """Return the PDDL problem: declarations, initial facts and goal."""
     rules = domain()
     start = _location(rng)
     scenery = [_Placed(_identity(rng, kind), kind, _location(rng)) for kind in room.scenery]
@@ -226,7 +241,12 @@ def _count(rng: random.Random, room: RoomKind, kind: str) -> range:
 
 
 def _identity(rng: random.Random, kind: str) -> str:
-    """An id as ALFRED's simulator gives them: type and position."""
+    """Draw an id in the form of ALFRED's simulator: type and position.
+
+    Example:
+        _identity(random.Random(1), "SinkBasin")
+        # "Sink_bar__minus_02_dot_93_bar__plus_01_dot_69_bar__plus_02_dot_11_bar_SinkBasin"
+    """
     axes = (rng.uniform(-4, 4), rng.uniform(0, 2), rng.uniform(-4, 4))
     position = "".join(
         f"_bar__{'plus' if axis >= 0 else 'minus'}_{abs(axis):05.2f}".replace(".", "_dot_") for axis in axes
@@ -236,6 +256,7 @@ def _identity(rng: random.Random, kind: str) -> str:
 
 
 def _location(rng: random.Random) -> str:
+    """Draw a location id: grid position, rotation, and camera angle, such as `loc_bar__minus_8_bar_6_bar_0_bar_45`."""
     x, z = (rng.randint(-12, 12) for _ in range(2))
     numbers = (x, z, rng.randint(0, 3), rng.choice((15, 30, 45, 60)))
     return "loc" + "".join(f"_bar_{n}" if n >= 0 else f"_bar__minus_{-n}" for n in numbers)

@@ -1,11 +1,12 @@
 """The native engine: plays an ALFWorld game by its grounded rules, exactly as TextWorld does.
 
 Invariants
-- Every feedback text, admissible set and `won` equals what TextWorld's PDDL engine answers to the same commands.
-- State is a handful of small containers over the shared, immutable `Game`; a step is microseconds.
+- Every feedback text, admissible set and `won` equals the output of TextWorld's PDDL engine for the same commands.
+- The state is a few small containers on top of the shared, immutable `Game`; a step takes microseconds.
 
-Where the rules surprise, TextWorld is right: `look` away from every receptacle sees nothing; only what is held can be
-examined; heating, cooling, cleaning and lamps ignore whether the receptacle is open; a lamp once used reads "on".
+Surprising rules are TextWorld's own: `look` sees nothing unless a receptacle is at the location; only the held object
+can be examined; heating, cooling, cleaning and lamps ignore whether the receptacle is open; a lamp stays "on" after its
+first use.
 """
 
 from __future__ import annotations
@@ -38,7 +39,29 @@ _KNIVES = frozenset({"knifetype", "butterknifetype"})
 
 
 class NativeGame:
-    """One play of a game."""
+    """One play of a game. Receptacles, objects and locations are numbers that index the tuples of `game`.
+
+    Attributes:
+        game: the static part, shared by all plays.
+        location: the agent's location.
+        held: the object in the agent's hand, or None.
+        opened: open receptacles.
+        contents: per receptacle, the objects in or on it, ascending.
+        lying: object → its location; a held object is missing.
+        clean: cleaned objects.
+        hot: heated objects.
+        cool: cooled objects.
+        sliced: sliced objects.
+        toggled: lamps that were used.
+        taken_from: (object, receptacle) pairs: taken from there and not put back since. `_look` depends on them.
+
+    Example:
+        play = NativeGame(parse_game(generate("valid_unseen", 2)))  # clean some cloth and put it in garbagecan.
+        play.step("take cloth 2 from sinkbasin 1")    # "Nothing happens.": the agent is elsewhere
+        play.step("go to sinkbasin 1")                # "You arrive at sinkbasin 1. On the sinkbasin 1, you see …"
+        play.step("take cloth 2 from sinkbasin 1")    # "You pick up the cloth 2 from the sinkbasin 1."
+        play.held, play.contents[6], play.taken_from  # 4, [5, 6], {(4, 6)}
+    """
 
     __slots__ = (
         "_actions",
@@ -75,7 +98,7 @@ class NativeGame:
 
     @property
     def introduction(self) -> str:
-        """The text of a reset: welcome, surroundings, goal."""
+        """The observation of a reset: welcome line, surroundings, goal."""
         game = self.game
         if game.receptacles_at[self.location]:
             surroundings = self._look()
@@ -85,11 +108,11 @@ class NativeGame:
 
     @property
     def admissible(self) -> list[str]:
-        """The commands that do something now, sorted, without repeats."""
+        """The admissible commands, sorted, without duplicates."""
         return sorted(self._actions)
 
     def step(self, command: str) -> str:
-        """Carry out one command and answer the engine's feedback."""
+        """Execute one command and return the engine's feedback."""
         action = self._actions.get(command.strip())
         if action is None:
             return NOTHING_HAPPENS
@@ -99,7 +122,7 @@ class NativeGame:
 
     @property
     def won(self) -> bool:
-        """Whether the goal holds now."""
+        """Whether the current state satisfies the goal."""
         game, goal = self.game, self.game.goal
         if goal.kind == "light":
             return self._lit(goal.object_type, goal.target_type)
@@ -121,7 +144,7 @@ class NativeGame:
 
     @property
     def digest(self) -> str:
-        """Digest of everything that later answers depend on: equal states have equal digests."""
+        """Digest of everything that later observations depend on: equal states have equal digests."""
         state = (
             self.location,
             self.held,
@@ -134,6 +157,7 @@ class NativeGame:
         return hashlib.blake2b(repr(state).encode(), digest_size=12).hexdigest()
 
     def _lit(self, object_type: str, lamp_type: str) -> bool:
+        """Whether the agent holds the object at the location of a lamp that is on."""
         objects = self.game.objects
         if self.held is None or objects[self.held].type != object_type:
             return False
@@ -144,7 +168,16 @@ class NativeGame:
         )
 
     def _ground(self) -> dict[str, tuple[str, int, int]]:
-        """The applicable commands with verb and arguments (numbers of objects and receptacles)."""
+        """Return the admissible commands: command → (verb, first argument, second argument).
+
+        Arguments are numbers of objects and receptacles; 0 stands for a missing argument.
+
+        Example:
+            # at sinkbasin 1 (receptacle 6) with cloth 2 (object 4) in the hand
+            {"go to cabinet 2": ("go", 0, 0), …, "examine cloth 2": ("examine thing", 4, 0),
+             "examine sinkbasin 1": ("examine", 6, 0), "move cloth 2 to sinkbasin 1": ("move", 4, 6),
+             "clean cloth 2 with sinkbasin 1": ("clean", 4, 6)}
+        """
         game, objects, held = self.game, self.game.objects, self.held
         actions: dict[str, tuple[str, int, int]] = {
             "help": ("help", 0, 0),
@@ -157,6 +190,7 @@ class NativeGame:
         if mine is not None and held is not None:
             actions[f"examine {mine.name}"] = ("examine thing", held, 0)
             if mine.type in _KNIVES:
+                # TextWorld's rule: every sliceable object at this location, even inside a closed receptacle.
                 for thing, at in self.lying.items():
                     if at == self.location and objects[thing].sliceable:
                         actions[f"slice {objects[thing].name} with {mine.name}"] = ("slice", thing, held)
@@ -188,6 +222,7 @@ class NativeGame:
         return actions
 
     def _apply(self, verb: str, first: int, second: int) -> str:
+        """Change the state by an action of `_ground` and return its feedback."""
         game, objects, receptacles = self.game, self.game.objects, self.game.receptacles
         match verb:
             case "go":
@@ -255,6 +290,7 @@ class NativeGame:
         return f"On the {receptacle.name}, you see {things}."
 
     def _examine_thing(self, number: int) -> str:
+        """Describe the held object. The odd cases follow the grammar: `cool` alone reads "cold"."""
         thing: Thing = self.game.objects[number]
         if thing.is_receptacle:
             inside = _listing(f"a {self.game.objects[inner].name}" for inner in thing.holds)
@@ -273,6 +309,7 @@ class NativeGame:
         return f"There's nothing special about {thing.name}."
 
     def _look(self) -> str:
+        """Describe the location. "Next to it" lists objects moved from one receptacle here to another one here."""
         game = self.game
         here = game.receptacles_at[self.location]
         facing = _listing(game.receptacles[number].name for number in here)
@@ -291,7 +328,7 @@ def _surrounded_by(names: Iterable[str]) -> str:
 
 
 def _listing(items: Iterable[str]) -> str:
-    """`a`, `a, and b`, `a, b, and c`, or `nothing`, as the grammar joins lists."""
+    """Join names as the grammar does: `nothing`, `a`, `a, and b`, `a, b, and c`."""
     names: Sequence[str] = list(items)
     if not names:
         return "nothing"

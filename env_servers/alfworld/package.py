@@ -1,12 +1,12 @@
-"""The `alfworld` package: fetched where it is missing, and imported without its side effects.
+"""The `alfworld` package: downloaded if it is missing, and imported without its side effects.
 
-ALFWorld's rules (PDDL domain, grammar, goals, what fits where) are data of that package. It depends on TextWorld, whose
-installation needs a C++ compiler and which the native engine does not need; so it is no dependency of ours. Where it is
-missing, its wheel of 0.4 MB is fetched once, without dependencies and checked against its hash, into a cache of the
-user's.
+ALFWorld's rules (PDDL domain, grammar, goals, allowed placements) are data files of that package. The package depends
+on TextWorld, which needs a C++ compiler to install and which the native engine does not use. It is therefore not a
+dependency of this project. If it is missing, its wheel (0.4 MB) is downloaded once into the user's cache, without
+dependencies and verified against its hash.
 
-Importing `alfworld` sets `ALFWORLD_DATA` where it is not set and creates the folder that it names. That variable
-decides here where the games come from, so it is restored, and no folder is created.
+Importing `alfworld` sets `ALFWORLD_DATA` if it is unset and creates that folder. Here the variable selects the source
+of the games, so it is restored after the import, and no folder is created.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def alfworld_module(name: str) -> ModuleType:
     """Return the module `alfworld.<name>`.
 
     Raises:
-        TaskError: the package is missing and cannot be fetched.
-        ImportError: the module needs what is not installed, such as TextWorld.
+        TaskError: the package is missing and cannot be downloaded.
+        ImportError: a dependency of the module, such as TextWorld, is not installed.
     """
     with _IMPORTING:
         if importlib.util.find_spec("alfworld") is None:
@@ -61,29 +61,29 @@ def alfworld_module(name: str) -> ModuleType:
 
 @functools.cache
 def alfworld_text(name: str) -> str:
-    """Return a text file of the package's `data` folder. Raises TaskError as `alfworld_module` does."""
+    """Return the text of a file in the package's `data` folder. Raises TaskError like `alfworld_module`."""
     alfworld_module("info")
     return (resources.files("alfworld") / "data" / name).read_text()
 
 
 def _fetched() -> Path:
-    """Return the folder that holds the package, fetched by pip unless an earlier process did. Raises TaskError."""
+    """Return the folder that holds the package; pip downloads it on the first call. Raises TaskError."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anchorage"
     folder = cache / RELEASE.replace("==", "-")
     if folder.is_dir():
         return folder
-    logger.info("fetching %s (0.4 MB) into %s, once: ALFWorld's rules are its data", RELEASE, folder)
+    logger.info("downloading %s (0.4 MB, once) into %s: the package holds ALFWorld's rules", RELEASE, folder)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as scratch:
             target = Path(scratch) / "package"
             _pip_install(target, Path(scratch) / "requirements.txt")
             with contextlib.suppress(OSError):
-                target.rename(folder)  # another process may have been faster
+                target.rename(folder)  # fails if another process has renamed its copy first
     except OSError as error:
         raise TaskError(_advice(str(error))) from None
     if not folder.is_dir():
-        raise TaskError(_advice(f"{folder} cannot be written"))
+        raise TaskError(_advice(f"cannot write {folder}"))
     return folder
 
 
@@ -102,7 +102,4 @@ def _pip_install(target: Path, requirements: Path) -> None:
 
 
 def _advice(reason: str) -> str:
-    return (
-        f"ALFWorld's rules are data of the alfworld package, which is missing ({reason}): "
-        f"pip install --no-deps {RELEASE}"
-    )
+    return f"the alfworld package, which holds ALFWorld's rules, is missing ({reason}): pip install --no-deps {RELEASE}"

@@ -1,6 +1,6 @@
-"""What stands in the generated rooms: receptacles with their usual numbers, objects with their usual numbers.
+"""Content of the generated rooms: receptacle types and object types, each with its range of counts.
 
-What fits into what, and what can be heated, cooled, cleaned or sliced, is ALFWorld's own (`domain.py`).
+Allowed placements, and which objects can be heated, cooled, cleaned or sliced, are ALFWorld's own (`domain.py`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 Range = tuple[int, int]
+"""(least, most), both inclusive."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoomKind:
-    """`receptacles`: type → least and most per scene. `objects`: type → least and most per game.
+    """One kind of room.
 
-    `tasks` are the task types that the room allows, `scenery` what stands around without use.
+    Attributes:
+        receptacles: type → number per scene.
+        objects: type → number per game.
+        scenery: types of objects that no command acts on.
+        tasks: task types that the room allows.
     """
 
     receptacles: Mapping[str, Range]
@@ -26,7 +31,7 @@ class RoomKind:
 
 OPENABLE = frozenset({"Fridge", "Cabinet", "Microwave", "Drawer", "Safe"})
 SCENE_SIZES = (0.1, 0.2, 0.3, 0.5, 1.0)
-"""How much of the range between least and most receptacles a scene uses; 1 gives rooms like the official ones."""
+"""Fractions of the range of receptacle counts; 1 gives rooms as large as the official ones."""
 LAMPS = ("DeskLamp", "FloorLamp")
 LAMP_PLACES = ("SideTable", "Desk", "Dresser", "Shelf", "CoffeeTable")
 

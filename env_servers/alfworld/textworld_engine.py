@@ -1,10 +1,10 @@
-"""ALFWorld on the official engine: every session plays in a worker process of its own.
+"""ALFWorld on the official engine: every session has its own worker process.
 
 Invariants
-- The games are the same documents, and the observations the same texts, as with the native engine.
-- Every answer of a worker is bounded in time; one that is late, dies or fails is ended and ends its session with
-  `EngineFailure`. Workers end with this process.
-- Idle workers are kept for the next sessions, a bounded number of them.
+- Games and observation texts are the same as with the native engine.
+- Every request to a worker has a timeout. A worker that times out, dies or fails is stopped, and its session ends with
+  `EngineFailure`. Workers exit with this process.
+- A bounded number of idle workers is kept for later sessions.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from env_servers.alfworld.problem import Goal, read_goal
 from env_servers.environment import BrokenTask
 
 if importlib.util.find_spec("textworld") is None:
-    raise ImportError("TextWorld is missing: pip install 'anchorage-rl[textworld]', which needs a C++ compiler")
+    raise ImportError("TextWorld is not installed: pip install 'anchorage-rl[textworld]' (needs a C++ compiler)")
 
-START_LIMIT_S = 120.0
-STEP_LIMIT_S = 30.0
+START_TIMEOUT_S = 120.0
+STEP_TIMEOUT_S = 30.0
 IDLE_WORKERS = 8
 
 
 class EngineFailure(RuntimeError):
-    """The worker process died, did not answer in time, or failed on a command."""
+    """The worker process died, timed out, or failed on a command."""
 
 
 class Worker:
-    """A process that runs the official engine. Used by one thread at a time."""
+    """A process that runs the official engine. Not thread-safe."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -55,30 +55,33 @@ class Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, request: Mapping[str, object], limit_s: float) -> dict[str, Any]:
-        """The worker's answer; without one in `limit_s` seconds the process is ended. Raises EngineFailure."""
-        late = threading.Event()
+    def request(self, request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
+        """Send a request and return the response. Raises EngineFailure.
 
-        def stop() -> None:
-            late.set()
+        A worker that does not respond in `timeout_s` seconds is killed.
+        """
+        timed_out = threading.Event()
+
+        def kill() -> None:
+            timed_out.set()
             self._process.kill()
 
-        timer = threading.Timer(limit_s, stop)
+        timer = threading.Timer(timeout_s, kill)
         timer.start()
         try:
             line = self._exchange(json.dumps(request))
         finally:
             timer.cancel()
         if line.endswith("\n"):
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        code = self.end()
-        if late.is_set():
-            raise EngineFailure(f"the TextWorld process gave no answer in {limit_s:g} s and was stopped")
-        raise EngineFailure(f"the TextWorld process died (exit code {code}); its own message is in the server's log")
+            response: dict[str, Any] = json.loads(line)
+            return response
+        code = self.stop()
+        if timed_out.is_set():
+            raise EngineFailure(f"the TextWorld process did not respond in {timeout_s:g} s and was stopped")
+        raise EngineFailure(f"the TextWorld process died (exit code {code}); see the server's log for its message")
 
-    def end(self) -> int:
-        """End the process and answer its exit code."""
+    def stop(self) -> int:
+        """Kill the process and return its exit code."""
         self._process.kill()
         code = self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -90,7 +93,7 @@ class Worker:
     def _exchange(self, request: str) -> str:
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
-            raise AssertionError("the worker was started without pipes")
+            raise AssertionError("the worker has no pipes")
         try:
             stdin.write(request + "\n")
             stdin.flush()
@@ -100,7 +103,7 @@ class Worker:
 
 
 class WorkerPool:
-    """Keeps up to `idle` workers for the next session. Thread-safe."""
+    """A pool that keeps up to `idle` workers for later sessions. Thread-safe."""
 
     def __init__(self, idle: int) -> None:
         self._limit = idle
@@ -108,55 +111,56 @@ class WorkerPool:
         self._lock = threading.Lock()
 
     def take(self) -> Worker:
-        """An idle worker, or a new one."""
+        """Return an idle worker, or start a new one."""
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
                 if worker.alive:
                     return worker
-                worker.end()
+                worker.stop()
         return Worker()
 
     def give_back(self, worker: Worker) -> None:
+        """Keep the worker, or stop it if the pool is full."""
         with self._lock:
             if len(self._idle) < self._limit:
                 self._idle.append(worker)
                 return
-        worker.end()
+        worker.stop()
 
     def close(self) -> None:
-        """End the idle workers."""
+        """Stop the idle workers."""
         with self._lock:
             idle, self._idle = self._idle, []
         for worker in idle:
-            worker.end()
+            worker.stop()
 
 
 @functools.cache
 def worker_pool() -> WorkerPool:
-    """The idle workers of this process."""
+    """Return the worker pool of this process."""
     pool = WorkerPool(IDLE_WORKERS)
     atexit.register(pool.close)
     return pool
 
 
 class TextWorldPlay:
-    """One game in a worker, until `close`.
+    """One game in a worker process, until `close`.
 
     Raises:
         BrokenTask: the engine cannot load the document.
-        EngineFailure: the worker died or was too slow; so does `step`.
+        EngineFailure: the worker died or timed out; `step` raises it too.
     """
 
     def __init__(self, document: Mapping[str, object], pool: WorkerPool) -> None:
         self._pool = pool
         self._worker: Worker | None = pool.take()
-        answer = self._worker.ask({"document": document}, START_LIMIT_S)
-        if "error" in answer:
+        response = self._worker.request({"document": document}, START_TIMEOUT_S)
+        if "error" in response:
             self._drop()
-            raise BrokenTask(f"TextWorld cannot play this game: {answer['error']}")
-        self.introduction = str(answer["text"])
-        self._note(answer)
+            raise BrokenTask(f"TextWorld cannot play this game: {response['error']}")
+        self.introduction = str(response["text"])
+        self._store(response)
 
     @property
     def pid(self) -> int | None:
@@ -164,35 +168,36 @@ class TextWorldPlay:
         return self._worker.pid if self._worker is not None else None
 
     def step(self, command: str) -> str:
-        """Carry out one command and answer the engine's feedback."""
+        """Execute one command and return the engine's feedback."""
         if self._worker is None:
-            raise EngineFailure("the TextWorld process of this game is gone")
+            raise EngineFailure("the TextWorld process of this game is not running: reset the session")
         try:
-            answer = self._worker.ask({"command": command}, STEP_LIMIT_S)
+            response = self._worker.request({"command": command}, STEP_TIMEOUT_S)
         except EngineFailure:
             self._worker = None
             raise
-        if "error" in answer:
+        if "error" in response:
             self._drop()
-            raise EngineFailure(f"TextWorld failed: {answer['error']}")
-        self._note(answer)
-        return str(answer["text"])
+            raise EngineFailure(f"TextWorld failed: {response['error']}")
+        self._store(response)
+        return str(response["text"])
 
     def close(self) -> None:
-        """Hand the worker back. May be called again."""
+        """Return the worker to the pool. Idempotent."""
         worker, self._worker = self._worker, None
         if worker is not None:
             self._pool.give_back(worker)
 
     def _drop(self) -> None:
+        """Stop the worker instead of reusing it: after an error the engine's state is unknown."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.end()
+            worker.stop()
 
-    def _note(self, answer: Mapping[str, Any]) -> None:
-        self.admissible: list[str] = list(answer["admissible"])
-        self.won = bool(answer["won"])
-        self.digest = str(answer["digest"])
+    def _store(self, response: Mapping[str, Any]) -> None:
+        self.admissible: list[str] = list(response["admissible"])
+        self.won = bool(response["won"])
+        self.digest = str(response["digest"])
 
 
 class TextWorldAlfWorld(AlfWorld):

@@ -1,13 +1,13 @@
-"""The official engine, and the process that runs one game of it: the only file that knows TextWorld.
+"""The official engine and the process that runs it: the only file that imports TextWorld.
 
-`python -m env_servers.alfworld.textworld_worker` answers requests on standard input, one JSON object a line, with one
-JSON object a line on standard output: `{"document": …}` starts a game, `{"command": …}` plays on. An answer holds
-`text`, `admissible`, `won` and `digest`, or `error`.
+`python -m env_servers.alfworld.textworld_worker` reads requests from standard input, one JSON object per line, and
+writes one JSON object per line to standard output: `{"document": …}` starts a game, `{"command": …}` takes a step.
+A response holds `text`, `admissible`, `won` and `digest`, or `error`.
 
 Invariants
 - One process plays one game at a time: the engine's planner library is neither thread-safe nor reentrant.
-- Only answers reach standard output; what the engine prints goes to standard error.
-- The process ends as soon as its standard input closes, even in the middle of an answer.
+- Only responses go to standard output; whatever the engine prints goes to standard error.
+- The process exits as soon as its standard input closes, even during a request.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any, TextIO
 
 from env_servers.alfworld.package import alfworld_module
 
-# Facts that no later answer depends on: what was looked at, and lamps by whether they burn rather than were used.
+# Facts that no later observation depends on: what was examined, and whether a lamp is lit (only its use counts).
 _IRRELEVANT = frozenset({"checked", "ison"})
-# The one negated fact that the grammar asks for; the others only repeat that the positive one is absent.
+# The only negated fact that the grammar reads; the others merely state that the positive fact is absent.
 _RELEVANT_NEGATION = "not_inreceptacle"
 
 
 class TextWorldGame:
-    """TextWorld's PDDL engine in ALFWorld's own wrappers, names not shuffled. Plays one game after another."""
+    """TextWorld's PDDL engine in ALFWorld's own wrappers, without shuffled names. Plays one game after another."""
 
     def __init__(self) -> None:
         import textworld
@@ -43,13 +43,13 @@ class TextWorldGame:
         self._state: Any = None
 
     def start(self, document: Mapping[str, object]) -> str:
-        """Load a game file's content and answer the introduction. Whatever the engine raises on a bad file passes."""
+        """Load the content of a game file and return the introduction. Errors of the engine propagate."""
         self._env.load(dict(document))
         self._state = self._env.reset()
         return str(self._state.feedback)
 
     def step(self, command: str) -> str:
-        """Carry out one command and answer the engine's feedback."""
+        """Execute one command and return the engine's feedback."""
         self._state, _, _ = self._env.step(command)
         return str(self._state.feedback)
 
@@ -63,7 +63,7 @@ class TextWorldGame:
 
     @property
     def digest(self) -> str:
-        """Digest of the facts that later answers depend on."""
+        """Digest of the facts that later observations depend on."""
         facts = sorted(
             f"{fact.name} {' '.join(fact.names)}"
             for fact in self._engine._pddl_state.facts
@@ -72,19 +72,19 @@ class TextWorldGame:
         return hashlib.blake2b("\n".join(facts).encode(), digest_size=12).hexdigest()
 
 
-def serve(requests: queue.SimpleQueue[str], answers: TextIO) -> None:
-    """Answer requests for as long as the process lives."""
+def serve(requests: queue.SimpleQueue[str], responses: TextIO) -> None:
+    """Handle requests until the process exits."""
     game = TextWorldGame()
     while True:
         try:
-            answer = _answer(game, json.loads(requests.get()))
-        except Exception as error:  # the engine raises its own, its parsers' and the planner's errors
-            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            response = _handle(game, json.loads(requests.get()))
+        except Exception as error:  # engine, parsers and planner each raise errors of their own
+            response = {"error": f"{type(error).__name__}: {error}"[:500]}
+        responses.write(json.dumps(response) + "\n")
+        responses.flush()
 
 
-def _answer(game: TextWorldGame, request: Mapping[str, Any]) -> dict[str, object]:
+def _handle(game: TextWorldGame, request: Mapping[str, Any]) -> dict[str, object]:
     text = game.start(request["document"]) if "document" in request else game.step(request["command"])
     return {"text": text, "admissible": game.admissible, "won": game.won, "digest": game.digest}
 
@@ -96,11 +96,11 @@ def _read(requests: queue.SimpleQueue[str]) -> None:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    responses = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # the planner library prints to descriptor 1, which would corrupt the responses
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
-    serve(requests, answers)
+    serve(requests, responses)
 
 
 if __name__ == "__main__":

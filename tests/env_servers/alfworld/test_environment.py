@@ -71,7 +71,7 @@ def test_the_fingerprint_is_that_of_the_games(
 def test_folder_without_games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     game_source.cache_clear()
-    with pytest.raises(BrokenTask, match="no ALFWorld games below"):
+    with pytest.raises(BrokenTask, match="no ALFWorld games in"):
         AlfWorld.splits()
 
 

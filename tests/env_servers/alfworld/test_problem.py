@@ -53,12 +53,12 @@ def test_missing_part(kitchen: Callable[..., Document], key: str) -> None:
 @pytest.mark.parametrize(
     ("key", "old", "new", "message"),
     [
-        ("pddl_domain", "(isHot ?o)", "(isCool ?o)", "domain or grammar is not one of ALFWorld's"),
-        ("grammar", "You open the", "You pull at the", "domain or grammar is not one of ALFWorld's"),
+        ("pddl_domain", "(isHot ?o)", "(isCool ?o)", "unknown domain or grammar, not one of ALFWorld's"),
+        ("grammar", "You open the", "You pull at the", "unknown domain or grammar, not one of ALFWorld's"),
         ("grammar", "Your task is to", "Please", "no goal sentence in the grammar"),
         ("pddl_problem", "(:goal", "(:metric", "no :goal in the problem"),
         ("pddl_problem", "(:init", "(:start", "no :init"),
-        ("pddl_problem", "(receptacleType ?r DrawerType)", "", "goal of an unknown form"),
+        ("pddl_problem", "(receptacleType ?r DrawerType)", "", "unknown form of goal"),
         ("pddl_problem", "(atLocation agent1 loc_0)", "", "not a playable ALFWorld problem"),
         (
             "pddl_problem",
@@ -100,13 +100,13 @@ def test_folder_of_games(kitchen: Callable[..., Document], tmp_path: Path) -> No
 
 
 def test_folder_without_games(tmp_path: Path) -> None:
-    with pytest.raises(BrokenTask, match="no ALFWorld games below"):
+    with pytest.raises(BrokenTask, match="no ALFWorld games in"):
         open_games(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot read the game file trial_1/game.tw-pddl"), ("[1]", "holds no JSON object"), ("{}", "pddl_domain")],
+    [("{", "cannot read the game file trial_1/game.tw-pddl"), ("[1]", "not a JSON object"), ("{}", "pddl_domain")],
 )
 def test_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     write_game(tmp_path, text)
