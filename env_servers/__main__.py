@@ -21,7 +21,7 @@ from env_servers.server.settings import TOKEN_VARIABLE, ServerSettings, token_fr
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_servers") -> int:
     options = _parser(prog).parse_args(arguments)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # an environment in the folder where the command was given
+        sys.path.insert(0, str(Path.cwd()))  # finds an environment in the current folder
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         serve(load_environment(options.environment, options.params), _settings(options))
@@ -44,7 +44,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         default={},
         help="""parameters of the environment, such as '{"size": 5}'; process lists show them: no secrets""",
     )
-    parser.add_argument("--token-env", metavar="VARIABLE", help=f"variable that holds the token ({TOKEN_VARIABLE})")
+    parser.add_argument(
+        "--token-env", metavar="VARIABLE", help=f"environment variable that holds the token ({TOKEN_VARIABLE})"
+    )
     for name, kind in _OPTIONS.items():
         field = fields[name]
         default = "" if field.default is None else f" ({field.default})"
@@ -83,7 +85,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
     if options.token_env is not None:
         given["token"] = token_from(options.token_env)
         if given["token"] is None:
-            raise ServerError(f"--token-env names {options.token_env}, which is not set")
+            raise ServerError(f"--token-env: variable {options.token_env} is not set")
     try:
         return ServerSettings(**given)
     except ValidationError as error:

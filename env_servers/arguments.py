@@ -1,4 +1,4 @@
-"""Command-line arguments whose mistakes are one line on standard error, with exit code 2."""
+"""Command-line arguments. Errors are one line on standard error, with exit code 2."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that does not print its usage with an error."""
+    """An `ArgumentParser` that prints an error without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse an integer >= 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be >= 1, got {text}")
@@ -23,7 +23,7 @@ def positive(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A length of time: more than 0, at most an hour."""
+    """Parse a duration in seconds, > 0 and <= 3600."""
     number = float(text)
     if not 0 < number <= 3600:
         raise argparse.ArgumentTypeError(f"must be > 0 and <= 3600, got {text}")
@@ -31,7 +31,7 @@ def seconds(text: str) -> float:
 
 
 def writable(text: str) -> Path:
-    """A file that can be written; found out before the work, and without a trace."""
+    """Parse the path of a writable file. The check happens before any work and leaves no file behind."""
     file = Path(text)
     is_new = not file.exists()
     try:

@@ -1,1 +1,1 @@
-"""Makes the project of a new environment from a template that works: `python -m env_servers.scaffold NAME`."""
+"""Creates the project of a new environment from a working template: `python -m env_servers.scaffold NAME`."""

@@ -1,4 +1,4 @@
-"""`python -m env_servers.scaffold NAME`: start a new environment. Errors are one line and exit code 2."""
+"""`python -m env_servers.scaffold NAME`: create a new environment. Errors are one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from env_servers.errors import ServerError
 from env_servers.scaffold.make import class_name, make_project
 
 NEXT_STEPS = """\
-made {folder}: an environment that works, its test and its Dockerfile
+created {folder}: a working environment with tests and a Dockerfile
   cd {folder}
-  python -m pytest                                             # its own tests, and the check
+  python -m pytest                                             # tests, including the conformance check
   anchorage env serve {name}.environment:{cls} --port 8001     # serve it
-  anchorage env check http://127.0.0.1:8001                    # is it fit for training?
-then write yours in {name}/environment.py
+  anchorage env check http://127.0.0.1:8001                    # check a running server
+then replace the example in {name}/environment.py
 """
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_servers.scaffold") -> int:
     parser = Parser(
-        prog, description="Start a new environment from a template that works.", epilog=f"Example: {prog} rock_paper"
+        prog, description="Create a new environment from a working template.", epilog=f"Example: {prog} rock_paper"
     )
-    parser.add_argument("name", help="name of the environment and of its package, like rock_paper")
-    parser.add_argument("--in", dest="parent", type=Path, default=Path(), metavar="FOLDER", help="make it there")
+    parser.add_argument("name", help="name of the environment and of its package, such as rock_paper")
+    parser.add_argument(
+        "--in", dest="parent", type=Path, default=Path(), metavar="FOLDER", help="parent folder (current folder)"
+    )
     given = parser.parse_args(arguments)
     try:
         folder = make_project(given.name, given.parent)

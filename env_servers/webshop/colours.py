@@ -1,7 +1,7 @@
-"""Colour normalisation of the reward. The list is WebShop's own (princeton-nlp/WebShop, MIT), in its order.
+"""Colour normalisation of the reward. The list and its order are WebShop's (princeton-nlp/WebShop, MIT).
 
-The order matters: the first entry found anywhere in a value stands for it, so `graywash` is `ash` and not `gray`.
-The original's table of sizes takes no part in the reward and is not here.
+The order matters: the first entry that occurs anywhere in a value replaces it, so `graywash` is `ash`, not `gray`.
+The original's table of sizes does not affect the reward and is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ COLOURS = tuple(_WORDS.split())
 
 @functools.lru_cache(CACHED_VALUES)
 def normalise_colour(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """The first colour in a value, or the value. In a pair, as goals have them, a colour must be the whole entry."""
+    """Return the first colour that occurs in a value, or the value itself if none does.
+
+    In a (name, value) pair of a goal only an entry that equals a colour counts, as in the original.
+
+    Example:
+        normalise_colour("dark red")             # "dark"
+        normalise_colour(("color", "red"))       # "red"
+        normalise_colour(("color", "dark red"))  # ("color", "dark red")
+    """
     for colour in COLOURS:
         if colour in value:
             return colour

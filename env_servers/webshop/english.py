@@ -1,6 +1,6 @@
-"""Words that English tokenization must know. After spaCy's English data (explosion/spaCy, MIT), letters only.
+"""Word lists of English tokenization, from spaCy's English data (explosion/spaCy, MIT); only words with letters.
 
-`STOP_WORDS` is spaCy's list without the entries that hold an apostrophe: those are no nouns anyway.
+`STOP_WORDS` is spaCy's list without entries that contain an apostrophe: they are never nouns.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ENDINGS = {
     "ai are is was were have has dare": "n't",
     "not": "'ve",
 }
-"""Words and what may follow them, with the apostrophe or without it; `+` joins several."""
+"""Words → endings that may follow them, with or without the apostrophe; `+` joins several endings."""
 
 _NO_CONTRACTIONS = frozenset({"ill", "its", "hell", "shell", "shed", "were", "well", "whore"})
 
@@ -63,7 +63,7 @@ _EMOTICONS = """
 o.O O.o o.o 0.o o.0
 """
 EMOTICONS = frozenset(_EMOTICONS.split())
-"""Those that hold letters. They stay whole, and are put together again where their parts meet."""
+"""Emoticons that contain letters. They are not split, and adjacent parts of one are joined again."""
 
 
 def _exceptions() -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -86,7 +86,7 @@ def _exceptions() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _spellings(pieces: tuple[str, ...], apostrophes: str = "'") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """As it is and capitalised, with each of the apostrophes."""
+    """Yield the text and its pieces, as is and capitalised, with each apostrophe."""
     for first in (pieces[0], pieces[0].capitalize()):
         for apostrophe in apostrophes:
             parts = tuple(piece.replace("'", apostrophe) for piece in (first, *pieces[1:]))
@@ -95,4 +95,4 @@ def _spellings(pieces: tuple[str, ...], apostrophes: str = "'") -> Iterator[tupl
 
 
 EXCEPTIONS = dict(_exceptions())
-"""A text that is never split by rule -> its tokens."""
+"""Text that is exempt from the splitting rules → its tokens."""

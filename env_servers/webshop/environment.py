@@ -1,12 +1,12 @@
-"""WebShop as an environment: find and buy what an instruction asks for.
+"""WebShop as an environment: find and buy the product that an instruction describes.
 
-The pages, rules and rewards are those of princeton-nlp/WebShop (arXiv 2207.01206), without its Java, Flask and gym. The
-variables of `settings` say what is sold and how it is shown; by default the catalogue is generated.
+Pages, rules and rewards are those of princeton-nlp/WebShop (arXiv 2207.01206), without Java, Flask and gym. The
+environment variables of `settings` select the catalogue and the form of the pages; the default catalogue is generated.
 
 Splits, as published: `test` is the first 500 goals of the fixed order, `train` all others.
 
-Admissible actions are `click[…]` for what can be clicked and, where there is a search bar, `search[<your query>]`,
-which stands for every search. A search is understood on every page, though, as in the original.
+Admissible actions are `click[…]` for every clickable name and, on a page with a search bar, `search[<your query>]`,
+which stands for any search. As in the original, a search works on every page.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SEARCH_ACTION = f"search[{FREE_TEXT}]"
 
 @functools.cache
 def settings() -> WebShopSettings:
-    """The settings of this process; raises BrokenTask where a variable has an impossible value."""
+    """Return the settings of this process. Raises BrokenTask if a variable is invalid."""
     return read_settings()
 
 
 @functools.cache
 def shop() -> Shop:
-    """The shop of this process; raises BrokenTask where its data cannot be used."""
+    """Return the shop of this process. Raises BrokenTask if its data is invalid."""
     return open_shop(settings())
 
 
@@ -85,25 +85,25 @@ class WebShop(Environment):
 
     @property
     def has_search_bar(self) -> bool:
-        """Whether the open page has one. After a reset only, as `clickables`."""
+        """Whether the current page has a search bar. Only valid after a reset, like `clickables`."""
         return self._playing.has_search_bar
 
     @property
     def clickables(self) -> tuple[str, ...]:
-        """Names on the open page in the original's order, with `search`, which no click does anything to."""
+        """Clickable names of the page in the original's order; includes `search`, on which a click has no effect."""
         return self._playing.clickables
 
     @property
     def _playing(self) -> Play:
-        assert self._play is not None, "reset comes first"
+        assert self._play is not None, "step before reset"
         return self._play
 
     def _goal(self, split: str, index: int) -> Goal:
         sizes = self.splits()
         if split not in sizes:
-            raise UnknownTask(f"no split '{split}' here: choose one of {', '.join(sizes)}")
+            raise UnknownTask(f"unknown split '{split}': choose one of {', '.join(sizes)}")
         if not 0 <= index < sizes[split]:
-            raise UnknownTask(f"split '{split}' has tasks 0 to {sizes[split] - 1}, not {index}")
+            raise UnknownTask(f"index out of range: split '{split}' has tasks 0 to {sizes[split] - 1}, got {index}")
         return shop().goals[index if split == "test" else index + TEST_GOALS]
 
     def _observe(self, play: Play) -> Observation:
@@ -131,7 +131,7 @@ def _clicks(clickables: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _purchase_facts(play: Play) -> dict[str, object]:
-    """What was bought and the parts of its score, on the buying step."""
+    """Return the purchase and the parts of its score; empty before the purchase."""
     bought = play.purchase
     if play.page_name != "done" or bought is None:
         return {}

@@ -1,8 +1,8 @@
-"""A scripted expert for the shop: it knows which product the goal was made from and buys that.
+"""A scripted expert for the shop: it knows the product that the goal was made from, and buys it.
 
-It searches with the instruction's own words where they find the product, otherwise with other words of the goal or with
-the title. It chooses the options that score best, which are not always those that the goal names: see `reward`. Its
-action follows from the present page alone, so it goes on from wherever other actions left the episode.
+It searches with the instruction's words if they find the product, otherwise with other words of the goal or the title.
+It chooses the options with the best score, which are not always those that the goal names: see `reward`. Its action
+depends only on the current page, so it can take over after any other actions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Choices = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A value of an option: the numbers of the wanted options that it meets, and whether the goal names it."""
+    """A value of an option, with the numbers of the wanted options that it meets and whether the goal names it."""
 
     name: str
     value: str
@@ -48,7 +48,7 @@ class Expert:
         self._choices = choose_options(self._product, play.goal.options)
 
     def next_action(self) -> str | None:
-        """The action to take now; None when there is nothing left to do."""
+        """Return the next action, or None after the purchase."""
         play = self._play
         if play.page_name == "done":
             return None
@@ -76,7 +76,7 @@ class Expert:
 
 
 def choose_query(shop: Shop, goal: Goal) -> str:
-    """The words that find the goal's product on the earliest page, the instruction's own before others."""
+    """Return the query that finds the goal's product on the earliest page; on a tie, the instruction's own words."""
     pages: dict[str, int] = {}
     for words in _queries(goal):
         query = " ".join(_NOT_IN_A_QUERY.sub(" ", words[:MAX_QUERY_CHARS]).lower().split())
@@ -88,7 +88,12 @@ def choose_query(shop: Shop, goal: Goal) -> str:
 
 
 def choose_options(product: Product, wanted: Sequence[Wanted]) -> Choices:
-    """Options of the product that together meet as many of the wanted ones as can be met, named ones where they do."""
+    """Choose values that together meet as many wanted options as possible, preferably values that the goal names.
+
+    Example:
+        # the product has the options color (olive, teal, …) and size (6, 10 wide, …)
+        choose_options(product, [("color", "teal"), ("size", "10 wide")])  # {"color": "teal", "size": "10 wide"}
+    """
     named = frozenset(want if isinstance(want, tuple) else ("", want) for want in wanted)
     offers: dict[str, dict[frozenset[int], _Offer]] = {}
     for value, name in clickable_options(product).items():
@@ -102,12 +107,13 @@ def choose_options(product: Product, wanted: Sequence[Wanted]) -> Choices:
 
 
 def _worth(offers: Sequence[_Offer]) -> tuple[int, int, int]:
-    """Wanted options met, then values that the goal names, then few clicks."""
+    """Sort key: wanted options met, then values that the goal names, then few clicks."""
     met = frozenset[int]().union(*(offer.met for offer in offers))
     return len(met), sum(offer.named for offer in offers), -sum(bool(offer.met) for offer in offers)
 
 
 def _queries(goal: Goal) -> Iterator[str]:
+    """Yield candidate queries, the most natural first."""
     values = [wanted[1] if isinstance(wanted, tuple) else wanted for wanted in goal.options]
     yield _PRICE_LIMIT.sub("", goal.instruction)
     yield " ".join((goal.product.query, *goal.attributes, *values))

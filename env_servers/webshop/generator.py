@@ -1,10 +1,10 @@
-"""Generates a catalogue: seeded, in the layout of the official records, with goals that can be met and are not obvious.
+"""Generates a catalogue: seeded, in the layout of the official records, with goals that are achievable but not obvious.
 
 Invariants
-- The number of a product alone decides it, given those before it: a smaller catalogue is the beginning of a larger one.
-- About a quarter of the products are near-duplicates of an earlier one: the same maker, line and noun, with one other
-  attribute, other options and another price. So a goal's words find several products; its attributes tell them apart.
-- What an instruction asks for the product has.
+- A smaller catalogue is a prefix of a larger one: a product depends only on its number and the products before it.
+- About a quarter of the products are near-duplicates of an earlier one: same maker, line and noun, but one different
+  attribute, other options and another price. A goal's words thus find several products; attributes tell them apart.
+- The product has everything that its instruction asks for.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PRAISE = (
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """What near-duplicates have in common or change."""
+    """The parts of a product that a near-duplicate keeps or varies."""
 
     kind: Kind
     maker: str
@@ -48,14 +48,14 @@ class _Draft:
 
 
 def generate_products(count: int | None = None) -> list[Product]:
-    """The first `count` products of the generated catalogue; none: `PRODUCTS` of them."""
+    """Return the first `count` products of the generated catalogue; None: `PRODUCTS` of them."""
     rng = random.Random(_SEED)
     notes: dict[str, Record] = {}
     return list(make_products(_records(rng, PRODUCTS if count is None else count, notes), notes, {}))
 
 
 def _records(rng: random.Random, count: int, notes: dict[str, Record]) -> Iterator[Record]:
-    """Product records one by one; what belongs into the attributes file goes to `notes` just before."""
+    """Yield product records. Before each, its entry of the attributes file is added to `notes`."""
     drafts: list[_Draft] = []
     asins: set[str] = set()
     while len(drafts) < count:
@@ -128,7 +128,7 @@ def _praise(rng: random.Random, attribute: str) -> str:
 
 
 def _pricing(rng: random.Random, kind: Kind) -> str:
-    """One price or the ends of a range, more often low than high."""
+    """Draw a price, log-uniform within the kind's prices, or the two ends of a range."""
     low, high = map(math.log, kind.prices)
     price = math.exp(rng.uniform(low, high))
     tag = f"${price:.2f}"
@@ -145,5 +145,5 @@ def _options(rng: random.Random, kind: Kind) -> dict[str, list[dict[str, str]]]:
 
 
 def _pick(rng: random.Random, things: Sequence[str], least: int, most: int) -> list[str]:
-    """Between `least` and `most` different things, in random order."""
+    """Draw between `least` and `most` distinct things, in random order."""
     return rng.sample(things, min(len(things), rng.randint(least, most)))

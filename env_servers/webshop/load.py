@@ -1,4 +1,4 @@
-"""Opens the shop that the settings describe: products, then prices, goals, search index and tagger."""
+"""Opens the shop selected by the settings: products, then prices, goals, search index and tagger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_shop(settings: WebShopSettings) -> Shop:
     """Read or generate the products and open the shop.
 
     Raises:
-        BrokenTask: the data cannot be used, makes no goals, or the tagger that was asked for is missing.
+        BrokenTask: the data is invalid or gives no goals, or the requested tagger is missing.
     """
     began = time.monotonic()
     products = _products(settings)
@@ -35,7 +35,7 @@ def open_shop(settings: WebShopSettings) -> Shop:
     prices = draw_prices(products, rng)
     goals = (human_goals if settings.goals == "human" else synthetic_goals)(products, prices, rng)
     if not goals:
-        raise BrokenTask(f"none of the {len(products)} products has {settings.goals} instructions: no goals to play")
+        raise BrokenTask(f"no goals: none of the {len(products)} products has {settings.goals} instructions")
     search = open_index(products, settings.index)
     shop = Shop(products, prices, goals, search, open_tagger(settings.tagger))
     logger.info(
@@ -50,10 +50,10 @@ def open_shop(settings: WebShopSettings) -> Shop:
 
 
 def open_index(products: Sequence[Product], folder: Path | None = None) -> SearchIndex:
-    """The search index of the products: in memory, or kept in a folder, where it is built if that is not there yet.
+    """Return the search index of the products: in memory, or stored in `folder`, where it is built if missing.
 
     Raises:
-        BrokenTask: the products cannot be indexed, or the folder holds something else.
+        BrokenTask: the products cannot be indexed, or the folder holds another index or other files.
     """
     try:
         if folder is None:
@@ -64,7 +64,7 @@ def open_index(products: Sequence[Product], folder: Path | None = None) -> Searc
             build(_documents(products), folder, source)
         return SearchIndex.open(folder, source)
     except SearchIndexError as error:
-        raise BrokenTask(f"no search index of the products: {error}") from None
+        raise BrokenTask(f"search index unavailable: {error}") from None
 
 
 def _documents(products: Sequence[Product]) -> Iterator[tuple[str, str]]:
@@ -79,12 +79,12 @@ def _digest(products: Sequence[Product]) -> str:
 
 
 def source_name(settings: WebShopSettings) -> str:
-    """Where the products come from."""
+    """Return the source of the products, as logged and shown by `about`."""
     return "generated" if settings.data is None else "official"
 
 
 def document_text(product: Product) -> str:
-    """The text under which a product is found."""
+    """Return the text that is indexed for a product."""
     options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options.items())
     return " ".join((product.title, product.description, product.bullets[0], options)).lower()
 
@@ -93,5 +93,5 @@ def _products(settings: WebShopSettings) -> Sequence[Product]:
     if settings.data is not None:
         return load_official(settings.data, settings.products, human=settings.goals == "human")
     if settings.goals == "human":
-        raise BrokenTask(f"human goals are in the official files only: {DATA_VARIABLE} names their folder")
+        raise BrokenTask(f"human goals need the official files: set {DATA_VARIABLE} to their folder")
     return generate_products(settings.products)

@@ -1,7 +1,7 @@
-"""Tags the nouns of product titles, which the reward compares.
+"""Finds the nouns of product titles, which the reward compares.
 
-The original asks spaCy's `en_core_web_sm`. Where that is installed it is asked here too; otherwise every word of
-letters that is no stop word counts as a noun.
+The original uses spaCy's `en_core_web_sm`. It is used here too if it is installed; otherwise every alphabetic word that
+is not a stop word counts as a noun.
 """
 
 from __future__ import annotations
@@ -28,17 +28,22 @@ CACHED_TITLES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Tagger:
-    """`nouns` gives the lower-cased nouns of a title, repeats kept; `name` says by which means."""
+    """Finds nouns.
+
+    Attributes:
+        name: the method, such as `stop words`.
+        nouns: title → its nouns, lower-cased, with repetitions.
+    """
 
     name: str
     nouns: Nouns
 
 
 def open_tagger(wanted: TaggerName) -> Tagger:
-    """The tagger that was asked for; `auto`: spaCy's model where it can be loaded, else the stop words.
+    """Return the requested tagger. `auto` is spaCy's model if it can be loaded, otherwise the stop words.
 
     Raises:
-        BrokenTask: spaCy was asked for and it or its model is missing.
+        BrokenTask: spaCy was requested, and it or its model is missing.
     """
     tagger = Tagger("stop words", word_nouns)
     if wanted != "stop-words":
@@ -47,15 +52,13 @@ def open_tagger(wanted: TaggerName) -> Tagger:
         except (ImportError, OSError) as error:
             if wanted == "spacy":
                 reason = str(error).splitlines()[0]
-                raise BrokenTask(
-                    f"spaCy's {MODEL} cannot be loaded ({reason}): install it, or use stop-words"
-                ) from None
-    logger.info("nouns of titles are tagged by %s", tagger.name)
+                raise BrokenTask(f"cannot load spaCy's {MODEL} ({reason}): install it, or use stop-words") from None
+    logger.info("noun tagger: %s", tagger.name)
     return Tagger(tagger.name, functools.lru_cache(CACHED_TITLES)(tagger.nouns))
 
 
 def word_nouns(title: str) -> list[str]:
-    """The words of a title that are made of letters and no stop words."""
+    """Return the alphabetic words of a title, lower-cased, without stop words."""
     return [word for token in tokenize(title) if token.isalpha() and (word := token.lower()) not in STOP_WORDS]
 
 

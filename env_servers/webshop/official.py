@@ -1,8 +1,8 @@
 """Reads the official files of WebShop from a folder, plain or compressed with xz.
 
 Invariants
-- Files are read as streams: what the shop does not need of a record is never kept.
-- Where the files of the small set (1,000 products) are, they are used; otherwise those of the full set.
+- Files are read as streams: fields that the shop does not need are never stored.
+- The files of the small set (1,000 products) take precedence over those of the full set.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ HUMAN_FILE = "items_human_ins.json"
 
 
 def load_official(folder: Path, products: int | None = None, *, human: bool = False) -> list[Product]:
-    """The products of the official files, at most the first `products` records of them.
+    """Return the products of the first `products` records of the official files; None: of all records.
 
     Args:
-        folder: holds the files under their official names, each plain or with `.xz` at its end.
-        human: read the crowd-written instructions too.
+        folder: holds the files under their official names, each plain or with the suffix `.xz`.
+        human: also read the crowd-written instructions.
 
     Raises:
-        BrokenTask: a file is missing or cannot be read.
+        BrokenTask: a file is missing or unreadable.
     """
     if not folder.is_dir():
-        raise BrokenTask(f"no folder {folder}: WEBSHOP_DATA names the one that holds {PRODUCT_FILES[0]}")
+        raise BrokenTask(f"not a directory: {folder}; set WEBSHOP_DATA to the folder that holds {PRODUCT_FILES[0]}")
     small = _find(folder, PRODUCT_FILES[0]) is not None
     records = _find_one(folder, PRODUCT_FILES)
     attributes = _find_one(folder, ATTRIBUTE_FILES if small else ATTRIBUTE_FILES[::-1])
-    wishes: Mapping[str, Any] = dict(_pairs(_find_one(folder, (HUMAN_FILE,)))) if human else {}
+    written: Mapping[str, Any] = dict(_pairs(_find_one(folder, (HUMAN_FILE,)))) if human else {}
     notes = {asin: _note(note) for asin, note in _pairs(attributes)}
-    return list(make_products(islice(_items(records), products), notes, wishes))
+    return list(make_products(islice(_items(records), products), notes, written))
 
 
 def _note(note: Record) -> Record:
@@ -54,7 +54,9 @@ def _find(folder: Path, name: str) -> Path | None:
 def _find_one(folder: Path, names: tuple[str, ...]) -> Path:
     found = next((path for name in names if (path := _find(folder, name)) is not None), None)
     if found is None:
-        raise BrokenTask(f"{folder} holds no {' or '.join(names)}, plain or with .xz: see WebShop's data release")
+        raise BrokenTask(
+            f"missing file: no {' or '.join(names)} in {folder}, plain or with .xz; see WebShop's data release"
+        )
     return found
 
 
@@ -76,4 +78,4 @@ def _parsed(path: Path, parts: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from parts
     except (OSError, EOFError, lzma.LZMAError, ijson.JSONError) as error:
-        raise BrokenTask(f"{path.name} cannot be read: {error}") from None
+        raise BrokenTask(f"cannot read {path.name}: {error}") from None

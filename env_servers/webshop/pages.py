@@ -1,11 +1,11 @@
-"""The shop's pages as an agent reads them: the original's HTML pages, seen through BeautifulSoup, without the HTML.
+"""The shop's pages as an agent reads them: the text nodes that BeautifulSoup finds in the original's HTML pages.
 
-A page is a sequence of text nodes. `text` joins them by ` [SEP] `; `text_rich` gives each a line and marks what can be
-clicked, and what has been.
+A page is a sequence of text nodes. `text` joins them with ` [SEP] `; `text_rich` puts each on its own line and marks
+what can be clicked and what has been clicked.
 
 Invariants
-- A product's text comes out as it went in, but for what the parser does to text of white space alone: with a newline
-  in it it vanishes, otherwise it becomes one space.
+- A product's text is unchanged, except that the parser drops a text of white space with a newline in it, and turns any
+  other text of white space into one space.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def search_page(instruction: str) -> list[Node]:
 
 
 def results_page(instruction: str, products: Iterable[Product], page: int, total: int) -> list[Node]:
-    """Page `page` of a search that found `total` products: those in `products`."""
+    """Return page `page` of a search with `total` results; `products` are those on the page."""
     nodes = [*_head(instruction), ("button", BACK_TO_SEARCH), ("plain", f"Page {page} (Total results: {total})")]
     if page > 1:
         nodes.append(("button", PREVIOUS_PAGE))
@@ -59,7 +59,7 @@ def item_page(instruction: str, product: Product, sub_pages: Sequence[str]) -> l
 
 
 def item_sub_page(instruction: str, product: Product, sub_page: str) -> list[Node]:
-    """A page about the product. There are no reviews: the original does not load any."""
+    """Return a page about the product. The page of reviews is empty: the original does not load any."""
     nodes = _item_head(instruction)
     if sub_page == DESCRIPTION:
         nodes.extend(_plain(product.description))
@@ -72,7 +72,7 @@ def item_sub_page(instruction: str, product: Product, sub_page: str) -> list[Nod
 
 
 def done_page(asin: str, options: Mapping[str, str], score: float) -> list[Node]:
-    """What is shown after a purchase. The original passes nothing about the goal, so most of it is empty."""
+    """Return the page after a purchase. The original passes nothing about the goal, so most fields are empty."""
     chosen = json.dumps(options, sort_keys=True)
     for character in "<>&'":
         chosen = chosen.replace(character, f"\\u{ord(character):04x}")
@@ -89,7 +89,7 @@ def render_text(nodes: Iterable[Node]) -> str:
 
 
 def render_rich(nodes: Iterable[Node], clicked: Callable[[Kind, str], bool]) -> str:
-    """The `text_rich` form; `clicked` is asked about options and products."""
+    """Return the `text_rich` form; `clicked` tells whether an option or a product was clicked."""
     told, lines = "", []
     for kind, text in nodes:
         if kind == "plain":

@@ -1,12 +1,12 @@
-"""One episode in the shop: which page is open, what was searched and chosen, and what an action does to that.
+"""One episode in the shop: the current page, the query, the chosen options, and the effect of every action.
 
-The rules are the original's simulated browser and server, oddities included. The current page follows from the state
-alone, so a session is a few references and short strings.
+The rules are those of the original's simulated browser and server, oddities included. The page is computed from the
+state, so a session is only a few references and short strings.
 
 Invariants
-- An action that is no action here, whatever it holds, changes nothing.
-- Where a click leads depends on the page's name, and the original reads that off the URL, which holds the search words
-  and the chosen options too: see `_named_page`.
+- An invalid action changes nothing.
+- The target of a click depends on the page's name. The original derives that name from the URL, which also contains
+  the query and the chosen options: see `_named_page`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _SEARCH, _BACK, _NEXT, _PREVIOUS, _BUY = (
 
 @functools.lru_cache(CACHED_PRODUCTS)
 def clickable_options(product: Product) -> Mapping[str, str]:
-    """The values of a product's options that an action can choose, and the name of the option that is then set.
+    """Return value → option name for the values of a product that a click can choose.
 
-    A value that two options share sets the last of them; one called like a button is that button.
+    A value that two options share sets the last of them. A value with the name of a button is that button.
     """
     names = {value: name for name, values in product.options.items() for value in values}
     taken = {_BACK, _PREVIOUS, _BUY, *_SUB_PAGES}
@@ -50,7 +50,7 @@ def clickable_options(product: Product) -> Mapping[str, str]:
 
 
 def can_be_clicked(name: str) -> bool:
-    """Whether `click[name]` is a click on the name: not with an opening bracket or a line break in it."""
+    """Whether `click[name]` parses as a click on the name; not if the name contains `[` or a line break."""
     match = _ACTION.match(f"click[{name}]")
     return name != _SEARCH and match is not None and match.groups() == ("click", name)
 
@@ -63,7 +63,7 @@ def _item_clickables(product: Product, sub_pages: tuple[str, ...]) -> tuple[str,
 
 @dataclass(frozen=True, slots=True)
 class Purchase:
-    """What was bought, with the chosen options (name -> value), and what it was worth."""
+    """A purchase: product, chosen options (name → value), price in dollars, and reward."""
 
     product: Product
     options: dict[str, str]
@@ -72,7 +72,7 @@ class Purchase:
 
 
 class Play:
-    """An episode.
+    """One episode.
 
     Args:
         shop: shared by all episodes.
@@ -80,14 +80,23 @@ class Play:
         attributes_button: whether item pages have an Attributes button.
 
     Attributes:
-        page_name: the page that is open.
-        query: words of the last search, None before it.
-        page: number of the results page.
-        product: the product whose page was opened last.
-        sub_page: which page about it is open, on an `item_sub_page`.
-        options: chosen options, name -> value, in the order of their first choice.
+        page_name: the current page.
+        query: the last query, or None on the search page.
+        page: number of the results page, from 1; 0 on the search page.
+        product: the product whose page was opened last, or None.
+        sub_page: which page about the product is open; empty on other pages.
+        options: chosen options, name → value, in the order of the first choice.
         visited: asins of the products opened since the search page.
-        purchase: what was bought, once it was.
+        purchase: what was bought, or None.
+
+    Example:
+        # goal: women's sandals for hand wash, rubber sole with color: teal, and size: 10 wide, below 50 dollars
+        action                            page_name       options                             score
+        search[women's sandals … ]        search_results  {}                                  0
+        click[b0nz7f6wf4]                 item_page       {}                                  0
+        click[teal]                       item_page       {"color": "teal"}                   0
+        click[10 wide]                    item_page       {"color": "teal", "size": "10 wide"} 0
+        click[buy now]                    done            {"color": "teal", "size": "10 wide"} 1
     """
 
     __slots__ = (
@@ -124,7 +133,7 @@ class Play:
         self._open_search_page()
 
     def step(self, action: str) -> float:
-        """Take an action and return its score, which is 0 for everything but a purchase."""
+        """Take an action and return its score; only a purchase has a score other than 0."""
         match = _ACTION.match(action)
         if match is None:
             return 0.0
@@ -141,7 +150,7 @@ class Play:
 
     @property
     def clickables(self) -> tuple[str, ...]:
-        """What can be clicked on the open page, in the original's order."""
+        """Clickable names of the current page, in the original's order."""
         match self.page_name:
             case "search":
                 return (_SEARCH,)
@@ -157,21 +166,21 @@ class Play:
 
     @property
     def listed(self) -> Hits:
-        """The products on the results page."""
+        """The products on the current results page."""
         return self._hits[(self.page - 1) * PAGE_SIZE : self.page * PAGE_SIZE]
 
     @property
     def hits(self) -> Hits:
-        """All products that the last search found."""
+        """All products found by the last search."""
         return self._hits
 
     def observe(self, mode: pages.Mode) -> str:
-        """What the agent reads of the open page."""
+        """Return the current page as text."""
         nodes = self._nodes()
         return pages.render_text(nodes) if mode == "text" else pages.render_rich(nodes, self._clicked)
 
     def digest(self, mode: pages.Mode) -> str:
-        """Digest of everything that later answers depend on: equal states have equal digests."""
+        """Return a digest of everything that later observations depend on: equal states have equal digests."""
         state = (
             self.page_name,
             self.query,
@@ -194,28 +203,28 @@ class Play:
         return pages.SUB_PAGES if self._attributes_button else pages.SUB_PAGES[:-1]
 
     def _nodes(self) -> list[pages.Node]:
-        wish = self.goal.instruction
+        instruction = self.goal.instruction
         match self.page_name:
             case "search":
-                return pages.search_page(wish)
+                return pages.search_page(instruction)
             case "search_results":
-                return pages.results_page(wish, self.listed, self.page, len(self._hits))
+                return pages.results_page(instruction, self.listed, self.page, len(self._hits))
             case "item_page":
-                return pages.item_page(wish, self._opened, self._sub_pages)
+                return pages.item_page(instruction, self._opened, self._sub_pages)
             case "item_sub_page":
-                return pages.item_sub_page(wish, self._opened, self.sub_page)
+                return pages.item_sub_page(instruction, self._opened, self.sub_page)
             case _:
                 assert self.purchase is not None
                 bought = self.purchase
                 return pages.done_page(bought.product.asin, bought.options, bought.reward.score)
 
     def _clicked(self, kind: pages.Kind, text: str) -> bool:
-        """Whether `text_rich` shows a product or an option as clicked; the original looks options up in the URL."""
+        """Whether `text_rich` marks a product or an option as clicked; the original looks for the option in the URL."""
         return text in self.visited if kind == "product" else f'"{text}"' in self._url
 
     @property
     def _url(self) -> str:
-        """The end of the page's URL, after the product's asin."""
+        """The end of the page's URL, after the asin, such as `red+lamp/2/{"color": "teal"}`."""
         words = (self.query or "").replace(" ", "+")
         if self.page_name == "item_page":
             return f"{words}/{self.page}/{json.dumps(self.options)}"
@@ -223,7 +232,13 @@ class Play:
 
     @property
     def _named_page(self) -> PageName:
-        """The page's name as the original finds it: the first that the URL holds anywhere."""
+        """The page's name as the original determines it: the first of `_FIRST_NAMES` that occurs anywhere in the URL.
+
+        Example:
+            On the description page of an item from results page 2, `click[< prev]` normally leads back to the item.
+            After `search[search_results lamp]` the URL ends in `search_results+lamp/2/Description/{}`, so the page is
+            taken for a results page, and the same click leads to results page 1.
+        """
         if self.page_name in ("item_page", "item_sub_page"):
             url = self._url
             for name in _FIRST_NAMES:
@@ -264,7 +279,7 @@ class Play:
         self._open_results(1)
 
     def _open_results(self, page: int) -> None:
-        """The original searches again for every results page, and so forgets product and options."""
+        """Open a results page. The original repeats the search for each page, which resets product and options."""
         assert self.query is not None
         if self.query.split(" ")[0] == RANDOM:
             self._random_searches += 1
@@ -273,12 +288,12 @@ class Play:
         self.product, self.sub_page, self.options = None, "", {}
 
     def _open_item(self, name: str) -> None:
-        """Open a product's page: one of the results, or the same again with an option chosen, or as it was."""
+        """Open a product's page: from the results, from a sub-page, or again with an option chosen."""
         if self.page_name == "search_results":
             self.product = next(product for product in self.listed if product.asin.lower() == name)
             self.visited |= {self.product.asin}
         elif self.page_name == "item_page":
-            # Of several options with this value a click reaches the last.
+            # If several options have this value, a click sets the last one.
             named = [option for option, values in self._opened.options.items() if name in values]
             self.options[named[-1]] = name
         self.page_name, self.sub_page = "item_page", ""

@@ -1,9 +1,9 @@
-"""Products as the shop sees them: what the pages show and the reward compares, nothing else of the official records.
+"""Products of the shop: the fields of the official records that the pages show or the reward compares.
 
 Invariants
-- A product is made from one official record by the rules of the original loader: option names and values are
-  lower-cased, `/` in a value becomes ` | `, a missing price is 100 dollars, the first two of more prices count.
-- Products are immutable and shared by all sessions; texts that many of them repeat are stored once.
+- A product is built from one official record by the rules of the original loader: option names and values are
+  lower-cased, `/` in a value becomes ` | `, a missing price is 100 dollars, and only the first two prices count.
+- Products are immutable and shared by all sessions; repeated texts are interned.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _NOT_PRICE = re.compile(r"[^\d.]")
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What somebody wants of a product.
+    """What a shopper wants.
 
     Attributes:
-        text: the wish in words, without a price limit.
-        attributes: what the product must have.
-        options: values to choose, or None where every combination of the product's options is a goal of its own.
+        text: the request in words, without a price limit.
+        attributes: required attributes.
+        options: values to choose, or None if every combination of the product's options is a separate goal.
     """
 
     text: str
@@ -43,13 +43,13 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
-    """One product. There is one object a product, so identity is equality.
+    """One product. Each product is one object, so products are compared by identity.
 
     Attributes:
         prices: one price in dollars, or the two ends of a range.
         price_tag: the price as pages show it.
-        options: values of every option, in the order of the record.
-        instruction: the synthetic instruction, where there is one.
+        options: name → values, in the order of the record.
+        instruction: the synthetic instruction, or None.
         human: crowd-written instructions.
     """
 
@@ -71,28 +71,28 @@ class Product:
 def make_products(
     records: Iterable[Record], attributes: Mapping[str, Record], human: Mapping[str, Sequence[Record]]
 ) -> Iterator[Product]:
-    """The products of a record list: those with an impossible or repeated asin are left out.
+    """Yield the products of the records. Records with an invalid or duplicate asin are skipped.
 
     Args:
         records: official product records, in order.
-        attributes: asin -> `attributes`, and `instruction` with `instruction_attributes` where there is one.
-        human: asin -> crowd-written instructions.
+        attributes: asin → `attributes`, optionally `instruction` with `instruction_attributes`.
+        human: asin → crowd-written instructions.
 
     Raises:
-        BrokenTask: a record lacks a field or holds something unreadable.
+        BrokenTask: a field of a record is missing or invalid.
     """
     seen: set[str] = set()
     for record in records:
         asin = record.get("asin")
         if not isinstance(asin, str):
-            raise BrokenTask("a product record has no asin: the product file is not in WebShop's layout")
+            raise BrokenTask("invalid product file, not in WebShop's layout: a record has no asin")
         if asin == "nan" or len(asin) > MAX_ASIN_CHARS or asin in seen:
             continue
         seen.add(asin)
         try:
             yield _make(asin, record, attributes.get(asin, {}), human.get(asin, ()))
         except (KeyError, TypeError, AttributeError, IndexError, InvalidOperation) as error:
-            raise BrokenTask(f"product {asin} cannot be read ({type(error).__name__}: {error})") from None
+            raise BrokenTask(f"invalid record of product {asin}: {type(error).__name__}: {error}") from None
 
 
 def _make(asin: str, record: Record, notes: Record, human: Sequence[Record]) -> Product:
@@ -112,18 +112,20 @@ def _make(asin: str, record: Record, notes: Record, human: Sequence[Record]) -> 
         options=_options(record["customization_options"]),
         attributes=_interned(notes["attributes"]) if "attributes" in notes else NO_ATTRIBUTES,
         instruction=Instruction(text, _interned(notes["instruction_attributes"]), None) if text is not None else None,
-        human=tuple(_human_instruction(wish) for wish in human),
+        human=tuple(_human_instruction(written) for written in human),
     )
 
 
-def _human_instruction(wish: Record) -> Instruction:
+def _human_instruction(written: Record) -> Instruction:
     return Instruction(
-        wish["instruction"].strip("."), _interned(wish["instruction_attributes"]), tuple(wish["instruction_options"])
+        written["instruction"].strip("."),
+        _interned(written["instruction_attributes"]),
+        tuple(written["instruction_options"]),
     )
 
 
 def _prices(pricing: str | None) -> tuple[tuple[float, ...], str]:
-    """The prices of `"$16.99$26.99"`, and the tag that shows them."""
+    """Parse prices: `"$16.99$26.99"` gives (16.99, 26.99) and the tag `$16.99 to $26.99`."""
     if not pricing:
         return (DEFAULT_PRICE,), f"${DEFAULT_PRICE}"
     prices = tuple(float(Decimal(_NOT_PRICE.sub("", part))) for part in pricing.split("$")[1:])

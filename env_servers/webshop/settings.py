@@ -1,4 +1,4 @@
-"""Settings of the shop, read from environment variables: `WEBSHOP_` and the field's name in capitals."""
+"""Settings of the shop, read from environment variables: `WEBSHOP_` followed by the field's name in capitals."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ class WebShopSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: Path | None = None
-    """Folder of the official files; none: a generated catalogue."""
+    """Folder of the official files. If unset, the catalogue is generated."""
     index: Path | None = None
-    """Folder that keeps the search index, for large catalogues; none: it is made in memory at every start."""
+    """Folder that stores the search index of a large catalogue. If unset, it is built in memory at every start."""
     products: int | None = Field(None, ge=1)
-    """Sell only the first so many products; none: all."""
+    """Number of products to sell, from the first. If unset, all."""
     goals: Literal["synthetic", "human"] = "synthetic"
-    """Goals made of the products' options, or crowd-written ones."""
+    """Goals generated from the products' options, or crowd-written goals."""
     seed: int = 0
     """Seed of the prices and price limits."""
     observation: Mode = "text"
-    """Text of the observations, as in the original: parts joined by [SEP], or lines with marked buttons."""
+    """Form of the observations, as in the original: parts joined by [SEP], or lines with marked buttons."""
     attributes: bool = False
-    """Item pages have an Attributes button."""
+    """Whether item pages have an Attributes button."""
     reward: Literal["success", "score"] = "success"
-    """1 for a score of 1 and 0 otherwise, or the score itself."""
+    """`success`: 1 for a score of 1, otherwise 0. `score`: the score itself."""
     tagger: TaggerName = "auto"
-    """What finds the nouns of titles: spaCy's model, the stop words, or the model where it is installed."""
+    """Noun tagger of titles: spaCy's model, the stop words, or `auto`: the model if it is installed."""
 
 
 def read_settings(variables: Mapping[str, str] = os.environ) -> WebShopSettings:
-    """The settings that the variables name; an empty variable is as good as none.
+    """Return the settings given by the variables; an empty variable counts as unset.
 
     Raises:
-        BrokenTask: a variable has an impossible value.
+        BrokenTask: a variable is invalid.
     """
     names = {name: f"{PREFIX}{name.upper()}" for name in WebShopSettings.model_fields}
     given = {name: variables[variable] for name, variable in names.items() if variables.get(variable)}
     try:
         return WebShopSettings.model_validate(given)
     except ValidationError as error:
-        raise BrokenTask(f"a {PREFIX}… variable cannot be used: {summary(error)}") from None
+        raise BrokenTask(f"invalid {PREFIX}… variable: {summary(error)}") from None

@@ -1,8 +1,8 @@
 """The shop that all sessions of a process share: products, prices, goals, search.
 
 Invariants
-- Nothing here changes once it is made, but for bounded caches. A session holds references into it and little else.
-- The same settings and data make the same shop in every process.
+- A shop is immutable, except for bounded caches. A session holds references to it and little else.
+- The same settings and data give the same shop in every process.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ Hits = tuple[Product, ...]
 
 
 class Search(Protocol):
-    """Finds products by words."""
+    """A search engine over the products."""
 
     def search(self, query: str, k: int = RESULTS) -> list[str]:
-        """At most `k` asins, best first."""
+        """Return at most `k` asins, best first."""
 
 
 class Shop:
-    """What is sold, for how much, and what it is worth to whom.
+    """Products, prices, goals and search of one catalogue.
 
     Attributes:
-        products: all of them, in the order of the files.
-        by_asin: the same by their asin.
-        prices: what a product costs, by asin. Pages show the range, the reward uses this.
-        goals: all goals in their fixed order.
-        tagger: what finds the nouns of titles.
+        products: all products, in the order of the files.
+        by_asin: asin → product.
+        prices: asin → price in dollars. Pages show the product's price range; the reward uses this price.
+        goals: all goals, in their fixed order.
+        tagger: finds the nouns of titles.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Shop:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of everything that decides which goals there are, what the pages show and what a purchase is worth."""
+        """Digest of everything that determines goals, pages and rewards."""
         digest = hashlib.blake2b(self.tagger.name.encode(), digest_size=16)
         for product in self.products:
             digest.update(f"{product!r} {self.prices[product.asin]!r}".encode(errors="surrogatepass"))
@@ -70,15 +70,15 @@ class Shop:
         return digest.hexdigest()
 
     def find(self, query: str, number: int = 0) -> Hits:
-        """The products that a search gives, in order.
+        """Return the products that a search finds, in order.
 
-        `<a> attribute`, `<c> category` and `<q> query` give all products of that kind, `<r>` any, another choice for
-        every `number`; other queries the best `RESULTS` matches.
+        `<a> attribute`, `<c> category` and `<q> query` find all products with that property. `<r>` returns `RESULTS`
+        random products, different for every `number`. Any other query returns the best `RESULTS` matches.
         """
         return self._choose(number) if query.split(" ")[0] == RANDOM else self._found(query)
 
     def reward(self, product: Product, goal: Goal, options: Mapping[str, str]) -> Reward:
-        """What buying the product with these options (name -> value) is worth."""
+        """Return the reward for buying the product with these options (name → value)."""
         return compute_reward(product, goal, self.prices[product.asin], options, self.tagger.nouns)
 
     def _choose(self, number: int) -> Hits:

@@ -1,7 +1,7 @@
 """Splits English text into words and punctuation, by the rules of spaCy's English tokenizer (explosion/spaCy, MIT).
 
-Faithful as far as words made of letters go, for titles in Latin script: what a token without letters looks like is of
-no interest here, and the units of other scripts are left out.
+Only alphabetic words of titles in Latin script have to agree with spaCy: other tokens are never nouns. The units of
+other scripts are therefore left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ _ADDRESS = (
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """What comes off the front and the back of a text, what splits it inside, what a web address looks like."""
+    """Compiled patterns.
+
+    Attributes:
+        prefix: what is split off the front of a text.
+        suffix: what is split off its end.
+        infixes: what splits it inside.
+        address: a web address, which is not split.
+    """
 
     prefix: Callable[[str], re.Match[str] | None]
     suffix: Callable[[str], re.Match[str] | None]
@@ -39,7 +46,11 @@ class _Rules:
 
 
 def tokenize(text: str) -> list[str]:
-    """The tokens of a text, without white space."""
+    """Return the tokens of a text, without white space.
+
+    Example:
+        tokenize("Women's (2-pack) shoes 10in")  # ["Women", "'s", "(", "2", "-", "pack", ")", "shoes", "10", "in"]
+    """
     return [token for part in text.split() for token in _merge_emoticons(_tokenize_part(part))]
 
 
@@ -122,7 +133,7 @@ def _rules() -> _Rules:
 
 
 def _class(characters: Iterable[str]) -> str:
-    """Characters in ascending order as the inside of a character class, runs written as ranges."""
+    """Return ascending characters as the inside of a character class, with runs as ranges: `abcx` becomes `a-cx-x`."""
     runs: list[list[str]] = []
     for character in characters:
         if runs and ord(character) == ord(runs[-1][1]) + 1:

@@ -1,4 +1,4 @@
-"""What generated products are made of: `vocabulary.json` as objects."""
+"""The vocabulary of generated products: `vocabulary.json` as objects."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Kind:
     Attributes:
         category: one of the shop's five departments.
         path: the full product category.
-        query: the words under which the shop files the kind.
-        nouns: what such a product is called in titles.
-        attributes: what a product of this kind can be or have, besides its department's traits.
-        options: what it can be chosen in.
+        query: the search words to which the shop assigns the kind.
+        nouns: names of such a product in titles.
+        attributes: possible attributes, in addition to the department's traits.
+        options: the options that it can have.
         prices: lowest and highest usual price in dollars.
     """
 
@@ -34,7 +34,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option's name on the page, and all values it can have."""
+    """An option: its name on the page and all possible values."""
 
     label: str
     values: tuple[str, ...]
@@ -42,7 +42,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Kinds of products, what those of a department can be or have, and the words of titles."""
+    """Kinds of products, traits by department, and the words of titles."""
 
     kinds: tuple[Kind, ...]
     traits: Mapping[str, tuple[str, ...]]

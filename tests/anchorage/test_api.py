@@ -228,10 +228,10 @@ def test_what_is_no_environment_is_refused() -> None:
     Local.__module__ = "__main__"
     with pytest.raises(anchorage.AnchorageError, match=r"script or a notebook, .* move the class into a module"):
         anchorage.register("local", Local)
-    with pytest.raises(anchorage.AnchorageError, match="exists already"):
+    with pytest.raises(anchorage.AnchorageError, match="already exists"):
         anchorage.register("alfworld", "mine:Env")
-    with pytest.raises(anchorage.AnchorageError, match="is called 'counting', not 'other'"):
+    with pytest.raises(anchorage.AnchorageError, match="has the name 'counting', not 'other'"):
         anchorage.register("other", "tests.env_servers.counting:Counting")
-    with pytest.raises(anchorage.AnchorageError, match="cannot be loaded"):
+    with pytest.raises(anchorage.AnchorageError, match="cannot load environment"):
         anchorage.register("mine", "no_such_module:Env")
     assert set(ENVIRONMENTS) == {"alfworld", "alfworld-textworld", "webshop"}

@@ -48,7 +48,7 @@ def test_new_serve_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("serve", "nothing"), "no environment is called 'nothing'"),
+        (("serve", "nothing"), "unknown environment 'nothing'"),
         (("serve", "alfworld", "--workers", "0"), "invalid option: workers: "),
         (("serve", "alfworld", "--workers", "4", "--max-sessions", "2"), "max_sessions must be >= workers"),
         (("serve", "alfworld", "--host", "0.0.0.0", "--workers", "2"), "requires a token"),

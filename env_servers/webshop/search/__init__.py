@@ -1,1 +1,1 @@
-"""WebShop's search engine: what Lucene answers to a bag of words, without Java."""
+"""WebShop's search engine: Lucene's ranking for a bag of words, without Java."""

@@ -1,6 +1,6 @@
-"""Turns text into the terms that are indexed and searched: Lucene's English analysis.
+"""Turns text into index terms: Lucene's English analysis.
 
-Words, without a possessive 's, lower-cased, without stop words, stemmed by Porter's algorithm with his own extensions.
+Steps: split into words, remove a possessive 's, lower-case, remove stop words, stem (Porter with his own extensions).
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ _CACHED_TERMS = 1 << 16
 
 
 def analyze(text: str) -> list[str]:
-    """The terms of a text, in order, repeats kept."""
+    """Return the terms of a text, in order, with repetitions.
+
+    Example:
+        analyze("The dog's running shoes")  # ["dog", "run", "shoe"]
+    """
     return [found for found in map(term, words(text)) if found]
 
 
 @functools.lru_cache(maxsize=_CACHED_TERMS)
 def term(word: str) -> str:
-    """The term that a word is indexed as; the empty string for a stop word."""
+    """Return the term of a word; the empty string for a stop word."""
     if word.endswith(_POSSESSIVE):
         word = word[:-2]
     word = word.lower()
@@ -35,7 +39,7 @@ def term(word: str) -> str:
 
 @functools.cache
 def _stemmer() -> Callable[[str], str]:
-    from nltk.stem.porter import PorterStemmer  # takes most of a second, so not before it is needed
+    from nltk.stem.porter import PorterStemmer  # imported here because it takes most of a second
 
     stemmer = PorterStemmer(PorterStemmer.MARTIN_EXTENSIONS)
     return functools.partial(stemmer.stem, to_lowercase=False)

@@ -1,9 +1,9 @@
-"""Searches an index: the best documents of a bag of words, in Lucene's order.
+"""Search index: the best documents for a bag of words, in Lucene's order.
 
 Invariants
-- Scores are those of `similarity`, summed in double precision and rounded to single, as Lucene does; equal scores are
-  in ascending order of the asin.
-- An index is read-only and holds no state of a search: threads and processes may share it.
+- Scores are those of `similarity`, summed in double precision and rounded to single, like Lucene; documents with equal
+  scores are sorted by asin.
+- An index is read-only and a search leaves no state in it: threads and processes may share it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ Documents = Iterable[tuple[str, str]]
 
 
 class Hit(NamedTuple):
-    """A document that was found."""
+    """A document found by a search."""
 
     asin: str
     score: float
 
 
 def build(documents: Documents, folder: Path, source: str = "") -> None:
-    """Write an index to a new folder. Documents are taken one by one and may be more than memory holds.
+    """Write an index to a new folder. Documents are read one by one and need not fit in memory.
 
-    `source` is recorded and stands for the documents: a checksum of their file, say.
+    Args:
+        documents: the documents to index.
+        folder: must not exist yet.
+        source: identifies the documents, such as a checksum of their file; `SearchIndex.open` compares it.
 
     Raises:
-        SearchIndexError: the folder is there already or cannot be written, or the documents cannot be indexed.
+        SearchIndexError: the folder exists or is not writable, or the documents cannot be indexed.
     """
     with storage.new_folder(folder) as partial_folder:
         with TemporaryDirectory(prefix="runs-", dir=partial_folder) as runs:
@@ -62,16 +65,16 @@ class SearchIndex:
 
     @classmethod
     def open(cls, folder: Path, source: str | None = None) -> SearchIndex:
-        """An index that `build` wrote, memory-mapped; of the same `source` where one is given.
+        """Open an index written by `build`, memory-mapped. If `source` is given, the index must have the same one.
 
         Raises:
-            SearchIndexError: there is no index of this version and source in the folder, or it is damaged.
+            SearchIndexError: the folder holds no index of this version and source, or the index is damaged.
         """
         return cls(storage.load(folder, source))
 
     @classmethod
     def build_in_memory(cls, documents: Documents) -> SearchIndex:
-        """An index of a small set of documents; raises SearchIndexError where they cannot be indexed."""
+        """Build an index of a small set of documents. Raises SearchIndexError if they cannot be indexed."""
         builder = PostingsBuilder()
         _add(builder, documents)
         allocate, collected = collect()
@@ -82,20 +85,26 @@ class SearchIndex:
         return len(self._postings.asins)
 
     def search(self, query: str, k: int = 50) -> list[str]:
-        """The asins of the k best documents (fewer where fewer have a term of the query), best first."""
+        """Return the asins of the k best documents, best first; only documents with a term of the query."""
         return [hit.asin for hit in self.hits(query, k)]
 
     def hits(self, query: str, k: int = 50) -> list[Hit]:
-        """As `search`, with scores."""
+        """Return the k best documents with their scores, best first.
+
+        Example:
+            index = SearchIndex.build_in_memory([("B2", "Red socks, red laces"), ("B1", "Blue socks")])
+            index.hits("red socks")  # [Hit("B2", 0.5493), Hit("B1", 0.1024)]: only B2 has `red`
+            index.hits("socks")      # [Hit("B1", 0.1024), Hit("B2", 0.0903)]: B1 is shorter
+        """
         if k < 1:
-            raise ValueError(f"a search gives at least one document, not {k}")
+            raise ValueError(f"k must be >= 1, got {k}")
         scores = self._scores(query)
         found = _best(scores, k)
         asins = self._postings.asins[found]
         return [Hit(asin.decode(), float(np.float32(score))) for asin, score in zip(asins, scores[found], strict=True)]
 
     def _scores(self, query: str) -> NDArray[np.float64]:
-        """[N, padded with zeros to whole blocks] the score of every document."""
+        """Return the score of every document: float64 [N, zero-padded to a multiple of `_BLOCK`]."""
         postings = self._postings
         scores = np.zeros(-(-len(self) // _BLOCK) * _BLOCK)
         for term, repeats in Counter(analyze(query)).items():
@@ -109,7 +118,7 @@ class SearchIndex:
         return scores
 
     def _row(self, term: bytes) -> int | None:
-        """The place of a term among the terms."""
+        """Return the row of a term, or None if no document has it."""
         row = bisect_left(range(len(self._postings.starts)), term, key=self._term)
         return row if row < len(self._postings.starts) and self._term(row) == term else None
 
@@ -119,9 +128,13 @@ class SearchIndex:
 
 
 def _best(scores: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """The k best documents with a positive score, best first; scores count in single precision.
+    """Return the k best documents with a positive score, best first, compared in single precision.
 
-    The k-th best block's maximum is a lower bound of the k-th best score that costs no sorting of all scores.
+    Each of the k best blocks holds a document at least as good as the k-th best block maximum. That maximum is
+    therefore a lower bound of the k-th best score, and only scores at or above it have to be sorted.
+
+    Example:
+        blocks of 2, k = 2: scores [3 1 | 0 5 | 2 4], maxima [3, 5, 4], bound 4: only 5 and 4 are sorted
     """
     maxima = scores.reshape(-1, _BLOCK).max(axis=1)
     bound = np.float32(np.partition(maxima, -k)[-k] if len(maxima) >= k else 0)

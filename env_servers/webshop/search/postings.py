@@ -1,11 +1,23 @@
 """Turns a stream of documents into the arrays of an index.
 
-Documents are collected into sorted runs of packed (term, document, frequency), which may be kept on disk; at the end
-the runs are merged a range of terms at a time, so that memory is bounded by the vocabulary and not by the text.
+Documents are collected into sorted runs of packed (term, document, frequency) postings, which may be stored on disk. At
+the end the runs are merged, one range of terms at a time: memory depends on the vocabulary, not on the amount of text.
 
 Invariants
-- Documents are numbered in ascending order of their asin, whatever order they come in: a tie goes to the lower number.
-- The postings of a term are in ascending order of the document.
+- Documents are numbered by ascending asin, whatever the order of arrival: on equal scores the lower number comes first.
+- The postings of a term are sorted by document.
+
+Example:
+    "B2": "Red socks, red laces" and "B1": "Blue socks", in this order of arrival.
+
+    terms in order of first appearance    red 0, sock 1, lace 2, blue 3
+    the run, (term, document, frequency)  (0,0,2) (1,0,1) (1,1,1) (2,0,1) (3,1,1), packed 0x2, 0x10000000001, …
+    asins                                 B1 B2: document 0 is now B1
+    lengths                               2 4
+    term_text, term_ends                  bluelaceredsock, 4 8 11 15
+    starts, counts                        4 3 0 1, 1 1 1 2: the postings stay in order of first appearance
+    documents                             1 | 0 1 | 1 | 0
+    saturations                           2.96 | 2.28 1.98 | 1.98 | 2.28
 """
 
 from __future__ import annotations
@@ -23,10 +35,10 @@ from env_servers.webshop.search.analysis import term
 from env_servers.webshop.search.words import words
 
 LONGEST_ASIN = 64
-"""Bytes."""
+"""In bytes."""
 
 _TERM, _DOCUMENT = 40, 16
-"""Lowest bit of the term and of the document in a packed posting; the frequency has the lowest 16 bits."""
+"""Bit offsets in a packed posting: 24 bits for the term, 24 for the document, the lowest 16 for the frequency."""
 _MOST = 1 << 24
 _MOST_OFTEN = (1 << 16) - 1
 _RUN_WORDS = 1 << 22
@@ -35,33 +47,33 @@ _STOP = -1
 
 Packed = NDArray[np.uint64]
 Allocate = Callable[[str, "np.dtype[Any]", int], "NDArray[Any]"]
-"""Makes the array of that name, type and length that is to be filled."""
+"""(name, dtype, length) → the array to fill."""
 
 
 class SearchIndexError(Exception):
-    """An index cannot be built or opened; the message is one line and says what to do."""
+    """An index cannot be built or opened. The message is one line and says what to do."""
 
 
 @dataclass(frozen=True)
 class Postings:
-    """The arrays of an index. N documents, T terms, P postings."""
+    """The arrays of an index with N documents, T terms and P postings."""
 
     asins: NDArray[np.bytes_]
-    """[N] UTF-8, ascending: a document's number is its place."""
+    """[N] UTF-8, ascending; the position is the document's number."""
     lengths: NDArray[np.int32]
-    """[N] terms of the document, repeats counted."""
+    """[N] number of terms in the document, with repetitions."""
     term_text: NDArray[np.uint8]
-    """All terms in UTF-8, ascending, one after the other."""
+    """All terms in UTF-8, ascending, concatenated."""
     term_ends: NDArray[np.int64]
-    """[T] where a term ends in `term_text`."""
+    """[T] end of each term in `term_text`."""
     starts: NDArray[np.int64]
-    """[T] first posting of a term."""
+    """[T] first posting of each term."""
     counts: NDArray[np.int64]
-    """[T] postings of a term: the documents that have it."""
+    """[T] number of postings of each term: the documents that contain it."""
     documents: NDArray[np.int32]
-    """[P] number of the document."""
+    """[P] document of each posting."""
     saturations: NDArray[np.float32]
-    """[P] what the term's weight is divided by: see `similarity`."""
+    """[P] divisor of the term's weight; see `similarity`."""
 
 
 TYPES: Mapping[str, str] = {
@@ -74,12 +86,12 @@ TYPES: Mapping[str, str] = {
     "documents": "<i4",
     "saturations": "<f4",
 }
-"""Type of each array; the width of an asin is that of the longest."""
+"""Type of each array; asins are as wide as the longest one."""
 assert list(TYPES) == [field.name for field in fields(Postings)]
 
 
 class _TermNumbers(dict[str, int]):
-    """Word of a text → number of its term in order of first appearance, or `_STOP`."""
+    """Word → number of its term, in order of first appearance; `_STOP` for a stop word."""
 
     def __init__(self) -> None:
         self.terms: dict[str, int] = {}
@@ -92,7 +104,7 @@ class _TermNumbers(dict[str, int]):
 
 
 class PostingsBuilder:
-    """Takes documents one by one. `keep` may put a run elsewhere and return it from there, memory-mapped."""
+    """Collects documents one by one. `keep` may store a run on disk and return it memory-mapped."""
 
     def __init__(self, keep: Callable[[Packed], Packed] = lambda run: run) -> None:
         self._keep = keep
@@ -104,25 +116,25 @@ class PostingsBuilder:
         self._run_words = array("q")
 
     def add(self, asin: str, text: str) -> None:
-        """Index a document.
+        """Add a document.
 
         Raises:
-            SearchIndexError: the asin is empty or too long, or there are too many documents or terms.
+            SearchIndexError: invalid asin, or too many documents or terms.
         """
         key = asin.encode()
         if not 0 < len(key) <= LONGEST_ASIN or b"\0" in key:
-            raise SearchIndexError(f"{asin[:80]!r} is no asin: give 1 to {LONGEST_ASIN} bytes")
+            raise SearchIndexError(f"invalid asin {asin[:80]!r}: it must have 1 to {LONGEST_ASIN} bytes and no NUL")
         found = list(map(self._numbers.__getitem__, words(text)))
         self._asins.append(key)
         self._run.extend(found)
         self._run_words.append(len(found))
         if len(self._asins) > _MOST or len(self._numbers.terms) > _MOST:
-            raise SearchIndexError(f"an index holds at most {_MOST:,} documents and as many terms: give it fewer")
+            raise SearchIndexError(f"too many documents or terms: an index holds at most {_MOST:,} of each")
         if len(self._run) >= _RUN_WORDS:
             self._end_run()
 
     def _end_run(self) -> None:
-        """Sort what was collected since the last run, and put it away."""
+        """Turn the words collected since the last run into a sorted run of packed postings."""
         terms = np.array(self._run, dtype=np.int64)
         documents = np.repeat(np.arange(len(self._run_words)), np.array(self._run_words, dtype=np.int64))
         counted = terms != _STOP
@@ -136,14 +148,14 @@ class PostingsBuilder:
         self._run, self._run_words = array("i"), array("q")
 
     def write(self, allocate: Allocate) -> None:
-        """Fill the arrays of `Postings`; nothing can be added any more.
+        """Fill the arrays of `Postings`. No document may be added afterwards.
 
         Raises:
-            SearchIndexError: there are no documents, no words in them, or two have the same asin.
+            SearchIndexError: there are no documents, they have no terms, or two have the same asin.
         """
         self._end_run()
         if not self._numbers.terms:
-            raise SearchIndexError("there is nothing to index: no document has a word that counts")
+            raise SearchIndexError("nothing to index: no document has a word other than stop words")
         asins, order = self._ordered_asins()
         lengths = np.concatenate(self._lengths)
         counts = self._counts()
@@ -159,16 +171,17 @@ class PostingsBuilder:
         self._write_postings(allocate, starts, counts, _ranks(order), lengths[order])
 
     def _ordered_asins(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-        """The asins, ascending, and where in the order of arrival each of them is."""
+        """Return the asins, ascending, and the position of each in the order of arrival."""
         asins = np.array(self._asins)
         order = np.argsort(asins, kind="stable")
         asins = asins[order]
         repeated = np.flatnonzero(asins[1:] == asins[:-1])
         if len(repeated):
-            raise SearchIndexError(f"two documents have the asin '{asins[repeated[0]].decode()}': give each once")
+            raise SearchIndexError(f"duplicate asin '{asins[repeated[0]].decode()}': each document needs its own")
         return asins, order
 
     def _counts(self) -> NDArray[np.int64]:
+        """Number of postings of each term, in order of first appearance."""
         counts = np.zeros(len(self._numbers.terms), dtype=np.int64)
         for run in self._runs:
             counts += np.bincount((run >> _TERM).astype(np.int64), minlength=len(counts))
@@ -182,9 +195,19 @@ class PostingsBuilder:
         ranks: NDArray[np.int64],
         lengths: NDArray[np.int64],
     ) -> None:
+        """Fill `documents` and `saturations`, one range of terms at a time.
+
+        Args:
+            allocate: makes the arrays.
+            starts: [T] first posting of each term, in order of first appearance.
+            counts: [T] postings of each term.
+            ranks: [N] order of arrival → document number.
+            lengths: [N] terms of each document, by document number.
+        """
         total = int(counts.sum())
         documents = allocate("documents", np.dtype(TYPES["documents"]), total)
         saturations = allocate("saturations", np.dtype(TYPES["saturations"]), total)
+        # Lucene's average leaves out documents without terms.
         average = np.float32(lengths.sum() / np.count_nonzero(lengths))
         inverse = similarity.inverse_norms(average)[similarity.round_lengths(lengths)]
         at = 0
@@ -197,7 +220,7 @@ class PostingsBuilder:
             at += len(merged)
 
     def _merge(self, first: int, last: int, ranks: NDArray[np.int64]) -> Packed:
-        """The packed postings of terms first to last - 1, documents renumbered by `ranks`, in order."""
+        """Return the packed postings of terms first to last - 1, with documents renumbered by `ranks`, sorted."""
         ends = np.array([first, last], dtype=np.uint64) << _TERM
         merged = np.concatenate([run[slice(*run.searchsorted(ends))] for run in self._runs])
         renumbered = ranks[_documents(merged)].view(np.uint64) << _DOCUMENT
@@ -205,7 +228,7 @@ class PostingsBuilder:
 
 
 def collect() -> tuple[Allocate, Callable[[], Postings]]:
-    """An allocator of plain arrays, and what gives them once they are filled."""
+    """Return an allocator of plain arrays, and a function that returns the filled arrays."""
     arrays: dict[str, NDArray[Any]] = {}
 
     def allocate(name: str, kind: np.dtype[Any], size: int) -> NDArray[Any]:
@@ -216,6 +239,7 @@ def collect() -> tuple[Allocate, Callable[[], Postings]]:
 
 
 def _documents(packed: Packed) -> NDArray[np.int64]:
+    """Return the document of each packed posting."""
     return (packed >> _DOCUMENT & (_MOST - 1)).astype(np.int64)
 
 
@@ -225,13 +249,18 @@ def _put(allocate: Allocate, name: str, values: NDArray[Any]) -> None:
 
 
 def _ranks(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Invert a permutation: [2, 0, 1] becomes [1, 2, 0]."""
     ranks = np.empty_like(order)
     ranks[order] = np.arange(len(order))
     return ranks
 
 
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Ranges of terms with about `_MERGED_POSTINGS` postings each."""
+    """Yield ranges of terms with at most `_MERGED_POSTINGS` postings each, or of one term with more.
+
+    Example:
+        at most 4 postings, counts [3, 1, 2, 5, 1]: (0, 2), (2, 3), (3, 4), (4, 5)
+    """
     first = 0
     while first < len(starts):
         last = int((starts + counts).searchsorted(starts[first] + _MERGED_POSTINGS, side="right"))

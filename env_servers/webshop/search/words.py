@@ -1,9 +1,10 @@
-"""Splits text into words where Lucene's StandardTokenizer does: at UAX #29 word boundaries, emoji being words too.
+"""Splits text into words like Lucene's StandardTokenizer: at UAX #29 word boundaries, with emoji as words.
 
 Invariants
-- Property values are today's, but for pictographs: those are Unicode 12.1's, Lucene's own, because later versions took
-  hundreds of symbols out (★ ♡ ☞) that product texts are full of, and every word counts in a document's length.
-- Text is not changed: no case folding, no normalisation.
+- Property values are those of the installed `regex`, except for pictographs: these are Unicode 12.1's, as in Lucene.
+  Later versions removed hundreds of symbols (★ ♡ ☞) that are frequent in product texts, and every word counts in a
+  document's length.
+- Words are not modified: no case folding, no normalisation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import regex
 
 LONGEST = 255
-"""Characters of the longest word; what is longer is cut into words of this length."""
+"""Characters of the longest word. Longer ones are cut into words of this length."""
 
 _PICTOGRAPHS = """
 A9 AE 203C 2049 2122 2139 2194-2199 21A9-21AA 231A-231B 2328 2388 23CF 23E9-23F3 23F8-23FA 24C2 25AA-25AB 25B6 25C0
@@ -26,17 +27,17 @@ A9 AE 203C 2049 2122 2139 2194-2199 21A9-21AA 231A-231B 2328 2388 23CF 23E9-23F3
 
 
 def _character_class(ranges: str) -> str:
-    """A class of the pattern from ranges in hexadecimal."""
+    """Return a character class from hexadecimal ranges."""
     return "[" + "".join("-".join(rf"\U{int(end, 16):08X}" for end in part.split("-")) for part in ranges.split()) + "]"
 
 
 def _with_marks(characters: str) -> str:
-    """One of the characters and the marks that belong to it (WB4)."""
+    """Match one of the characters with the marks attached to it (WB4)."""
     return rf"(?:{characters}[\p{{WB=Format}}\p{{WB=Extend}}\p{{WB=ZWJ}}]*+)"
 
 
 def _letters_and_numbers() -> str:
-    """Rules WB5 to WB13b."""
+    """Return the pattern of rules WB5 to WB13b."""
     letter = _with_marks(r"[\p{WB=ALetter}\p{WB=Hebrew_Letter}]")
     number = _with_marks(r"\p{WB=Numeric}")
     katakana = _with_marks(r"\p{WB=Katakana}")
@@ -49,12 +50,12 @@ def _letters_and_numbers() -> str:
     numbers = f"{number}(?:(?:{connector}*|{in_numbers}){number})*"
     letters = f"{letter}(?:(?:{connector}*|{in_letters}|{in_hebrew}){letter})*(?:{at_hebrew_end})?"
     part = f"(?:{katakana}(?:{connector}*{katakana})*|(?:{numbers}|{letters})+)"
-    start = rf"(?=\p{{WB=ExtendNumLet}})(?<!{connector}){connector}++"  # not tried again within a run of connectors
+    start = rf"(?=\p{{WB=ExtendNumLet}})(?<!{connector}){connector}++"  # no second attempt within a run of connectors
     return f"(?:{start})?{part}(?:{connector}+{part})*{connector}*"
 
 
 def _emoji() -> str:
-    """Emoji sequences of UTS #51: presentation, modifiers, tags, joined by ZWJ; keycaps; flags."""
+    """Return the pattern of UTS #51 emoji sequences: presentation, modifiers, tags, ZWJ sequences, keycaps, flags."""
     pictograph = _character_class(_PICTOGRAPHS)
     joiner = rf"\u200d(?!{pictograph}|\p{{Emoji_Modifier}})"
     mark = rf"(?:[\p{{WB=Format}}\p{{WB=Extend}}--[\uFE0E\uFE0F]]|{joiner})"
@@ -71,7 +72,7 @@ _WORD = regex.compile(
         (
             _letters_and_numbers(),
             _emoji(),
-            _with_marks(r"\p{LB=SA}") + "+",  # Thai, Lao, Khmer, Burmese: breaking them needs a dictionary
+            _with_marks(r"\p{LB=SA}") + "+",  # Thai, Lao, Khmer, Burmese: word breaks would need a dictionary
             _with_marks(r"\p{Script=Han}"),
             _with_marks(r"\p{Script=Hiragana}"),
         )
@@ -82,11 +83,11 @@ _ASCII_WORD = re.compile(
     r"(?<!_)_*[A-Za-z0-9]\w*(?:(?:(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=[0-9])[.,;'](?=[0-9]))\w+)*", re.ASCII
 )
 _BEYOND_ASCII = re.compile(r"((?<![!-~])[!-~]*+[^\x00-\x7f][^\x00-\x20]*+)")
-"""A run without blanks that is not ASCII: `split` gives plain text and such runs in turn."""
+"""A run of non-blank characters that is not all ASCII; `split` returns ASCII text and such runs alternately."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in order."""
+    """Return the words of a text, in order."""
     if text.isascii():
         found = _ASCII_WORD.findall(text)
     else:

@@ -319,9 +319,9 @@ def test_a_mistake_is_its_lines_and_an_exit_code(
     ("arguments", "wanted"),
     [
         ("serve", "the following arguments are required"),
-        ("serve nothing", "no environment is called 'nothing'"),
-        ("serve no.such:Thing", "cannot be loaded"),
-        ("serve json:loads", "is no class derived from Environment"),
+        ("serve nothing", "unknown environment 'nothing'"),
+        ("serve no.such:Thing", "cannot load environment"),
+        ("serve json:loads", "is not a class derived from Environment"),
         ("serve alfworld --port x", "argument --port: invalid int value: 'x'"),
         ("serve alfworld --port 70000", "port"),
         ("serve alfworld --workers 0", "workers"),

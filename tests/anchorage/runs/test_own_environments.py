@@ -65,8 +65,8 @@ def test_it_is_checked_before_anything_starts(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("class Door: ...", "is no class derived from Environment"),
-        (OWN.replace("own_door", "other_door"), "is called 'other_door', not 'own_door'"),
+        ("class Door: ...", "is not a class derived from Environment"),
+        (OWN.replace("own_door", "other_door"), "has the name 'other_door', not 'own_door'"),
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
         ("import no_such_thing", "No module named 'no_such_thing'"),
     ],

@@ -73,12 +73,12 @@ def test_the_image_would_serve_it(project: Path, tmp_path: Path, monkeypatch: py
 def test_names_that_cannot_be(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--in", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "choose another" in line or "is no name of a package" in line
+    assert "choose another" in line or "invalid package name" in line
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rock_paper").mkdir()
     assert main(["rock_paper", "--in", str(tmp_path)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "folder already exists" in capsys.readouterr().err
     assert list((tmp_path / "rock_paper").iterdir()) == []

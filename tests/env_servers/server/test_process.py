@@ -41,9 +41,9 @@ def test_a_taken_port_is_one_line_and_exit_code_2() -> None:
         ((COUNTING, "--host", "0.0.0.0"), "listening on 0.0.0.0 requires a token: set ANCHORAGE_ENV_TOKEN"),
         ((COUNTING, "--host", "host.invalid"), "cannot resolve host host.invalid"),
         ((COUNTING, "--port", "70000"), "invalid option: port: "),
-        ((COUNTING, "--token-env", "NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE, which is not set"),
-        (("nothing",), "no environment is called 'nothing': name one of alfworld"),
-        (("no_such_module:Thing",), "cannot be loaded: No module named 'no_such_module'"),
+        ((COUNTING, "--token-env", "NO_SUCH_VARIABLE"), "variable NO_SUCH_VARIABLE is not set"),
+        (("nothing",), "unknown environment 'nothing': use one of alfworld"),
+        (("no_such_module:Thing",), "cannot load environment 'no_such_module:Thing': No module named 'no_such_module'"),
         (("tests.env_servers.counting:TASKS",), "no class derived from Environment"),
         (("tests.env_servers.counting:Broken",), "cannot be served: the data folder is empty"),
     ],
@@ -96,7 +96,7 @@ def test_a_stopped_server_is_gone_and_can_be_stopped_again(tmp_path: Path) -> No
 
 
 def test_a_server_that_cannot_start_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match=r"exit code 2.*no environment is called 'nothing'"):
+    with pytest.raises(ServerError, match=r"exit code 2.*unknown environment 'nothing'"):
         start_server(command("nothing"), tmp_path / "ready")
     with pytest.raises(ServerError, match="no-such-program: No such file"):
         start_server(["no-such-program"], tmp_path / "ready")

@@ -133,10 +133,10 @@ def test_rich_observations(plain_surroundings: Surround) -> None:
 @pytest.mark.parametrize(
     ("variables", "complaint"),
     [
-        ({"reward": "money"}, r"WEBSHOP_… variable cannot be used: reward: Input should be 'success' or 'score'"),
+        ({"reward": "money"}, r"invalid WEBSHOP_… variable: reward: Input should be 'success' or 'score'"),
         ({"seed": "x"}, "seed: Input should be a valid integer"),
-        ({"goals": "human"}, "human goals are in the official files only"),
-        ({"data": "/nowhere"}, "no folder /nowhere"),
+        ({"goals": "human"}, "human goals need the official files"),
+        ({"data": "/nowhere"}, "not a directory: /nowhere"),
     ],
 )
 def test_impossible_settings_are_one_clear_line(

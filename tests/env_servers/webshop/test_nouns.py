@@ -44,7 +44,7 @@ def test_nouns_are_words_that_are_no_stop_words() -> None:
 def test_without_spacy_the_stop_words_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
     assert open_tagger("auto").name == "stop words"
-    with pytest.raises(BrokenTask, match="spaCy's en_core_web_sm cannot be loaded"):
+    with pytest.raises(BrokenTask, match="cannot load spaCy's en_core_web_sm"):
         open_tagger("spacy")
 
 

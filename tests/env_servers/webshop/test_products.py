@@ -63,9 +63,9 @@ def test_impossible_and_repeated_asins_are_left_out(record: Record) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"pricing": "12 dollars"}, r"product B1 cannot be read \(IndexError"),
-        ({"pricing": "$1.2.3"}, "product B1 cannot be read"),
-        ({"customization_options": {"Color": [{"image": ""}]}}, r"product B1 cannot be read \(KeyError: 'value'"),
+        ({"pricing": "12 dollars"}, r"invalid record of product B1: IndexError"),
+        ({"pricing": "$1.2.3"}, "invalid record of product B1: InvalidOperation"),
+        ({"customization_options": {"Color": [{"image": ""}]}}, r"invalid record of product B1: KeyError: 'value'"),
         ({"asin": None}, "no asin"),
     ],
 )
@@ -109,18 +109,18 @@ def test_the_small_set_comes_first(record: Record, tmp_path: Path) -> None:
 
 
 def test_missing_and_damaged_files(record: Record, tmp_path: Path) -> None:
-    with pytest.raises(BrokenTask, match="no folder"):
+    with pytest.raises(BrokenTask, match="not a directory"):
         load_official(tmp_path / "nowhere")
-    with pytest.raises(BrokenTask, match=r"holds no items_shuffle_1000\.json or items_shuffle\.json"):
+    with pytest.raises(BrokenTask, match=r"no items_shuffle_1000\.json or items_shuffle\.json in"):
         load_official(tmp_path)
     _write(tmp_path, [record("B1")])
     for damage in (b'[{"asin": ', b"no json"):
         (tmp_path / "items_shuffle_1000.json").write_bytes(damage)
-        with pytest.raises(BrokenTask, match="cannot be read"):
+        with pytest.raises(BrokenTask, match="cannot read items_shuffle_1000"):
             load_official(tmp_path)
     _write(tmp_path, [record("B1")], packed=True)
     (tmp_path / "items_shuffle_1000.json").unlink()
     whole = (tmp_path / "items_shuffle_1000.json.xz").read_bytes()
     (tmp_path / "items_shuffle_1000.json.xz").write_bytes(whole[:40])
-    with pytest.raises(BrokenTask, match="cannot be read"):
+    with pytest.raises(BrokenTask, match="cannot read items_shuffle_1000"):
         load_official(tmp_path)

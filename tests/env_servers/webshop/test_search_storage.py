@@ -71,7 +71,7 @@ def test_only_the_index_is_left(folder: Path) -> None:
 
 def test_a_folder_that_is_there_is_left_alone(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(SearchIndexError, match="is there already: remove it") as error:
+    with pytest.raises(SearchIndexError, match=r"folder already exists: .*; remove it") as error:
         build([("B9", "other")], folder)
     assert str(folder) in _one_line(error)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
@@ -84,7 +84,7 @@ def test_the_first_of_two_builds_at_once_stays(tmp_path: Path) -> None:
         build(DOCUMENTS, target)
         yield "B9", "other"
 
-    with pytest.raises(SearchIndexError, match="is there already"):
+    with pytest.raises(SearchIndexError, match="folder already exists"):
         build(documents(), target)
     assert len(SearchIndex.open(target)) == 3
     assert list(tmp_path.iterdir()) == [target]
@@ -107,7 +107,7 @@ def test_a_killed_build_leaves_no_folder_that_opens(tmp_path: Path) -> None:
     assert not target.exists()
     left = list(tmp_path.iterdir())
     assert len(left) == 1
-    with pytest.raises(SearchIndexError, match="is no search index"):
+    with pytest.raises(SearchIndexError, match="not a search index"):
         SearchIndex.open(left[0])
     build(DOCUMENTS, target)
     assert len(SearchIndex.open(target)) == 3
@@ -137,7 +137,7 @@ def test_damage_is_one_clear_line(folder: Path, name: str, damage: str) -> None:
 def test_arrays_of_another_type_are_refused(folder: Path) -> None:
     np.save(folder / "counts.npy", np.array([b"x"]))
     storage.seal(folder, source="")
-    with pytest.raises(SearchIndexError, match=r"counts\.npy: it holds \|S1"):
+    with pytest.raises(SearchIndexError, match=r"counts\.npy: invalid type \|S1"):
         SearchIndex.open(folder)
 
 
@@ -146,9 +146,9 @@ def test_arrays_of_another_type_are_refused(folder: Path) -> None:
     [
         (None, "no readable index.json"),
         ("{", "no readable index.json"),
-        ("[]", "of something else"),
-        ('{"format": "other", "version": 1}', "of something else"),
-        (json.dumps({"format": storage.FORMAT, "version": 0}), "is of version 0, this is"),
+        ("[]", "of another format"),
+        ('{"format": "other", "version": 1}', "of another format"),
+        (json.dumps({"format": storage.FORMAT, "version": 0}), "has version 0, expected"),
         (json.dumps({"format": storage.FORMAT, "version": storage.VERSION}), "is damaged"),
     ],
 )
@@ -166,11 +166,11 @@ def test_an_index_of_other_documents_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     build(DOCUMENTS, folder, source="some products")
     assert len(SearchIndex.open(folder)) == len(SearchIndex.open(folder, source="some products")) == 3
-    with pytest.raises(SearchIndexError, match="is of other products: remove it") as error:
+    with pytest.raises(SearchIndexError, match="was built from other products: remove it") as error:
         SearchIndex.open(folder, source="other products")
     assert str(folder) in _one_line(error)
 
 
 def test_a_missing_folder_is_no_index(tmp_path: Path) -> None:
-    with pytest.raises(SearchIndexError, match="is no search index"):
+    with pytest.raises(SearchIndexError, match="not a search index"):
         SearchIndex.open(tmp_path / "nowhere")

@@ -37,6 +37,6 @@ def test_empty_variables_are_none() -> None:
 
 
 def test_an_impossible_variable_is_one_line() -> None:
-    with pytest.raises(BrokenTask, match="a WEBSHOP_… variable cannot be used: products: ") as caught:
+    with pytest.raises(BrokenTask, match="invalid WEBSHOP_… variable: products: ") as caught:
         read_settings({"WEBSHOP_PRODUCTS": "0"})
     assert "\n" not in str(caught.value)

@@ -1,9 +1,9 @@
-"""Guess a number: the answers are `higher` and `lower`. Replace this with your own environment.
+"""Guess a number; every observation says whether it is higher or lower. Replace this with your own environment.
 
-What the trainer relies on, and what `anchorage env check` checks:
-- a reset to the same task always gives the same start: all randomness comes from the task;
+The trainer relies on these rules, and `anchorage env check` verifies them:
+- a reset to the same task always gives the same initial state: all randomness is derived from the task;
 - the same actions from there always give the same observations;
-- an instance is one session and shares nothing that changes with any other.
+- an instance is one session and shares no mutable state with other instances.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class MyEnvironment(Environment):
     """Guess a number between 1 and 20."""
 
     name = "my_environment"
-    version = "1"  # change it whenever the same actions could give another episode
-    blocking = False  # True where a step takes more than about a millisecond: it then runs in a thread
+    version = "1"  # change it whenever the same actions may give another episode
+    blocking = False  # True if a step takes more than about 1 ms: it then runs in a thread
 
     def __init__(self) -> None:
         self._target = 0
-        self._low, self._high = 1, HIGHEST  # what the answers so far leave possible
+        self._low, self._high = 1, HIGHEST  # the numbers that are still possible
         self._guesses = 0
         self._expert = False
 
@@ -46,7 +46,7 @@ class MyEnvironment(Environment):
     def step(self, action: str) -> Observation:
         verb, _, number = action.partition(" ")
         if verb != "guess" or not number.isascii() or not number.isdecimal() or len(number) > 2:
-            return self._observe("Nothing happens. Say: guess 7")  # a wrong action is a transition like any other
+            return self._observe("Nothing happens. Say: guess 7")  # an invalid action is an ordinary transition
         guess = int(number)
         self._guesses += 1
         if guess == self._target:
@@ -63,7 +63,7 @@ class MyEnvironment(Environment):
             reward=1.0 if won else 0.0,
             terminated=won,
             admissible=tuple(sorted(f"guess {number}" for number in range(1, HIGHEST + 1))),
-            # Equal states must have equal digests, whatever way led there. Without a digest leave `state` out.
+            # Equal states must have equal digests, whatever actions led there. Without a digest, leave `state` out.
             state=f"{self._target}:{self._low}-{self._high}:{won}",
             facts={"won": won, "score": float(won), "goal": f"guess a number between 1 and {HIGHEST}"},
             expert=f"guess {(self._low + self._high) // 2}" if self._expert else None,

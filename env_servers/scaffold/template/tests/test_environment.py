@@ -1,4 +1,4 @@
-"""The rules of the environment, and that its server is fit for training."""
+"""Tests the rules of the environment, and that its server passes the conformance check."""
 
 import asyncio
 import sys
@@ -29,7 +29,7 @@ def test_a_task_starts_the_same_every_time() -> None:
 
 
 @pytest.mark.parametrize("action", ["", "jump", "guess", "guess x", "guess 99999", "guess ²"])
-def test_an_action_that_means_nothing_changes_nothing(action: str) -> None:
+def test_an_invalid_action_changes_nothing(action: str) -> None:
     environment = MyEnvironment()
     before = environment.reset("train", 0)
     after = environment.step(action)
@@ -37,12 +37,12 @@ def test_an_action_that_means_nothing_changes_nothing(action: str) -> None:
 
 
 @pytest.mark.parametrize(("split", "index"), [("train", SPLITS["train"]), ("nowhere", 0)])
-def test_tasks_that_there_are_not(split: str, index: int) -> None:
+def test_unknown_tasks_are_rejected(split: str, index: int) -> None:
     with pytest.raises(UnknownTask):
         MyEnvironment().reset(split, index)
 
 
-def test_the_server_is_fit_for_training(tmp_path: Path) -> None:
+def test_the_server_passes_the_check(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     serve = [sys.executable, "-m", "env_servers", "my_environment.environment:MyEnvironment"]
     with start_server([*serve, "--port", "0", "--max-sessions", "64", "--ready-file", str(ready)], ready) as server:
