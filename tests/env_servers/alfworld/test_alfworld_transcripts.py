@@ -68,7 +68,7 @@ def _sha256(text: str) -> str:
 
 
 def disagreements(episode: Episode, root: Path) -> list[str]:
-    """What the native engine answers otherwise than the transcript says: one line each."""
+    """Return the differences between the native engine and the transcript, one line each."""
     play = NativeGame(parse_game(json.loads((root / episode["game"]).read_text())))
     found = []
     for number, step in enumerate(episode["steps"]):

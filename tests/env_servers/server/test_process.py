@@ -44,7 +44,7 @@ def test_a_taken_port_is_one_line_and_exit_code_2() -> None:
         ((COUNTING, "--token-env", "NO_SUCH_VARIABLE"), "variable NO_SUCH_VARIABLE is not set"),
         (("nothing",), "unknown environment 'nothing': use one of alfworld"),
         (("no_such_module:Thing",), "cannot load environment 'no_such_module:Thing': No module named 'no_such_module'"),
-        (("tests.env_servers.counting:TASKS",), "no class derived from Environment"),
+        (("tests.env_servers.counting:TASKS",), "not a class derived from Environment"),
         (("tests.env_servers.counting:Broken",), "cannot be served: the data folder is empty"),
     ],
 )

@@ -62,12 +62,12 @@ def test_prices_of_ranges_only_are_drawn(record: Record) -> None:
 
 
 def test_human_goals(record: Record) -> None:
-    wishes = {
+    written = {
         "B1": [
             {"instruction": "a lamp, please..", "instruction_attributes": ["soft"], "instruction_options": ["red"]},
             {"instruction": "anything", "instruction_attributes": [], "instruction_options": []},
         ]
     }
-    products = list(make_products([record("B1"), record("B2")], {}, wishes))
+    products = list(make_products([record("B1"), record("B2")], {}, written))
     goals = human_goals(products, {"B1": 985.0, "B2": 1.0}, random.Random(0))
     assert [(goal.instruction, goal.options, goal.weight) for goal in goals] == [("a lamp, please", ("red",), 1.0)]

@@ -33,7 +33,7 @@ from env_servers.webshop.tokens import tokenize
     ],
 )
 def test_tokens_are_spacys(text: str, tokens: list[str]) -> None:
-    """Expected tokens are what spaCy 3.8.18's blank English pipeline answers."""
+    """Expected tokens are what spaCy 3.8.18's blank English pipeline returns."""
     assert tokenize(text) == tokens
 
 

@@ -97,7 +97,7 @@ def test_official_files(record: Record, tmp_path: Path, small: bool, packed: boo
     products = load_official(tmp_path, 2, human=True)
     assert [product.asin for product in products] == ["B1", "B2"]
     assert products[0].attributes == ("small" if small else "full",)
-    assert [wish.text for wish in products[1].human] == ["i want it"]
+    assert [instruction.text for instruction in products[1].human] == ["i want it"]
     assert load_official(tmp_path)[1].human == ()
 
 

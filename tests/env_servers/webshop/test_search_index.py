@@ -1,4 +1,4 @@
-"""Search against BM25 written down plainly: order, ties, and what an index of many runs answers."""
+"""Search against a plain implementation of BM25: order, ties, and an index built from many runs."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _goal(shop: Shop, recorded: Mapping[str, Any]) -> Goal:
 
 
 def disagreements(episode: Episode, shop: Shop) -> list[str]:
-    """What the shop answers otherwise than the transcript says: one line each."""
+    """Return the differences between the shop and the transcript, one line each."""
     priced = copy.copy(shop)
     priced.prices = {**shop.prices, **episode["price_of"]}
     play = Play(priced, _goal(shop, episode["goal"]), attributes_button=episode["show_attrs"])

@@ -78,7 +78,7 @@ def _agrees(recorded: Mapping[str, Any], key: str, value: object, text: str) -> 
 
 
 async def _play(client: LocalClient, episode: Episode) -> list[str]:
-    """What the step API answers otherwise than recorded: one line each."""
+    """Return the differences between the step API and the recording, one line each."""
     number = episode["goal"]["index"]
     split, index = ("test", number) if number < TEST_GOALS else ("train", number - TEST_GOALS)
     seen = await client.reset(ResetRequest(split=split, index=index))
