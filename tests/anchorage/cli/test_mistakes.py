@@ -337,7 +337,7 @@ def test_a_mistake_is_its_lines_and_an_exit_code(
         ("new", "the following arguments are required: name"),
         ("new 1", "'1'"),
         ("new class", "'class'"),
-        ("new rock --in {}/file", "{}/file/rock cannot be written"),
+        ("new rock --in {}/file", "cannot write {}/file/rock"),
     ],
 )
 def test_a_mistake_about_environments_is_one_line(
