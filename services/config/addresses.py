@@ -1,4 +1,4 @@
-"""Addresses in the configuration: text that is checked when it is read; messages do not show it."""
+"""URLs in the configuration, validated on load. Error messages do not show them, since they may hold passwords."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _REDIS = ("redis", "rediss", "unix")
 
 def _http(url: str) -> str:
     if not _is_address(url, _HTTP):
-        raise ValueError("must be the address of a server, as http://host:8001 or openenv+http://host:8001")
+        raise ValueError("must be the URL of a server, such as http://host:8001 or openenv+http://host:8001")
     return url
 
 
 def is_redis_address(url: str) -> bool:
-    """Whether it names a Redis, and of its databases one by its number: redis-py takes any other path for 0."""
+    """Return whether this is a Redis URL whose path, if any, is a database number: redis-py reads other paths as 0."""
     if not _is_address(url, _REDIS):
         return False
     parts = urlsplit(url)
@@ -29,7 +29,7 @@ def is_redis_address(url: str) -> bool:
 def _redis(url: str) -> str:
     if not is_redis_address(url):
         raise ValueError(
-            "must be the address of a Redis: redis://host:6379/0 (rediss:// for TLS, unix:// for a socket)"
+            "must be the URL of a Redis, such as redis://host:6379/0 (rediss:// for TLS, unix:// for a socket)"
         )
     return url
 
@@ -45,6 +45,6 @@ def _is_address(url: str, schemes: tuple[str, ...]) -> bool:
 
 
 HttpAddress = Annotated[str, AfterValidator(_http)]
-"""Of an environment's server."""
+"""URL of an environment server."""
 RedisAddress = Annotated[str, AfterValidator(_redis)]
-"""Of a Redis."""
+"""URL of a Redis."""

@@ -1,4 +1,4 @@
-"""The reference of all keys as a Markdown page. It is `docs/configuration.md`; a test compares the two."""
+"""The reference of all keys as a Markdown page. `docs/configuration.md` is its output; a test compares the two."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ _INTRODUCTION = """\
 
 After this page you can change any setting of a run. It is generated: `anchorage config keys > docs/configuration.md`.
 
-A recipe is a YAML file with the keys below; `key=value` on the command line overrides single ones, as in `anchorage
-train configs/demo.yaml learner.updates=20`. A recipe may begin with `extends: other.yaml`, and overrides what that
-sets. `anchorage config show configs/demo.yaml` prints the values in effect and where each comes from. The algorithms
-set defaults of their own ([algorithms.md](algorithms.md)). `null` means: none.
+- A recipe is a YAML file with the keys below. With `extends: other.yaml` it builds on another recipe, whose values it
+  overrides.
+- `key=value` on the command line overrides a single key, as in `anchorage train configs/demo.yaml learner.updates=20`.
+- `anchorage config show configs/demo.yaml` prints the effective values and the source of each.
+- Algorithms set defaults of their own ([algorithms.md](algorithms.md)).
+- `null` stands for no value; each key that takes it says what it means.
 """
 _WIDTH = 120
 _BOUNDS = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
@@ -39,7 +41,10 @@ def page() -> str:
 def _section(
     section: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str, described: dict[str, str]
 ) -> Iterator[str]:
-    """Yield the lines of a section: its own keys first, then its sections. `described`: where each kind of them was."""
+    """Yield the lines of a section: first its own keys, then its subsections.
+
+    `described` maps each model to the heading under which its keys were listed first; later sections refer to it.
+    """
     fields = section["properties"]
     inner = {name: found for name, field in fields.items() if (found := _definition(field, definitions)) is not None}
     for name, field in fields.items():
@@ -60,13 +65,13 @@ def _section(
 
 
 def _wrapped(text: str, start: str) -> list[str]:
-    """Return the text in lines of at most `_WIDTH` characters, those after the first indented."""
+    """Return the text in lines of at most `_WIDTH` characters, all but the first indented."""
     whole = " ".join(text.split())
     return textwrap.wrap(whole, _WIDTH, initial_indent=start, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _definition(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the section that a field holds, alone, or as one of a list; None for a plain value."""
+    """Return the section that a field or the items of its list hold; None for a plain value."""
     for part in (field, *field.get("anyOf", ()), *field.get("allOf", ()), field.get("items", {})):
         found = definitions.get(str(part.get("$ref", "")).rpartition("/")[2])
         if found is not None and "properties" in found:

@@ -1,7 +1,7 @@
-"""Reads a recipe and applies `key=value` overrides; all mistakes are told at once, one line each, the key first.
+"""Load a recipe and apply `key=value` overrides. All mistakes are reported at once, one line each, the key first.
 
 Overrides are YAML values at dotted paths (`learner.groups_per_update=8`, `env.url=null`). A recipe may begin with
-`extends: other.yaml` (relative to itself); what it says itself wins.
+`extends: other.yaml` (relative to itself); its own values take precedence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from services.errors import AnchorageError, did_you_mean
 
 
 class ConfigError(AnchorageError):
-    """The configuration is wrong; the message has one line for each mistake."""
+    """The configuration is invalid; the message has one line for each mistake."""
 
 
 Override = str | Mapping[str, Any]
@@ -29,13 +29,16 @@ Override = str | Mapping[str, Any]
 
 
 def load_config(recipe: Path | Mapping[str, Any] | None, overrides: Sequence[Override] = ()) -> Config:
-    """The recipe's tree with the overrides applied. A mapping is the tree itself.
+    """Return the configuration of a recipe with the overrides applied. A mapping is the tree itself.
 
-    `recipe` may be the bare name of one in `configs`, such as `demo`; without such a file the packaged one is read.
-    `model.path` likewise names a packaged policy where the working directory has no such folder.
+    `recipe` may be the bare name of a recipe in `configs`, such as `demo`; if no such file exists, the packaged recipe
+    is used. In the same way `model.path` is a packaged policy if the working directory has no such folder.
 
     Raises:
-        ConfigError: missing or broken recipe, malformed overrides, unknown keys, or values that are out of range.
+        ConfigError: missing or invalid recipe, malformed overrides, unknown keys, or invalid values.
+
+    Example:
+        load_config(Path("configs/demo.yaml"), ["learner.updates=20", {"run.seed": 3}]).learner.updates  # 20
     """
     if isinstance(recipe, Mapping):
         return _validated(copy.deepcopy(dict(recipe)), overrides)
@@ -45,7 +48,7 @@ def load_config(recipe: Path | Mapping[str, Any] | None, overrides: Sequence[Ove
 
 
 def parse_config(text: str, overrides: Sequence[str] = ()) -> Config:
-    """The tree that `dump_config` wrote, with the overrides applied.
+    """Return the configuration that `dump_config` wrote, with the overrides applied.
 
     Raises:
         ConfigError: as `load_config`.
@@ -54,17 +57,17 @@ def parse_config(text: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The whole tree as YAML, defaults included and credentials too: for the run's own folder."""
+    """Return the whole tree as YAML, including defaults and credentials: for the run's own folder."""
     return recipe_yaml.dump(config.model_dump(mode="json"))
 
 
 def portable_config(config: Config) -> str:
-    """The same for another machine: without addresses, folders and credentials, which are this one's."""
+    """Return the tree as YAML for another machine: without this machine's addresses, folders and credentials."""
     return recipe_yaml.dump(portable_tree(config))
 
 
 def portable_tree(config: Config) -> dict[str, Any]:
-    """That as plain data."""
+    """Return the tree of `portable_config` as plain data."""
     here = {"url": True, "urls": True, "data": True}
     tree = config.model_dump(
         mode="json",
@@ -83,12 +86,12 @@ def portable_tree(config: Config) -> dict[str, Any]:
 
 
 def shown_config(config: Config) -> str:
-    """The same for people to read: no credential in it."""
+    """Return the whole tree as YAML, with credentials masked."""
     return recipe_yaml.dump(masked(config.model_dump(mode="json")))
 
 
 def _validated(tree: dict[str, Any], overrides: Sequence[Override], folders: Sequence[Path] = ()) -> Config:
-    """`folders`: of the recipes, where modules of plug-ins may be."""
+    """Return the validated tree. `folders` are those of the recipes, in which plug-in modules are searched."""
     found = [problem for override in overrides for problem in _apply(tree, override)]
     references.anchor(tree, Path.cwd())
     references.add_folders(tree, [*folders, Path.cwd()])
@@ -103,7 +106,11 @@ def _validated(tree: dict[str, Any], overrides: Sequence[Override], folders: Seq
 
 
 def _mistakes(tree: dict[str, Any]) -> Iterator[str]:
-    """Of the fields; then, with the wrong ones at their defaults, of what fields must have in common."""
+    """Yield the mistakes of single fields, then those of combinations.
+
+    Pydantic checks combinations of fields only if every field is valid: each round removes the invalid fields, so that
+    their defaults take their place, and validates again.
+    """
     rest = copy.deepcopy(tree)
     while True:
         try:
@@ -117,7 +124,7 @@ def _mistakes(tree: dict[str, Any]) -> Iterator[str]:
 
 
 def _drop(tree: dict[Any, Any], location: Sequence[str | int]) -> bool:
-    """Remove what is at a place of the tree, or the list that it is in. False: the tree does not hold it."""
+    """Remove the value at a location, or the list that contains it. Return False if the tree has no such value."""
     *above, last = location or ("",)
     for name in above:
         inner = tree.get(name)
@@ -129,7 +136,7 @@ def _drop(tree: dict[Any, Any], location: Sequence[str | int]) -> bool:
 
 
 def _read(recipe: Path, folders: list[Path], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The recipe's tree with those that it extends below it; adds their folders to `folders`, its own first."""
+    """Return the recipe's tree merged over those that it extends. Appends their folders to `folders`, its own first."""
     folder = recipe.resolve().parent
     folders.append(folder)
     try:
@@ -137,17 +144,17 @@ def _read(recipe: Path, folders: list[Path], seen: tuple[Path, ...] = ()) -> dic
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {recipe}: {error.strerror}{_other_recipe(recipe)}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{recipe} is not YAML: it is not UTF-8 text") from None
+        raise ConfigError(f"{recipe}: not UTF-8 text") from None
     tree = _mapping(text, str(recipe))
     references.anchor(tree, folder)
     base = tree.pop("extends", None)
     if base is None:
         return tree
     if not isinstance(base, str) or "\0" in base:
-        raise ConfigError(f"{recipe}: extends must name one recipe, got {mistakes.shown('extends', base)}")
+        raise ConfigError(f"{recipe}: extends must be the path of one recipe, got {mistakes.shown('extends', base)}")
     parent = (recipe.parent / base).resolve()
     if parent in (*seen, recipe.resolve()):
-        raise ConfigError(f"{recipe} extends itself")
+        raise ConfigError(f"{recipe}: extends itself")
     return merge(_read(parent, folders, (*seen, recipe.resolve())), tree)
 
 
@@ -155,16 +162,16 @@ def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
         tree = recipe_yaml.load(text)
     except recipe_yaml.RecipeError as error:
-        raise ConfigError(f"{source} is not a recipe: {error}") from None
+        raise ConfigError(f"{source}: invalid YAML: {error}") from None
     if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(f"{source} must hold a mapping of sections, got {mistakes.shown('', tree)}")
+        raise ConfigError(f"{source}: must be a mapping of sections, got {mistakes.shown('', tree)}")
     return tree or {}
 
 
 def _other_recipe(recipe: Path) -> str:
-    """What may have been meant by a recipe that is not there."""
+    """Return a hint for a recipe that was not found, to append to the error; empty without one."""
     if "=" in str(recipe):
-        return "; the recipe comes first, then the overrides, as in configs/demo.yaml learner.updates=50"
+        return "; give the recipe before the overrides, as in configs/demo.yaml learner.updates=50"
     recipes = [*recipe.parent.glob("*.yaml"), *Path("configs").glob("*.yaml")]
     recipes += [Path("configs", found.name) for found in packaged.recipes()]
     named = [str(found) for found in recipes if found.stem == recipe.stem]
@@ -176,7 +183,7 @@ def _other_recipe(recipe: Path) -> str:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of `base` with that of `top` over it."""
+    """Return `base` with the values of `top` over it, section by section."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -185,30 +192,30 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: Override) -> Iterator[str]:
-    """Set the values of an override in the tree; yields what is wrong with it."""
+    """Set the values of an override in the tree; yields its mistakes."""
     if isinstance(override, Mapping):
         for path, value in override.items():
             yield from put(tree, str(path), value, merges=True)
         return
     path, equals, text = override.partition("=")
     if not equals or not path:
-        yield f"'{masked(override)}' is not an override: write key=value, as in learner.updates=50"
+        yield f"'{masked(override)}': invalid override, expected key=value, as in learner.updates=50"
         return
     if not text.strip():
-        yield f"{path}: no value after '='; for none write null"
+        yield f"{path}: missing value after '='; write null for no value"
         return
     try:
         value = recipe_yaml.load(text)
     except recipe_yaml.RecipeError as error:
-        yield f"{path}: the value is not YAML: {error}"
+        yield f"{path}: invalid YAML: {error}"
         return
     yield from put(tree, path, value, merges=False)
 
 
 def put(tree: dict[str, Any], path: str, value: Any, *, merges: bool) -> Iterator[str]:
-    """Set the value at a dotted path; yields what is wrong with the path.
+    """Set the value at a dotted path; yields the mistakes of the path.
 
-    `merges`: a section is merged into the one that is there, key by key; else it takes its place.
+    With `merges`, a section is merged into the existing one, key by key; otherwise it replaces it.
     """
     *parents, leaf = path.split(".")
     node = tree

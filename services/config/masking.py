@@ -1,11 +1,11 @@
-"""What may be shown of a configuration, and of any text that may hold an address: no password, no token.
+"""Mask credentials in a configuration, and in any text that may contain a URL.
 
-The one function for it: report, API, dashboard, log lines and error messages all show through `masked`.
+Report, API, dashboard, log lines and error messages all use the one function `masked`.
 
 Invariants
-- An address keeps its scheme, host, port and path; user, password, query and fragment go. One that cannot be told
-  apart for sure is hidden whole.
-- What is called a password, a secret, a token or a key is hidden, whatever it holds.
+- A URL keeps its scheme, host, port and path; user, password, query and fragment are removed. A URL whose parts are
+  ambiguous is hidden entirely.
+- A value whose name ends in password, secret, token or key is hidden, whatever it is.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ def masked(value: Mapping[str, Any]) -> dict[str, Any]: ...
 @overload
 def masked(value: object) -> Any: ...
 def masked(value: object) -> Any:
-    """A text with every address in it masked; of a tree of plain data, a copy with every text so."""
+    """Return a text with every URL in it masked, or a copy of a tree of plain data with every text masked.
+
+    Example: `redis://:word@example:6379/0` becomes `redis://example:6379/0`.
+    """
     match value:
         case str():
             if _ADDRESS.match(value) and "@" in value and any(map(str.isspace, value.strip())):
-                return HIDDEN  # a password may hold a space, and end the address early
+                return HIDDEN  # a password with a space in it would end the URL early
             return _ADDRESS.sub(lambda found: _public(found[0]), value)
         case Mapping():
             return {name: HIDDEN if _is_secret(name, inner) else masked(inner) for name, inner in value.items()}
@@ -54,7 +57,7 @@ def _public(found: str) -> str:
     except ValueError:
         return HIDDEN + after
     host = parts.netloc.rpartition("@")[2]
-    # An unescaped / ? or # in a password ends the host early: the rest of the password would be left standing.
+    # An unescaped / ? or # in a password ends the host early: the rest of the password would stay visible.
     if "@" in f"{parts.path}{parts.query}{parts.fragment}":
         return HIDDEN + after
     return f"{parts.scheme}://{host}{parts.path}{after}"

@@ -1,7 +1,8 @@
-"""What is wrong with a configuration, in the words of its user: one line for each mistake, the key first.
+"""Turn pydantic's errors into lines for the user: one for each mistake, the key first.
 
 Invariants
-- No line shows more of the input than the one wrong value, shortened; an address without its credentials, a secret not.
+- A line shows no more of the input than the one invalid value, shortened. URLs are shown without credentials, secrets
+  not at all.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _RULES = {
     "finite_number": "must be a finite number",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
-    "string_type": "must be text (in quotes where it looks like a number)",
+    "string_type": "must be text (quote it if it looks like a number)",
     "path_type": "must be a path",
     "model_type": _SECTION,
     "model_attributes_type": _SECTION,
@@ -45,12 +46,12 @@ _RULES = {
 
 
 def lines(error: ValidationError, tree: type[BaseModel]) -> list[str]:
-    """One line for each mistake, in the order of the tree's fields."""
+    """Return one line for each mistake, in the order of the tree's fields."""
     return [line for details in error.errors() for line in _lines(details, tree)]
 
 
 def unknown_key(location: Sequence[str | int], tree: type[BaseModel]) -> str:
-    """The line for a key that is none of the tree's.
+    """Return the line for a key that the tree does not have.
 
     Example: `learner.updatse: unknown key, did you mean learner.updates?`
     """
@@ -66,14 +67,14 @@ def unknown_key(location: Sequence[str | int], tree: type[BaseModel]) -> str:
 
 
 def dotted(location: Sequence[str | int]) -> str:
-    """A place in the tree as an override names it."""
+    """Return a location in the tree as a dotted key."""
     return ".".join(map(str, location))
 
 
 def shown(key: str, value: object) -> str:
-    """A wrong value, as far as it may and should be shown."""
+    """Return an invalid value as a message shows it: shortened, credentials masked, null and sections by their kind."""
     if value is None:
-        return "nothing"
+        return "null"
     if isinstance(value, Mapping | BaseModel):
         return "a section"
     if isinstance(value, list | tuple | set):
@@ -89,7 +90,7 @@ def _lines(details: Any, tree: type[BaseModel]) -> Iterator[str]:
     location, kind, context = details["loc"], details["type"], details.get("ctx", {})
     key = dotted(location)
     if kind == "too_short" and len(details["input"]) >= context["min_length"]:
-        return  # only because entries are wrong, which have lines of their own
+        return  # only because invalid entries were dropped, which have lines of their own
     if kind == "extra_forbidden":
         yield unknown_key(location, tree)
     elif kind == "value_error":
@@ -104,7 +105,7 @@ def _lines(details: Any, tree: type[BaseModel]) -> Iterator[str]:
     elif kind == "choice":
         yield f"{key}: {details['msg']}"
     elif kind == "missing":
-        yield f"{key}: is missing"
+        yield f"{key}: missing value"
     else:
         rule = _RULES.get(kind, "").format(**context) or details["msg"]
         value = shown(str(location[-1]) if location else "", details["input"])
@@ -121,14 +122,14 @@ def _section_at(tree: type[BaseModel], location: Sequence[str | int]) -> type[Ba
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds: itself, none or a list of it."""
+    """Return the section in an annotation: the annotation itself, or the first inside an optional or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for inner in get_args(annotation) if (found := _section_in(inner)) is not None), None)
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of the tree, dotted; sections of lists apart, which no override can name."""
+    """Return every key of the tree, dotted, without those inside lists, which an override cannot name."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)

@@ -1,8 +1,8 @@
-"""What an algorithm sets beyond its advantage estimator: defaults of other fields, as its paper has them.
+"""Presets: the defaults of other fields that an algorithm sets besides its advantage estimator, as in its paper.
 
 Invariants
-- A preset only changes defaults: a field that the recipe or the command line names keeps the value given there.
-- Nothing else knows an algorithm by its name but the registry of estimators: what a preset does can be done, or undone,
+- A preset changes only defaults: a field that the recipe or the command line sets keeps that value.
+- Only this module and the registry of estimators know algorithms by name: everything that a preset sets can also be set
   field by field. A plug-in has no preset.
 """
 
@@ -39,11 +39,11 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
         },
     }
 )
-"""Algorithm to section to field to default; an algorithm that is not here sets nothing."""
+"""Default by algorithm, section and field. An algorithm that is not listed sets nothing."""
 
 
 def with_preset(tree: Mapping[str, object]) -> dict[str, object]:
-    """The tree of a configuration, with the preset of its algorithm below what is given."""
+    """Return a configuration's tree with the preset of its algorithm as defaults for what the tree does not set."""
     algorithm = tree.get("algorithm")
     preset = PRESETS.get(algorithm, {}) if isinstance(algorithm, str) else {}
     merged = dict(tree)

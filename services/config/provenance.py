@@ -1,9 +1,9 @@
-"""Who set each value of a configuration: a default, the algorithm's preset, a recipe, the command line.
+"""The source of each value of a configuration: a default, the algorithm's preset, a recipe, or the command line.
 
-Recipe and overrides are applied once more, to a tree of labels: in it, the name of the source stands for each value.
+Recipe and overrides are applied a second time, to a tree in which the name of its source replaces each value.
 
 Invariants
-- The keys are those of the effective tree, in its order, and no value shown holds a credential.
+- The keys are those of the effective tree, in its order, and credentials in values are masked.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def settings(recipe: Path | None, overrides: Sequence[str] = ()) -> list[Setting
     for override in overrides:
         key, _, text = override.partition("=")
         problems = load.put(labels, key, _labelled(recipe_yaml.load(text), COMMAND_LINE), merges=False)
-        assert not [*problems], "load_config has refused such overrides"
+        assert not [*problems], "load_config rejects such overrides"
     preset = _labelled(PRESETS.get(config.algorithm, {}), f"preset {config.algorithm}")
     labels = load.merge(preset, labels)
     tree = masked(config.model_dump(mode="json"))
@@ -63,7 +63,7 @@ def settings(recipe: Path | None, overrides: Sequence[str] = ()) -> list[Setting
 
 
 def _layers(recipe: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the recipe's tree and those that it extends, the lowest first, each with its path."""
+    """Return the trees of a recipe and of those that it extends, each with its path, the base first."""
     tree = dict(recipe_yaml.load(recipe.read_text()) or {})
     base = tree.pop("extends", None)
     below = _layers(recipe.parent / base) if base is not None else []
@@ -71,14 +71,14 @@ def _layers(recipe: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _labelled(value: Any, source: str) -> Any:
-    """Return the tree with each of its values replaced by the source."""
+    """Return the tree with each value replaced by the source."""
     if isinstance(value, Mapping):
         return {key: _labelled(inner, source) for key, inner in value.items()}
     return source
 
 
 def _source(labels: Any, path: Sequence[str]) -> str:
-    """Return the label at a path, or that of the value which holds it: a list, say."""
+    """Return the label at a path, or the label of the value that contains it, such as a list."""
     for name in path:
         if not isinstance(labels, Mapping):
             break
@@ -95,7 +95,7 @@ def _leaves(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def annotated(found: Sequence[Setting], column: int = 44) -> str:
-    """Return the settings as YAML, with each source as a comment that begins at a column: a recipe of its own."""
+    """Return the settings as YAML that is a valid recipe, with each source in a comment from `column` on."""
     lines: list[str] = []
     open_sections: list[str] = []
     for setting in found:
@@ -112,5 +112,5 @@ def annotated(found: Sequence[Setting], column: int = 44) -> str:
 
 
 def record(found: Sequence[Setting]) -> dict[str, dict[str, Any]]:
-    """Return the settings as JSON-able data, by key."""
+    """Return the settings by key, as data for JSON."""
     return {setting.key: {"value": setting.value, "source": setting.source} for setting in found}

@@ -1,7 +1,7 @@
-"""YAML as recipes and overrides mean it: version 1.2's plain values, and no key twice.
+"""YAML of recipes and overrides: plain values as in YAML 1.2, and no duplicate keys.
 
-YAML 1.1, which PyYAML reads, takes `off` for false, `010` for 8, `1:30` for 90, and `1e-4` for text.
-Here true and false are the only booleans, numbers are decimal, and everything else is text.
+YAML 1.1, which PyYAML implements, reads `off` as false, `010` as 8, `1:30` as 90, and `1e-4` as text.
+Here only true and false are booleans, numbers are decimal, and everything else is text.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _PLAIN = (
 
 
 class RecipeError(yaml.YAMLError):
-    """The text is not what a recipe may be; the message is one line."""
+    """The text is invalid as a recipe; the message is one line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys that are there twice, or are no text."""
+    """Rejects duplicate keys, and keys that are not text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise RecipeError(f"line {key_node.start_mark.line + 1}: the key {key!r} is not text")
+                raise RecipeError(f"line {key_node.start_mark.line + 1}: key must be text, got {key!r}")
             if key in seen:
-                raise RecipeError(f"line {key_node.start_mark.line + 1}: the key {key!r} is there twice")
+                raise RecipeError(f"line {key_node.start_mark.line + 1}: duplicate key {key!r}")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that `_Loader` or any YAML 1.1 reader would take for something else."""
+    """Quotes text that `_Loader` or a YAML 1.1 parser would not read as text."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -59,7 +59,7 @@ def _whole(loader: yaml.SafeLoader, node: Any) -> int:
 
 
 def _real(loader: yaml.SafeLoader, node: Any) -> float:
-    """Python's float takes `.inf` and `.nan` without the dot."""
+    """Python's `float` accepts `inf` and `nan` only without YAML's leading dot."""
     return float(re.sub(r"\.(?=[in])", "", loader.construct_scalar(node).lower()))
 
 
@@ -68,10 +68,10 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _real)
 
 
 def load(text: str) -> Any:
-    """The value that `text` is; None for an empty one.
+    """Return the value of a YAML text; None if it is empty.
 
     Raises:
-        RecipeError: it is not YAML, or a key stands in it twice.
+        RecipeError: invalid YAML, a duplicate key, or a key that is not text.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -86,12 +86,12 @@ def load(text: str) -> Any:
 
 
 def dump(tree: Any) -> str:
-    """`tree` as text that `load` reads back; keys in their order."""
+    """Return `tree` as text that `load` reads back, keys in their order."""
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
     return text
 
 
 def dump_line(key: str, value: Any) -> str:
-    """One entry of a mapping as a single line that `load` reads back."""
+    """Return one entry of a mapping as a single line that `load` reads back."""
     text: str = yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**9)
     return text.strip()[1:-1]

@@ -1,10 +1,10 @@
 """References to plug-ins in the configuration: a built-in name, `module:name`, or `file.py:name`.
 
 Invariants
-- A loaded configuration holds files as absolute paths. A relative one is relative to the recipe that names it, and on
-  the command line to the working directory.
-- Modules that are not installed are looked for in `plugins.folders`: the folders of the recipes, and the working
-  directory. They are in the configuration, so every process and a resumed run look in the same places.
+- Files in a loaded configuration are absolute paths. A relative path is relative to the recipe that contains it, on the
+  command line to the working directory.
+- Modules that are not installed are searched in `plugins.folders`: the folders of the recipes, and the working
+  directory. Since they are in the configuration, every process and a resumed run search the same folders.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from services.errors import did_you_mean
 Tree = dict[str, Any]
 
 REFERENCE_PATTERN = r"^.+:[A-Za-z_][A-Za-z0-9_]*$"
-"""Of a plug-in's reference in the JSON schema; `is_reference` is stricter."""
+"""Pattern of a plug-in reference in the JSON schema; `is_reference` is stricter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Annotation of a text that is one of `names` or a reference to a plug-in: `Annotated[str, Choice(("a", "b"))]`."""
+    """Annotation of a text that is one of `names` or a plug-in reference: `Annotated[str, Choice(("a", "b"))]`."""
 
     names: tuple[str, ...] = ()
 
@@ -45,7 +45,7 @@ class Choice:
             return value
         text = value if isinstance(value, str) else ""
         if ":" in text or not self.names:
-            rule = "must be module:name or file.py:name, as in my_package.advantages:mine or ./mine.py:mine"
+            rule = "must be module:name or file.py:name, such as my_package.advantages:mine or ./mine.py:mine"
         else:
             rule = f"must be one of {', '.join(self.names)}, or a plug-in as module:name"
         hint = did_you_mean(text, self.names)
@@ -54,14 +54,14 @@ class Choice:
 
 class PluginsConfig(Section):
     folders: tuple[Path, ...] = ()
-    """Folders in which modules of plug-ins are found that are not installed; none: the recipe's and the working
-    directory, where the configuration names a plug-in."""
+    """Folders that are searched for plug-in modules that are not installed. Empty: the folders of the recipes and the
+    working directory, if the configuration names a plug-in."""
 
 
 def is_reference(text: str) -> bool:
-    """Whether a value names a plug-in, not a built-in one.
+    """Return whether a value is a plug-in reference, not a built-in name.
 
-    Example: `my_package.advantages:mine` and `./mine.py:mine` do, `gigpo` does not.
+    Example: `my_package.advantages:mine` and `./mine.py:mine` are, `gigpo` is not.
     """
     place, colon, name = text.rpartition(":")
     if not colon or not name.isidentifier():
@@ -70,7 +70,7 @@ def is_reference(text: str) -> bool:
 
 
 def absolute(reference: str, folder: Path) -> str:
-    """The reference with its file, where it names one, as an absolute path. A relative one is relative to `folder`."""
+    """Return the reference with its file, if any, as an absolute path. A relative path is relative to `folder`."""
     path, _, name = reference.rpartition(":")
     if not path.endswith(".py"):
         return reference
@@ -78,12 +78,12 @@ def absolute(reference: str, folder: Path) -> str:
 
 
 def anchor(tree: Tree, folder: Path) -> None:
-    """Make the files of all references in a tree of plain data absolute, in place."""
+    """Make the files of all references in a tree of plain data absolute. Changes the tree."""
     _each(tree, lambda value: absolute(value, folder))
 
 
 def add_folders(tree: Tree, folders: Iterable[Path]) -> None:
-    """Set `plugins.folders` of a tree of plain data that names a plug-in and gives no folders, in place."""
+    """Set `plugins.folders` of a tree of plain data that references a plug-in and sets no folders. Changes the tree."""
     found: list[str] = []
 
     def note(value: str) -> str:
@@ -98,12 +98,12 @@ def add_folders(tree: Tree, folders: Iterable[Path]) -> None:
 
 
 PLACES = (("algorithm",), ("prompt", "template"), ("prompt", "parser"), ("loss", "function"))
-"""Where the tree holds a reference; those in lists are below."""
+"""Keys of the tree whose value may be a reference. `LISTS` are those whose value is a list of them."""
 LISTS = (("telemetry", "trackers"),)
 
 
 def _each(tree: Tree, change: Callable[[str], str]) -> None:
-    """Apply `change` to the text at each place of a tree that may be wrong in any way."""
+    """Apply `change` to each text that may be a reference. The tree is not validated yet: any value may be invalid."""
     for *above, last in PLACES:
         section = _section(tree, above)
         if section is not None and isinstance(section.get(last), str):

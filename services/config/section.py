@@ -1,9 +1,9 @@
-"""What every section of the configuration tree is: frozen, documented field by field, unknown keys refused.
+"""Base of every section of the configuration tree: frozen, documented field by field, unknown keys invalid.
 
 Invariants
-- No number is infinite or NaN, and none is larger than 2³¹ − 1 either way: each fits every place that takes it.
-- True and false are no numbers.
-- No text and no path contains a null character, which no file's name, environment variable or command line can hold.
+- Every number is finite, with an absolute value of at most 2³¹ − 1, so that it fits everywhere it is used.
+- Booleans are not accepted as numbers.
+- No text or path contains a null character, which file names, environment variables and command lines cannot contain.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 LARGEST = 2**31 - 1
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
-"""A time limit, of at most a year: what waits for it takes no longer ones."""
+"""A time limit, in seconds, of at most a year: the functions that wait accept no longer ones."""
 Temperature = Annotated[float, Field(ge=0.01, le=2)]
-"""Of sampling. vLLM refuses a higher one, and takes a lower one for 0.01: its log-probabilities would not be those of
-the learner."""
+"""Sampling temperature. vLLM rejects a higher one, and raises a lower one to 0.01, so that its log-probabilities would
+differ from the learner's."""
 
 
 def _plain(value: object) -> object:
-    """Refuse what JSON would change on the way to another process."""
+    """Reject values that JSON would change on their way to another process."""
     match value:
         case Mapping():
             for inner in value.values():
@@ -41,7 +41,7 @@ def _plain(value: object) -> object:
 
 
 Params = Annotated[dict[str, JsonValue], AfterValidator(_plain)]
-"""Parameters of a plug-in: plain data, which the plug-in itself validates."""
+"""Parameters of a plug-in: plain data, validated by the plug-in itself."""
 
 
 class Section(BaseModel):

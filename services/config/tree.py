@@ -1,7 +1,9 @@
-"""The configuration tree of a run: one pydantic model a section, every field documented, unknown keys refused.
+"""The configuration tree of a run: one pydantic model for each section, every field documented, unknown keys invalid.
 
 A recipe in `configs/` is this tree as YAML; `key=value` on the command line overrides single fields (see `load`).
-The larger sections lie in files of their own; all of them can be imported from here.
+The larger sections are in files of their own; all of them can be imported from here.
+
+A field's docstring is its entry in `docs/configuration.md`: what the key is, its unit, and what a special value means.
 """
 
 from __future__ import annotations
@@ -25,18 +27,18 @@ from services.config.warmstart import WarmstartPhase as WarmstartPhase
 from services.errors import did_you_mean
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""Of a run's name, which is that of a folder and a part of Redis keys."""
+"""Pattern of a run's name, which is also the name of a folder and a part of Redis keys."""
 
 
 class RunConfig(Section):
     name: str = Field("run", pattern=NAME_PATTERN, max_length=120)
-    """Name of the run: its folder below `dir`, and its name space in Redis."""
+    """Run name: its folder below `run.dir` and its namespace in Redis."""
     dir: Path = Path("runs")
     """Folder that holds the runs."""
     seed: int = Field(0, ge=0, le=LARGEST)
-    """Seed of the task order, of the episodes' sampling and of the learner."""
+    """Random seed of the task order, of sampling in episodes, and of the learner."""
     minutes: float | None = Field(None, gt=0)
-    """Stop after the update that passes this many minutes of training; none: no limit."""
+    """Time limit of training, in minutes: the run stops after the update that exceeds it. `null`: no limit."""
 
     @property
     def folder(self) -> Path:
@@ -47,66 +49,72 @@ class LoraConfig(Section):
     rank: int = Field(16, ge=1)
     """Rank of the adapters."""
     alpha: float = Field(32.0, gt=0)
-    """Adapters are added times alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = Field(("all-linear",), min_length=1)
-    """Linear layers that get one, by the end of their names; `all-linear`: all but the head and routed experts."""
+    """Linear layers that get an adapter, by the last part of their names. `all-linear`: all linear layers except the
+    output head and routed experts."""
 
 
 class ModelConfig(Section):
     path: Path = Path("models/starter")
-    """Local Hugging Face folder of a causal language model with its tokenizer."""
+    """Local Hugging Face folder with a causal language model and its tokenizer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Parameter type in the learner and in vLLM."""
+    """Data type of the parameters in the learner and in vLLM."""
     max_prompt_tokens: int = Field(512, ge=8)
-    """Prompts longer than this are cut: oldest history first, then the middle of the observation."""
+    """Maximum prompt length, in tokens. Longer prompts are cut: first the oldest history, then the middle of the
+    observation."""
     max_response_tokens: int = Field(24, ge=1)
-    """Sampling limit of one response."""
+    """Maximum length of one response, in tokens."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters (LoRA) of a frozen model, as in `model.lora.rank=16`; none: the whole model."""
+    """Train low-rank adapters (LoRA) on the frozen model, as in `model.lora.rank=16`. `null`: train all parameters."""
 
 
 class EnvConfig(Section):
     name: str = Field("alfworld", pattern=r"^[^/\x00-\x1f]+$")
-    """Name of the environment, as its server's info route gives it."""
+    """Name of the environment, as its server reports it (`/info`)."""
     implementation: Annotated[str, Choice()] | None = None
-    """Class of an environment of your own, which a server is started for here (`module:Class`, `./file.py:Class`); its
-    `name` must be `env.name`. none: the one of that name that comes with the project or was registered."""
+    """Your own environment class (`module:Class` or `./file.py:Class`), which the run serves itself; its `name` must
+    equal `env.name`. `null`: the built-in or registered environment of that name."""
     params: Params = Field(default_factory=dict)
     """Parameters of the environment, for the server that the run starts. Process lists show them, so they must not
     contain secrets."""
     split: str = Field("train", min_length=1)
     """Split that training tasks come from."""
     url: HttpAddress | None = None
-    """Address of a running server; none: `train` starts one on loopback for the length of the run."""
+    """URL of a running environment server. `null`: the run starts one on loopback and stops it at the end."""
     urls: tuple[HttpAddress, ...] = ()
-    """Addresses of several servers of the environment, in place of `url`: they share the load, and when one dies
-    its episodes begin again on the others."""
+    """URLs of several servers of the environment, instead of `url`. They share the load; if one fails, its episodes
+    restart on the others."""
     weight: float = Field(1.0, gt=0)
-    """Share of the groups among several environments (`envs`), relative to the others' weights."""
+    """Share of the groups that this environment gets when there are several (`envs`), relative to the weights of the
+    others."""
     engine: Literal["native", "textworld"] = "native"
-    """ALFWorld: which engine a server started here uses."""
+    """ALFWorld: engine of a server that the run starts. `native`: the built-in one. `textworld`: the official one."""
     data: Path | None = None
-    """Folder of the official data; none: `ALFWORLD_DATA` or `WEBSHOP_DATA`, else generated tasks."""
+    """Folder of the official data. `null`: the folder in `$ALFWORLD_DATA` or `$WEBSHOP_DATA`; without one, tasks are
+    generated."""
     tasks: int | None = Field(None, ge=1)
-    """Use only the first so many tasks of the training split; none: all."""
+    """Train on the first N tasks of the split only. `null`: on all of them."""
     max_steps: int = Field(50, ge=1)
-    """Actions after which an episode is truncated."""
+    """Maximum number of actions in an episode; it is truncated after them."""
     anchor: Literal["observation", "state"] = "observation"
-    """Anchor of a step: the observation's text (as published), or a digest of the exact state."""
+    """What identifies the state of a step when steps are grouped. `observation`: the observation's text (as published).
+    `state`: a digest of the exact state."""
     action_form: Literal["as_written", "one_line", "lower_case"] | None = None
-    """What is done to an action before it is sent: nothing, or white space dropped at both ends and one space
-    elsewhere, or that in lower case; none: what the environment asks for (`/info`)."""
+    """How an action is normalised before it is sent. `as_written`: not at all. `one_line`: white space is removed at
+    both ends and reduced to single spaces elsewhere. `lower_case`: the same, in lower case. `null`: as the environment
+    requests (`/info`)."""
     won_at: float | None = None
-    """Where the environment does not tell `won`: an episode is won when it terminated with a last reward of at least
-    this, in the environment's units; none: with a last reward above 0."""
+    """For environments that do not report `won`: an episode is won if it terminates with a last reward of at least
+    this, in the environment's units. `null`: with a last reward above 0."""
     success_reward: float = Field(10.0, gt=0, le=1e6)
-    """Factor on the environment's reward (10 for success, as published)."""
+    """Factor on the environment's reward. The published value is 10, so that a success is worth 10."""
     request_timeout_s: Seconds = 30.0
-    """Time limit of one HTTP request to the server."""
+    """Timeout of one HTTP request to the server, in seconds."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Of running servers; none: one is started here."""
+        """URLs of running servers; empty if the run starts one."""
         return self.urls or ((self.url,) if self.url is not None else ())
 
     @model_validator(mode="after")
@@ -129,65 +137,68 @@ Template = Annotated[str, Choice(("think", "compact"))]
 
 class PromptConfig(Section):
     template: Template = "think"
-    """`think`: the paper's prompt, `<think>…</think><action>…</action>`. `compact`: small policies, the action only.
-    Or a plug-in (`module:name`, `./file.py:name`)."""
+    """`think`: the published prompt, whose response is `<think>…</think><action>…</action>`. `compact`: for small
+    policies, whose response is the action only. Or a plug-in (`module:name`, `./file.py:name`)."""
     parser: Template | None = None
-    """What makes an action of a response: `think`, `compact` or a plug-in; none: the one of the template's name."""
+    """Parser that extracts the action from a response: `think`, `compact` or a plug-in. `null`: the parser with the
+    template's name."""
     params: Params = Field(default_factory=dict)
     """Parameters of a template that is a plug-in."""
     parser_params: Params = Field(default_factory=dict)
     """Parameters of a parser that is a plug-in."""
     history_length: int = Field(2, ge=0)
-    """Earlier observation–action pairs shown in a `think` prompt; a `compact` one shows what fits."""
+    """Number of earlier observation–action pairs in a `think` prompt. A `compact` prompt holds as many as fit."""
     thinking: bool | None = None
-    """`enable_thinking` of the chat template, for models with that switch (Qwen3); none: the template's default."""
+    """`enable_thinking` of the chat template, for models with that switch (Qwen3). `null`: the template's default."""
     validity: Literal["admissible", "well_formed"] = "admissible"
-    """When a response counts as valid: well-formed, and by default also an admissible action."""
+    """Which responses are valid. `well_formed`: those in the template's format. `admissible`: those whose action is
+    also admissible."""
 
     @model_validator(mode="after")
     def _parser_is_known(self) -> PromptConfig:
         if self.parser is None and is_reference(self.template):
             raise ValueError(
-                f"prompt.parser: is needed with prompt.template={self.template}: think, compact or a parser of your own"
+                f"prompt.parser: required with prompt.template={self.template}; set think, compact or your own parser"
             )
         return self
 
 
 class RolloutConfig(Section):
     actors: int = Field(1, ge=1)
-    """Rollout actors in a Ray cluster of the run's own, until `anchorage pool scale` wishes for others. In a cluster
-    that was there before: one for each `rollout` resource."""
+    """Number of rollout actors in the run's own Ray cluster, until `anchorage pool scale` changes it. In an existing
+    cluster: one actor for each `rollout` resource."""
     episodes_in_flight: int = Field(64, ge=1)
-    """Episodes one actor plays at the same time."""
+    """Number of episodes that one actor plays at the same time."""
     temperature: Temperature = 1.0
     """Sampling temperature in training."""
     lease_s: Seconds = 30.0
-    """A ticket not renewed for this long goes to another actor."""
+    """Lease of a ticket, in seconds. A ticket that is not renewed in time goes to another actor."""
     max_attempts: int = Field(3, ge=1)
-    """A ticket that failed this often ends its group, see `partial_groups`."""
+    """Number of failed attempts after which a ticket is given up; `partial_groups` decides about its group."""
     partial_groups: Literal["replace", "keep"] = "replace"
-    """What becomes of such a group: it is cancelled and the next one takes its place, or it goes on without the member,
-    as long as two are left. Kept groups lean towards tasks and episodes that do not fail."""
+    """What happens to a group with a failed ticket. `replace`: it is cancelled, and the next group takes its place.
+    `keep`: it continues without that member while at least two are left, which biases training towards tasks and
+    episodes that do not fail."""
     episode_timeout_s: Seconds = 600.0
-    """An episode that takes longer is given up (one failed attempt)."""
+    """Timeout of an episode, in seconds. An episode that exceeds it is one failed attempt."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    """vLLM: share of the GPU's memory. Without a GPU see `kv_cache_mib`."""
+    """vLLM on GPUs: share of the GPU's memory. On CPUs `kv_cache_mib` applies instead."""
     kv_cache_mib: int = Field(256, ge=16)
-    """vLLM on CPU: size of the KV cache in MiB."""
+    """vLLM on CPUs: size of the KV cache, in MiB."""
     tensor_parallel: int = Field(1, ge=1)
-    """vLLM: tensor-parallel ranks of one engine, on GPUs each on one of its own."""
+    """vLLM: number of tensor-parallel ranks of one engine. On GPUs each rank takes one GPU."""
     share_gpus: bool = False
-    """Ask Ray for no GPUs: the actors see all of their node and share them with the learner, as they must where there
-    is one only. Leave memory for it then (`gpu_memory_utilization`)."""
+    """Request no GPUs from Ray: actors see every GPU of their node and share them with the learner, which is necessary
+    with only one GPU. Lower `gpu_memory_utilization` to leave memory for the learner."""
 
     @property
     def fewest_members(self) -> int:
-        """Members below which a group is cancelled; 0: it has to be whole."""
+        """Minimum number of members of a group; below it the group is cancelled. 0: every member is required."""
         return 2 if self.partial_groups == "keep" else 0
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-"""At 1 AdamW would divide by 0."""
+"""Decay rate of a moment. It is below 1, since AdamW divides by 1 minus its power."""
 
 
 class OptimizerConfig(Section):
@@ -196,86 +207,93 @@ class OptimizerConfig(Section):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(0.0, ge=0, le=100)
+    """Weight decay of AdamW."""
     warmup_updates: int = Field(0, ge=0)
-    """Linear warm-up of the learning rate."""
+    """Number of updates in which the learning rate rises linearly to its peak. 0: no warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What the learning rate does after the warm-up: stays, or falls to a tenth over `learner.updates`."""
+    """Learning rate after the warm-up. `constant`: stays at its peak. `linear`, `cosine`: falls to a tenth of it over
+    `learner.updates`."""
     grad_clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient; a larger gradient is scaled down to it."""
 
 
 class LearnerConfig(Section):
     ranks: int = Field(1, ge=1)
-    """Data-parallel DeepSpeed ranks."""
+    """Number of data-parallel DeepSpeed ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage. bfloat16 needs 1 or more: ZeRO's optimizer keeps the float32 copies of the parameters."""
+    """DeepSpeed ZeRO stage. bfloat16 requires 1 or more, since ZeRO's optimizer keeps the float32 copies of the
+    parameters."""
     offload_optimizer: bool = False
-    """Keep optimizer state, and the optimizer step, on the CPU (ZeRO 1 to 3)."""
+    """Keep the optimizer state on the CPU and run the optimizer step there (ZeRO stages 1 to 3)."""
     offload_parameters: bool = False
-    """Keep parameters on the CPU until a layer needs them (ZeRO 3)."""
+    """Keep parameters on the CPU until a layer needs them (ZeRO stage 3)."""
     activation_checkpointing: bool = False
-    """Keep each layer's input only and compute the layer again in the backward pass: less memory, a third more work."""
+    """Keep only each layer's input and recompute the layer in the backward pass: less memory, a third more compute."""
     reference: Literal["resident", "offloaded", "sharded"] = "resident"
-    """Where the reference policy is while nobody needs it, if loss.kl_coef > 0: whole on each rank's device, in the
-    CPU's memory, or sharded over the ranks by ZeRO 3. With LoRA it is the model without its adapters: no memory."""
+    """Where the reference policy is kept between uses, if `loss.kl_coef` > 0. `resident`: on each rank's device.
+    `offloaded`: in CPU memory. `sharded`: sharded over the ranks (ZeRO stage 3). With LoRA it is the model without its
+    adapters and takes no memory."""
     updates: int = Field(100, ge=1)
-    """Policy updates of the run."""
+    """Number of policy updates of the run."""
     groups_per_update: int = Field(16, ge=1)
-    """Complete groups an update trains on."""
+    """Number of complete groups in one update."""
     group_size: int = Field(8, ge=2)
-    """Episodes of a group: two or more, since advantages are relative within it."""
+    """Number of episodes in a group. At least 2, since advantages are relative to the group."""
     dynamic_sampling: bool = False
     """Drop groups whose episodes all have the same reward, and play further groups instead (DAPO)."""
     dynamic_sampling_limit: int = Field(10, ge=1)
-    """Give up with an error when more than so many times `groups_per_update` groups were dropped for one update."""
+    """Stop with an error if more than this many times `groups_per_update` groups are dropped for one update."""
     max_staleness: int = Field(1, ge=0)
-    """Oldest policy a group may come from, in updates; 0: synchronous, on-policy."""
+    """Maximum age of the policy that a group was played with, in updates. 0: synchronous, on-policy."""
     minibatches: int = Field(1, ge=1)
-    """Optimizer steps an update's rows are split into. The policy version counts updates."""
+    """Number of optimizer steps that an update's rows are split into. The policy version counts updates, not steps."""
     microbatch_tokens: int = Field(8192, ge=64)
-    """Most tokens of one forward pass."""
+    """Maximum number of tokens in one forward pass."""
     packing: Literal["auto", "packed", "rows"] = "auto"
-    """`packed`: many rows in one forward pass, with shared beginnings computed once. `rows`: each through the model's
-    own forward pass. `auto`: packed where a measurement at the start finds it to be the model's own function."""
+    """`packed`: many rows in one forward pass, with shared prefixes computed once. `rows`: each row in a forward pass
+    of the model's own. `auto`: `packed` if a check at the start finds that it computes the same function, else
+    `rows`."""
     logits_mib: int = Field(256, ge=1)
-    """Most MiB of float32 logits held at once; beyond it they are done in pieces, again in the backward pass."""
+    """Maximum memory for float32 logits, in MiB. More logits are computed in pieces, and again in the backward pass."""
     threads: int = Field(1, ge=1)
-    """CPU threads of a rank (CPU back end only)."""
+    """Number of CPU threads of a rank (CPU backend only)."""
     max_logprob_gap: float | None = Field(0.2, gt=0, allow_inf_nan=False)
-    """Give up when sampler and learner are more than so many nats apart in three updates in a row: mean |log π − log μ|
-    of the tokens that the version being updated sampled, or of all where five updates had none of those. The same
-    weights are about 1e-5 apart in float32 and 0.01 in bfloat16, mixtures of experts with a router that falls the other
-    way up to 0.1, wrong weights more. none: never."""
+    """Stop with an error if sampler and learner differ by more than this many nats in three consecutive updates. The
+    difference is the mean |log π − log μ| over the tokens that the version being updated sampled, or over all tokens if
+    five updates had none of those. With the same weights it is about 1e-5 in float32, 0.01 in bfloat16, and up to 0.1
+    for mixtures of experts, whose routers may decide differently; wrong weights give more. `null`: no limit."""
     group_timeout_s: Seconds = 900.0
-    """Give up with an error when no group completes for this long."""
+    """Stop with an error if no group completes for this many seconds."""
     max_restarts: int = Field(3, ge=0)
-    """Times the learner's ranks are restarted from the last checkpoint within one run."""
+    """Maximum number of restarts of the learner's ranks from the last checkpoint within one run."""
 
 
 class CheckpointConfig(Section):
     every: int = Field(10, ge=1)
-    """Updates between checkpoints. Groups are acknowledged only after the checkpoint that records them."""
+    """Number of updates between checkpoints. Groups are acknowledged only after the checkpoint that records them."""
     keep: int = Field(2, ge=2)
-    """Newest checkpoints kept: with two, a damaged one is not the end of the run."""
+    """Number of checkpoints to keep, the newest ones. At least 2: a run survives one damaged checkpoint."""
     keep_best: bool = True
-    """Also keep the policy that was best in the panels of `evaluation.every`, as a Hugging Face folder."""
+    """Also keep the policy that did best in the panels of `evaluation.every`, as a Hugging Face folder."""
 
 
 class EvaluationConfig(Section):
     split: str | tuple[str, ...] | None = None
-    """Split of the evaluation panels, or several, as in `[valid_seen, valid_unseen]`: each has panels and figures of
-    its own, and success over all of them decides on the best policy. none: the first of `valid_unseen`, `valid_seen`,
-    `test` there is."""
+    """Split of the evaluation panels, or a list such as `[valid_seen, valid_unseen]`: each split has its own panels and
+    figures, and success over all of them selects the best policy. `null`: the first that exists of `valid_unseen`,
+    `valid_seen`, `test`."""
     episodes: int = Field(128, ge=1)
-    """Tasks of a panel, from the first of the split on. One panel is the whole split where that is smaller."""
+    """Number of tasks in a panel, from the first of the split on. A single panel is the whole split if the split is
+    smaller."""
     panels: int = Field(1, ge=1)
-    """Panels, each of the tasks after those of the one before: no task is in two of them."""
+    """Number of panels. Each takes the tasks that follow those of the previous panel: no task is in two of them."""
     seeds: int = Field(1, ge=1)
-    """Episodes of each task, each with a sampling seed of its own. Intervals are over tasks, however many there are."""
+    """Number of episodes for each task, each with its own sampling seed. Intervals are over tasks, whatever this number
+    is."""
     temperature: Temperature = 0.4
-    """Sampling temperature in evaluation (0.4 as published)."""
+    """Sampling temperature in evaluation. The published value is 0.4."""
     every: int | None = Field(None, ge=1)
-    """Play the panel before a training run and after every so many updates, the learner waiting; none: never."""
+    """Play the panels before training and after every N updates; the learner waits meanwhile. `null`: never."""
 
     @field_validator("split", mode="before")
     @classmethod
@@ -284,51 +302,55 @@ class EvaluationConfig(Section):
             return value
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) for n in names):
-            raise ValueError("must be the name of a split, or a list of several")
+            raise ValueError("must be a split name or a list of split names")
         if value == "":
             raise PydanticCustomError("string_too_short", "must not be empty")
         if "" in names:
-            raise ValueError("must not hold an empty name")
+            raise ValueError("must not contain an empty name")
         return value
 
     @property
     def most_episodes(self) -> int:
-        """Episodes of all panels; fewer where a single one is larger than its split."""
+        """Maximum number of episodes of all panels; a single panel larger than its split has fewer."""
         return self.episodes * self.panels * self.seeds * max(1, len(self.splits))
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that are named, each once."""
+        """The configured splits, each once."""
         return (self.split,) if isinstance(self.split, str) else tuple(dict.fromkeys(self.split or ()))
 
 
 LONGEST_LEASE_S = 86_400.0
-"""Of an owner: a longer one in Redis is not of a run's making, and nobody would wait for its end."""
+"""Maximum lease of an owner, in seconds. No run writes a longer one to Redis, and nobody would wait for its end."""
 
 
 class BufferConfig(Section):
     redis_url: RedisAddress | None = None
-    """Redis to use; none: `$REDIS_URL`, else a redis-server of the run's own with its data in the run's folder."""
+    """URL of the Redis to use. `null`: `$REDIS_URL`; if that is not set, the run starts its own redis-server with its
+    data in the run's folder."""
     timeout_s: Seconds = 10.0
-    """Time limit of one Redis command."""
+    """Timeout of one Redis command, in seconds."""
     reconnect_s: Seconds = 60.0
-    """How long to retry before a lost Redis is an error."""
+    """How long to retry before a lost Redis connection is an error, in seconds."""
     max_mib: int = Field(2048, ge=1)
-    """Cap on the stored trajectories; beyond it actors wait."""
+    """Maximum size of the stored trajectories, in MiB. Actors wait while it is reached."""
     owner_lease_s: float = Field(30.0, gt=0, le=LONGEST_LEASE_S)
-    """A run that gave no sign of life for so long may be replaced by another process that wants its name."""
+    """Lease on the run's name, in seconds. If the run's process does not renew it in time, another process may take the
+    name."""
 
 
 class WeightsConfig(Section):
     channel: Literal["ray", "directory", "nccl"] = "ray"
-    """`ray`: the object store. `directory`: safetensors in a folder that all can read. `nccl`: vLLM's transfer
-    engine, from the first GPU that `anchorage train` sees to the actors' GPUs, which must be others; not with LoRA."""
+    """How weights reach the actors. `ray`: the object store. `directory`: safetensors in a folder that all processes
+    can read. `nccl`: vLLM's weight transfer, from the first GPU that `anchorage train` sees to the actors' GPUs, which
+    must be others; not with LoRA."""
     directory: Path | None = None
-    """Folder of the `directory` channel; none: `weights` in the run's folder."""
+    """Folder of the `directory` channel. `null`: `weights` in the run's folder."""
     update: Literal["in_flight", "at_step", "at_episode"] = "in_flight"
-    """When an actor takes a new version: at once with requests kept, between steps, or between episodes."""
+    """When an actor loads a new version. `in_flight`: immediately, with its requests kept. `at_step`: between steps.
+    `at_episode`: between episodes."""
     timeout_s: Seconds = 120.0
-    """Time limit of one transfer."""
+    """Timeout of one transfer, in seconds."""
 
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -338,22 +360,24 @@ EARLIER_KEYS = ("tensorboard", "wandb", "wandb_project")
 class TelemetryConfig(Section):
     trackers: tuple[Annotated[str, Choice(TRACKERS)], ...] = ("tensorboard",)
     """Where metrics go besides `metrics.jsonl`: `tensorboard` (event files in the run's folder), `wandb`, `mlflow`,
-    `trackio`, plug-ins (`module:name`, `./file.py:name`)."""
+    `trackio`, or plug-ins (`module:name`, `./file.py:name`)."""
     params: dict[str, Params] = Field(default_factory=dict)
-    """Parameters of trackers by their names, as in `telemetry.params.wandb.mode=offline`. A plug-in's stand under the
-    name after its colon."""
+    """Parameters of trackers, by tracker name, as in `telemetry.params.wandb.mode=offline`. For a plug-in, use the name
+    after its colon."""
     keep_groups_mib: int = Field(512, ge=0)
-    """Cap on the groups kept in the run's folder for the dashboard, the oldest go first; 0: none are kept."""
+    """Maximum size of the groups kept in the run's folder for the dashboard, in MiB; the oldest are deleted first. 0:
+    keep none."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Lowest level of the log messages that Anchorage writes."""
 
     def params_key(self, tracker: str) -> str:
-        """The name in `params` of one of `trackers`."""
+        """The key in `params` for one of `trackers`."""
         return tracker.rpartition(":")[2]
 
     @model_validator(mode="before")
     @classmethod
     def _earlier_keys(cls, tree: object) -> object:
-        """Recipes of before say `tensorboard: false`, `wandb: offline` and `wandb_project: name`."""
+        """Convert the keys of older recipes: `tensorboard: false`, `wandb: offline`, `wandb_project: name`."""
         if not isinstance(tree, Mapping) or not tree.keys() & EARLIER_KEYS:
             return tree
         rest = {key: value for key, value in tree.items() if key not in EARLIER_KEYS}
@@ -373,7 +397,7 @@ class TelemetryConfig(Section):
     def _parameters_have_a_tracker(self) -> TelemetryConfig:
         known = {*TRACKERS, *map(self.params_key, self.trackers)}
         lines = [
-            f"telemetry.params.{name}: telemetry.trackers has no such tracker{did_you_mean(name, known)}"
+            f"telemetry.params.{name}: no such tracker in telemetry.trackers{did_you_mean(name, known)}"
             for name in self.params
             if name not in known
         ]
@@ -383,17 +407,17 @@ class TelemetryConfig(Section):
 
 
 class Config(Section):
-    """The whole of a run."""
+    """Configuration of a run."""
 
     algorithm: Algorithm = "gigpo"
-    """Advantage estimator, and defaults of other fields that its paper sets (see `presets`); what is given wins. A
-    plug-in (`module:name`, `./file.py:name`) is an estimator of your own, which sets no defaults."""
+    """Advantage estimator. It also sets the defaults of other keys as in its paper; values given explicitly take
+    precedence. A plug-in (`module:name`, `./file.py:name`) is an estimator of your own and sets no defaults."""
     plugins: PluginsConfig = PluginsConfig()
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     env: EnvConfig = EnvConfig()
     envs: tuple[EnvConfig, ...] = ()
-    """Several environments in one run, in place of `env`: each group comes from one of them, in the shares of their
+    """Several environments in one run, instead of `env`. Groups are divided among them in proportion to their
     weights."""
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -422,29 +446,29 @@ class Config(Section):
     def _conflicts(self) -> Iterator[str]:
         learner = self.learner
         if learner.zero_stage == 0 and self.model.dtype == "bfloat16":
-            yield "learner.zero_stage: must be 1 or more with model.dtype=bfloat16, got 0"
+            yield "learner.zero_stage: must be >= 1 with model.dtype=bfloat16, got 0"
         if learner.zero_stage == 0 and learner.offload_optimizer:
-            yield "learner.offload_optimizer: needs learner.zero_stage 1, 2 or 3, got 0"
+            yield "learner.offload_optimizer: requires learner.zero_stage >= 1, got 0"
         if learner.zero_stage < 3 and learner.offload_parameters:
-            yield f"learner.offload_parameters: needs learner.zero_stage 3, got {learner.zero_stage}"
+            yield f"learner.offload_parameters: requires learner.zero_stage=3, got {learner.zero_stage}"
         if self.weights.channel == "nccl" and self.model.lora is not None:
-            yield "weights.channel: nccl sends whole models; with model.lora use ray or directory"
+            yield "weights.channel: nccl does not support model.lora; use ray or directory"
 
     @property
     def environments(self) -> tuple[EnvConfig, ...]:
-        """The environments of the run, one or more."""
+        """The environments of the run: `envs`, or `env` alone."""
         return self.envs or (self.env,)
 
     def environment(self, name: str) -> EnvConfig:
-        """The settings of the environment called `name`; those of `env` where it is the only one."""
+        """The settings of the environment called `name`; those of `env` if `envs` does not list it."""
         return next((env for env in self.envs if env.name == name), self.env)
 
     @model_validator(mode="after")
     def _environments_are_distinct(self) -> Config:
         names = [env.name for env in self.envs]
         if len(set(names)) < len(names):
-            raise ValueError("envs must have different names")
+            raise ValueError("envs: names must be unique")
         total = sum(env.weight for env in self.envs)
         if any(env.weight < total / 100 for env in self.envs):
-            raise ValueError("envs: a weight must be at least a hundredth of their sum")
+            raise ValueError("envs: each weight must be at least 1 % of their sum")
         return self

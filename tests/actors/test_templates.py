@@ -107,7 +107,7 @@ def test_built_in_ones_pass_the_check() -> None:
 
 
 def test_a_template_of_ones_own_needs_a_parser(mine: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^prompt.parser: is needed with prompt.template={mine}:text"):
+    with pytest.raises(ConfigError, match=rf"^prompt.parser: required with prompt.template={mine}:text"):
         load_config(None, [f"prompt.template={mine}:text"])
 
 

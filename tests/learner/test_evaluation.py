@@ -283,7 +283,7 @@ def test_one_split_in_a_list_is_the_split_alone():
 
 @pytest.mark.parametrize("split", ["", (), ("",), 3, {"a": 1}])
 def test_what_names_no_split_is_refused(split):
-    with pytest.raises(ValueError, match=r"must (not (be empty|hold an empty name)|be the name of a split, or a list)"):
+    with pytest.raises(ValueError, match=r"must (not (be empty|contain an empty name)|be a split name or a list)"):
         EvaluationConfig(split=split)
 
 

@@ -204,7 +204,7 @@ def test_what_is_configured_must_be_there():
 
 
 def test_a_mask_needs_weights():
-    with pytest.raises(ValueError, match=r"mask_beyond needs loss\.importance_cap"):
+    with pytest.raises(ValueError, match=r"mask_beyond: requires loss\.importance_cap"):
         LossConfig(mask_beyond=2.0, importance_cap=None)
 
 

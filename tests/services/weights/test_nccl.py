@@ -37,7 +37,7 @@ def test_the_source_describes_what_it_sends() -> None:
 
 
 def test_adapters_do_not_travel_by_it() -> None:
-    with pytest.raises(ValueError, match=r"weights\.channel: nccl sends whole models"):
+    with pytest.raises(ValueError, match=r"weights\.channel: nccl does not support model\.lora"):
         Config.model_validate({"weights": {"channel": "nccl"}, "model": {"lora": {"rank": 4}}})
 
 
