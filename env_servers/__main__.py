@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from env_servers.arguments import Parser
+from env_servers.arguments import Parser, fail
 from env_servers.errors import ServerError, summary
 from env_servers.registry import load_environment
 from env_servers.server.serve import serve
@@ -26,8 +26,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_serv
     try:
         serve(load_environment(options.environment, options.params), _settings(options))
     except ServerError as error:
-        sys.stderr.write(f"env_servers: {error}\n")
-        return 2
+        return fail(error)
     return 0
 
 

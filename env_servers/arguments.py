@@ -1,8 +1,13 @@
-"""Command-line arguments. Errors are one line on standard error, with exit code 2."""
+"""Command-line arguments, and errors as one line on standard error with exit code 2.
+
+Invariants
+- Every error begins with `anchorage:`, as those of all other commands do.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,7 +16,13 @@ class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that prints an error without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        sys.exit(fail(f"{message}; see {self.prog} --help"))
+
+
+def fail(message: object) -> int:
+    """Write an error to standard error as one line; return the exit code of the command."""
+    sys.stderr.write(f"anchorage: {message}\n")
+    return 2
 
 
 def positive(text: str) -> int:

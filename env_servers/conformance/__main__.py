@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from env_servers.arguments import Parser, positive, seconds, writable
+from env_servers.arguments import Parser, fail, positive, seconds, writable
 from env_servers.client import EnvironmentUnavailableError, RequestRejected
 from env_servers.conformance.findings import Finding
 from env_servers.conformance.run import Options, Report, check_server
@@ -40,8 +40,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_serv
     try:
         report = asyncio.run(check_server(given.url, secret, options, _tell))
     except (EnvironmentUnavailableError, RequestRejected, ValueError) as error:
-        sys.stderr.write(f"check: {error}\n")
-        return 2
+        return fail(error)
     _conclude(report)
     if given.json is not None:
         given.json.write_text(json.dumps(_document(report), indent=2) + "\n")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from env_servers.arguments import Parser
+from env_servers.arguments import Parser, fail
 from env_servers.errors import ServerError
 from env_servers.scaffold.make import class_name, make_project
 
@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m env_serv
     try:
         folder = make_project(given.name, given.parent)
     except ServerError as error:
-        sys.stderr.write(f"new: {error}\n")
-        return 2
+        return fail(error)
     sys.stdout.write(NEXT_STEPS.format(folder=folder, name=given.name, cls=class_name(given.name)))
     return 0
 

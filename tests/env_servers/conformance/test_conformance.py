@@ -158,7 +158,7 @@ async def test_the_command_says_it_in_a_table_and_by_its_exit_code(
         assert await asyncio.to_thread(main, [url, *quick]) == 1
     assert "NOT fit for training: deterministic" in capsys.readouterr().out
     assert await asyncio.to_thread(main, ["localhost"]) == 2
-    assert capsys.readouterr().err.startswith("check: ")
+    assert capsys.readouterr().err.startswith("anchorage: ")
 
 
 async def test_no_server_is_one_line(closed_port: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,7 @@ def test_the_image_would_serve_it(project: Path, tmp_path: Path, monkeypatch: py
 def test_names_that_cannot_be(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--in", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("anchorage: ")
     assert "choose another" in line or "invalid package name" in line
     assert list(tmp_path.iterdir()) == []
 

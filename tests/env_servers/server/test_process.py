@@ -32,7 +32,7 @@ def test_a_taken_port_is_one_line_and_exit_code_2() -> None:
         refused = command(COUNTING, "--port", str(port))
         done = subprocess.run(refused, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"env_servers: port {port} on 127.0.0.1 is in use: choose another with --port\n"
+    assert done.stderr == f"anchorage: port {port} on 127.0.0.1 is in use: choose another with --port\n"
 
 
 @pytest.mark.parametrize(

@@ -319,5 +319,5 @@ def test_a_taken_port_is_refused(server: ServerProcess) -> None:
     done = subprocess.run(again, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        f"env_servers: port {port} on 127.0.0.1 is in use: choose another with --port\n",
+        f"anchorage: port {port} on 127.0.0.1 is in use: choose another with --port\n",
     )
