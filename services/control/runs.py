@@ -22,7 +22,7 @@ from services.control.group_index import GroupIndex
 from services.control.json_lines import JsonLines
 from services.control.live import Live, Snapshot
 from services.control.views import CheckpointView, RunView
-from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, LEDGER_NAME, WARNINGS_NAME
+from services.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, LEDGER_NAME, WARNINGS_NAME, redis_url
 from services.telemetry import METRICS_NAME
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -97,6 +97,8 @@ class Run:
             return "live: its Redis responds"
         if self.live is not None and self.live.damage is not None:
             return f"not live: {self.live.damage}"
+        if self.config is not None and redis_url(self.folder, self.config) is None:
+            return "data from the run's folder; its Redis stopped with it"
         if self.config is None:
             return "this version cannot read the run's configuration; metrics and groups are from its folder"
         return "not live: its Redis does not respond; everything shown is from the run's folder"

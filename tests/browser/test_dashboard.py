@@ -110,7 +110,7 @@ def test_hostile_text_stays_text(open_page: Open, buffer: Buffer) -> None:
 
 def test_a_finished_run_says_so_and_offers_nothing(open_page: Open) -> None:
     page = open_page("finished/run")
-    expect(page.get_by_text("not live: its Redis does not respond")).to_be_visible()
+    expect(page.get_by_text("data from the run's folder; its Redis stopped with it")).to_be_visible()
     page.get_by_role("link", name="Actors and buffer").click()
     expect(page.get_by_text("The run is not live.", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="Pause")).to_be_disabled()

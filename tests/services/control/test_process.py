@@ -139,7 +139,7 @@ def test_status_tells_the_same(buffer: Buffer, folder: Path) -> None:
     assert facts["buffer"]["complete_groups"] == [100]
     assert facts["checkpoints"] == [UPDATES]
     text = _status(folder / "finished")
-    assert "ended; not live" in text
+    assert "ended; data from the run's folder; its Redis stopped with it" in text
     assert f"{UPDATES} of 20" in text
 
 

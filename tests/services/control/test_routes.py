@@ -27,7 +27,7 @@ def test_a_finished_run_says_that_it_is_one(api):
     (run,) = get(api, "/runs")["runs"]
     assert run["name"] == "finished"
     assert (run["live"], run["state"], run["update"], run["updates"]) == (False, "ended", UPDATES, 20)
-    assert "not live" in run["note"]
+    assert run["note"] == "data from the run's folder; its Redis stopped with it"
     assert run["evaluation"] == pytest.approx(0.3 + 0.04 * UPDATES)
     assert get(api, "/runs/finished/actors") == {"live": False, "wanted": None, "heartbeat_s": 10.0, "actors": []}
     assert get(api, "/runs/finished/buffer")["live"] is False
