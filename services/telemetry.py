@@ -1,9 +1,8 @@
-"""What a run says of itself: its log on the console, its metrics as JSON lines and for trackers (`services.tracking`).
+"""Logs on the console, and metrics: as JSON lines in `metrics.jsonl` and for trackers (`services.tracking`).
 
 Invariants
-- `metrics.jsonl` is append-only but for a resume, which drops the steps that will be done again: each step is there
-  once.
-- A half-written last line (a killed process) never spoils the next record.
+- `metrics.jsonl` is append-only, except that a resume drops the steps that the run will repeat: it has each step once.
+- A partial last line, left by a killed process, never corrupts the next record.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsUnwritable(AnchorageError):
-    """The metrics cannot be written: no space, no permission."""
+    """The metrics cannot be written, for example for lack of space or permission."""
 
 
 def open_metrics(
@@ -42,7 +41,7 @@ def open_metrics(
     resume_step: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> MetricsWriter:
-    """The writer that the configuration asks for. `settings`: of the run, for its trackers, see `RunInfo`.
+    """Return a writer with the configured trackers, which get the run's `settings`; see `RunInfo`.
 
     Raises:
         MetricsUnwritable: the folder cannot be written.
@@ -56,7 +55,7 @@ def open_metrics(
 
 
 def setup_logging(level: str) -> None:
-    """Log to standard error, through rich on a terminal: our packages from `level` on, of everybody else warnings."""
+    """Log to standard error, with rich on a terminal: our packages from `level` on, all others from WARNING on."""
     handler: logging.Handler
     if sys.stderr.isatty():
         from rich.console import Console
@@ -73,17 +72,17 @@ def setup_logging(level: str) -> None:
 
 
 class _Masked(logging.Formatter):
-    """Lines without credentials, whoever wrote them."""
+    """Masks credentials in every line, whichever package logs it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return masked(super().format(record))
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl` in a folder, and hands each to `trackers`, which are closed with it."""
+    """Appends records to `metrics.jsonl` in a folder and passes each to `trackers`, which it closes at its end."""
 
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
-        """With `resume_step`, records of later steps are dropped: the run does them again.
+        """Open the file. With `resume_step`, drop the records of later steps, which the run repeats.
 
         Raises:
             MetricsUnwritable: the folder cannot be written.
@@ -107,10 +106,10 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """One record: `step`, `time` (Unix seconds) and the scalars; NaN and infinities become null in the JSON line.
+        """Write one record: `step`, `time` (Unix seconds) and the scalars. NaN and infinities become null in the file.
 
         Raises:
-            MetricsUnwritable: no space left, or the like.
+            MetricsUnwritable: the file cannot be written, for example for lack of space.
         """
         now = time.time()
         record = {"step": step, "time": now, **{name: float(value) for name, value in scalars.items()}}
@@ -137,7 +136,7 @@ class MetricsWriter:
 
 
 def _mend(path: Path, resume_step: int | None) -> None:
-    """Rewrite the file, all or nothing, without broken lines and, on a resume, without the later steps."""
+    """Rewrite the file atomically, without invalid lines and, on a resume, without later steps."""
     before = path.read_bytes()
     after = b"".join(line + b"\n" for line in before.splitlines() if _is_kept(line, resume_step))
     if after == before:
@@ -149,6 +148,6 @@ def _is_kept(line: bytes, resume_step: int | None) -> bool:
     try:
         step = int(orjson.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        _log.warning("dropping a broken line of %s: %.80r", METRICS_NAME, line)
+        _log.warning("dropped an invalid line of %s: %.80r", METRICS_NAME, line)
         return False
     return resume_step is None or step <= resume_step

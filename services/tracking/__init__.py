@@ -1,13 +1,13 @@
-"""Where a run's metrics go besides `metrics.jsonl`: one file for each service, plug-ins by the same door.
+"""Metrics trackers: where a run's metrics go besides `metrics.jsonl`. One file per service; plug-ins load alike.
 
-A tracker is a class (or a function that makes an object): `(run: RunInfo) -> Tracker`, which may take parameters of its
-own as `params`. It is made, used and closed in one thread of its own (`background.py`). It may have a static method
-`problem(params) -> str | None` that says, without a network and within milliseconds, why it could not work.
+A tracker is a class, or a function that returns an object: `(run: RunInfo) -> Tracker`, optionally with parameters of
+its own as `params`. It is created, used and closed in one thread of its own (`background.py`). It may have a static
+method `problem(params) -> str | None` that returns why it cannot work, without network access and within milliseconds.
 
 Invariants
-- A tracker that fails, hangs or is slow never stops or slows a run: see `background.py`.
-- What is sent is the run's metrics and its settings without addresses, folders and credentials; no code, no console, no
-  machine statistics.
+- A tracker that fails, hangs or is slow never stops or slows down a run: see `background.py`.
+- Trackers receive the run's metrics and its settings without addresses, folders and credentials; no code, no console
+  output, no machine statistics.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ TRACKERS: Mapping[str, str] = MappingProxyType(
         "trackio": "services.tracking.trackio:Trackio",
     }
 )
-"""Names that an entry of `telemetry.trackers` may have instead of `module:name`."""
+"""Built-in trackers by the names that `telemetry.trackers` accepts instead of `module:name`."""
 
 
 class TrackerUnavailable(PluginError):
-    """A tracker's package is missing, or what it needs to begin."""
+    """A tracker's package is not installed, or the tracker reports why it cannot work."""
 
 
 class Tracker(Protocol):
-    """Takes records until it is closed. Both methods may raise and may take their time."""
+    """Receives records until it is closed. Both methods may raise and may be slow."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """The metrics of one update; NaN and infinities are among them. A resumed run writes later steps again."""
+        """Record the metrics of one update; values may be NaN or infinite. A resumed run repeats its later steps."""
 
     def close(self) -> None:
-        """Finish; called once."""
+        """Flush and finish. Called once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class RunInfo:
     """The run that is tracked.
 
     Attributes:
-        folder: of the run; its name is the run's.
-        resume_step: a resumed run's last step that is kept: later ones are done again. None: a new run.
+        folder: the run's folder, which has the run's name.
+        resume_step: last step that a resumed run keeps; it repeats later ones. None: a new run.
         settings: the configuration as plain data, without addresses, folders and credentials.
     """
 
@@ -68,17 +68,17 @@ class RunInfo:
 
 
 def load_trackers(config: TelemetryConfig) -> dict[str, Callable[[RunInfo], Tracker]]:
-    """What makes each of the run's trackers, by its name in the configuration.
+    """Return the constructor of each of the run's trackers, by its name in the configuration.
 
     Raises:
         PluginError: see `services.plugins.load`.
-        TrackerUnavailable: a package is missing, or what a tracker says of itself.
+        TrackerUnavailable: a package is not installed, or the tracker reports a problem.
     """
     return {name: _load(name, config) for name in dict.fromkeys(config.trackers)}
 
 
 def check(config: TelemetryConfig) -> Iterator[str]:
-    """What is wrong with the run's trackers, one line each; none of them is made."""
+    """Yield the problems of the run's trackers, one line each, without creating any of them."""
     for name in dict.fromkeys(config.trackers):
         try:
             _load(name, config)
@@ -87,16 +87,16 @@ def check(config: TelemetryConfig) -> Iterator[str]:
 
 
 def require_package(name: str, remedy: str) -> str | None:
-    """Why a tracker's package cannot be imported; None where it is installed."""
+    """Return why a tracker's package cannot be imported; None if it is installed. Does not import it."""
     try:
         found = importlib.util.find_spec(name) is not None
-    except ValueError:  # a module that was set to None
+    except ValueError:  # a module in `sys.modules` without a spec
         found = False
-    return None if found else f"telemetry.trackers={name} needs the package {name}: {remedy}"
+    return None if found else f"telemetry.trackers={name} requires the package {name}: {remedy}"
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names.
+    """Return nested settings under dotted names.
 
     Example: `{"learner": {"updates": 2}}` is `{"learner.updates": 2}`.
     """
@@ -120,7 +120,7 @@ def _load(name: str, config: TelemetryConfig) -> Callable[[RunInfo], Tracker]:
     if inspect.isclass(target):
         for method in ("write", "close"):
             if not callable(getattr(target, method, None)):
-                raise PluginError(f"{plugin.label}: the class has no method {method!r}: it needs write and close")
+                raise PluginError(f"{plugin.label}: the class has no method {method!r}; it must have write and close")
     if (problem := _problem(plugin)) is not None:
         raise TrackerUnavailable(problem)
     return plugin.bound()

@@ -1,10 +1,10 @@
-"""A tracker in a thread of its own, behind a bounded queue: the run hands a record over and goes on.
+"""A tracker in a thread of its own, behind a bounded queue: the run queues a record and continues.
 
 Invariants
-- `write` never waits and never raises. What the queue has no room for is dropped; `metrics.jsonl` has it all.
-- A tracker is made, used and closed by one thread. An exception costs the record at hand, not those after it; where the
-  tracker cannot be made, all of them.
-- There is one warning a tracker, whatever happens how often.
+- `write` never waits and never raises. Records that do not fit in the queue are dropped; `metrics.jsonl` is complete.
+- One thread creates, uses and closes a tracker. An exception loses the current record, not later ones; if the tracker
+  cannot be created, all records are lost.
+- Each tracker logs at most one warning.
 - `close` waits at most `CLOSE_S`; a thread that hangs does not keep the process alive.
 """
 
@@ -22,8 +22,9 @@ from services.plugins import raised
 from services.tracking import RunInfo, Tracker
 
 QUEUE = 1000
-"""Records that may wait: of some hours, since an update takes seconds."""
+"""Capacity of the queue, in records: some hours of updates, which take seconds each."""
 CLOSE_S = 30.0
+"""Time limit of `close`, in seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 
 class BackgroundTracker:
-    """Takes the records of one tracker, which `make` makes in the thread."""
+    """Passes records to one tracker, which `make` creates in the thread."""
 
     def __init__(self, name: str, make: Callable[[RunInfo], Tracker], run: RunInfo, *, limit: int = QUEUE) -> None:
         self._name = name
@@ -42,14 +43,14 @@ class BackgroundTracker:
         self._thread.start()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Hand a record over; dropped where too many are waiting."""
+        """Queue a record; it is dropped if the queue is full."""
         try:
             self._records.put_nowait((step, {name: float(value) for name, value in scalars.items()}))
         except queue.Full:
-            self._warn(f"it is behind by {self._records.maxsize} records, further ones are dropped")
+            self._warn(f"queue of {self._records.maxsize} records is full, further records are dropped")
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Let it write what is waiting, and close it. May be called again."""
+        """Write the queued records and close the tracker, within `timeout_s` seconds. May be called again."""
         if not self._thread.is_alive():
             return
         deadline = time.monotonic() + timeout_s
@@ -57,7 +58,7 @@ class BackgroundTracker:
             self._records.put(None, timeout=timeout_s)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._warn(f"it did not finish within {timeout_s:g} s")
+            self._warn(f"did not finish within {timeout_s:g} s")
 
     def _run(self, make: Callable[[RunInfo], Tracker], run: RunInfo) -> None:
         tracker = self._tried(lambda: make(run))

@@ -1,8 +1,8 @@
-"""A run's metrics for MLflow: the only file that knows that package, which is optional (`mlflow-skinny` is enough).
+"""Tracker for MLflow: the only file that uses that package, which is optional (`mlflow-skinny` is enough).
 
 Invariants
-- The id of the run at MLflow lies in the run's folder, so a resumed run continues it.
-- One request an update; MLflow's own state of the process (its active run) is not touched.
+- The id of the MLflow run is kept in the run's folder, so that a resumed run continues it.
+- There is one request per update. MLflow's state of the process (its active run) is not changed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ _FORBIDDEN = re.compile(r"[^\w\-./ ]")
 
 class Params(BaseModel):
     uri: str | None = None
-    """Tracking server, or store; none: `$MLFLOW_TRACKING_URI`, else `mlruns` in the run's folder."""
+    """URI of a tracking server or store. None: `$MLFLOW_TRACKING_URI`, or else `mlruns` in the run's folder."""
     experiment: str = Field("anchorage", min_length=1)
+    """Name of the experiment."""
 
 
 class MLflow:
-    """One run of the same name in an experiment, which is made where it does not exist."""
+    """Writes to an MLflow run of the same name, in an experiment that is created if it does not exist."""
 
     def __init__(self, run: RunInfo, params: Params) -> None:
         store = params.uri or os.environ.get("MLFLOW_TRACKING_URI")
         if store is None:
-            # MLflow 3 asks for this before it uses a folder as its store; a run's own folder is all that is needed.
+            # MLflow 3 requires this before it uses a folder as its store, which is enough for a single run.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             store = (run.folder / STORE_NAME).resolve().as_uri()
         from mlflow.entities import Metric, Param
@@ -52,13 +53,13 @@ class MLflow:
         self._id = self._client.create_run(experiment, run_name=run.name).info.run_id
         file.write_text(self._id + "\n")
         settings = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in flat(run.settings).items()]
-        for start in range(0, len(settings), 100):  # the most that one request may hold
+        for start in range(0, len(settings), 100):  # the maximum of one request
             self._client.log_batch(self._id, params=settings[start : start + 100])
 
     @staticmethod
     def problem(params: Params) -> str | None:
-        """Why it cannot work. Does not import the package."""
-        return require_package("mlflow", "pip install mlflow-skinny, or leave it out of telemetry.trackers")
+        """Return why the tracker cannot work, without importing the package; None if it can."""
+        return require_package("mlflow", "pip install mlflow-skinny, or remove it from telemetry.trackers")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """See `services.tracking.Tracker`."""

@@ -1,4 +1,4 @@
-"""TensorBoard's event files in the run's folder: the only file that knows that package."""
+"""Tracker for TensorBoard, as event files in the run's folder: the only file that uses that package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FOLDER_NAME = "tensorboard"
 
 
 class TensorBoard:
-    """Writes scalars into `tensorboard` of the run's folder. A resumed run's later steps are hidden by its new ones."""
+    """Writes scalars to `tensorboard` in the run's folder. Steps that a resumed run repeats hide the earlier ones."""
 
     def __init__(self, run: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -20,8 +20,8 @@ class TensorBoard:
 
     @staticmethod
     def problem(params: None) -> str | None:
-        """Why it cannot work."""
-        return require_package("tensorboard", "pip install tensorboard, or leave it out of telemetry.trackers")
+        """Return why the tracker cannot work; None if it can."""
+        return require_package("tensorboard", "pip install tensorboard, or remove it from telemetry.trackers")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """See `services.tracking.Tracker`."""

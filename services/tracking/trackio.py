@@ -1,4 +1,4 @@
-"""A run's metrics for trackio, a local tracker: the only file that knows that package, which is optional."""
+"""Tracker for trackio, which keeps a local database: the only file that uses that package, which is optional."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from services.tracking import RunInfo, flat, require_package
 
 class Params(BaseModel):
     project: str = Field("anchorage", min_length=1)
+    """Name of the project."""
     space_id: str | None = None
-    """Hugging Face Space that shows the project; none: the local database alone (`trackio show`)."""
+    """Hugging Face Space that shows the project. None: only the local database (`trackio show`)."""
 
 
 class Trackio:
-    """One run of the same name in a project. A resumed run continues it."""
+    """Writes to a trackio run of the same name. A resumed run continues it."""
 
     def __init__(self, run: RunInfo, params: Params) -> None:
         import trackio
@@ -35,11 +36,11 @@ class Trackio:
 
     @staticmethod
     def problem(params: Params) -> str | None:
-        """Why it cannot work. Does not import the package."""
-        return require_package("trackio", "pip install trackio, or leave it out of telemetry.trackers")
+        """Return why the tracker cannot work, without importing the package; None if it can."""
+        return require_package("trackio", "pip install trackio, or remove it from telemetry.trackers")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """See `services.tracking.Tracker`. What is not finite is left out: its database has no such number."""
+        """See `services.tracking.Tracker`. Drops NaN and infinities, which trackio's database cannot hold."""
         self._run.log({name: value for name, value in scalars.items() if math.isfinite(value)}, step=step)
 
     def close(self) -> None:

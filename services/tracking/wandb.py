@@ -1,8 +1,8 @@
-"""A run's metrics for Weights & Biases: the only file that knows that package, which is an optional extra.
+"""Tracker for Weights & Biases: the only file that uses that package, which is an optional extra.
 
 Invariants
-- `mode: offline` reaches no network; `wandb sync` sends what it wrote.
-- Nothing of the machine, of the code or of the console is sent.
+- `mode: offline` does not use the network; `wandb sync` uploads its files.
+- No machine statistics, no code and no console output are sent.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ STEP = "update"
 
 class Params(BaseModel):
     mode: Literal["online", "offline"] = "online"
-    """`online` needs a key in `$WANDB_API_KEY`; `offline` writes into the run's folder."""
+    """`online` requires a key in `$WANDB_API_KEY`; `offline` writes to the run's folder."""
     project: str = Field("anchorage", min_length=1, max_length=128)
+    """Name of the project."""
     entity: str | None = None
-    """User or team; none: the key's own."""
+    """User or team that owns the project. None: the default of the key."""
 
 
 class WeightsAndBiases:
-    """One run of the same name there. A resumed run continues it."""
+    """Writes to a W&B run of the same name. A resumed run continues it."""
 
     def __init__(self, run: RunInfo, params: Params) -> None:
         import wandb
@@ -52,10 +53,10 @@ class WeightsAndBiases:
 
     @staticmethod
     def problem(params: Params) -> str | None:
-        """Why it cannot work. Does not import the package."""
+        """Return why the tracker cannot work, without importing the package; None if it can."""
         if params.mode == "online" and not os.environ.get(KEY_VARIABLE):
-            return f"telemetry.trackers=wandb needs a key in {KEY_VARIABLE}; or set telemetry.params.wandb.mode=offline"
-        return require_package("wandb", "pip install 'anchorage-rl[wandb]', or leave it out of telemetry.trackers")
+            return f"telemetry.trackers=wandb requires a key in {KEY_VARIABLE}, or telemetry.params.wandb.mode=offline"
+        return require_package("wandb", "pip install 'anchorage-rl[wandb]', or remove it from telemetry.trackers")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """See `services.tracking.Tracker`."""

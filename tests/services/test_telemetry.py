@@ -59,7 +59,7 @@ def test_a_torn_line_spoils_nothing(tmp_path: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path) as writer:
         writer.write(2, {})
     assert [record["step"] for record in records(tmp_path)] == [1, 2]
-    assert "broken line" in caplog.text
+    assert "invalid line" in caplog.text
 
 
 def test_an_unusable_folder_is_one_clear_line(tmp_path: Path) -> None:

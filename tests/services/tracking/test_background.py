@@ -77,7 +77,7 @@ def test_one_that_hangs_neither_holds_the_run_nor_its_end(tmp_path, caplog):
         tracker.close(timeout_s=0.2)
     assert time.monotonic() - began < 5.0
     [record] = caplog.records
-    assert "it is behind by 3 records, further ones are dropped" in record.getMessage()
+    assert "queue of 3 records is full, further records are dropped" in record.getMessage()
     released.set()
 
 

@@ -18,7 +18,7 @@ NUMBERS = {"rollout/success_rate": 0.25, "loss/kl": math.nan}
 def test_without_the_package_there_is_one_line(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     [line] = check(TelemetryConfig(trackers=(name,)))
-    assert line.startswith(f"telemetry.trackers={name} needs the package {name}: pip install ")
+    assert line.startswith(f"telemetry.trackers={name} requires the package {name}: pip install ")
 
 
 def test_mlflow_keeps_a_run_and_a_resumed_one_continues_it(tmp_path, monkeypatch):

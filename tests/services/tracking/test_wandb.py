@@ -58,7 +58,7 @@ def test_without_the_package_there_is_one_line(tmp_path, monkeypatch):
 
 def test_online_without_a_key_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(TrackerUnavailable, match="needs a key in WANDB_API_KEY"):
+    with pytest.raises(TrackerUnavailable, match="requires a key in WANDB_API_KEY"):
         open_metrics(tmp_path, TelemetryConfig(trackers=("wandb",)))
 
 
