@@ -1,17 +1,17 @@
-# The front door. Every target makes what it needs, from a bare machine with Python 3.11 or 3.12 (PYTHON=python3.12).
+# Every target installs what it needs, on a bare machine with Python 3.11 or 3.12 (PYTHON=python3.12).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Further arguments of pip, for example the index of PyTorch's CPU builds where the default index has CUDA builds only.
+# More arguments for pip, for example the index of PyTorch's CPU builds if the default index has CUDA builds only.
 PIP_ARGS ?=
 DEVICE ?= cpu
-# How many tests run at once.
+# Number of tests that run in parallel.
 WORKERS ?= 2
 ENV_TESTS := tests/env_servers tests/services/config tests/services/test_packaged.py tests/services/test_redis_server.py
-# What `make bench` measures; the index of a million products, webshop_search, takes long.
+# What `make bench` measures. webshop_search, the index of a million products, is left out because it takes long.
 BENCHMARKS ?= alfworld webshop env_servers advantages learner system
 
-# Without compiled modules every process of a run would compile torch, vLLM and DeepSpeed anew.
+# Without compiled modules every process of a run would compile the modules of torch, vLLM and DeepSpeed again.
 unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
@@ -20,13 +20,13 @@ export OMP_NUM_THREADS ?= 1
 
 INSTALL = $(PYTHON) requirements/install.py --pip="$(PIP_ARGS)" $(VENV)
 
-# What a run needs.
+# Everything that a run needs.
 setup: $(VENV)/.installed-$(DEVICE)
 
-# What tests and benchmarks need beyond that; TextWorld, the reference engine, is built here where there is a C++ compiler.
+# Everything that tests and benchmarks need besides. Builds TextWorld, the reference engine, if there is a C++ compiler.
 tools: $(VENV)/.installed-tools
 
-# Environments, their servers, the command line and the Python API, without what trains: also for Python 3.13.
+# Environments, their servers, the command line and the Python API, without training. Also for Python 3.13.
 setup-env: $(VENV)/.installed-base
 
 $(VENV)/.installed-%: requirements/%.txt requirements/torch.txt requirements/install.py pyproject.toml
@@ -44,15 +44,15 @@ $(VENV)/.installed-env-tools: $(VENV)/.installed-base requirements/dev.txt
 demo: setup
 	$(BIN)/anchorage demo
 
-# The suite without its longer tier; TESTS may name files. Two workers: what waits does so beside what computes.
+# The suite without its longer tier; TESTS may name files. With two workers, waiting tests overlap with computing ones.
 test: tools
 	TEST_TIER=short $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
-# What runs without torch, Ray and vLLM.
+# The tests that run without torch, Ray and vLLM.
 test-env: $(VENV)/.installed-env-tools
 	$(BIN)/python -m pytest -n $(WORKERS) $(or $(TESTS),$(ENV_TESTS))
 
-# All of it, what `make test` leaves out too.
+# The whole suite, including the longer tier.
 test-all: tools
 	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
@@ -66,12 +66,12 @@ format: tools
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# TRL, which the learner is measured beside.
+# TRL, which the benchmark compares the learner with.
 $(VENV)/.installed-trl: $(VENV)/.installed-tools requirements/bench-trl.txt
 	@$(INSTALL) bench-trl
 	@touch $@
 
-# New pins and hashes from the ranges of pyproject.toml and requirements/*.in; UPGRADE=1: the newest versions that fit.
+# Update pins and hashes from the ranges of pyproject.toml and requirements/*.in. UPGRADE=1: the newest versions that fit.
 lock: tools
 	requirements/lock.sh $(BIN)/uv
 
@@ -88,7 +88,7 @@ elastic: tools
 secrets:
 	deploy/secrets.sh
 
-# Skipped, with the reason, where no Docker engine answers.
+# Skipped, with the reason, if there is no Docker engine.
 compose-test:
 	$(PYTHON) -m deploy.compose_test
 

@@ -1,8 +1,8 @@
-"""The cluster of docker-compose.yml, driven as an operator does: compose commands, the control plane's API.
+"""The cluster of docker-compose.yml, operated with compose commands and the control plane's API.
 
 Invariants
-- Standard library only: it runs on a bare machine that has an engine.
-- A project name, volumes and ports of its own: a cluster that somebody uses is not touched.
+- It imports the standard library only, and so runs on a bare machine with a Docker engine.
+- It uses its own project name, volumes and ports, and never touches a cluster in use.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ POLL_S = 1.0
 
 
 class Failed(Exception):
-    """A check did not hold; one line."""
+    """A check failed. The message is one line."""
 
 
 def engine_missing() -> str | None:
-    """Why there is nothing to test on; None where a Docker engine and compose are there."""
+    """Return why the test cannot run; None if a Docker engine and compose are available."""
     docker = shutil.which("docker")
     if docker is None:
-        return "there is no docker command"
+        return "docker is not installed"
     if subprocess.run([docker, "info"], capture_output=True).returncode != 0:
-        return "no Docker engine answers"
-    return None if compose_command() else "there is neither docker-compose nor `docker compose`"
+        return "the Docker engine is not running"
+    return None if compose_command() else "neither docker-compose nor `docker compose` is installed"
 
 
 def compose_command() -> list[str]:
-    """The command of compose; empty where there is none."""
+    """Return the command of compose; empty if it is not installed."""
     if shutil.which("docker-compose"):
         return ["docker-compose"]
     plugin = subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
@@ -51,15 +51,15 @@ def compose_command() -> list[str]:
 
 
 class Cluster:
-    """One project of compose. `folder` gets the override file and the log of what compose said."""
+    """One project of compose. Writes the override file and the log of compose's output to `folder`."""
 
     def __init__(self, folder: Path, run: str, overrides: Sequence[str]) -> None:
         self.run = run
         self.said: list[str] = []
-        """What the trainers said whose containers are gone."""
+        """Logs of trainers whose containers no longer exist."""
         self._log = folder / "compose.log"
         override = folder / "override.yml"
-        # The default bridge may have no way out: builds use the host's network. Nothing else is changed.
+        # The default bridge may have no external access: builds use the host's network. Nothing else is overridden.
         services = "".join(f"  {name}: {{build: {{network: host}}}}\n" for name in BUILT)
         override.write_text(f'version: "3.8"\nservices:\n{services}')
         files = ["-f", str(ROOT / "docker-compose.yml"), "-f", str(override)]
@@ -68,7 +68,7 @@ class Cluster:
         self._environment = {**os.environ, **own, "COMPOSE_PROFILES": "train"}
 
     def compose(self, *arguments: str, timeout_s: float = 900.0) -> str:
-        """Standard output of a compose command. Raises Failed with the end of its complaint."""
+        """Return the standard output of a compose command. Raises Failed with the last line of its error."""
         done = subprocess.run(
             [*self._compose, *arguments],
             env=self._environment,
@@ -80,26 +80,26 @@ class Cluster:
         with self._log.open("a") as log:
             log.write(f"$ {' '.join(arguments)}\n{done.stdout}{done.stderr}\n")
         if done.returncode != 0:
-            last = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
-            raise Failed(f"compose {arguments[0]} ended with {done.returncode}: {last[:300]}")
+            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            raise Failed(f"compose {arguments[0]} failed with exit code {done.returncode}: {last[:300]}")
         return done.stdout
 
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "-q", service).split()
 
     def container(self, service: str) -> dict[str, Any]:
-        """What the engine says of the service's first container."""
+        """Return the engine's description of the service's first container."""
         names = self.containers(service)
         if not names:
             raise Failed(f"{service} has no container")
         return inspect(names[0])
 
     def crash(self, service: str) -> None:
-        """`kill -9` of the first container's main process, so that the engine sees a crash, not an order to stop."""
+        """Kill the first container's main process, so that the engine sees a crash and not a requested stop."""
         found = self.container(service)
         try:
             os.kill(int(found["State"]["Pid"]), signal.SIGKILL)
-        except (PermissionError, ProcessLookupError):  # the engine runs elsewhere: an order to stop, and to start again
+        except (PermissionError, ProcessLookupError):  # the engine is on another host: kill and restart through it
             docker("kill", found["Id"])
             docker("start", found["Id"])
 
@@ -108,7 +108,7 @@ class Cluster:
         return bool(states) and all(s["Running"] and s["Health"]["Status"] == "healthy" for s in states)
 
     def ask(self, path: str, token: str | None = None) -> Any:
-        """The control plane's answer to a GET; None while it has none. Raises HTTPError for a refusal."""
+        """Return the control plane's response to a GET; None while it is unavailable. Raises HTTPError if denied."""
         request = urllib.request.Request(f"http://{ADDRESS}{path}")
         if token:
             request.add_header("Authorization", f"Bearer {token}")
@@ -123,7 +123,7 @@ class Cluster:
             return None
 
     def look(self, thing: str = "") -> dict[str, Any]:
-        """A page of the run; empty while there is none."""
+        """Return a resource of the run; empty while it does not exist."""
         found = self.ask(f"/api/v1/runs/{self.run}{thing}", secret("control", "ANCHORAGE_CONTROL_READ_TOKEN"))
         return dict(found or {})
 
@@ -131,12 +131,12 @@ class Cluster:
         return int(self.look().get("update") or 0)
 
     def playing(self) -> set[str]:
-        """Hosts whose rollout actors play."""
+        """Return the hosts whose rollout actors are playing."""
         actors = self.look("/actors").get("actors", [])
         return {actor["host"] for actor in actors if actor["state"] == "playing"}
 
     def file(self, name: str) -> str:
-        """A file of the run's folder, read in the control plane's container."""
+        """Return a file of the run's folder, read in the control plane's container."""
         return self.compose("exec", "-T", "control", "cat", f"runs/{self.run}/{name}")
 
     def keep_logs(self) -> None:
@@ -161,9 +161,9 @@ def secret(file: str, name: str) -> str:
 
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> None:
-    """Wait until the condition holds. Raises Failed when it does not in time."""
+    """Wait until the condition holds. Raises Failed if it does not within `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise Failed(f"waited {timeout_s:.0f} s in vain until {what}")
+            raise Failed(f"timed out after {timeout_s:.0f} s waiting until {what}")
         time.sleep(POLL_S)

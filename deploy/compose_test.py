@@ -1,10 +1,10 @@
-"""The compose cluster on a real engine: built, brought up, trained on, scaled, struck, put away and resumed.
+"""Test the compose cluster on a real engine: build, start, train, scale, crash, stop and resume.
 
     python3 -m deploy.compose_test [--out runs/compose] [--keep]      (make compose-test)
 
-Writes `summary.json` (one entry a check: name, passed, seconds, note; image sizes; time to the first update) and prints
-a table. Exit code 1 when a check failed; 0, with the reason, where no engine is. Checks after a failed one are recorded
-as not run, which is no pass.
+Writes `summary.json` (for each check: name, passed, seconds, note; image sizes; time to the first update) and prints a
+table. Exit code 1 if a check failed; 0, with the reason, if there is no engine. Checks after a failed one are recorded
+as not run, which does not count as passed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Check:
 
 @dataclass(slots=True)
 class Summary:
-    """What is written down. Sizes in MB (10⁶ bytes), times in seconds."""
+    """Content of `summary.json`. Sizes in MB (10⁶ bytes), times in seconds."""
 
     checks: list[Check] = field(default_factory=list)
     images_mb: dict[str, float] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Summary:
     broken: bool = False
 
     def check(self, name: str, act: Callable[[], str]) -> None:
-        """One check: passed unless `act` raises; it answers a note. After a failure the others are only listed."""
+        """Run a check, which passes unless `act` raises; `act` returns a note. After a failure, no check runs."""
         one = Check(name)
         self.checks.append(one)
         began = time.monotonic()
@@ -86,8 +86,10 @@ def build(cluster: Cluster, summary: Summary) -> str:
     summary.images_mb = {name: round(size, 1) for name, size in sizes.items()}
     beyond = sizes["env"] - sizes["base"]
     if beyond >= ENV_LIMIT_MB:
-        raise Failed(f"the environment image is {beyond:.0f} MB beyond its base, at most {ENV_LIMIT_MB:.0f} are wanted")
-    return f"environment image {beyond:.0f} MB beyond the base"
+        raise Failed(
+            f"environment image must be at most {ENV_LIMIT_MB:.0f} MB larger than its base, got {beyond:.0f} MB"
+        )
+    return f"environment image {beyond:.0f} MB larger than its base"
 
 
 def refuses_without_secrets() -> str:
@@ -99,7 +101,7 @@ def refuses_without_secrets() -> str:
             timeout=60,
         )
         if done.returncode == 0 or "make secrets" not in done.stderr or len(done.stderr.splitlines()) != 1:
-            raise Failed(f"{image} {command}: exit code {done.returncode}, said {done.stderr.strip()[:200]!r}")
+            raise Failed(f"{image} {command}: exit code {done.returncode}, stderr {done.stderr.strip()[:200]!r}")
     return "exit code 2, one line"
 
 
@@ -111,7 +113,7 @@ def up(cluster: Cluster, *services: str) -> str:
 
 
 def confined(cluster: Cluster) -> str:
-    """Who runs as whom, and what is published."""
+    """Check the users of all containers, and which ports are published."""
     for service in STANDING:
         found = cluster.container(service)
         published = {
@@ -121,25 +123,25 @@ def confined(cluster: Cluster) -> str:
             raise Failed(f"{service} is published: {published}")
         if found["Config"]["User"] in ("", "0", "root"):
             raise Failed(f"{service} runs as root")
-    return "no root; the control plane alone is published, on 127.0.0.1"
+    return "no root; only the control plane is published, on 127.0.0.1"
 
 
-def tokens_are_asked_for(cluster: Cluster) -> str:
+def tokens_are_required(cluster: Cluster) -> str:
     try:
         cluster.ask("/api/v1/runs")
     except urllib.error.HTTPError as error:
         if error.code != 401:
-            raise Failed(f"the control plane answers {error.code} without a token") from None
+            raise Failed(f"the control plane returned {error.code} without a token, expected 401") from None
     else:
-        raise Failed("the control plane answers without a token")
+        raise Failed("the control plane accepted a request without a token")
     status = ("ray", "status", "--address", "head:6379")
     cluster.compose("exec", "-T", "actor", "env", "RAY_AUTH_MODE=token", *status)
     strangers = ("env", "-u", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE=disabled")
     try:
         cluster.compose("exec", "-T", "actor", *strangers, *status, timeout_s=120)
     except (Failed, subprocess.TimeoutExpired):
-        return "control plane 401, Ray refuses"
-    raise Failed("Ray answers without a token")
+        return "control plane returns 401, Ray rejects"
+    raise Failed("Ray accepted a connection without a token")
 
 
 def trains(cluster: Cluster, summary: Summary) -> str:
@@ -150,21 +152,21 @@ def trains(cluster: Cluster, summary: Summary) -> str:
     wait_for("three updates are done", lambda: cluster.update() >= 3, START_S)
     steps = {env["name"]: env["steps"] for env in cluster.look("/environments")["environments"]}
     if not (steps.get("alfworld") and steps.get("webshop")):
-        raise Failed(f"not every environment was played: {steps}")
+        raise Failed(f"not every environment was played, steps: {steps}")
     return f"first update after {summary.first_update_s} s; steps {steps}"
 
 
-def goes_on(cluster: Cluster, updates: int = 2) -> None:
-    """So many further updates; with the groups that were under way the first of them may owe nothing to the change."""
+def continues(cluster: Cluster, updates: int = 2) -> None:
+    """Wait for this many further updates: the first may consist of groups from before the change."""
     before = cluster.update()
     wait_for(f"update {before + updates} is done", lambda: cluster.update() >= before + updates, RECOVER_S)
 
 
 def scale(cluster: Cluster, actors: int) -> str:
     cluster.compose("up", "-d", "--no-build", "--no-recreate", "--scale", f"actor={actors}", "actor")
-    wait_for(f"{actors} rollout actors play", lambda: len(cluster.playing()) == actors, RECOVER_S)
-    goes_on(cluster)
-    return f"{actors} play"
+    wait_for(f"{actors} rollout actors are playing", lambda: len(cluster.playing()) == actors, RECOVER_S)
+    continues(cluster)
+    return f"{actors} playing"
 
 
 def survives(cluster: Cluster, service: str) -> str:
@@ -172,20 +174,20 @@ def survives(cluster: Cluster, service: str) -> str:
     cluster.crash(service)
     began = time.monotonic()
     wait_for(
-        f"{service} is up again",
+        f"{service} has restarted",
         lambda: cluster.healthy(service) and cluster.container(service)["State"]["StartedAt"] != before,
         RECOVER_S,
     )
     back = time.monotonic() - began
-    wait_for("a rollout actor plays", lambda: bool(cluster.playing()), RECOVER_S)
-    goes_on(cluster)
+    wait_for("a rollout actor is playing", lambda: bool(cluster.playing()), RECOVER_S)
+    continues(cluster)
     if cluster.container("trainer")["RestartCount"]:
-        raise Failed("the trainer had to be started again")
-    return f"healthy again after {back:.0f} s, training went on"
+        raise Failed("the trainer restarted")
+    return f"healthy again after {back:.0f} s, training continued"
 
 
-def stops_in_order(cluster: Cluster) -> str:
-    """SIGTERM ends the update in hand and leaves a checkpoint of the last one."""
+def stops_cleanly(cluster: Cluster) -> str:
+    """SIGTERM finishes the current update and leaves its checkpoint."""
     cluster.compose("stop", "trainer")
     [name] = cluster.compose("ps", "-a", "-q", "trainer").split() or cluster.containers("trainer")
     code = inspect(name)["State"]["ExitCode"]
@@ -203,18 +205,18 @@ def resumes(cluster: Cluster) -> str:
     up(cluster)
     cluster.compose("up", "-d", "--no-build", "trainer")
     wait_for(f"update {before + 2} is done", lambda: cluster.update() >= before + 2, START_S)
-    return f"from update {before} on"
+    return f"resumed from update {before}"
 
 
 def judged(cluster: Cluster, folder: Path) -> str:
-    """Each group once in the history that survived, none too old."""
+    """Check that the surviving history has each group once, and none that is too stale."""
     cluster.compose("stop", "trainer")
     ledger = folder / "ledger.jsonl"
     ledger.write_text(cluster.file("ledger.jsonl"))
     said = [*cluster.said, cluster.compose("logs", "--no-color", "trainer")]
     verdict = asdict(judge(read_ledger(ledger), given_up(said), per_update=PER_UPDATE, max_staleness=STALENESS))
     if any(verdict[name] for name in ("lost", "twice", "too_stale", "torn")):
-        raise Failed(f"the ledger says {verdict}")
+        raise Failed(f"wrong ledger: {verdict}")
     return f"{verdict['groups_trained']} groups, each trained on once"
 
 
@@ -224,16 +226,16 @@ def play(cluster: Cluster, folder: Path, summary: Summary) -> None:
         ("no start without secrets", refuses_without_secrets),
         ("up and healthy", lambda: up(cluster)),
         ("non-root, only the control plane published", lambda: confined(cluster)),
-        ("tokens are asked for", lambda: tokens_are_asked_for(cluster)),
+        ("tokens are required", lambda: tokens_are_required(cluster)),
         ("updates on ALFWorld and WebShop", lambda: trains(cluster, summary)),
         ("--scale actor=2 while training", lambda: scale(cluster, 2)),
         ("--scale actor=1 while training", lambda: scale(cluster, 1)),
         ("an actor container is killed", lambda: survives(cluster, "actor")),
         ("an environment container is killed", lambda: survives(cluster, "alfworld")),
         ("redis is killed", lambda: survives(cluster, "redis")),
-        ("SIGTERM leaves a checkpoint", lambda: stops_in_order(cluster)),
+        ("SIGTERM leaves a checkpoint", lambda: stops_cleanly(cluster)),
         ("down, up, resumed from the volumes", lambda: resumes(cluster)),
-        ("each group once", lambda: judged(cluster, folder)),
+        ("each group is trained on once", lambda: judged(cluster, folder)),
     ]
     for name, act in scene:
         summary.check(name, act)
@@ -242,7 +244,7 @@ def play(cluster: Cluster, folder: Path, summary: Summary) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "compose")
-    parser.add_argument("--keep", action="store_true", help="leave containers and volumes as they are at the end")
+    parser.add_argument("--keep", action="store_true", help="keep containers and volumes at the end")
     args = parser.parse_args()
     out: Path = args.out.absolute()
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 #!/bin/bash
-# What a container does, by its first argument. Whoever lacks a secret says so and does not start.
-# Each role replaces this shell, so signals reach it: a trainer then ends its update and writes a checkpoint.
+# Entry point of the containers: the first argument is the role. A role without its secret fails with one line.
+# Each role replaces this shell, so that signals reach it: a trainer then finishes its update and writes a checkpoint.
 set -euo pipefail
 
 RAYLET_PORT=6380
@@ -10,13 +10,13 @@ fail() {
   exit 2
 }
 
-# Export secret $1 from its variable, or from the file that $1_FILE names.
+# Export secret $1 from its variable, or from the file named by $1_FILE.
 need() {
   local file="$1_FILE" value="${!1:-}"
   if [ -z "$value" ] && [ -n "${!file:-}" ]; then
     value=$(cat "${!file}" 2>/dev/null) || fail "cannot read ${!file} ($file)"
   fi
-  [ -n "$value" ] || fail "$1 is not set: make secrets makes it (or name its file in $file)"
+  [ -n "$value" ] || fail "$1 is not set: run make secrets, or set $file to the name of its file"
   unset "$file"
   export "$1=$value"
 }
@@ -32,7 +32,7 @@ own_address() {
   hostname -I | cut -d ' ' -f 1
 }
 
-# The `ray start` of a node as the array `start`; the cluster lets in whoever has its token.
+# Set the array `start` to the `ray start` command of a node. The cluster accepts nodes that have its token.
 ray_node() {
   need RAY_AUTH_TOKEN
   export RAY_AUTH_MODE=token
@@ -40,16 +40,16 @@ ray_node() {
     --object-store-memory "${ANCHORAGE_OBJECT_STORE_BYTES:-268435456}" --num-cpus "${ANCHORAGE_NODE_CPUS:-1}")
 }
 
-# The same for a node that joins the head at RAY_ADDRESS, once that answers.
+# The same for a node that joins the head at RAY_ADDRESS; waits until the head accepts connections.
 ray_worker() {
   ray_node
-  [ -n "${RAY_ADDRESS:-}" ] || fail "RAY_ADDRESS is not set: the Ray head's, as in head:6379"
+  [ -n "${RAY_ADDRESS:-}" ] || fail "RAY_ADDRESS is not set: set it to the address of the Ray head, such as head:6379"
   start+=(--address "$RAY_ADDRESS")
   for _ in $(seq 60); do
     (: <"/dev/tcp/${RAY_ADDRESS%:*}/${RAY_ADDRESS##*:}") 2>/dev/null && return
     sleep 2
   done
-  fail "no Ray head answers at $RAY_ADDRESS"
+  fail "no Ray head at $RAY_ADDRESS within 120 s"
 }
 
 role=${1:-}
@@ -83,7 +83,7 @@ case "$role" in
     ;;
   environment)
     need ANCHORAGE_ENV_TOKEN
-    # Official data, where something is mounted there; without them tasks are generated.
+    # Official data, if a folder is mounted at /data; otherwise tasks are generated.
     [ -z "$(ls /data 2>/dev/null)" ] || export ALFWORLD_DATA=/data WEBSHOP_DATA=/data
     exec python -m env_servers "$@" --host 0.0.0.0 --port 8001
     ;;

@@ -1,12 +1,12 @@
 #!/bin/sh
-# redis-server as a run needs it: append-only file, nothing evicted, behind a password. `healthy` asks it.
-# Data damaged by a power cut or a disk are set aside in damaged-<time>, never deleted; the server starts with what of them
-# is sound, or with none: a run plays again what is missing.
+# redis-server with the settings that a run needs: append-only file, no eviction, password. `healthy` checks it.
+# Data that a power cut or a disk damaged are moved to damaged-<time>, never deleted. The server starts with their
+# intact part, or without data; a run plays again what is missing.
 set -eu
 data=${ANCHORAGE_REDIS_DATA:-/var/lib/anchorage-redis}
 if [ -n "${ANCHORAGE_REDIS_PASSWORD_FILE:-}" ]; then ANCHORAGE_REDIS_PASSWORD=$(cat "$ANCHORAGE_REDIS_PASSWORD_FILE"); fi
 if [ -z "${ANCHORAGE_REDIS_PASSWORD:-}" ]; then
-  echo "anchorage: ANCHORAGE_REDIS_PASSWORD is not set: make secrets makes it (or name its file in …_FILE)" >&2
+  echo "anchorage: ANCHORAGE_REDIS_PASSWORD is not set: run make secrets, or set ANCHORAGE_REDIS_PASSWORD_FILE" >&2
   exit 2
 fi
 if [ "${1:-}" = healthy ]; then
@@ -23,13 +23,13 @@ sound() {
 if command -v redis-check-aof >/dev/null && [ -n "$(ls -A "$parts" 2>/dev/null)" ] && ! sound; then
   aside=$data/damaged-$(date -u +%Y%m%dT%H%M%SZ)-$$
   mkdir "$aside"
-  # Without room for a copy, or where cutting the end off does not help, everything goes.
+  # If there is no space for a copy, or truncation does not repair the file, all data are moved.
   if cp -R "$parts" "$aside/" && { yes | redis-check-aof --fix "$manifest" >/dev/null 2>&1; } && sound; then
-    echo "anchorage: the append-only file was damaged: set aside in $aside, its end is cut off and played again" >&2
+    echo "anchorage: the append-only file was damaged: copied to $aside and truncated; the rest is played again" >&2
   else
     mkdir "$aside/rest"
     mv "$parts" "$aside/rest/"
-    echo "anchorage: the append-only file was damaged: set aside in $aside, starting without data; all is played again" >&2
+    echo "anchorage: the append-only file was damaged: moved to $aside; starting without data, all is played again" >&2
   fi
 fi
 exec redis-server - <<SETTINGS

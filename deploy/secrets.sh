@@ -1,12 +1,12 @@
 #!/bin/sh
-# The secrets of a cluster as files of variables, for docker-compose. What is there already is kept.
+# Write the secrets of a cluster to files of variables, for docker-compose. Existing files are kept.
 #   deploy/secrets.sh [FOLDER]     (default deploy/secrets)
 set -eu
 umask 077
 folder=${1:-"$(dirname "$0")/secrets"}
 mkdir -p "$folder"
 
-# write FILE VARIABLE…: each variable gets 32 random bytes.
+# write FILE VARIABLE…: set each variable to 32 random bytes, in hexadecimal.
 write() {
   file="$folder/$1.env"
   shift

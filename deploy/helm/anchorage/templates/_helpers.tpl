@@ -23,7 +23,7 @@ allowPrivilegeEscalation: false
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{- /* A variable from the secret: (list . VARIABLE KEY) */ -}}
+{{- /* Environment variable with a value of the secret. Arguments: (list . VARIABLE KEY) */ -}}
 {{- define "anchorage.secretVariable" -}}
 - name: {{ index . 1 }}
   valueFrom: {secretKeyRef: {name: {{ (index . 0).Values.secret }}, key: {{ index . 2 }}}}
@@ -66,7 +66,7 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{- /* In place of KubeRay's own probes, which ask Ray's dashboard agent: it is not installed. */ -}}
+{{- /* Replace KubeRay's own probes, which query Ray's dashboard agent: the agent is not installed. */ -}}
 {{- define "anchorage.rayProbes" -}}
 startupProbe:
   tcpSocket: {port: 6380}
