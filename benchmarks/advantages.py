@@ -1,8 +1,8 @@
-"""Speed and memory of an update's mathematics: grouping, step returns and advantages.
+"""Speed and memory of an update's computations: grouping, step returns and advantages.
 
 `python -m benchmarks.advantages [--json FILE]`. All seconds are processor time of one thread. Three measurements:
-a million step rows; fewer rows beside the per-row loops that published implementations use (stated naively here);
-and an update of the demo's shape on the starter policy, with GiGPO and with GRPO, each in a process of its own.
+a million step rows; fewer rows, compared with the per-row loops of published implementations (in a naive version); and
+an update of the demo's size on the starter policy, with GiGPO and with GRPO, each in its own process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Figures = dict[str, float]
 
 
 class Played:
-    """Step rows of synthetic episodes as plain columns: what both implementations start from."""
+    """Step rows of synthetic episodes as plain columns, the input of both implementations."""
 
     def __init__(self, rows: int) -> None:
         rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ class Played:
         self.trajectory = np.repeat(np.arange(episodes), STEPS_PER_EPISODE)[:rows]
         self.step = np.tile(np.arange(STEPS_PER_EPISODE), episodes)[:rows]
         self.group = self.trajectory // GROUP_SIZE
-        # Observations as long as ALFWorld's, each an object of its own, as they come from Redis.
+        # Observations as long as ALFWorld's, each a separate object, as when they are read from Redis.
         places = [
             f"You are in the middle of a room. Looking quickly around you, you see a cabinet {n}, a countertop 1, "
             f"a drawer {n % 7} and a shelf {n % 3}. On the shelf {n % 3}, you see a vase 1."
@@ -73,7 +73,7 @@ class Played:
 
 
 def measure_many_rows(count: int) -> Figures:
-    """Seconds of the grouping and of each estimator, and the peak of what they allocate."""
+    """Return the seconds of grouping and of each estimator, and their peak allocation in MiB."""
     played, config = Played(count), AdvantageConfig()
     figures = {"rows": float(count), "grouping_s": _least(played.grouped)}
     rows = played.grouped()
@@ -86,7 +86,7 @@ def measure_many_rows(count: int) -> Figures:
 
 
 def measure_naive(count: int) -> Figures:
-    """The same advantages by our arrays and by loops over rows."""
+    """Compute the same advantages with our arrays and with loops over rows."""
     played, config = Played(count), AdvantageConfig()
 
     def arrays() -> Advantages:
@@ -109,7 +109,7 @@ def measure_naive(count: int) -> Figures:
 
 
 def naive_gigpo(played: Played, config: AdvantageConfig) -> NDArray[np.float64]:
-    """GiGPO over step rows, a row at a time: for each row its trajectory is looked up among all rows by its name."""
+    """GiGPO row by row: for each row, its trajectory is searched by name among all rows."""
     group = np.array([f"group-{number}" for number in played.group], dtype=object)
     trajectory = np.array([f"trajectory-{number}" for number in played.trajectory], dtype=object)
     scores, returns = np.zeros(len(group)), np.zeros(len(group))
@@ -138,7 +138,7 @@ def _naive_relative(values: NDArray[np.float64], names: NDArray[np.object_]) -> 
 
 
 def measure_update(update_seconds: float | None) -> Figures:
-    """What GiGPO adds to an update of the demo's shape, beside the update itself."""
+    """Return the time that GiGPO adds to an update of the demo's size, and the time of the update."""
     config = _demo("gigpo")
     groups = demo_groups(config)
     anchors = [step.anchor for group in groups for episode in group for step in episode.steps]
@@ -155,7 +155,7 @@ def measure_update(update_seconds: float | None) -> Figures:
 
 
 def demo_groups(config: Config) -> list[list[Trajectory]]:
-    """Complete groups with prompts that go on from one another, as the demo's do."""
+    """Return complete groups in which each prompt extends the previous one, as in the demo."""
     vocabulary = json.loads((config.model.path / "config.json").read_text())["vocab_size"]
     learner = config.learner
     tickets = Dispatcher(config, {config.env.split: 1000}).tickets(range(learner.groups_per_update))
@@ -194,7 +194,7 @@ def _episode(ticket: Ticket, vocabulary: int) -> Trajectory:
 
 
 def _demo(algorithm: str) -> Config:
-    # Every row is trained on, so that both algorithms do the same work and only their advantages differ.
+    # All rows are trained on, so that both algorithms do the same work and differ only in their advantages.
     return load_config(DEMO, [f"algorithm={algorithm}", "loss.drop_zero_advantage=false"])
 
 
@@ -208,7 +208,7 @@ def _in_new_process(algorithm: str) -> Figures:
 
 
 def _update(algorithm: str) -> Figures:
-    """Least seconds of an update on the ranks' side, and the process's peak memory."""
+    """Return the minimum seconds of an update in the rank, and the peak memory of its process in MiB."""
     from learner.rank.rank import Rank
 
     config = _demo(algorithm)
@@ -228,7 +228,7 @@ def _update(algorithm: str) -> Figures:
 
 
 def _least(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Least processor seconds of several calls."""
+    """Return the minimum processor seconds of several calls."""
     spent = []
     for _ in range(repeats):
         began = time.process_time()
@@ -238,7 +238,7 @@ def _least(work: Callable[[], object], repeats: int = REPEATS) -> float:
 
 
 def _peak(work: Callable[[], object]) -> float:
-    """MiB allocated at most by a call."""
+    """Return the peak allocation of a call, in MiB."""
     tracemalloc.start()
     work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -247,7 +247,7 @@ def _peak(work: Callable[[], object]) -> float:
 
 
 def measure(rows: int, naive_rows: int, update_seconds: float | None) -> dict[str, object]:
-    """All figures, with what they were measured on."""
+    """Return all figures and a description of the machine."""
     return {
         "machine": record.machine(),
         "many_rows": measure_many_rows(rows),
@@ -264,20 +264,20 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     for name in ESTIMATORS:
         table.add_row(f"{name}, after grouping", f"{many[f'{name}_s']:.3f} s")
     table.add_row("GiGPO with grouping", f"{many['gigpo_total_s']:.3f} s")
-    table.add_row(
-        "allocated at most, GiGPO | GRPO", f"{many['gigpo_peak_mib']:,.0f} | {many['grpo_peak_mib']:,.0f} MiB"
-    )
+    table.add_row("peak allocation, GiGPO | GRPO", f"{many['gigpo_peak_mib']:,.0f} | {many['grpo_peak_mib']:,.0f} MiB")
     console.print(table)
     table = Table(title=f"GiGPO on {loops['rows']:,.0f} rows")
     for heading in ("", "arrays", "loops over rows", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")
-    for label, key, unit in (("processor time", "s", "s"), ("allocated at most", "peak_mib", "MiB")):
+    for label, key, unit in (("processor time", "s", "s"), ("peak allocation", "peak_mib", "MiB")):
         ours, theirs = loops[f"arrays_{key}"], loops[f"loops_{key}"]
         table.add_row(label, f"{ours:,.3f} {unit}", f"{theirs:,.3f} {unit}", f"{theirs / ours:,.1f} ×")
     console.print(table)
-    table = Table(title=f"An update of the demo's shape, {update['rows']:,.0f} rows", show_header=False)
-    table.add_row("the ranks' part", f"{update['update_s']:.3f} s")
-    table.add_row("GiGPO's extra over GRPO", f"{1e3 * update['extra_s']:.2f} ms, {update['extra_percent']:.3f} %")
+    table = Table(title=f"An update of the demo's size, {update['rows']:,.0f} rows", show_header=False)
+    table.add_row("time in the rank", f"{update['update_s']:.3f} s")
+    table.add_row(
+        "additional time of GiGPO over GRPO", f"{1e3 * update['extra_s']:.2f} ms, {update['extra_percent']:.3f} %"
+    )
     if "gigpo_update_peak_mib" in update:
         peaks = f"{update['gigpo_update_peak_mib']:,.0f} | {update['grpo_update_peak_mib']:,.0f} MiB"
         table.add_row("peak memory of the process, GiGPO | GRPO", peaks)
@@ -285,12 +285,10 @@ def show(figures: Mapping[str, object], console: Console) -> None:
 
 
 def main() -> None:
-    parser = record.parser("Measure the mathematics of an update.")
+    parser = record.parser("Measure the computation of advantages in an update.")
     parser.add_argument("--rows", type=int, default=1_000_000, help="step rows of the large measurement")
     parser.add_argument("--naive-rows", type=int, default=20_000, help="step rows of the comparison with loops")
-    parser.add_argument(
-        "--update-seconds", type=float, help="take this for the time of an update, instead of measuring it"
-    )
+    parser.add_argument("--update-seconds", type=float, help="duration of an update, instead of measuring it")
     options = parser.parse_args()
     figures = measure(options.rows, options.naive_rows, options.update_seconds)
     show(figures, Console())

@@ -1,7 +1,7 @@
-"""Speed and memory of ALFWorld: the native engine beside the official one, and an environment server under load.
+"""Speed and memory of ALFWorld: the native engine, the official one, and an environment server under load.
 
-`python -m benchmarks.alfworld [--json FILE]`. Random admissible play throughout. A step counts all that a step of the
-environment does: feedback, admissible commands, reward, state digest. Rates of the engines are those of one core.
+`python -m benchmarks.alfworld [--json FILE]`. All play is random among admissible actions. A step includes everything
+that the environment computes: feedback, admissible commands, reward, state digest. Rates of engines are for one core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STEPS_PER_EPISODE = 50
 
 
 def measure_native(seconds: float) -> Figures:
-    """Steps and resets a second of `AlfWorld`; the games are parsed once, as in a server."""
+    """Return steps and resets per second of `AlfWorld`; the games are parsed once, as in a server."""
     rng = random.Random(0)
     games = min(64, game_source().splits["train"])
     environment = AlfWorld()
@@ -50,7 +50,7 @@ def measure_native(seconds: float) -> Figures:
 
 
 def measure_first_resets(games: int) -> Figures:
-    """Resets a second of games that were never played: reading or making the game included."""
+    """Return resets per second of new games, including reading or generating each game."""
     first = game_source().splits["train"] - games
     environment = AlfWorld()
     began = time.process_time()
@@ -60,7 +60,7 @@ def measure_first_resets(games: int) -> Figures:
 
 
 def measure_textworld(seconds: float) -> Figures:
-    """Steps and resets a second of the official engine on the same games, in process."""
+    """Return steps and resets per second of the official engine on the same games, in process."""
     rng = random.Random(0)
     game = TextWorldGame()
     spent = {"reset": 0.0, "step": 0.0}
@@ -80,7 +80,7 @@ def measure_textworld(seconds: float) -> Figures:
 
 
 async def measure_http_batches(server: ServerProcess, sessions: int, seconds: float) -> Figures:
-    """Steps a second of `sessions` sessions that are stepped together, `BATCH` to a request."""
+    """Return steps per second of `sessions` sessions that step together, `BATCH` per request."""
     client = HttpClient(server.url)
     rng = random.Random(0)
     steps = 0
@@ -112,7 +112,7 @@ PLAYER = Player(_task, _act)
 
 
 def measure(seconds: float, sessions: int, live: int) -> dict[str, object]:
-    """All figures, with what they were measured on."""
+    """Return all figures and a description of the machine."""
     native = {**measure_native(seconds), **measure_first_resets(64)}
     textworld = measure_textworld(seconds)
     with serving("alfworld") as server:
@@ -141,18 +141,18 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     engines.add_row("resets/s, new game", f"{native['first_resets_per_s']:,.0f}", "", "")
     console.print(engines)
     table = Table(title=f"Environment server, {served['sessions']:.0f} sessions, one process", show_header=False)
-    table.add_row("steps/s over HTTP, one a request", f"{served['http_steps_per_s']:,.0f}")
-    table.add_row("processor time of the server a step", f"{served['http_server_cpu_us_per_step']:,.0f} µs")
-    table.add_row(f"steps/s over HTTP, {BATCH} a request", f"{served['http_batch_steps_per_s']:,.0f}")
+    table.add_row("steps/s over HTTP, one per request", f"{served['http_steps_per_s']:,.0f}")
+    table.add_row("server processor time per step", f"{served['http_server_cpu_us_per_step']:,.0f} µs")
+    table.add_row(f"steps/s over HTTP, {BATCH} per request", f"{served['http_batch_steps_per_s']:,.0f}")
     table.add_row(f"memory added by {served['live_sessions']:,.0f} sessions", f"{served['memory_added_mib']:,.0f} MiB")
     console.print(table)
 
 
 def main() -> None:
     parser = record.parser("Measure ALFWorld's engines and its environment server.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
     parser.add_argument("--sessions", type=int, default=128, help="sessions that play over HTTP at the same time")
-    parser.add_argument("--live", type=int, default=1000, help="live sessions whose memory is measured")
+    parser.add_argument("--live", type=int, default=1000, help="live sessions in the memory measurement")
     options = parser.parse_args()
     figures = measure(options.seconds, options.sessions, options.live)
     show(figures, Console())

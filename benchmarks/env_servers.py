@@ -1,8 +1,8 @@
-"""Throughput of every environment's server, beside OpenEnv's own echo server with its own client, in one run.
+"""Throughput of every environment's server, and of OpenEnv's echo server with OpenEnv's client, in one run.
 
-`python -m benchmarks.env_servers [--json FILE]`. Loopback, client included: `--sessions` sessions that each wait for
-their answer play random admissible actions. Resets and closes take their time but are not counted as steps. An
-environment steps, renders its observation and lists the admissible actions; the echo says again what it hears.
+`python -m benchmarks.env_servers [--json FILE]`. On loopback, client included: `--sessions` sessions play random
+admissible actions, each waiting for its response. Resets and closes take time but do not count as steps. An environment
+steps, renders its observation and lists the admissible actions; the echo server returns its input.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ECHOES = {"tools": "echo_env, a tool", "plain": "bare echo"}
 
 
 async def load(server: ServerProcess, sessions: int, seconds: float, coalesce: bool) -> Figures:
-    """Steps a second of `sessions` players, and what a step costs the server's processor."""
+    """Return steps per second of `sessions` players, and the server's processor time per step."""
     client = HttpClient(server.url, connections=sessions, coalesce=coalesce)
     info = await client.info()
     split, size = next(iter(info.splits.items()))
@@ -71,7 +71,7 @@ async def load(server: ServerProcess, sessions: int, seconds: float, coalesce: b
 
 
 def measure_environment(name: str, sessions: int, seconds: float, workers: int) -> dict[str, Figures]:
-    """One request a step, and steps that come together in one request."""
+    """Measure with one request per step, and with concurrent steps coalesced into one request."""
     with serving(name, "--workers", str(workers)) as server:
         return {
             "one_a_request": asyncio.run(load(server, sessions, seconds, coalesce=False)),
@@ -80,7 +80,7 @@ def measure_environment(name: str, sessions: int, seconds: float, workers: int) 
 
 
 def measure_echo(kind: str, sessions: int, seconds: float) -> Figures:
-    """Steps a second of an echo server of the real OpenEnv under its own client. Raises NoOpenEnv."""
+    """Return steps per second of an echo server of the real OpenEnv with its client. Raises NoOpenEnv."""
     python = str(python_with_openenv("0.10"))
     serve = [python, str(SCRIPTS / "echo_server.py"), kind, "--sessions", str(sessions)]
     with running(serve) as server:
@@ -94,7 +94,7 @@ def measure_echo(kind: str, sessions: int, seconds: float) -> Figures:
 
 
 def measure(names: list[str], sessions: int, seconds: float, workers: int) -> dict[str, object]:
-    """All figures, with what they were measured on. The echo's are missing where it cannot be had."""
+    """Return all figures and a description of the machine. Without OpenEnv, the echo figures are missing."""
     console = Console(stderr=True)
     echoes: dict[str, Figures] = {}
     try:
@@ -102,7 +102,7 @@ def measure(names: list[str], sessions: int, seconds: float, workers: int) -> di
             console.print(f"OpenEnv, {ECHOES[kind]} …")
             echoes[kind] = measure_echo(kind, sessions, seconds)
     except NoOpenEnv as error:
-        console.print(f"OpenEnv's echo is left out: {error}")
+        console.print(f"OpenEnv skipped: {error}")
     environments: dict[str, dict[str, Figures]] = {}
     for name in names:
         console.print(f"{name} …")
@@ -122,14 +122,14 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     echoes, environments = figures["openenv"], figures["environments"]
     assert isinstance(echoes, dict)
     assert isinstance(environments, dict)
-    table = Table(title=f"Steps a second, {figures['sessions']} sessions, loopback, client included")
+    table = Table(title=f"Steps per second, {figures['sessions']} sessions, loopback, client included")
     for heading in ("server and client", "steps/s", "server CPU, µs", *(f"× {ECHOES[kind]}" for kind in echoes)):
         table.add_column(heading, justify="left" if heading == "server and client" else "right")
     rates = {kind: found["steps_per_s"] for kind, found in echoes.items()}
     for kind, rate in rates.items():
         table.add_row(f"OpenEnv 0.10, {ECHOES[kind]}", f"{rate:,.0f}", "", *_ratios(rate, rates))
     for name, found in environments.items():
-        for label, key in (("one step a request", "one_a_request"), ("steps travel together", "coalesced")):
+        for label, key in (("one step per request", "one_a_request"), ("coalesced steps", "coalesced")):
             rate = found[key]["steps_per_s"]
             cpu = f"{found[key]['server_cpu_us_per_step']:,.0f}"
             table.add_row(f"{name}, {label}", f"{rate:,.0f}", cpu, *_ratios(rate, rates))
@@ -144,7 +144,7 @@ def main() -> None:
     quick = [name for name in ENVIRONMENTS if not load_environment(name).blocking]
     parser = record.parser((__doc__ or "").partition("\n")[0])
     parser.add_argument("environments", nargs="*", default=quick, help=f"names ({', '.join(quick)})")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
     parser.add_argument("--sessions", type=int, default=128, help="sessions that play at the same time")
     parser.add_argument("--workers", type=int, default=1, help="processes of each server")
     options = parser.parse_args()

@@ -1,19 +1,20 @@
-"""Speed of a policy update on ragged episode data, side by side with two loops that pad.
+"""Speed of a policy update on ragged episode data, compared with two loops that pad.
 
 `python -m benchmarks.learner [--template compact|think] [--episodes N] [--json FILE]`, on the CPU. The rows are the
-steps of scripted ALFWorld episodes, groups of 8, as the learner would train on them. Each side does whole updates on
-the very same rows with the same model in float32: forward and backward pass over every row, PPO loss, AdamW step.
+steps of scripted ALFWorld episodes in groups of 8, as the learner trains on them. Each side does whole updates on the
+same rows with the same model in float32: forward and backward pass over every row, PPO loss, AdamW step.
 
 - ours: `learner.batching.plan` and the DeepSpeed engine, one rank.
-- padded: plain Hugging Face, as verl-agent trains: prompts padded left, responses right, to the micro-batch's longest.
-- trl: `GRPOTrainer.compute_loss` of TRL on the same padded micro-batches, generation bypassed. TRL is no requirement of
-  ours: `requirements/bench-trl.txt` has it. Where it is not installed the row says so.
+- padded: plain Hugging Face, as verl-agent trains: prompts padded left, responses right, to the longest of the
+  micro-batch.
+- trl: `GRPOTrainer.compute_loss` of TRL on the same padded micro-batches, without generation. TRL is optional:
+  `requirements/bench-trl.txt` pins it. If it is not installed, a line says so.
 
-Tokens are those of the rows, prompt and response, without padding, counted once a row for every side: what ours does
-not compute, because rows share their beginnings, counts as trained on all the same. Padding counts for nobody.
+Tokens are the prompt and response tokens of the rows, counted once per row for every side. Tokens that ours does not
+compute again, because rows share a prefix, count too; padding does not count for any side.
 
-`--gpu` instead measures bfloat16 updates of a randomly initialised Qwen2.5-1.5B on one GPU: tokens/s, the model's FLOPs
-over the GPU's peak (MFU, of the tokens that are really computed), and the peak memory under GiGPO and under GRPO.
+`--gpu` instead measures bfloat16 updates of a randomly initialised Qwen2.5-1.5B on one GPU: tokens/s, MFU (the FLOPs of
+the tokens actually computed over the GPU's peak), and the peak memory with GiGPO and with GRPO.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ Update = Callable[[], None]
 
 
 def episode_rows(template: str, episodes: int, model: Path) -> list[Row]:
-    """The steps of scripted episodes as rows; advantages and the sampler's log-probabilities are made up."""
+    """Return the steps of scripted episodes as rows, with made-up advantages and log-probabilities of the sampler."""
     tokenizer = load_tokenizer(model)
     settings = Config.model_validate({"prompt": {"template": template}}).prompt
     prompts = PromptBuilder(settings, tokenizer, PROMPT_TOKENS[template])
@@ -99,7 +100,7 @@ def episode_rows(template: str, episodes: int, model: Path) -> list[Row]:
 
 
 def ours(rows: Sequence[Row], model: Path, budget: int, folder: Path) -> Update:
-    """An update of the learner's own: packed, through DeepSpeed."""
+    """Return an update as our learner does it: packed, with DeepSpeed."""
     config = Config.model_validate(
         {"model": {"path": model}, "run": {"dir": folder}, "loss": {"kl_coef": 0.0, "importance_cap": None}}
     )
@@ -120,14 +121,17 @@ def ours(rows: Sequence[Row], model: Path, budget: int, folder: Path) -> Update:
 
 
 def token_batch(batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> TokenBatch:
-    """What the loss reads of a micro-batch."""
+    """Return the input of the loss for a micro-batch."""
     arrays = (batch.behaviour, batch.advantage, batch.weight)
     behaviour, advantage, weight = (torch.tensor(array, device=logprob.device) for array in arrays)
     return TokenBatch(logprob, behaviour, advantage, weight, entropy=entropy)
 
 
 def padded_batches(rows: Sequence[Row], size: int) -> Iterator[dict[str, Tensor]]:
-    """Micro-batches of `size` rows in order: prompts padded left, responses right, to the longest of the batch."""
+    """Yield micro-batches of `size` rows in order, with prompts padded left and responses right to the longest.
+
+    All tensors have shape (rows, tokens), except `advantages` with shape (rows,).
+    """
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
         prompt = max(len(row.tokens) - row.response_tokens for row in some)
@@ -151,7 +155,7 @@ def padded_batches(rows: Sequence[Row], size: int) -> Iterator[dict[str, Tensor]
 
 
 def padded(rows: Sequence[Row], model: Path, size: int) -> Update:
-    """An update in plain Hugging Face over padded rows. Logits of the responses only, to its advantage."""
+    """Return an update in plain Hugging Face on padded rows. It computes logits of responses only, which favours it."""
     from transformers import AutoModelForCausalLM
 
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa").train()
@@ -179,7 +183,7 @@ def padded(rows: Sequence[Row], model: Path, size: int) -> Update:
 
 
 def trl(rows: Sequence[Row], model: Path, size: int, folder: Path) -> Update:
-    """An update with the loss of TRL's GRPOTrainer. Raises ImportError where TRL is not installed."""
+    """Return an update with the loss of TRL's GRPOTrainer. Raises ImportError if TRL is not installed."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -213,7 +217,7 @@ def trl(rows: Sequence[Row], model: Path, size: int, folder: Path) -> Update:
 
 
 def seconds(update: Update, repeats: int) -> list[float]:
-    """Processor seconds of single updates, after one that does not count: other work on the machine does not show."""
+    """Return the processor seconds of each update, which exclude other work on the machine, after one warm-up."""
     update()
     taken = []
     for _ in range(repeats):
@@ -224,7 +228,7 @@ def seconds(update: Update, repeats: int) -> list[float]:
 
 
 def compare(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
-    """All sides on the same rows, one after the other in turns."""
+    """Measure all sides on the same rows, one side after the other."""
     rows = episode_rows(options.template, options.episodes, options.model)
     tokens = sum(len(row.tokens) for row in rows)
     (batches,) = plan(rows, 1, options.budget)
@@ -254,12 +258,12 @@ def compare(options: argparse.Namespace, folder: Path, console: Console) -> dict
     for name, rate in rates.items():
         table.add_row(name, f"{rate:,.0f}", f"{figures['tokens_computed'][name]:,}")
     console.print(table)
-    console.print(f"ours over the better of the others: {figures['ratio']:.2f}")
+    console.print(f"ours over the faster of the others: {figures['ratio']:.2f}")
     return figures
 
 
 def made_up_groups(groups: int, rng: np.random.Generator) -> list[list[Trajectory]]:
-    """Groups of episodes of random tokens: 10 to 20 steps with prompts of 300 to 900 and responses of 50 to 250."""
+    """Return groups of random tokens: 10 to 19 steps an episode, prompts of 300 to 899, responses of 50 to 249."""
 
     def step(last: bool, won: bool) -> Step:
         length = int(rng.integers(50, 250))
@@ -289,7 +293,7 @@ def made_up_groups(groups: int, rng: np.random.Generator) -> list[list[Trajector
 
 
 def flops(batches: Sequence[Any]) -> float:
-    """Of forward and backward pass of the Qwen2.5-1.5B shape: matrices, attention (causal), head on responses."""
+    """Return FLOPs of a forward and backward pass of Qwen2.5-1.5B: matrices, causal attention, head on responses."""
     hidden, inner, layers = QWEN["hidden_size"], QWEN["intermediate_size"], QWEN["num_hidden_layers"]
     kv = hidden * QWEN["num_key_value_heads"] // QWEN["num_attention_heads"]
     matrices = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner)
@@ -303,11 +307,11 @@ def flops(batches: Sequence[Any]) -> float:
 
 
 def gpu(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
-    """Updates in bfloat16 on one GPU."""
+    """Measure updates in bfloat16 on one GPU."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     if not torch.cuda.is_available():
-        raise SystemExit("--gpu: there is no CUDA GPU")
+        raise SystemExit("--gpu: no CUDA GPU found")
     model = folder / "model"
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(**QWEN)).to(torch.bfloat16).save_pretrained(model)
@@ -356,7 +360,7 @@ def gpu(options: argparse.Namespace, folder: Path, console: Console) -> dict[str
 
 
 def main() -> None:
-    parser = record.parser("Speed of a policy update.")
+    parser = record.parser("Measure the speed of a policy update.")
     parser.add_argument("--template", choices=sorted(STEPS), default="compact")
     parser.add_argument("--episodes", type=int, default=16, help=f"a multiple of {GROUP}")
     parser.add_argument("--model", type=Path, default=Path("models/starter"))

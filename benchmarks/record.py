@@ -1,4 +1,4 @@
-"""What every benchmark's command has: the option `--json`, and a record of figures that names its machine."""
+"""Shared by all benchmark commands: the option `--json`, and a record of figures with a description of the machine."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import psutil
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A command line with `--json`; see `keep`."""
+    """Return a command-line parser with the option `--json`; see `keep`."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return made
 
 
 def keep(figures: Mapping[str, object], file: Path | None) -> None:
-    """Write the figures where `--json` asks for it."""
+    """Write the figures to the file given by `--json`, if any."""
     if file is not None:
         file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Return a description of the machine: cores, Python version, load average of the last minute."""
     return {"cores": psutil.cpu_count(), "python": platform.python_version(), "load": psutil.getloadavg()[0]}
 
 
 def section(figures: Mapping[str, object], key: str) -> dict[str, Any]:
-    """The figures below `key`."""
+    """Return the figures of one section."""
     found = figures[key]
     assert isinstance(found, dict)
     return found

@@ -1,4 +1,4 @@
-"""An environment server in a process of its own, and what a step over HTTP and a live session cost it."""
+"""Measure an environment server in its own process: the cost of a step over HTTP, and of a live session."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Player:
-    """`task` gives the task of a number, whatever the number; `act` the action to take next."""
+    """`task` returns the task of any number; `act` returns the next action."""
 
     task: Callable[[int], ResetRequest]
     act: Callable[[StepResult, random.Random], str]
@@ -37,7 +37,7 @@ class Player:
 
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[ServerProcess]:
-    """A server in a process of its own; the command is told where to write its URL."""
+    """Run a server in its own process; `--ready-file` tells the command where to write its URL."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready"
         with start_server([*command, "--ready-file", str(ready)], ready, timeout_s=START_S) as server:
@@ -46,15 +46,15 @@ def running(command: Sequence[str]) -> Iterator[ServerProcess]:
 
 @contextmanager
 def serving(environment: str, *options: str) -> Iterator[ServerProcess]:
-    """A server of ours."""
+    """Run one of our environment servers."""
     with running([sys.executable, "-m", "env_servers", environment, "--port", "0", *options]) as server:
         yield server
 
 
 async def measure_http(server: ServerProcess, player: Player, sessions: int, seconds: float) -> Figures:
-    """Steps a second of `sessions` clients that each wait for their answer; every task is played `GROUP` times.
+    """Return steps per second of `sessions` clients, each waiting for its response; each task is played `GROUP` times.
 
-    Resets and closes between the episodes take their time but are not counted as steps.
+    Resets and closes between the episodes take time but do not count as steps.
     """
     client = HttpClient(server.url, connections=sessions)
     steps = 0
@@ -78,7 +78,7 @@ async def measure_http(server: ServerProcess, player: Player, sessions: int, sec
 
 
 async def measure_memory(server: ServerProcess, player: Player, sessions: int) -> Figures:
-    """MiB that `sessions` live sessions add to a fresh server, each on a task of its own and some steps into it."""
+    """Return the MiB that `sessions` live sessions add to a new server, each on its own task and some steps into it."""
     client = HttpClient(server.url, connections=16)
     first = await client.reset(player.task(0))
     await client.close_session(first.session)
@@ -95,7 +95,7 @@ async def measure_memory(server: ServerProcess, player: Player, sessions: int) -
 
 
 def next_steps(live: Sequence[StepResult], player: Player, rng: random.Random) -> list[StepRequest]:
-    """A step of each episode that has not ended."""
+    """Return the next step of each episode that has not ended."""
     return [
         StepRequest(session=seen.session, step=seen.step + 1, action=player.act(seen, rng))
         for seen in live
@@ -104,15 +104,15 @@ def next_steps(live: Sequence[StepResult], player: Player, rng: random.Random) -
 
 
 def results(answers: Sequence[StepResult | Problem]) -> list[StepResult]:
-    """The answers of a batch. Raises RuntimeError when there is a problem among them."""
+    """Return the results of a batch. Raises RuntimeError if one of them is a problem."""
     problems = [answer.detail for answer in answers if isinstance(answer, Problem)]
     if problems:
-        raise RuntimeError(f"the server refused: {problems[0]}")
+        raise RuntimeError(f"the server rejected a request: {problems[0]}")
     return [answer for answer in answers if isinstance(answer, StepResult)]
 
 
 def cpu_seconds(server: ServerProcess) -> float:
-    """Processor time of the server and its workers."""
+    """Return the processor time of the server and its workers, in seconds."""
     process = psutil.Process(server.pid)
     times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
     return float(sum(one.user + one.system for one in times))

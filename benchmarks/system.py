@@ -1,9 +1,12 @@
-"""The whole system against what its parts could do alone, as ratios measured in one run.
+"""The whole system compared with what its parts achieve alone, as ratios measured in one run.
 
-`python -m benchmarks.system [--json FILE] [--short] [--only PART …]`. The parts: `rollout` (tokens a second of an actor
-over bare vLLM), `larger` (the same for a larger policy that plays as well), `overlap` (asynchronous over synchronous
-wall time), `buffer` (through Redis, over raw commands and a stream of pickles), `weights` (a version's way to the
-actors, over memcpy; the pause it costs the requests in flight).
+`python -m benchmarks.system [--json FILE] [--short] [--only PART …]`. The parts:
+
+- `rollout`: tokens per second of an actor, over those of bare vLLM.
+- `larger`: the same for a larger policy that plays the same episodes.
+- `overlap`: wall time of asynchronous updates, over synchronous ones.
+- `buffer`: trajectories through the buffer, over raw Redis commands and over a stream of pickles.
+- `weights`: transfer of a version to the actors, over memcpy; the pause of the requests in flight.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from services.config.tree import Config, WeightsConfig
 OBJECT_STORE_BYTES = 5 * 2**30
 PARTS = ("rollout", "larger", "overlap", "buffer", "weights")
 LARGER_WIDTH = 8192
-"""Neurons in an MLP of the part `larger`: 9.7 M parameters, where the starter policy has 0.6 M."""
+"""Width of the MLPs in the part `larger`: 9.7 M parameters, compared with 0.6 M of the starter policy."""
 GOALS = {
     "actor_over_bare": "≥ 0.9",
     "asynchronous_over_synchronous": "≤ 0.6",
@@ -45,7 +48,7 @@ def rollout_config(folder: Path, name: str, *overrides: str) -> Config:
 
 
 async def engine_parts(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
-    """What needs an engine, on one."""
+    """Measure the parts that need an engine, all on the same engine."""
     config = rollout_config(folder, "rollout")
     found, engine = await rollout.measure(config, groups=24 if short else 48, rounds=1 if short else 3)
     figures: dict[str, Any] = {"rollout": found} if "rollout" in wanted else {}
@@ -61,7 +64,7 @@ async def engine_parts(folder: Path, short: bool, wanted: list[str]) -> dict[str
 
 
 async def larger_rollout(folder: Path, short: bool) -> dict[str, float]:
-    """The figures of `rollout` for a policy that plays the same and costs more."""
+    """Return the figures of `rollout` for a policy that plays the same but costs more computation."""
     model = folder / "larger-policy"
     parameters = widen(rollout_config(folder, "larger").model.path, model, LARGER_WIDTH)
     config = rollout_config(folder, "larger", f"model.path={model}")
@@ -71,7 +74,7 @@ async def larger_rollout(folder: Path, short: bool) -> dict[str, float]:
 
 
 def broadcasts(folder: Path, short: bool) -> list[dict[str, object]]:
-    """Every channel, size and number of readers."""
+    """Measure every combination of channel, size and number of readers."""
     sizes = (1, 16, 128) if short else (1, 16, 128, 1024)
     channels = (WeightsConfig(channel="ray"), WeightsConfig(channel="directory"))
     with cluster():
@@ -85,7 +88,7 @@ def broadcasts(folder: Path, short: bool) -> list[dict[str, object]]:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A Ray cluster of this process's own, with room for several versions of the largest size."""
+    """Run a Ray cluster for this process, with room for several versions of the largest size."""
     import ray
 
     ray.init(
@@ -134,10 +137,15 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = record.parser("Measure the whole system against its parts.")
-    parser.add_argument("--short", action="store_true", help="a few minutes, for a look")
+    parser = record.parser("Measure the whole system compared with its parts.")
+    parser.add_argument("--short", action="store_true", help="take a few minutes only, with less exact figures")
     parser.add_argument(
-        "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="of " + ", ".join(PARTS)
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help="parts to measure: " + ", ".join(PARTS),
     )
     options = parser.parse_args()
     os.environ.update(engine_environment())

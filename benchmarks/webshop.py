@@ -1,8 +1,8 @@
 """Speed and memory of WebShop: the environment in process, and its server under load.
 
-`python -m benchmarks.webshop [--json FILE]`. The variables of `env_servers.webshop.settings` choose the products, as
-for a server. A step counts all that a step of an environment does: page text, admissible actions, reward, state digest.
-Oracle play counts the expert too, who plans at every reset. Rates in process are those of one core's time.
+`python -m benchmarks.webshop [--json FILE]`. The variables of `env_servers.webshop.settings` select the products, as
+for a server. A step includes everything that the environment computes: page text, admissible actions, reward, state
+digest. Oracle play includes the expert, which plans at every reset. Rates in process are for one core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Choose = Callable[[Observation, random.Random], str]
 
 
 def random_action(seen: Observation | StepResult, rng: random.Random) -> str:
-    """Any admissible action; a search is for some words of the instruction."""
+    """Return a random admissible action; a search uses random words of the instruction."""
     words = str(seen.facts["goal"]).split()
     action = rng.choice(seen.admissible or ["click[back to search]"])
     return action.replace(FREE_TEXT, " ".join(rng.sample(words, min(len(words), rng.randint(1, 5)))))
@@ -39,7 +39,7 @@ def expert_action(seen: Observation, rng: random.Random) -> str:
 
 
 def measure_play(choose: Choose, seconds: float, *, expert: bool = False) -> Figures:
-    """Steps a second of whole episodes, resets included, and how many of them were won. Every task is new."""
+    """Return steps per second of whole episodes, resets included, and the share won. Each task is played once."""
     rng = random.Random(0)
     environment = WebShop()
     tasks = list(range(WebShop.splits()["train"]))
@@ -76,7 +76,7 @@ def _task(number: int) -> ResetRequest:
 
 
 def measure(seconds: float, sessions: int, live: int) -> dict[str, object]:
-    """All figures, with what they were measured on."""
+    """Return all figures and a description of the machine."""
     began = time.process_time()
     products, goals = len(shop().products), len(shop().goals)
     native: dict[str, object] = {"open_s": time.process_time() - began}
@@ -109,19 +109,19 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     console.print(table)
     table = Table(title=f"Environment server, {served['sessions']} sessions, one process", show_header=False)
     table.add_row("resets/s in process", f"{native['resets_per_s']:,.0f}")
-    table.add_row("processor time to open the shop", f"{native['open_s']:.1f} s")
-    table.add_row("steps/s over HTTP, one a request", f"{served['http_steps_per_s']:,.0f}")
-    table.add_row("processor time of the server a step", f"{served['http_server_cpu_us_per_step']:,.0f} µs")
+    table.add_row("processor time to load the shop", f"{native['open_s']:.1f} s")
+    table.add_row("steps/s over HTTP, one per request", f"{served['http_steps_per_s']:,.0f}")
+    table.add_row("server processor time per step", f"{served['http_server_cpu_us_per_step']:,.0f} µs")
     table.add_row(f"memory added by {served['live_sessions']:,} sessions", f"{served['memory_added_mib']:,.0f} MiB")
-    table.add_row("memory of the server with them", f"{served['server_rss_mib']:,.0f} MiB")
+    table.add_row("memory of the server with these", f"{served['server_rss_mib']:,.0f} MiB")
     console.print(table)
 
 
 def main() -> None:
     parser = record.parser("Measure WebShop and its environment server.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
     parser.add_argument("--sessions", type=int, default=128, help="sessions that play over HTTP at the same time")
-    parser.add_argument("--live", type=int, default=1000, help="live sessions whose memory is measured")
+    parser.add_argument("--live", type=int, default=1000, help="live sessions in the memory measurement")
     options = parser.parse_args()
     figures = measure(options.seconds, options.sessions, options.live)
     show(figures, Console())

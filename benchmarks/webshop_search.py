@@ -1,8 +1,8 @@
 """Build and query time, disk and memory of WebShop's search on a generated catalogue.
 
 `python -m benchmarks.webshop_search [--products N] [--json FILE]`. The catalogue is the same in every run: documents of
-about 100 words, which are as frequent as in product texts (Zipf's law without its head, the stop words). A query is
-4 to 12 words drawn by the same frequencies. The index is built in a process of its own, then opened by several at once.
+about 100 words, with the word frequencies of product texts (Zipf's law without its head, the stop words). A query has
+4 to 12 words drawn with the same frequencies. One process builds the index, then several open it at the same time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FULL_CATALOGUE = 1_180_000
 VOCABULARY = 1_000_000
 WORDS = 100
 HEAD = 10
-"""Ranks of Zipf's law that are left out: with them gone, the most frequent words are in 40 % of the documents."""
+"""First ranks of Zipf's law, which are left out. Without them the most frequent words are in 40 % of the documents."""
 QUERY_WORDS = (4, 12)
 FREQUENT = 10
 BATCH = 1000
@@ -40,7 +40,7 @@ Figures = dict[str, float]
 
 
 class Language:
-    """Words in order of their frequency, and draws of them."""
+    """Words in order of their frequency, and random draws of them."""
 
     def __init__(self) -> None:
         syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
@@ -49,23 +49,23 @@ class Language:
         self._cumulated = np.cumsum(frequencies) / frequencies.sum()
 
     def text(self, rng: np.random.Generator, count: int) -> str:
-        """`count` words."""
+        """Return `count` random words."""
         return " ".join(map(self.words.__getitem__, self.draw(rng, count)))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[int]:
-        """Ranks of `count` words."""
+        """Return the ranks of `count` random words."""
         ranks: list[int] = self._cumulated.searchsorted(rng.random(count)).tolist()
         return ranks
 
 
 def _spell(rank: int, syllables: list[str]) -> str:
-    """The same word for the same rank only; at least two syllables."""
+    """Return a word of at least two syllables, different for each rank."""
     rank, last = divmod(rank + len(syllables), len(syllables))
     return (_spell(rank - len(syllables), syllables) if rank >= len(syllables) else syllables[rank]) + syllables[last]
 
 
 def documents(products: int) -> Iterator[tuple[str, str]]:
-    """The catalogue, asins in no order."""
+    """Yield the catalogue as pairs of ASIN and text, ASINs in random order."""
     rng = np.random.default_rng(0)
     language = Language()
     numbers = rng.permutation(products)
@@ -78,7 +78,7 @@ def documents(products: int) -> Iterator[tuple[str, str]]:
 
 
 def queries(count: int) -> list[str]:
-    """Queries of words as frequent as in the catalogue."""
+    """Return queries with the word frequencies of the catalogue."""
     rng = np.random.default_rng(1)
     language = Language()
     least, most = QUERY_WORDS
@@ -86,7 +86,7 @@ def queries(count: int) -> list[str]:
 
 
 class Timed:
-    """Passes documents on and measures how long they were waited for: generating them is no part of a build."""
+    """Passes documents on and measures the time to generate them, which is not part of a build."""
 
     def __init__(self, source: Iterable[tuple[str, str]]) -> None:
         self._source = iter(source)
@@ -106,7 +106,7 @@ class Timed:
 
 
 def measure_build(folder: Path, products: int) -> Figures:
-    """Build the index in this process. The peak counts mapped pages of the files too."""
+    """Build the index in this process. The peak memory includes mapped pages of the files."""
     catalogue = Timed(documents(products))
     began, cpu_began = time.perf_counter(), time.process_time()
     build(catalogue, folder)
@@ -119,7 +119,7 @@ def measure_build(folder: Path, products: int) -> Figures:
 
 
 def measure_queries(folder: Path, count: int) -> Figures:
-    """Open the index in this process and search. Memory is what that added: its own, and mapped pages of the index."""
+    """Open the index in this process and search. Memory is the increase: private, and mapped pages of the index."""
     asked = queries(count)
     frequent = " ".join(Language().words[:FREQUENT])
     process = psutil.Process()
@@ -149,14 +149,14 @@ def _milliseconds(index: SearchIndex, query: str) -> float:
 
 
 def measure_workers(folder: Path, workers: int, count: int) -> Figures:
-    """The same in several processes at once: means over them."""
+    """Return means of `measure_queries` over several concurrent processes."""
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         answers = list(pool.map(measure_queries, [folder] * workers, [count] * workers))
     return {key: statistics.fmean(answer[key] for answer in answers) for key in answers[0]}
 
 
 def measure(products: int, count: int, workers: int) -> dict[str, object]:
-    """All figures, with what they were measured on."""
+    """Return all figures and a description of the machine."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "index"
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -178,7 +178,7 @@ def show(figures: Mapping[str, object], console: Console) -> None:
     built, alone, together = (record.section(figures, key) for key in ("build", "alone", "together"))
     table = Table(title=f"WebShop search index of {figures['products']:,} products", show_header=False)
     table.add_row("build, one core", f"{built['build_s']:,.0f} s")
-    table.add_row("processor time of it", f"{built['build_cpu_s']:,.0f} s")
+    table.add_row("processor time of the build", f"{built['build_cpu_s']:,.0f} s")
     table.add_row("peak memory of the build, mapped files included", f"{built['build_peak_mib']:,.0f} MiB")
     table.add_row("size on disk", f"{built['index_mib']:,.0f} MiB")
     console.print(table)
@@ -191,7 +191,7 @@ def show(figures: Mapping[str, object], console: Console) -> None:
         ("query, 95th percentile", "query_p95_ms", "ms"),
         ("query, slowest", "query_max_ms", "ms"),
         (f"query of the {FREQUENT} most frequent words", "frequent_query_ms", "ms"),
-        ("memory of its own", "own_mib", "MiB"),
+        ("private memory", "own_mib", "MiB"),
         ("mapped pages, shared by all", "mapped_mib", "MiB"),
     ):
         searches.add_row(label, f"{alone[key]:,.1f} {unit}", f"{together[key]:,.1f} {unit}")

@@ -1,1 +1,1 @@
-"""The measurements that `benchmarks.system` puts together, one file each."""
+"""The measurements that `benchmarks.system` runs, one file each."""

@@ -1,12 +1,12 @@
-"""Trajectories through the buffer, beside raw `SET`/`GET` of the same bytes and a stream of pickles, in one Redis.
+"""Trajectories through the buffer, compared with raw `SET`/`GET` of the same bytes and with a stream of pickles.
 
-What is counted, one process, one connection, one command at a time on each side:
+Both sides use one Redis, one process, one connection, and one command at a time. The figures:
 
-- `store_read`: `Buffer.store` of each trajectory, `Buffer.read` of each group, less the time spent in the codec.
-- `raw`: `SET` of the encoded trajectory, `GET` and decoding, in the same loops; less the time spent in the codec.
-- `…_with_codec`: the same with the codec's time. `bare_raw`: raw commands on documents already made.
-- `whole_way`: the buffer with the codec and with its tickets: issue, lease, removal.
-- `pickle_stream`: what PipelineRL keeps: `XADD` of a pickle, `XREAD`, `pickle.loads`; nothing acknowledged or leased.
+- `store_read`: `Buffer.store` of each trajectory and `Buffer.read` of each group, without the time of the codec.
+- `raw`: `SET` of the encoded trajectory, `GET` and decoding, in the same loops, without the time of the codec.
+- `…_with_codec`: the same with the time of the codec. `bare_raw`: raw commands on documents encoded beforehand.
+- `whole_way`: the buffer with the codec and its tickets: issue, lease, removal.
+- `pickle_stream`: as PipelineRL does: `XADD` of a pickle, `XREAD`, `pickle.loads`, without acknowledgement or lease.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _A = TypeVar("_A")
 _B = TypeVar("_B")
 
 RawRedis = Any
-"""A redis-py client: its stubs type every answer as one that may be awaited."""
+"""A redis-py client. Its type is Any, since redis-py's stubs type every reply as possibly awaitable."""
 
 GROUP_SIZE = 8
 STEPS, PROMPT_TOKENS, RESPONSE_TOKENS = 20, 400, 10
@@ -42,7 +42,7 @@ ROUNDS = 9
 
 
 def episode(ticket: Ticket, rng: np.random.Generator) -> Trajectory:
-    """As long as an ALFWorld episode; each prompt goes on where the last one ended, as a real one does."""
+    """Return a trajectory as long as an ALFWorld episode; each prompt extends the previous one, as in real ones."""
     tokens = rng.integers(0, 2048, PROMPT_TOKENS + STEPS * RESPONSE_TOKENS).astype(np.int32)
     text = "".join(chr(97 + int(token) % 26) for token in tokens)
     steps = []
@@ -73,7 +73,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 class Stopwatch:
-    """Time spent in the functions that it is put around."""
+    """Total time spent in the functions that it wraps."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -89,7 +89,7 @@ class Stopwatch:
 
 
 def through_buffer(buffer: Buffer, played: Sequence[Trajectory]) -> dict[str, float]:
-    """Seconds of each part of the way."""
+    """Return the seconds of each figure of the buffer."""
     codec = Stopwatch()
     groups = range(len(played) // GROUP_SIZE)
     with (
@@ -109,7 +109,7 @@ def through_buffer(buffer: Buffer, played: Sequence[Trajectory]) -> dict[str, fl
 
 
 def raw(client: RawRedis, played: Sequence[Trajectory]) -> dict[str, float]:
-    """Seconds of raw commands, the documents made and read in between or beforehand."""
+    """Return the seconds of raw commands, with documents encoded and decoded in the same loop or beforehand."""
     codec = Stopwatch()
     packing, unpacking = codec.around(encode), codec.around(decode)
     documents = [encode(trajectory) for trajectory in played]
@@ -133,7 +133,7 @@ def stream(client: RawRedis, played: Sequence[Trajectory]) -> None:
 
 
 def measure(folder: Path, groups: int) -> dict[str, float]:
-    """The ways take turns; the median of their rounds counts."""
+    """Measure the sides in turn; the figures are medians over rounds, after one warm-up round."""
     rng = np.random.default_rng(0)
     task = Task(env="alfworld", split="train", index=0)
     played = [

@@ -1,8 +1,8 @@
-"""Wall time of an update, asynchronous beside synchronous, and the fraction of the ideal max(rollout, update).
+"""Wall time of an update, asynchronous and synchronous, and the fraction of the ideal max(rollout, update).
 
-Two short runs of `anchorage train` on the same recipe: `max_staleness` 1 and 0. In the synchronous one nothing
-overlaps, so its times of waiting and of the rest are those of rollout and update. The ideal takes a core for each:
-`processors_of_two_processes` says how much of that there is.
+Two short runs of `anchorage train` on the same recipe, with `max_staleness` 1 and 0. In the synchronous run nothing
+overlaps, so that its waiting time is the rollout time, and the rest is the update time. The ideal assumes one core for
+each; `processors_of_two_processes` measures how much of that the machine provides.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from benchmarks.parts import processors
 
 WARM = 2
 START_S, UPDATE_S = 300.0, 60.0
-"""Longest start of a run, and longest update: beyond, it hangs."""
+"""Time limits of a run's start and of an update, in seconds; a run that exceeds them is considered hung."""
 PARTS = ("time/prepare_s", "time/update_s", "time/publish_s")
 
 
 def run(folder: Path, name: str, staleness: int, updates: int, overrides: Sequence[str]) -> list[dict[str, float]]:
-    """The metrics of a run's updates, those of the warm-up left out."""
+    """Return the metrics of a run's updates, without those of the warm-up."""
     command = [sys.executable, "-m", "anchorage.cli.main", "train", "configs/demo.yaml", *overrides]
     own = [f"run.dir={folder}", f"run.name={name}", f"learner.max_staleness={staleness}", f"learner.updates={updates}"]
     subprocess.run(

@@ -1,6 +1,6 @@
-"""How many processors two busy processes have here: 2.0 on two cores, less on two hyper-threads of one.
+"""Number of processors that two busy processes get: 2.0 on two cores, less on two hyper-threads of one core.
 
-Whatever runs beside something else is bounded by it: an update beside the rollouts, an actor beside its environment.
+It limits everything that runs concurrently: an update and the rollouts, an actor and its environment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LIMIT_S = 120.0
 
 
 def measure() -> float:
-    """Products of matrices that two processes finish in the time in which one alone finishes one."""
+    """Return how many matrix products two processes finish in the time that one process alone takes for one."""
     (alone,), together = _seconds(1), _seconds(2)
     return 2 * alone / max(together)
 
@@ -37,7 +37,7 @@ def _begin_together(start: Barrier) -> None:
 def _multiply(products: int) -> float:
     import torch
 
-    # As small as what a small policy computes: neither Python nor the multiplications alone are what it spends.
+    # As small as the matrices of a small policy, so that both Python and the multiplications take time.
     left = right = torch.ones(SIZE, SIZE)
     began = time.perf_counter()
     for _ in range(products):

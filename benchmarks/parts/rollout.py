@@ -1,11 +1,11 @@
-"""Tokens a second of a rollout actor that plays ALFWorld, and of bare vLLM on the same prompts and lengths.
+"""Tokens per second of a rollout actor that plays ALFWorld, and of bare vLLM on the same prompts and lengths.
 
-The actor plays over HTTP against a server process, through Redis, as in a run. What it asked of its engine is recorded
-and asked again of one that has nothing around it: in this process, one step after another, as many requests in flight,
-the prompts in the order in which they came, the responses of the same lengths and with their texts, as `LLM.generate`
-gives them, the prefix cache emptied before. The record ends when the last ticket is leased: from then on ever fewer
-episodes are in flight, which is the end of a run and not the actor's doing. The two take turns for several rounds,
-after one that warms both engines up: on a CPU their kernels are made as they are needed.
+The actor plays over HTTP with a server process and through Redis, as in a run. Its requests to the engine are recorded
+and replayed on a bare engine in this process: stepped in a loop, with as many requests in flight, the prompts in their
+original order, responses of the same lengths with their texts as `LLM.generate` returns them, and an empty prefix cache
+at the start. The recording ends when the last ticket is leased: after that fewer and fewer episodes are in flight,
+which is due to the end of the run and not to the actor. Both take turns for several rounds, after one warm-up round: on
+a CPU kernels are compiled when they are first used.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from services.schemas import TRAIN_STREAM
 from services.weights import open_channel
 
 Asked = tuple[list[int], int]
-"""Prompt ids and the number of sampled tokens."""
+"""A request: prompt ids and the number of sampled tokens."""
 
 
 class Recorder(EngineProcess):
-    """Remembers what it was asked, and what it answered until `seal`."""
+    """Engine that records its requests and responses until `seal`."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -51,7 +51,7 @@ class Recorder(EngineProcess):
 
     @property
     def asked(self) -> list[Asked]:
-        """What was answered, in the order in which it was asked."""
+        """The requests that were completed, in the order in which they arrived."""
         return [self._recorded[number] for number in sorted(self._recorded)]
 
     @property
@@ -60,18 +60,18 @@ class Recorder(EngineProcess):
 
     @property
     def cached_share(self) -> float:
-        """Of the prompts' tokens, those that the prefix cache had."""
+        """Share of the prompt tokens that the prefix cache held."""
         cached = self._counted.cached_tokens - self._before.cached_tokens
         return cached / (self._counted.prompt_tokens - self._before.prompt_tokens)
 
     def restart(self) -> None:
-        """Forget everything."""
+        """Discard the recording."""
         self._recorded.clear()
         self._began = self._ended = 0.0
         self._before = self.stats()
 
     def seal(self) -> None:
-        """What is answered from now on does not count."""
+        """End the recording: later responses do not count."""
         if not self._ended:
             self._ended, self._counted = time.perf_counter(), self.stats()
 
@@ -84,14 +84,14 @@ class Recorder(EngineProcess):
         return sample
 
     async def stop(self) -> None:
-        """Actors come and go, it stays."""
+        """Do nothing: the engine outlives its actors. See `end`."""
 
     async def end(self) -> None:
         await super().stop()
 
 
 class Bare:
-    """vLLM as it is, in this process, with nothing around it."""
+    """vLLM alone, in this process."""
 
     def __init__(self, config: Config) -> None:
         self._concurrency = config.rollout.episodes_in_flight
@@ -99,7 +99,7 @@ class Bare:
         self._core.start()
 
     def ask(self, asked: Sequence[Asked]) -> tuple[float, float]:
-        """Seconds that it takes, and what share of the prompts' tokens its cache had."""
+        """Replay requests; return the seconds, and the share of prompt tokens that the prefix cache held."""
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -130,7 +130,7 @@ class Bare:
 
 
 async def play(config: Config, engine: Recorder, groups: int) -> None:
-    """The actor plays so many groups, then it is drained."""
+    """Let the actor play `groups` groups, then drain it."""
     folder = config.run.folder
     ready = folder / "server.url"
     command = [sys.executable, "-m", "env_servers", config.env.name, "--port", "0", "--ready-file", str(ready)]
@@ -166,7 +166,7 @@ async def play(config: Config, engine: Recorder, groups: int) -> None:
 
 
 async def measure(config: Config, groups: int, rounds: int) -> tuple[dict[str, float], Recorder]:
-    """The figures, medians of the rounds, and the engine, which still runs."""
+    """Return the figures, medians over rounds, and the engine, which is still running."""
     config.run.folder.mkdir(parents=True, exist_ok=True)
     engine = Recorder(config.model, config.rollout, config.run.seed)
     await play(config, engine, groups)

@@ -1,9 +1,9 @@
-"""A policy version on its way: bytes a second from publisher to readers beside `memcpy`, and time to its first token.
+"""Transfer of a policy version: GB/s from publisher to readers compared with `memcpy`, and time to its first token.
 
-Readers are processes that fetch at the same time, through Ray's object store, which is shared memory on one node, and
-through a directory. Both hold serialisation, checksum and copies. The time to the first token begins with the end of an
-optimizer step: the weights are still with the learner's rank. What an update costs the requests in flight is the time
-that they take longer than others, the engine's pause and the recomputation of their cache included.
+Readers are processes that fetch concurrently, through Ray's object store, which is shared memory on one node, and
+through a directory. Both include serialisation, checksum and copies. The time to the first token begins at the end of
+an optimizer step, when only the learner's rank has the weights. The cost of an update for requests in flight is how
+much longer they take than others; it includes the engine's pause and the recomputation of their cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RUN = "bench"
 
 
 class Ranks(Protocol):
-    """The learner's ranks, as far as weights go."""
+    """The learner's ranks, reduced to their weights."""
 
     def weights(self) -> dict[str, torch.Tensor]: ...
 
@@ -47,7 +47,7 @@ def memcpy_gb_per_s(mib: int) -> float:
 
 
 class Reader:
-    """Ray actor: a process that fetches the newest version."""
+    """Ray actor that fetches the newest version."""
 
     def __init__(self, config: str, folder: str) -> None:
         self._channel = open_channel(WeightsConfig.model_validate_json(config), RUN, Path(folder))
@@ -59,7 +59,7 @@ class Reader:
 
 
 def broadcast(config: WeightsConfig, folder: Path, mib: int, readers: int) -> dict[str, object]:
-    """GB/s of publishing one version and of fetching it, over all readers. Ray must be initialised."""
+    """Return GB/s of publishing one version, and of fetching it, summed over readers. Requires an initialised Ray."""
     import ray
 
     channel, payload = open_channel(config, RUN, folder), tensors(mib)
@@ -67,7 +67,7 @@ def broadcast(config: WeightsConfig, folder: Path, mib: int, readers: int) -> di
         ray.remote(Reader).options(num_cpus=0).remote(config.model_dump_json(), str(folder)) for _ in range(readers)
     ]
     ray.get([actor.__ray_ready__.remote() for actor in actors], timeout=TIMEOUT_S)
-    channel.latest()  # what the channel keeps its weights in is there before the first version
+    channel.latest()  # creates the channel's store before the first version
     began = time.perf_counter()
     published = channel.publish(1, payload)
     announced = time.perf_counter()
@@ -89,7 +89,7 @@ def broadcast(config: WeightsConfig, folder: Path, mib: int, readers: int) -> di
 
 
 async def to_first_token(engine: InferenceEngine, folder: Path, ranks: Ranks, rounds: int) -> dict[str, float]:
-    """Seconds from the end of an optimizer step to the first token of the new version, requests in flight meanwhile."""
+    """Return seconds from the end of an optimizer step to the new version's first token, with requests in flight."""
     config = WeightsConfig()
     channel = open_channel(config, RUN, folder)
     follower = WeightFollower(channel, engine, config)
@@ -106,7 +106,7 @@ async def to_first_token(engine: InferenceEngine, folder: Path, ranks: Ranks, ro
     times = []
     try:
         for _ in range(rounds):
-            await asyncio.sleep(0.5)  # responses that meet no update
+            await asyncio.sleep(0.5)  # time for responses without an update
             wanted = engine.version + 1
             began = time.perf_counter()
             await asyncio.to_thread(publish, wanted)
@@ -132,13 +132,13 @@ async def to_first_token(engine: InferenceEngine, folder: Path, ranks: Ranks, ro
 
 
 async def _token(engine: InferenceEngine) -> int:
-    """Samples one token; the version that wrote it."""
+    """Sample one token; return the version that sampled it."""
     sample = await engine.generate([1, 2, 3], temperature=1.0, max_tokens=1, seed=0)
     return sample.versions[-1].version
 
 
 async def _busy(engine: InferenceEngine, number: int, taken: list[tuple[float, bool]]) -> None:
-    """Asks again and again; notes the seconds each response took, and whether an update fell into it."""
+    """Send requests in a loop; record the seconds of each response, and whether an update happened during it."""
     prompt = [2 + (number + place) % 50 for place in range(200)]
     while True:
         began = time.perf_counter()

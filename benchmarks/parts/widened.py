@@ -1,7 +1,7 @@
-"""A policy that plays as another does, at the cost of a larger model: its MLPs widened with neurons of zero weight.
+"""A larger policy that plays exactly like another: its MLPs are widened with neurons of zero weight.
 
-What surrounds a model costs the same for every model. The starter policy is so small that on it little else is seen;
-beside one of ordinary size the same episodes, token for token, show what is left of it.
+The cost around a model is the same for every model. The starter policy is so small that this cost dominates; a larger
+model that plays the same episodes, token by token, shows how much of the time it takes at an ordinary size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from services.model_folder import read_weights
 
 
 def widen(folder: Path, to: Path, width: int) -> int:
-    """Copy a model with gated MLPs, `width` neurons in each, to a new folder; returns its number of parameters."""
+    """Copy a model with gated MLPs to a new folder, widened to `width` neurons; return its number of parameters."""
     from safetensors.torch import save_file
     from torch.nn.functional import pad
 
