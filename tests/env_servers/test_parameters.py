@@ -89,9 +89,9 @@ def test_what_is_wrong_is_one_line(environment: type[Environment], params: dict[
     [
         (
             '{"tasks": "many"}',
-            "env_servers: invalid parameters of environment sized: tasks: Input should be a valid integer",
+            "anchorage: invalid parameters of environment sized: tasks: Input should be a valid integer",
         ),
-        ('{"taks": 3}', "env_servers: environment sized has no parameter 'taks', did you mean tasks?"),
+        ('{"taks": 3}', "anchorage: environment sized has no parameter 'taks', did you mean tasks?"),
         ("tasks=3", "argument --params: invalid JSON: "),
         ("[3]", "argument --params: must be a JSON object, got [3]"),
     ],
