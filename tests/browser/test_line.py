@@ -57,7 +57,7 @@ def test_a_run_that_goes_back_drops_what_was_abandoned(open_page: Open, folder: 
     figure.locator("summary").click()
     expect(figure.get_by_role("row")).to_have_count(UPDATES + 1)
     MetricsWriter(folder / "back", resume_step=-1).close()
-    expect(figure.locator("svg")).to_contain_text("nothing recorded yet")
+    expect(figure.locator("svg")).to_contain_text("no data yet")
 
 
 def test_a_page_that_was_left_does_not_come_back(open_page: Open) -> None:

@@ -89,7 +89,7 @@ async def test_answers_that_cannot_be_read_fail_their_callers(
         raise IndexError("no such token")
 
     monkeypatch.setattr(engine._tokenizer, "decode", decode)
-    with pytest.raises(EngineFailed, match=r"cannot be understood: no such token"):
+    with pytest.raises(EngineFailed, match=r"invalid message from the engine process: no such token"):
         async with asyncio.timeout(20):
             await engine.generate(PROMPT, temperature=1.0, max_tokens=1, seed=0)
 
