@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,6 @@ def bare_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _in_bare_checkout(bare_checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`runs/demo`, which `make demo` leaves, must not change what a test of `configs/demo.yaml` sees."""
     monkeypatch.chdir(bare_checkout)
+    monkeypatch.setenv(
+        "PYTHONPATH", str(ROOT), prepend=os.pathsep
+    )  # environments of the tests, in processes of their own
