@@ -146,8 +146,8 @@ def lines(config: Config) -> list[str]:
     ("params", "expected"),
     [
         ({"door": 5, "colour": "red"}, ["params.door: LABEL has no such parameter, did you mean doors?"]),
-        ({"doors": 0, "colour": 3}, ["params.doors: must be >= 1, got 0", "params.colour: must be text (in quotes"]),
-        ({}, ["params.colour: is missing"]),
+        ({"doors": 0, "colour": 3}, ["params.doors: must be >= 1, got 0", "params.colour: must be text (quote it"]),
+        ({}, ["params.colour: missing value"]),
     ],
 )
 def test_wrong_parameters_are_one_line_each_before_anything_starts(

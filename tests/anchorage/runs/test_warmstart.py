@@ -53,7 +53,7 @@ def test_the_data_that_the_recipe_names_are_played(tmp_path: Path, monkeypatch: 
     game_source.cache_clear()
     config = small("starter.yaml")
     config = config.model_copy(update={"env": config.env.model_copy(update={"data": tmp_path})})
-    with pytest.raises(PreflightFailed, match=f"no ALFWorld games below {tmp_path}"):
+    with pytest.raises(PreflightFailed, match=f"no ALFWorld games in {tmp_path}"):
         make_starter(config, tmp_path / "out", lambda tokens, loss: None)
 
 
