@@ -77,10 +77,10 @@ async def in_flight(engine: EngineProcess, count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def another_response(engine: EngineProcess) -> None:
-    """Until a response ends; those in flight beside it have begun under the present weights."""
+async def another_response(engine: EngineProcess, running: asyncio.Task[object]) -> None:
+    """Until a response ends; those in flight beside it have begun under the present weights. Or until all have ended."""
     before = engine.stats().responses
-    while engine.stats().responses == before:  # noqa: ASYNC110 - the engine tells no one
+    while engine.stats().responses == before and not running.done():  # noqa: ASYNC110 - the engine tells no one
         await asyncio.sleep(0)
 
 
@@ -157,7 +157,7 @@ async def test_requests_in_flight_go_on_with_the_new_weights(setup: Setup) -> No
     before = setup.engine.stats()
     running = asyncio.create_task(sample_all(setup.engine, count=LONG, tokens=100))
     for version in range(11, 16):
-        await another_response(setup.engine)
+        await another_response(setup.engine, running)
         await setup.engine.load_weights(version, weights_of(policies[version]))
     spans = 0
     for prompt, sample in await running:
