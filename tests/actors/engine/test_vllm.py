@@ -78,7 +78,7 @@ async def in_flight(engine: EngineProcess, count: int) -> None:
 
 
 async def another_response(engine: EngineProcess, running: asyncio.Task[object]) -> None:
-    """Until a response ends; those in flight beside it have begun under the present weights. Or until all have ended."""
+    """Until a response ends, or all have; those in flight beside it have begun under the present weights."""
     before = engine.stats().responses
     while engine.stats().responses == before and not running.done():  # noqa: ASYNC110 - the engine tells no one
         await asyncio.sleep(0)
