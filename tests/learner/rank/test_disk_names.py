@@ -85,7 +85,7 @@ def test_weights_that_the_folder_has_not_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, make("llama_untied"))
     lm = load(folder)
     rename(folder, {"lm_head.weight": "head.weight"})
-    with pytest.raises(ModelUnavailable, match=r"has no lm_head\.weight"):
+    with pytest.raises(ModelUnavailable, match=r"the weights files lack lm_head\.weight"):
         DiskForm(lm, folder)
 
 
