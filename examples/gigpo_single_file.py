@@ -50,7 +50,7 @@ class House:
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float64 [..., actions]."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def rollout(policy: np.ndarray, groups: int, rng: np.random.Generator) -> tuple[StepRows, np.ndarray, np.ndarray]:
@@ -67,8 +67,11 @@ def rollout(policy: np.ndarray, groups: int, rng: np.random.Generator) -> tuple[
                 states.append(house.state)
                 action = int(rng.choice(len(MOVES), p=softmax(policy[house.state])))
                 gained, done = house.step(action)
-                group.append(g), trajectory.append(g * MEMBERS + member), step.append(t)
-                reward.append(gained), actions.append(action)
+                reward.append(gained)
+                actions.append(action)
+                group.append(g)
+                trajectory.append(g * MEMBERS + member)
+                step.append(t)
                 if done:
                     break
     # Eq. 6: the steps of one group that were taken in the same state are compared with each other.
@@ -132,4 +135,4 @@ def train(algorithm: str = "gigpo", updates: int = UPDATES, seed: int = 0) -> li
 
 
 if __name__ == "__main__":
-    train(*sys.argv[1:2])
+    train(sys.argv[1] if len(sys.argv) > 1 else "gigpo")
