@@ -11,6 +11,8 @@ Invariants
 - An actor that has worked and stops sending heartbeats (its process hangs, its node is cut off) is killed.
 - A replacement starts later after each crash in a row; the count restarts with an actor that had completed an episode.
   As long as one actor that has completed an episode is alive, crashing replacements do not fail the run.
+- An actor that a plug-in of the run ended (a prompt template, a parser) fails the run at once: a replacement would call
+  the same code.
 - A rollout actor is only told to run and to drain: what it does is in its heartbeats in Redis.
 - The supervisor runs on the node of the process that started it.
 
@@ -41,6 +43,7 @@ from services.buffer import Buffer
 from services.buffer.owner import Owner
 from services.config.tree import BufferConfig, Config, RolloutConfig
 from services.errors import RedisUnavailable, RunStalled, first_line
+from services.plugins import PluginError
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,7 @@ class Pool:
         self._crashes = 0
         self._crashes_in_a_row = 0
         self._last_error: str | None = None
+        self._plugin_error: str | None = None
         self._not_before = 0.0
         self._stopping = asyncio.Event()
 
@@ -139,8 +143,8 @@ class Pool:
     async def status(self) -> dict[str, object]:
         """Return the pool's state as plain JSON data: wanted and running actors, crashes, and the last one's reason.
 
-        `failing` is the reason if `FAILING_CRASHES` actors in a row have crashed early and no running one has completed
-        an episode, else None.
+        `failing` is the reason if a plug-in ended an actor, or if `FAILING_CRASHES` actors in a row have crashed early
+        and no running one has completed an episode; else None.
         """
         failing = self._crashes_in_a_row >= FAILING_CRASHES and not any(member.worked for member in self._members)
         return {
@@ -150,7 +154,7 @@ class Pool:
             "deaths": self._crashes,
             "deaths_in_a_row": self._crashes_in_a_row,
             "last_error": self._last_error,
-            "failing": self._last_error if failing else None,
+            "failing": self._plugin_error or (self._last_error if failing else None),
         }
 
     async def _reconcile(self) -> None:
@@ -198,6 +202,8 @@ class Pool:
                 continue
             error = member.run.exception()
             self._last_error = _reason(error) if error else "it ended"
+            if error and isinstance(_cause(error), PluginError):
+                self._plugin_error = self._last_error
             self._crashes += 1
             settled = member.worked or now - member.started > SETTLED_S
             self._crashes_in_a_row = 1 if settled else self._crashes_in_a_row + 1
@@ -343,7 +349,11 @@ def _kill(member: Member) -> None:
     ray.kill(member.handle)
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What the actor itself raised; Ray's error if its process is gone."""
+    return getattr(error, "cause", None) or error
+
+
 def _reason(error: BaseException) -> str:
-    """The error as one line: the actor's own message if it raised one, Ray's if its process is gone."""
-    cause = getattr(error, "cause", None) or error
-    return first_line(cause)
+    """The error as one line."""
+    return first_line(_cause(error))

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.parsing import ParsedAction, Parser, parse_action
+from actors.parsing import ParsedAction, parse_action
 from actors.templates import Exchange as Exchange
 from actors.templates import History, Transcript, load_parser, load_template
 from actors.tokens import PromptTokens
@@ -70,7 +70,7 @@ class PromptBuilder:
     def __init__(self, config: PromptConfig, tokenizer: Any, max_prompt_tokens: int) -> None:
         self._config = config
         self._template = load_template(config)
-        self._parser: Parser = load_parser(config).call
+        self._parser = load_parser(config)
         self._tokenizer = tokenizer
         self._tokens = PromptTokens(tokenizer)
         self._max_tokens = max_prompt_tokens

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
-from actors.parsing import PARSERS, ParsedAction
-from env_servers.protocol import StepResult
+from actors.parsing import PARSERS, ParsedAction, Parser
+from env_servers.protocol import ActionForm, StepResult
 from services.config.tree import PromptConfig
 from services.plugins import Plugin, PluginError, load, raised
 
@@ -136,9 +136,13 @@ def load_template(config: PromptConfig) -> Template:
     return Template(plugin.label, plugin, cast(Transcript, transcript), getattr(transcript, "response", None))
 
 
-def load_parser(config: PromptConfig) -> Plugin:
-    """The run's parser. Raises PluginError, see `services.plugins.load`."""
-    return load(
+def load_parser(config: PromptConfig) -> Parser:
+    """The run's parser. It raises PluginError where the plug-in raises, or returns anything but a ParsedAction.
+
+    Raises:
+        PluginError: see `services.plugins.load`.
+    """
+    plugin = load(
         "prompt.parser",
         config.parser or config.template,
         built_in=PARSERS,
@@ -146,6 +150,14 @@ def load_parser(config: PromptConfig) -> Plugin:
         params=config.parser_params,
         params_key="prompt.parser_params",
     )
+
+    def parse(response: str, admissible: Sequence[str] | None, form: ActionForm) -> ParsedAction:
+        found = plugin.call(response, admissible, form)
+        if not isinstance(found, ParsedAction) or not isinstance(found.action, str):
+            raise PluginError(f"{plugin.label}: must return actors.parsing.ParsedAction, got {found!r:.80}")
+        return found
+
+    return parse
 
 
 def check(config: PromptConfig) -> Iterator[str]:
@@ -173,9 +185,7 @@ def _check_parser(config: PromptConfig) -> None:
     parser = load_parser(config)
     for response in ("", " look", "<think>I look.</think><action>look</action>", "look\nlook"):
         for admissible in (None, ["look", "take pen 1"]):
-            found = parser.call(response, admissible, "as_written")
-            if not isinstance(found, ParsedAction) or not isinstance(found.action, str):
-                raise PluginError(f"{parser.label}: must return actors.parsing.ParsedAction, got {found!r:.80}")
+            parser(response, admissible, "as_written")
 
 
 def _example_state(step: int, admissible: Sequence[str] | None) -> StepResult:

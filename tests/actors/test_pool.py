@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from actors import pool as pool_module
 from actors.engine.interface import EngineFailed
@@ -22,6 +23,7 @@ from env_servers.launch import ServerProcess
 from services.buffer import Buffer
 from services.config.tree import Config
 from services.errors import RunStalled
+from services.plugins import PluginError
 from services.schemas import TRAIN_STREAM, Task, Ticket
 from services.weights import open_channel
 from tests.actors.scripted_engine import scripted
@@ -156,6 +158,21 @@ async def test_replacements_that_die_do_not_fail_a_pool_in_which_an_actor_works(
 
     pool._members.remove(worker)
     assert (await pool.status())["failing"] == "no room"
+
+
+async def test_a_plugin_that_ends_an_actor_fails_the_run_at_once(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_kill", lambda member: None)
+    pool = Pool(RolloutSpec(config.model_dump_json(), "redis://none", {}))
+    runs = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    placed = asyncio.get_running_loop().create_future()
+    pool._members += [Member(f"a{number}", None, run, placed, time.monotonic()) for number, run in enumerate(runs)]
+    pool._members[0].worked = True
+    error = PluginError("prompt.parser=./mine.py:odd: KeyError: 'x' (mine.py:7)")
+    runs[1].set_exception(RayTaskError("run", "Traceback …", error))
+    pool._remove_ended()
+    assert (await pool.status())["failing"] == str(error)
 
 
 @pytest.mark.parametrize(
