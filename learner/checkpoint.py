@@ -70,13 +70,18 @@ class TrainerState:
 def identity(config: Config) -> dict[str, object]:
     """Settings a resumed run must share with this one: the order of tasks, the groups in Redis, the trained parameters.
 
-    The number of ranks, the ZeRO stage and off-loading may differ: the engine's files hold whole tensors.
+    The number of ranks, the ZeRO stage and off-loading may differ: the engine's files hold whole tensors. None stands
+    for a setting that is not used, as for one that an older checkpoint does not have.
     """
+    params = {
+        env.name: env.model_dump(mode="json", include={"params"})["params"] for env in config.environments if env.params
+    }
     return {
         "run.seed": config.run.seed,
         "env.name": config.env.name,
         "env.split": config.env.split,
         "env.tasks": config.env.tasks,
+        "env.params": params or None,
         "envs": [[env.name, env.split, env.tasks, env.weight] for env in config.envs],
         "learner.group_size": config.learner.group_size,
         "model.dtype": config.model.dtype,

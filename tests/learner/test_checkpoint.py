@@ -167,6 +167,9 @@ def test_other_runs_are_refused(tmp_path, tiny_config):
     other = tiny_config.model_copy(update={"run": tiny_config.run.model_copy(update={"seed": 5})})
     with pytest.raises(CheckpointFailed, match=r"written with run\.seed=0, this run has run\.seed=5"):
         read_state(written, other)
+    harder = tiny_config.model_copy(update={"env": tiny_config.env.model_copy(update={"params": {"size": 5}})})
+    with pytest.raises(CheckpointFailed, match=r"env\.params=None, this run has env\.params=.*'size': 5"):
+        read_state(written, harder)
     renamed = tiny_config.model_copy(update={"run": tiny_config.run.model_copy(update={"name": "other"})})
     with pytest.raises(CheckpointFailed, match=f"written by the run {tiny_config.run.name}, not by other"):
         read_state(written, renamed)
