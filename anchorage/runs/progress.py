@@ -70,4 +70,4 @@ def update_summary(report: UpdateReport, episodes: int) -> str:
 def play_summary(won: int, ended: int, tokens_per_s: float | None = None) -> str:
     """Return an evaluation so far in a few words; `ended` is the number of episodes that count."""
     success = f"success so far {won / ended:.2f}" if ended else "no episode ended yet"
-    return success if tokens_per_s is None else f"{success}  {tokens_per_s:.0f} tok/s"
+    return f"{success}  {tokens_per_s:.0f} tok/s" if tokens_per_s else success
