@@ -32,6 +32,9 @@ from services.weights import TransferLost
 
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 8192
+"""Most tokens of one step on a GPU, prompts in parts included. vLLM's default for an engine on its own is 2,048: with
+prompts of thousands of tokens a step would sample few requests beside one prompt."""
 MOST_SEQUENCES = CPU_BATCH_TOKENS
 """Most sequences that vLLM runs at the same time, others wait: it requires at least one batch token for each."""
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -105,7 +108,7 @@ class VllmCore:
             enforce_eager=cpu,
             # On a CPU, chunked prefill of a seeded request crashes vLLM: it rewinds a generator without an offset.
             enable_chunked_prefill=not cpu,
-            max_num_batched_tokens=max(CPU_BATCH_TOKENS, context) if cpu else None,
+            max_num_batched_tokens=max(CPU_BATCH_TOKENS, context) if cpu else GPU_BATCH_TOKENS,
             enable_prefix_caching=True,
             # Only whole blocks are cached: with the CPU's default of 128 tokens most of a step's prefill is repeated.
             block_size=CPU_BLOCK_TOKENS if cpu else None,
