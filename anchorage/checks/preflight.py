@@ -6,8 +6,8 @@ a check, write such a function and add it to `CHECKS`.
 Invariants
 - Every check of `CHECKS` runs, whatever the others found. Those of `LAST` wait for servers that may still be starting,
   so they run only where nothing else is wrong.
-- A check starts no process, leaves no file behind, and imports neither torch nor Ray nor vLLM, unless a plug-in or a
-  trained adapter needs it. Each of its requests has a timeout.
+- A check starts no process, leaves no file behind, and imports neither torch nor Ray nor vLLM, unless a plug-in, a
+  trained adapter or the number of GPUs needs it. Each of its requests has a timeout.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anchorage.checks.capacity import capacity_problems, cards_here, memory_here
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
 from anchorage.runs.environments import environment_class, info_of, make_data_known
@@ -166,6 +167,17 @@ def machine(start: Start) -> Iterator[str]:
         )
 
 
+def capacity(start: Start) -> Iterator[str]:
+    """Check that the run fits this machine's GPUs, or its memory; machines of another cluster are not checked."""
+    if not start.trains or not start.models or os.environ.get("RAY_ADDRESS"):
+        return
+    cards = cards_here()
+    here = cards.count > 0 or engine_is_on_cpu()
+    # More ranks than cores are reported by `machine`.
+    if here and start.config.learner.ranks <= (os.cpu_count() or 1):
+        yield from capacity_problems(start.config, cards, memory_here())
+
+
 def environments(start: Start) -> Iterator[str]:
     """Check that each environment is known or reachable, and has the tasks that are configured."""
     sizes: dict[str, int] = {}
@@ -259,7 +271,9 @@ def plugins(start: Start) -> Iterator[str]:
             yield from losses.check(loss)
 
 
-CHECKS: tuple[Check, ...] = (plugins, run_folder, outputs, models, adapters, disk_space, machine, environments)
+CHECKS: tuple[Check, ...] = (
+    *(plugins, run_folder, outputs, models, adapters, disk_space, machine, capacity, environments),
+)
 LAST: tuple[Check, ...] = (redis, ray_cluster)
 
 

@@ -69,6 +69,13 @@ class _TrainCommand(TyperCommand):
         return super().parse_args(ctx, ["--resume=yes" if argument == "--resume" else argument for argument in args])
 
 
+class _PlanCommand(TyperCommand):
+    """Accepts `--fix` without a value, as `--fix=-`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--fix=-" if argument == "--fix" else argument for argument in args])
+
+
 @app.command(cls=_TrainCommand)
 def train(
     recipe: Annotated[
@@ -93,6 +100,43 @@ def train(
     with stop_on_signals() as stopped, Display(console) as display:
         finished = run_training(config, resume=resume, on_progress=display, should_stop=stopped)
     _exit_if_stopped(finished)
+
+
+@app.command(cls=_PlanCommand)
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML), as in configs/.")],
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="NUMBERxGIB", help="GPUs to plan for; 0: none. None: those of this machine.")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="Memory of the host in GiB.")] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Change an assumption that the plan prints.")
+    ] = None,
+    fix: Annotated[
+        str | None,
+        typer.Option(metavar="[=FILE]", help="Print overrides that make it fit. With `=FILE`: write a recipe."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say whether a run fits its GPUs and its host. Example: anchorage plan configs/alfworld.yaml --gpus 2x80
+
+    Starts nothing and loads no weights: a folder with `config.json` is enough. Exit code 1 if something does not fit.
+    """
+    from anchorage.cli.plan import run_plan
+
+    fits = run_plan(
+        recipe,
+        overrides or (),
+        gpus=gpus,
+        memory_gib=memory,
+        assume=assume or (),
+        fix=fix,
+        as_json=as_json,
+        console=console,
+    )
+    if not fits:
+        raise typer.Exit(1)
 
 
 @app.command("eval")
