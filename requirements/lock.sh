@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 UV=${1:-uv}
+PYTHON=$(dirname "$(command -v "$UV")")/python
 export UV_CUSTOM_COMPILE_COMMAND="make lock"
 
 lock() { # NAME ARGUMENTS…: requirements/NAME.txt
@@ -14,10 +15,13 @@ lock() { # NAME ARGUMENTS…: requirements/NAME.txt
 
 here=(--excludes requirements/without.in)
 plain=(--excludes requirements/without-textworld.in)
-lock cpu pyproject.toml requirements/cpu.in --extra train "${here[@]}" "${plain[@]}"
-lock gpu pyproject.toml requirements/gpu.in --extra gpu "${here[@]}" "${plain[@]}"
+cpu=(--excludes requirements/without-torch.in)
+lock cpu pyproject.toml requirements/cpu.in --extra train "${here[@]}" "${plain[@]}" "${cpu[@]}"
+# The index's build of torch is for CUDA: the lock has its libraries, with hashes, and fits them. torch is in torch.txt.
+lock gpu pyproject.toml requirements/gpu.in requirements/torch.txt --extra gpu --no-emit-package torch \
+  "${here[@]}" "${plain[@]}"
 # The others have the versions of the first.
-same=(--constraints requirements/cpu.txt "${here[@]}")
+same=(--constraints requirements/cpu.txt "${here[@]}" "${cpu[@]}")
 lock base pyproject.toml requirements/base.in "${same[@]}" "${plain[@]}"
 lock env requirements/env.in "${same[@]}" "${plain[@]}"
 lock dev pyproject.toml --extra dev "${same[@]}"
@@ -26,3 +30,5 @@ lock bench-trl requirements/bench-trl.in "${same[@]}"
 # The two OpenEnv releases exclude each other and much of ours: each in a virtual environment of its own, as listed.
 lock openenv-0.10 requirements/openenv-0.10.in --no-deps
 lock openenv-0.3 requirements/openenv-0.3.in --no-deps
+# What each release requires, for the test that nothing is missing.
+"$PYTHON" -m requirements.metadata

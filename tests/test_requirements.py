@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.requirements import ROOT, lock, normal, pins
+from tests.requirements import PYTHONS, ROOT, lock, normal, pins, without
 
 LOCKS = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt") if path.stem != "torch")
-PYTHONS = ("3.11.2", "3.11.7", "3.12.1", "3.13.0")
-WITHOUT = {
-    normal(line)
-    for name in ("without", "without-textworld")
-    for line in (ROOT / "requirements" / f"{name}.in").read_text().split("\n")
-    if line and not line.startswith("#")
-}
+WITHOUT = {*without("without"), *without("without-textworld"), *without("without-torch")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
