@@ -3,7 +3,7 @@
 # Each role replaces this shell, so that signals reach it: a trainer then finishes its update and writes a checkpoint.
 set -euo pipefail
 
-RAYLET_PORT=6380
+RAYLET_PORT=${ANCHORAGE_RAYLET_PORT:-6380}
 
 fail() {
   echo "anchorage: $1" >&2
@@ -28,8 +28,13 @@ need_redis() {
   unset ANCHORAGE_REDIS_PASSWORD
 }
 
+# The address under which the other nodes reach this one. With the host's network there are several to choose from.
 own_address() {
-  hostname -I | cut -d ' ' -f 1
+  if [ -n "${ANCHORAGE_NODE_ADDRESS:-}" ]; then
+    echo "$ANCHORAGE_NODE_ADDRESS"
+  else
+    hostname -I | cut -d ' ' -f 1
+  fi
 }
 
 # Set the array `start` to the `ray start` command of a node. The cluster accepts nodes that have its token.
@@ -52,20 +57,30 @@ ray_worker() {
   fail "no Ray head at $RAY_ADDRESS within 120 s"
 }
 
+# Offer places of kind $1 and the cards of this container: $2 places, or where $2 is empty one for each $3 cards. Fails
+# with one line if the driver is too old, no card is visible, or a card is in use by another container.
+offer() {
+  local offered
+  offered=$(python -m anchorage.checks.cards "$1" --places "$2" --per-place "$3" --head "$RAY_ADDRESS") || exit 2
+  start+=(--resources "$offered")
+}
+
 role=${1:-}
 shift || true
 case "$role" in
   head)
     ray_node
-    exec "${start[@]}" --head --port 6379 --include-dashboard false --block
+    exec "${start[@]}" --head --port "${ANCHORAGE_HEAD_PORT:-6379}" --include-dashboard false --block
     ;;
   actor)
     ray_worker
-    exec "${start[@]}" --resources "{\"rollout\": ${ANCHORAGE_ROLLOUT_PLACES:-1}}" --block
+    offer rollout "${ANCHORAGE_ROLLOUT_PLACES:-}" "${ANCHORAGE_TENSOR_PARALLEL:-1}"
+    exec "${start[@]}" --block
     ;;
   learner)
     ray_worker
-    exec "${start[@]}" --resources "{\"learner\": ${ANCHORAGE_LEARNER_PLACES:-1}}" --block
+    offer learner "${ANCHORAGE_LEARNER_PLACES:-}" 1
+    exec "${start[@]}" --block
     ;;
   trainer)
     need_redis

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchorage.checks.capacity import capacity_problems, cards_here, memory_here
+from anchorage.checks.cards import driver_problem
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
 from anchorage.runs.environments import environment_class, info_of, make_data_known
@@ -178,6 +179,12 @@ def capacity(start: Start) -> Iterator[str]:
         yield from capacity_problems(start.config, cards, memory_here())
 
 
+def driver(start: Start) -> Iterator[str]:
+    """Check the NVIDIA driver of this machine; the machines of an existing cluster check theirs themselves."""
+    if start.models and not os.environ.get("RAY_ADDRESS") and (problem := driver_problem()) is not None:
+        yield problem
+
+
 def environments(start: Start) -> Iterator[str]:
     """Check that each environment is known or reachable, and has the tasks that are configured."""
     sizes: dict[str, int] = {}
@@ -272,7 +279,7 @@ def plugins(start: Start) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(plugins, run_folder, outputs, models, adapters, disk_space, machine, capacity, environments),
+    *(plugins, run_folder, outputs, models, adapters, disk_space, machine, driver, capacity, environments),
 )
 LAST: tuple[Check, ...] = (redis, ray_cluster)
 

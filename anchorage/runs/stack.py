@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anchorage.checks.cards import clash
 from anchorage.runs.environments import info_of, make_data_known, serve
 from anchorage.runs.supervisor import Supervisor
 from env_servers.server.settings import TOKEN_VARIABLE
@@ -206,6 +207,8 @@ class Stack:
                 ray.init(**where, **quiet)
             except Exception as error:  # ray raises bare Exceptions when a part of it does not come up
                 raise RayUnavailable(f"Ray cannot be started or reached: {first_line(error)}") from None
+        if (problem := clash(ray.nodes(), share=self.config.rollout.share_gpus)) is not None:
+            raise RayUnavailable(problem)
 
     def _start_pool(self, redis_url: str, env_urls: Mapping[str, tuple[str, ...]], owner: Owner) -> None:
         import ray

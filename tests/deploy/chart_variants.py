@@ -32,6 +32,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "storage classes": {"runs": {"storageClass": "nfs"}, "redis": {"storageClass": "ssd"}},
     "no GPUs": {"rollout": {"min": 0, "gpus": 0}, "learner": {"gpus": 0}},
     "many GPUs": {"rollout": {"max": 8, "gpus": 2, **GPU_NODES}, "learner": {"ranks": 4, "gpus": 4, **GPU_NODES}},
+    "several hosts": {
+        "nodes": {"hostNetwork": True, "rdma": "rdma/hca", "objectStoreBytes": 17179869184, "shm": "18Gi"},
+        "networkPolicy": {"enabled": False},
+        "learner": {"pods": 2, "ranks": 8, "gpus": 8},
+        "cache": {"existingClaim": "their-cache"},
+        "trainer": {"enabled": True},
+    },
     "registry": {"image": {"pullSecrets": [{"name": "registry"}]}, "trainer": {"enabled": True}},
     "open network": {"networkPolicy": {"enabled": False}},
     "dashboard for others": {

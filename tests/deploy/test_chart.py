@@ -89,7 +89,7 @@ def test_the_trainer_is_told_its_recipe_and_overrides(chart: Rendering) -> None:
 
 def test_every_volume_is_there_and_mounted_once(chart: Rendering) -> None:
     values = chart.values
-    theirs = {values["runs"]["existingClaim"], values["models"]["existingClaim"]}
+    theirs = {values[name]["existingClaim"] for name in ("runs", "models", "cache")}
     theirs |= {environment["dataClaim"] for environment in values["environments"]}
     claims = names(chart.documents, "PersistentVolumeClaim") | theirs - {""}
     referred = set(values_of(chart.documents, "claimName"))
@@ -188,7 +188,9 @@ def test_no_pod_has_more_rights_than_it_needs(chart: Rendering) -> None:
         # The autoscaler in the head's pod asks Kubernetes' API; nobody else does.
         is_head = pod.template is cluster["spec"]["headGroupSpec"]["template"]
         assert pod.spec.get("automountServiceAccountToken", True) == is_head
-        assert not {"hostNetwork", "hostPID", "hostIPC", "privileged", "runAsRoot"} & {*pod.spec, *container}
+        assert not {"hostPID", "hostIPC", "privileged", "runAsRoot"} & {*pod.spec, *container}
+        on_host = chart.values["nodes"]["hostNetwork"] and "resources" in pod.ray
+        assert pod.spec.get("hostNetwork", False) == on_host
     autoscaler = cluster["spec"]["autoscalerOptions"]["securityContext"]
     assert (autoscaler["allowPrivilegeEscalation"], autoscaler["capabilities"]) == (False, {"drop": ["ALL"]})
 
@@ -201,6 +203,8 @@ def test_every_container_has_resources_and_no_more_than_its_limit(chart: Renderi
         assert {"cpu", "memory"} <= set(requests)
         assert parse_quantity(requests["memory"]) <= parse_quantity(limits["memory"])
         assert limits.get("nvidia.com/gpu", 0) == int(pod.ray.get("num-gpus", "0"))
+        rdma = chart.values["nodes"]["rdma"]
+        assert limits.get(rdma, 0) == (1 if rdma and "resources" in pod.ray else 0)
 
 
 def test_redis_has_room_beyond_its_data(chart: Rendering) -> None:
@@ -254,7 +258,7 @@ def test_rays_autoscaler_reads_the_groups(chart: Rendering) -> None:
     rollout, learner = groups["rollout"], groups["learner"]
     wanted = chart.values["rollout"], chart.values["learner"]
     assert (rollout["min_workers"], rollout["max_workers"]) == (wanted[0]["min"], wanted[0]["max"])
-    assert (learner["min_workers"], learner["max_workers"]) == (1, 1)
+    assert (learner["min_workers"], learner["max_workers"]) == (wanted[1]["pods"], wanted[1]["pods"])
     for group, name, places, gpus in (
         (rollout, "rollout", 1, wanted[0]["gpus"]),
         (learner, "learner", wanted[1]["ranks"], wanted[1]["gpus"]),
@@ -285,3 +289,36 @@ def test_the_documented_values_render(render: Render) -> None:
 def test_fewer_places_at_most_than_at_least_are_refused_in_a_line(render: Render) -> None:
     with pytest.raises(ValueError, match=r"rollout\.min \(5\) is greater than rollout\.max \(4\)"):
         render({"rollout": {"min": 5}})
+
+
+def test_pods_that_share_a_hosts_network_have_ports_of_their_own(chart: Rendering) -> None:
+    ports = [pod.ray["node-manager-port"] for pod in chart.component(RAY)]
+    assert len(set(ports)) == len(ports) == 3
+
+
+def test_the_object_store_fits_into_shared_memory(chart: Rendering) -> None:
+    from ray.autoscaler._private.kuberay.utils import parse_quantity
+
+    wanted = chart.values["nodes"]["objectStoreBytes"]
+    for pod in (pod for pod in chart.pods if "resources" in pod.ray or pod.component == "trainer"):
+        stated = pod.ray.get("object-store-memory") or next(
+            (one["value"] for one in pod.container.get("env", ()) if one["name"] == "ANCHORAGE_OBJECT_STORE_BYTES"), "0"
+        )
+        assert int(stated) == wanted
+        [shm] = [volume for volume in pod.spec["volumes"] if volume["name"] == "shm"]
+        assert int(stated) < parse_quantity(shm["emptyDir"]["sizeLimit"])
+
+
+def test_what_is_compiled_is_kept_where_the_image_looks_for_it(chart: Rendering) -> None:
+    for pod in (pod for pod in chart.pods if "resources" in pod.ray):
+        [mount] = [mount for mount in pod.container["volumeMounts"] if mount["name"] == "compiled"]
+        assert mount == {"name": "compiled", "mountPath": "/var/cache/anchorage"}
+        [volume] = [volume for volume in pod.spec["volumes"] if volume["name"] == "compiled"]
+        claim = chart.values["cache"]["existingClaim"]
+        assert ("persistentVolumeClaim" in volume) == bool(claim)
+        assert pod.spec["securityContext"]["fsGroup"] == 10001  # so that our user may write to it
+
+
+def test_the_hosts_network_with_network_policies_is_refused_in_a_line(render: Render) -> None:
+    with pytest.raises(ValueError, match=r"nodes\.hostNetwork: .*set networkPolicy\.enabled=false"):
+        render({"nodes": {"hostNetwork": True}})

@@ -66,15 +66,38 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{- /* Replace KubeRay's own probes, which query Ray's dashboard agent: the agent is not installed. */ -}}
+{{- /* What is compiled at first use. */ -}}
+{{- define "anchorage.compiledVolume" -}}
+{{- if .Values.cache.existingClaim }}
+- name: compiled
+  persistentVolumeClaim: {claimName: {{ .Values.cache.existingClaim }}}
+{{- else }}
+- {name: compiled, emptyDir: {sizeLimit: {{ .Values.cache.size }}}}
+{{- end }}
+{{- end }}
+
+{{- define "anchorage.hostNetwork" -}}
+{{- if .Values.nodes.hostNetwork }}
+hostNetwork: true
+dnsPolicy: ClusterFirstWithHostNet
+{{- end }}
+{{- end }}
+
+{{- define "anchorage.objectStore" -}}
+{{- if .Values.nodes.objectStoreBytes }}
+object-store-memory: {{ printf "%d" (int64 .Values.nodes.objectStoreBytes) | quote }}
+{{- end }}
+{{- end }}
+
+{{- /* Replace KubeRay's own probes, which query Ray's dashboard agent: the agent is not installed. Argument: the port. */ -}}
 {{- define "anchorage.rayProbes" -}}
 startupProbe:
-  tcpSocket: {port: 6380}
+  tcpSocket: {port: {{ . }}}
   periodSeconds: 5
   failureThreshold: 60
 readinessProbe:
-  tcpSocket: {port: 6380}
+  tcpSocket: {port: {{ . }}}
 livenessProbe:
-  tcpSocket: {port: 6380}
+  tcpSocket: {port: {{ . }}}
   failureThreshold: 6
 {{- end }}
