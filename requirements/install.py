@@ -1,7 +1,7 @@
 """Make a virtual environment from the locks, step by step, and show how far it is: `make setup`, `make tools`.
 
 Each lock is installed with its hashes and without dependencies. torch comes after it and with its dependencies: those
-of a CPU build are installed by then; a CUDA build brings its libraries, and everything runs on the CPU all the same.
+of a CPU build and, after gpu.txt, those of PyPI's CUDA build are installed by then; another build brings its own.
 """
 
 from __future__ import annotations
