@@ -10,6 +10,7 @@ import json
 
 import pytest
 
+from requirements.metadata import _trimmed
 from tests.requirements import PYTHONS, ROOT, pins, unmet, without
 
 KNOWN = json.loads((ROOT / "requirements" / "metadata.json").read_text())
@@ -87,6 +88,17 @@ def test_the_metadata_are_those_of_the_locks() -> None:
         f"{name}=={version}" for lock in locks for python in PYTHONS for name, version in pins(lock, python).items()
     }
     assert set(KNOWN) == there
+
+
+def test_requirements_of_extras_that_nobody_asks_for_are_not_kept() -> None:
+    found = {
+        "a==1": {"python": ">=3.11", "requires": ["b[x]>=1", "c; extra == 'y'"]},
+        "b==1": {"python": None, "requires": ["d; extra == 'x'", "e; extra == 'z'"]},
+    }
+    assert _trimmed(found) == {
+        "a==1": {"python": ">=3.11", "requires": ["b[x]>=1"]},
+        "b==1": {"python": None, "requires": ['d; extra == "x"']},
+    }
 
 
 @pytest.mark.parametrize("name", ["without", "without-textworld", "without-torch"])
