@@ -3,15 +3,14 @@
     python -m deploy.size configs/alfworld.yaml model.path=/models/Qwen2.5-1.5B-Instruct >> .env
     python -m deploy.size configs/alfworld.yaml model.path=/models/Qwen2.5-1.5B-Instruct --helm > sizes.yaml
 
-It needs the base installation only (`make setup-env`), and reads nothing of the model but the headers of its weights.
-What is on the cards is not counted here: only memory of the host, /dev/shm and disk. The figures are bounds by
-arithmetic, with room; nothing was measured on GPUs.
+It needs the base installation only (`make setup-env`), and of the model `config.json`. What is on the cards is not
+counted here (`anchorage plan`): only memory of the hosts, /dev/shm and disk. The figures are arithmetic with `ROOM`.
 
 Example: 3 GiB of weights (1.5 B parameters in bfloat16), one rank and one place a container, all parameters trained.
 
-    object store  5 × 3 + 0.5        16 GiB     actor    17.5 + 8 + 2 × 3    32 GiB
-    /dev/shm      15.5 + 2           18 GiB     learner  17.5 + 8 + 2 × 3    32 GiB
-                                                trainer  17.5 + 4 + 2 × 3    28 GiB
+    object store  5 × 3 + 0.5                      16 GiB     actor    17.5 + (3.8 + 2 × 3) × 1.3   31 GiB
+    /dev/shm      15.5 + 2                         18 GiB     learner  17.5 + (3 + 2 × 3) × 1.3     30 GiB
+                                                              trainer  17.5 + (0.8 + 2 × 3) × 1.3   27 GiB
 """
 
 from __future__ import annotations
@@ -23,28 +22,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anchorage.planning.assumptions import Assumptions
+from anchorage.planning.host import disk_of
+from anchorage.planning.shapes import Shape, shape_of
+from anchorage.planning.states import number_bytes, states_of, trained_parameters
 from services.config.load import ConfigError, load_config
 from services.config.tree import Config
 from services.errors import ModelUnavailable
-from services.model_folder import stored_parameters
 from services.weights.channel import KEPT_VERSIONS
 
 GIB = 2**30
-PROCESS_GIB = 8.0
-"""Host memory of a process on a GPU without weights: PyTorch, CUDA's context, pinned buffers, NCCL."""
-TRAINER_GIB = 4.0
+ROOM = 1.3
+"""What a container may take for each byte of processes and weights that is counted."""
 SHM_GIB = 2.0
 """Of /dev/shm beside the object store: NCCL's and vLLM's own segments."""
 STORE_GIB = 0.5
 """Of the object store for everything but weights: rows of an update, results of calls."""
 IN_FLIGHT = 3
-"""Copies of a new version in one object store while it is published: the rank's result, the argument of the call that
-hands it over, and the one being read."""
-LORA_GIB = 0.5
-OPTIMIZER_BYTES, GRADIENT_BYTES = 12, 4
-"""A parameter: the float32 copy and two moments; the gradient."""
+"""Copies of a new version in one object store while it is published: one that arrives, one that is handed over, and one
+that is read."""
 RUN_GIB = 10.0
-"""Of the runs' volume for metrics, logs and kept groups."""
+"""Of the runs' volume for metrics and logs."""
 
 
 @dataclass(frozen=True)
@@ -59,34 +57,27 @@ class Sizes:
     runs: int
 
 
-def sizes(config: Config, parameters: int, places: int = 1, ranks: int | None = None) -> Sizes:
+def sizes(shape: Shape, config: Config, places: int = 1, ranks: int | None = None) -> Sizes:
     """Compute what containers need.
 
     Args:
+        shape: of the model.
         config: of the run.
-        parameters: number of the model's.
         places: rollout places of one actor container.
         ranks: learner ranks of one container; None: all.
     """
-    ranks = config.learner.ranks if ranks is None else ranks
-    weights = parameters * (2 if config.model.dtype == "bfloat16" else 4) / GIB
-    lora = config.model.lora is not None
-    travels = LORA_GIB if lora else weights
-    trained = 0 if lora else parameters / GIB
+    states, assumed = states_of(shape, config), Assumptions()
+    weights = number_bytes(config) * shape.parameters / GIB
+    travels = number_bytes(config) * trained_parameters(shape, config) / GIB
     store = (KEPT_VERSIONS + IN_FLIGHT) * travels + STORE_GIB
     shm = store + SHM_GIB
-    # Each loads the model into host memory first, and holds the newest version beside it while it passes.
-    actor = shm + places * (PROCESS_GIB + weights + travels)
-    learner = shm + ranks * (PROCESS_GIB + weights) + travels
-    if config.learner.offload_optimizer:
-        learner += (OPTIMIZER_BYTES + GRADIENT_BYTES) * trained * ranks / config.learner.ranks
-    if config.learner.offload_parameters:
-        learner += weights
-    if config.learner.reference == "offloaded":
-        learner += ranks * weights
-    trainer = shm + 2 * travels + TRAINER_GIB
-    checkpoint = OPTIMIZER_BYTES * trained + weights
-    runs = (config.checkpoint.keep + 1) * checkpoint + config.checkpoint.keep_best * weights + RUN_GIB
+    # An engine loads the model through host memory, and holds the newest version beside it while it passes.
+    place = assumed.process_gib + config.rollout.tensor_parallel * assumed.gpu_process_gib + weights + travels
+    rank = assumed.gpu_process_gib + (states.loading + states.host) / GIB
+    actor = shm + ROOM * places * place
+    learner = shm + ROOM * ((config.learner.ranks if ranks is None else ranks) * rank + travels)
+    trainer = shm + ROOM * (assumed.process_gib + 2 * travels)
+    runs = disk_of(shape, config) / GIB + RUN_GIB
     return Sizes(*(math.ceil(value) for value in (store, shm, actor, learner, trainer, runs)))
 
 
@@ -122,15 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         config = load_config(given.recipe, given.overrides)
-        parameters = stored_parameters(config.model.path)
+        shape = shape_of(config.model.path)
     except (ConfigError, ModelUnavailable) as error:
         print(f"size: {error}", file=sys.stderr)
         return 2
-    if not parameters:
-        print(f"size: no *.safetensors in {config.model.path}: set model.path to the model's folder", file=sys.stderr)
-        return 2
-    found = sizes(config, parameters, given.places, given.ranks)
-    print(f"# {parameters / 1e9:.2f} B parameters, {config.model.dtype} ({given.recipe})")
+    found = sizes(shape, config, given.places, given.ranks)
+    print(f"# {shape.parameters / 1e9:.2f} B parameters, {config.model.dtype} ({given.recipe})")
     print(as_values(found) if given.helm else as_env(found), end="")
     return 0
 
