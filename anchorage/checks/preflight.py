@@ -172,6 +172,8 @@ def capacity(start: Start) -> Iterator[str]:
     """Check that the run fits this machine's GPUs, or its memory; machines of another cluster are not checked."""
     if not start.trains or not start.models or os.environ.get("RAY_ADDRESS"):
         return
+    if driver_problem() is not None:  # reported by `driver`; PyTorch would raise where it reads the cards' memory
+        return
     cards = cards_here()
     here = cards.count > 0 or engine_is_on_cpu()
     # More ranks than cores are reported by `machine`.

@@ -121,6 +121,14 @@ def test_the_preflight_says_it_for_a_cluster_of_the_runs_own(machine: Any, monke
     assert list(checks.driver(start)) == []
 
 
+def test_cards_are_not_measured_with_a_driver_that_is_too_old(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch raises where it is asked for their memory."""
+    machine(OPEN.format("570.86.10"), ["GPU-a"])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(checks, "cards_here", lambda: pytest.fail("asked PyTorch"))
+    assert list(checks.capacity(Start(Config(), models=(Path("models/starter"),), trains=True))) == []
+
+
 def node(address: str, alive: bool = True, **resources: float) -> dict[str, Any]:
     named = {name.replace("card_", "card/GPU-"): value for name, value in resources.items()}
     return {"NodeManagerAddress": address, "Alive": alive, "Resources": named}
