@@ -322,3 +322,16 @@ def test_what_is_compiled_is_kept_where_the_image_looks_for_it(chart: Rendering)
 def test_the_hosts_network_with_network_policies_is_refused_in_a_line(render: Render) -> None:
     with pytest.raises(ValueError, match=r"nodes\.hostNetwork: .*set networkPolicy\.enabled=false"):
         render({"nodes": {"hostNetwork": True}})
+
+
+def test_pods_with_cards_check_the_driver_first(chart: Rendering) -> None:
+    for pod in (pod for pod in chart.pods if "resources" in pod.ray):
+        first, gpus = pod.spec.get("initContainers", []), int(pod.ray["num-gpus"])
+        assert len(first) == (1 if gpus else 0)
+        for check in first:
+            assert check["command"][:3] == ["python", "-m", "anchorage.checks.cards"]
+            [kind] = check["command"][3:]
+            assert f'"{kind}"' in shlex.split(f"--resources={pod.ray['resources']}")[0]
+            assert check["image"] == pod.container["image"]
+            assert check["securityContext"] == pod.container["securityContext"]
+            assert check["resources"]["limits"]["nvidia.com/gpu"] == gpus  # those of the pod, not more

@@ -89,6 +89,24 @@ object-store-memory: {{ printf "%d" (int64 .Values.nodes.objectStoreBytes) | quo
 {{- end }}
 {{- end }}
 
+{{- /* Ends the pod with one line if the driver of its host is too old. Arguments: (list . KIND GPUS) */ -}}
+{{- define "anchorage.driverCheck" -}}
+{{- $gpus := index . 2 }}
+{{- if $gpus }}
+{{- with index . 0 }}
+initContainers:
+  - name: driver
+    image: {{ .Values.image.node | quote }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    command: [python, -m, anchorage.checks.cards, {{ index $ 1 }}]
+    securityContext: {{- include "anchorage.containerSecurity" . | nindent 6 }}
+    resources:
+      requests: {cpu: 100m, memory: 256Mi}
+      limits: {memory: 1Gi, nvidia.com/gpu: {{ $gpus }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /* Replace KubeRay's own probes, which query Ray's dashboard agent: the agent is not installed. Argument: the port. */ -}}
 {{- define "anchorage.rayProbes" -}}
 startupProbe:
