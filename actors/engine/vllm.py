@@ -97,6 +97,7 @@ class VllmCore:
             torch._dynamo.config.disable = True
         context = self._model.max_prompt_tokens + self._model.max_response_tokens
         arguments = EngineArgs(
+            **self._further(cpu=cpu),
             model=str(self._model.path),
             dtype=self._model.dtype,
             seed=self._seed,
@@ -105,23 +106,30 @@ class VllmCore:
             tensor_parallel_size=self._rollout.tensor_parallel,
             gpu_memory_utilization=self._rollout.gpu_memory_utilization,
             kv_cache_memory_bytes=self._rollout.kv_cache_mib * 2**20 if cpu else None,
-            enforce_eager=cpu,
             # On a CPU, chunked prefill of a seeded request crashes vLLM: it rewinds a generator without an offset.
             enable_chunked_prefill=not cpu,
-            max_num_batched_tokens=max(CPU_BATCH_TOKENS, context) if cpu else GPU_BATCH_TOKENS,
-            enable_prefix_caching=True,
-            # Only whole blocks are cached: with the CPU's default of 128 tokens most of a step's prefill is repeated.
-            block_size=CPU_BLOCK_TOKENS if cpu else None,
             async_scheduling=False,
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
-            disable_log_stats=True,
             weight_transfer_config={"backend": BACKEND},
         )
         if cpu:
             _fit_to_cpu(arguments)
         self.engine = LLMEngine.from_engine_args(arguments)
         self.engine.set_weight_version("0")
+
+    def _further(self, *, cpu: bool) -> dict[str, Any]:
+        """Arguments that `rollout.engine` may change."""
+        context = self._model.max_prompt_tokens + self._model.max_response_tokens
+        own = {
+            "enforce_eager": cpu,
+            "max_num_batched_tokens": max(CPU_BATCH_TOKENS, context) if cpu else GPU_BATCH_TOKENS,
+            "enable_prefix_caching": True,
+            # Only whole blocks are cached: with the CPU's default of 128 tokens most of a step's prefill is repeated.
+            "block_size": CPU_BLOCK_TOKENS if cpu else None,
+            "disable_log_stats": True,
+        }
+        return own | self._rollout.engine
 
     def add(self, request: Request) -> None:
         """Add a request, to start with the next step.

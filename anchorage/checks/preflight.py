@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.engine import arguments
+from actors.engine.vllm import MOST_SEQUENCES
 from anchorage.checks.capacity import capacity_problems, cards_here, memory_here
 from anchorage.checks.cards import driver_problem
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
@@ -129,6 +131,13 @@ def models(start: Start) -> Iterator[str]:
             continue
         yield from tokenizer_problems(folder)
         yield from shape_problems(folder, start.config)
+
+
+def engine(start: Start) -> Iterator[str]:
+    """Check `rollout.engine` against the arguments of the installed vLLM."""
+    if start.models:
+        sequences = min(start.config.rollout.episodes_in_flight, MOST_SEQUENCES)
+        yield from arguments.problems(start.config.rollout.engine, sequences)
 
 
 def adapters(start: Start) -> Iterator[str]:
@@ -281,7 +290,7 @@ def plugins(start: Start) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(plugins, run_folder, outputs, models, adapters, disk_space, machine, driver, capacity, environments),
+    *(plugins, run_folder, outputs, models, engine, adapters, disk_space, machine, driver, capacity, environments),
 )
 LAST: tuple[Check, ...] = (redis, ray_cluster)
 

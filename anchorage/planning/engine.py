@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actors.engine.vllm import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
 from anchorage.planning.assumptions import Assumptions
 from anchorage.planning.shapes import Shape
 from anchorage.planning.states import number_bytes
@@ -15,6 +16,8 @@ from services.config.tree import Config
 
 GIB = 2**30
 _FLOAT = 4
+_QUANTISED = {"fp8": 1.0, "mxfp8": 1.0, "int8": 1.0, "mxfp4": 0.6, "int4": 0.6}
+"""Bytes of a weight by the beginning of `rollout.engine.quantization`; other methods are counted as not quantised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +67,25 @@ def engine_of(shape: Shape, config: Config, assumed: Assumptions, card: int | No
         cache = rollout.kv_cache_mib * 2**20 // parts
         # Its kernels read packed copies of the weights.
         return Engine(2 * weights + workspace + cache, 2 * weights, workspace, 0, cache, token, context)
-    overhead = int((assumed.context_gib + assumed.graphs_gib) * GIB)
+    graphs = 0.0 if rollout.engine.get("enforce_eager") is True else assumed.graphs_gib
+    overhead = int((assumed.context_gib + graphs) * GIB)
     share = int(rollout.gpu_memory_utilization * card)
     return Engine(share, weights, workspace, overhead, share - weights - workspace - overhead, token, context)
 
 
 def batch_tokens(config: Config, *, cpu: bool) -> int:
     """Most tokens of one pass, as `actors/engine/vllm.py` sets it."""
-    from actors.engine.vllm import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
-
+    given = config.rollout.engine.get("max_num_batched_tokens")
     context = config.model.max_prompt_tokens + config.model.max_response_tokens
-    return max(CPU_BATCH_TOKENS, context) if cpu else GPU_BATCH_TOKENS
+    return int(given) if isinstance(given, int) else max(CPU_BATCH_TOKENS, context) if cpu else GPU_BATCH_TOKENS
 
 
 def _cache_bytes(config: Config) -> int:
-    return number_bytes(config)
+    """Bytes of a number in the KV cache."""
+    return 1 if str(config.rollout.engine.get("kv_cache_dtype", "")).startswith("fp8") else number_bytes(config)
 
 
 def _weight_bytes(config: Config) -> float:
-    return number_bytes(config)
+    """Bytes of a weight in the engine; embedding and head, which vLLM does not quantise, count like the others."""
+    method = str(config.rollout.engine.get("quantization") or "")
+    return next((size for start, size in _QUANTISED.items() if method.startswith(start)), number_bytes(config))

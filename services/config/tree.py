@@ -187,6 +187,9 @@ class RolloutConfig(Section):
     """vLLM on CPUs: size of the KV cache, in MiB."""
     tensor_parallel: int = Field(1, ge=1)
     """vLLM: number of tensor-parallel ranks of one engine. On GPUs each rank takes one GPU."""
+    engine: Params = Field(default_factory=dict)
+    """Further arguments of vLLM's engine by the names of its `EngineArgs`, as in `rollout.engine.kv_cache_dtype=fp8` or
+    `rollout.engine.max_num_batched_tokens=16384`. Those that other keys set are invalid here."""
     share_gpus: bool = False
     """Request no GPUs from Ray: actors see every GPU of their node and share them with the learner, which is necessary
     with only one GPU. Lower `gpu_memory_utilization` to leave memory for the learner."""

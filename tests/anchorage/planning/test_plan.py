@@ -143,3 +143,18 @@ def test_assumptions_are_named_and_positive(given: str, message: str) -> None:
 def test_each_assumption_is_documented() -> None:
     text = str(Assumptions.__doc__)
     assert all(f"        {name}: " in text for name in Assumptions().record())
+
+
+def test_arguments_of_the_engine_count() -> None:
+    plain = plan_of("alfworld-7b", "8x80").engine
+    small = plan_of(
+        "alfworld-7b",
+        "8x80",
+        "rollout.engine.kv_cache_dtype=fp8",
+        "rollout.engine.quantization=fp8",
+        "rollout.engine.max_num_batched_tokens=16384",
+    ).engine
+    assert small.token == plain.token / 2
+    assert small.weights == plain.weights / 2
+    assert small.workspace > plain.workspace
+    assert small.episodes > 2 * plain.episodes
