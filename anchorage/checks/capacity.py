@@ -57,7 +57,8 @@ def capacity_problems(config: Config, cards: Cards, memory: int) -> Iterator[str
     problem = _problem(make_plan(config, shape, cards, CERTAIN, memory))
     if problem is None:
         return
-    changes = fixes(make_plan(config, shape, cards, memory=memory))
+    # Whether the host has enough is not judged on a machine with GPUs: most of it is assumed.
+    changes = fixes(make_plan(config, shape, cards, memory=None if cards.count else memory))
     advice = "use more or larger GPUs, or a smaller model" if cards.count else "use a smaller model or a larger machine"
     if changes:
         advice = f"set {' '.join(as_overrides(changes))}"

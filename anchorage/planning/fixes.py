@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from anchorage.planning.plan import MARGIN, Plan, make_plan
@@ -60,41 +60,57 @@ def with_changes(config: Config, changes: Changes) -> Config:
 
 def _cheapest(plan: Plan) -> dict[str, Any] | None:
     """The cheapest combination that fits, by dotted key; if possible one whose KV cache holds `ENOUGH` episodes."""
-    placement = _placement(plan)
-    if placement is None:
-        return None
-    combined = [
-        (sum(cost for cost, _ in choice), {key: value for _, each in choice for key, value in each.items()})
-        for choice in itertools.product(*_levers(planned(plan, placement)))
-    ]
     fallback: dict[str, Any] | None = None
-    for _, changes in sorted(combined, key=lambda each: each[0]):
-        whole = {**placement, **changes}
-        tried = planned(plan, whole)
-        if not tried.fits:
-            share = _share_that_fits(tried)
-            if share is None:
-                continue
-            whole["rollout.gpu_memory_utilization"] = share
+    for placement in _placements(plan):
+        combined = [
+            (sum(cost for cost, _ in choice), {key: value for _, each in choice for key, value in each.items()})
+            for choice in itertools.product(*_levers(planned(plan, placement)))
+        ]
+        for _, changes in sorted(combined, key=lambda each: each[0]):
+            whole = {**placement, **changes}
             tried = planned(plan, whole)
-        if plan.cards.count == 0 or tried.engine.episodes >= min(ENOUGH, tried.config.rollout.episodes_in_flight):
-            return whole
-        fallback = fallback or whole
+            if not tried.fits:
+                share = _share_that_fits(tried)
+                if share is None:
+                    continue
+                whole["rollout.gpu_memory_utilization"] = share
+                tried = planned(plan, whole)
+            if plan.cards.count == 0 or tried.engine.episodes >= min(ENOUGH, tried.config.rollout.episodes_in_flight):
+                return whole
+            fallback = fallback or whole
     return fallback
 
 
-def _placement(plan: Plan) -> dict[str, Any] | None:
-    """How to distribute ranks and actors over the cards: as configured if there is room. None: there is none."""
-    rollout, cards = plan.config.rollout, plan.cards.count
+def _placements(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Ways to distribute ranks and actors over the cards: the configured one if there is room, then others.
+
+    Example: 8 cards, 4 ranks and 2 actors of one card each, for a model whose weights do not fit one card.
+
+        as configured       4 ranks, 2 actors of 1 card
+        all cards           6 ranks, 2 actors of 1 card
+        wider engines       6 ranks, 1 actor of 2 cards; then 4 ranks, 1 actor of 4 cards
+    """
+    config, cards = plan.config, plan.cards.count
+    ranks, actors, parts = config.learner.ranks, config.rollout.actors, config.rollout.tensor_parallel
     if plan.cards_needed <= cards or cards == 0:
-        return {}
-    if cards == 1:
+        yield {}
+    elif cards == 1:
         shared = {"rollout.share_gpus": True, "rollout.actors": 1, "rollout.tensor_parallel": 1, "learner.ranks": 1}
-        return _differing(plan.config, shared)
-    # Half of the cards at most, a power of two.
-    ranks = min(plan.config.learner.ranks, 2 ** int(math.log2(cards // 2)))
-    actors = (cards - ranks) // rollout.tensor_parallel
-    return _differing(plan.config, {"learner.ranks": ranks, "rollout.actors": actors}) if actors else None
+        yield _differing(config, shared)
+    else:
+        # Half of the cards at most, a power of two.
+        ranks = min(ranks, 2 ** int(math.log2(cards // 2)))
+        actors = max(1, (cards - ranks) // parts)
+        if ranks + actors * parts <= cards:
+            yield _differing(config, {"learner.ranks": ranks, "rollout.actors": actors})
+    if cards < 2 or config.rollout.share_gpus:
+        return
+    for wider in (parts, 2 * parts, 4 * parts):
+        engines = max(1, actors * parts // wider)
+        left = cards - engines * wider
+        if left >= 1 and plan.shape.heads % wider == 0:
+            placed = {"learner.ranks": left, "rollout.actors": engines, "rollout.tensor_parallel": wider}
+            yield _differing(config, placed)
 
 
 def _levers(plan: Plan) -> list[Lever]:

@@ -10,7 +10,7 @@ import pytest
 from anchorage.planning.assumptions import AssumptionInvalid, Assumptions
 from anchorage.planning.fixes import as_overrides, fixes, planned
 from anchorage.planning.plan import GIB, Cards, CardsInvalid, Plan, cards_of, make_plan
-from anchorage.planning.shapes import shape_of
+from anchorage.planning.shapes import Shape, shape_of
 from services.config import load_config
 
 OLDER = {
@@ -119,6 +119,22 @@ def test_fixes_set_timeouts_too() -> None:
     changes: Any = fixes(plan)
     assert changes["learner.group_timeout_s"] > changes["rollout.episode_timeout_s"] > 600
     assert not [line for line in planned(plan, changes).warnings if "timeout" in line]
+
+
+LARGE = Shape("qwen2", 80, 8192, 29568, 64, 8, 128, 152_064, tied=False, qkv_bias=True)
+"""Qwen2.5-72B: its weights fit no card of 80 GiB."""
+
+
+def test_a_model_larger_than_a_card_gets_wider_engines_and_more_ranks() -> None:
+    config = load_config(Path("configs/alfworld-7b.yaml"), ["learner.ranks=4", "rollout.actors=2"])
+    plan = make_plan(config, LARGE, cards_of("16x80"))
+    changes = fixes(plan)
+    assert changes is not None
+    assert changes["rollout.tensor_parallel"] >= 4
+    after = planned(plan, changes)
+    assert after.fits
+    assert after.cards_needed <= 16
+    assert after.config.learner.ranks > 4
 
 
 def test_what_no_override_can_fit_has_no_fixes() -> None:
