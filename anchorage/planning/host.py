@@ -13,7 +13,7 @@ GIB = 2**30
 OBJECT_STORE_BYTES = 256 * 2**20
 """Ray's store in a cluster of the run's own (`anchorage/runs/stack.py`); larger weights are spilled."""
 PUBLISHED_COPIES = 2
-"""Versions of the weights that are held while one is published: gathered by the first rank, and in the channel."""
+"""Versions of the weights that are in memory while one is published: the newest, and the one being written."""
 BYTES_IN_CHECKPOINT = 12
 """Of a trained parameter: float32, and two moments."""
 
@@ -26,7 +26,7 @@ class Host:
         processes: of the run, actors, engines, ranks and environment servers, without data.
         learner: off-loaded states, or everything of the ranks on CPUs.
         engines: weights and caches on CPUs; 0 on GPUs.
-        weights: versions on their way to the actors.
+        weights: versions on their way to the actors; with adapters also the base weights that each actor adds them to.
         loading: the model, once for each rank while it is loaded.
         buffer: most trajectories in Redis, and Ray's object store.
         disk: checkpoints that are kept with the one being written, the best policy, and kept groups.
@@ -57,12 +57,13 @@ def host_of(
     processes += servers * assumed.environment_gib
     rank, engine = (states.host, 0) if on_cpu is None else on_cpu
     trained = trained_parameters(shape, config)
-    sent = number_bytes(config) * (shape.parameters if config.model.lora is None else trained)
+    whole, adapted = number_bytes(config) * shape.parameters, config.model.lora is not None
+    sent = number_bytes(config) * trained if adapted else whole
     return Host(
         processes=int(processes * GIB),
         learner=ranks * rank,
         engines=engines * engine,
-        weights=PUBLISHED_COPIES * sent,
+        weights=PUBLISHED_COPIES * sent + (config.rollout.actors * whole if adapted else 0),
         loading=ranks * states.loading,
         buffer=(config.buffer.max_mib * 2**20 if config.buffer.redis_url is None else 0) + OBJECT_STORE_BYTES,
         disk=disk_of(shape, config),

@@ -84,6 +84,14 @@ def test_a_host_with_too_little_memory_is_a_problem() -> None:
     assert problem.startswith("the host needs ")
 
 
+def test_actors_that_add_adapters_keep_the_base_weights() -> None:
+    whole, adapted = plan_of("alfworld", "2x80").host, plan_of("alfworld", "2x80", "model.lora.rank=16").host
+    weights = 2 * 1_543_714_304
+    assert whole.weights == 2 * weights
+    assert weights < adapted.weights < 1.1 * weights
+    assert adapted.disk < whole.disk / 3
+
+
 def test_timeouts_that_the_longest_episode_exceeds_are_warnings() -> None:
     given = ("rollout.episode_timeout_s=600", "learner.group_timeout_s=900")
     lines = plan_of("alfworld-qwen3", "3x80", *given).warnings
