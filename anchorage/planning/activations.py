@@ -71,7 +71,7 @@ class Pass:
         else:
             body = sum(self._layer(sparse=sparse) * count for sparse, count in self._kinds())
             # With adapters nothing before the first of them has a gradient: the first norm keeps nothing.
-            body -= self._norm(self.shape.hidden, 1, output=False) * self.tokens if self.adapters else 0
+            body -= self._norm(self.shape.hidden, 1) * self.tokens if self.adapters and self.shape.before else 0
             body += _INDEX * self.path if self.path > self.tokens else 0
         return body + self._around + self._head
 
@@ -109,19 +109,21 @@ class Pass:
         return [kind for kind in ((False, self.shape.layers - sparse), (True, sparse)) if kind[1]]
 
     def _layer(self, *, sparse: bool) -> int:
+        hidden = self.shape.hidden
         # Frozen experts and their router do not keep their input.
-        second = self._norm(self.shape.hidden, 1, output=not (sparse and self.adapters))
-        norms = self._norm(self.shape.hidden, 1, output=True) + second
+        inputs = 1 if sparse and self.adapters else 2
+        norms = inputs * self.number * hidden
+        norms += 2 * self._norm(hidden, 1) if self.shape.before else 0
+        norms += 2 * self._norm(hidden, 1) if self.shape.after else 0
         part = self._sparse() if sparse else self._dense()
         return self._attention() + self.tokens * (norms + part) + self.number * self.masks
 
-    def _norm(self, width: int, copies: int, *, output: bool) -> int:
-        """Bytes a token that norms of `width`, side by side, keep; `output`: a linear layer keeps the result."""
-        result = self.number * width * copies if output else 0
+    def _norm(self, width: int, copies: int) -> int:
+        """Bytes a token that norms of `width`, side by side, keep, without their results."""
         if self.shape.norm == "layer":
-            return self.number * width * copies + 2 * self.number * copies + result
-        normalised = 0 if self.adapters else self.number * width * copies
-        return _FLOAT * width * copies + _FLOAT * copies + normalised + result
+            return self.number * (width + 2) * copies
+        scaled = _FLOAT if self.shape.norm == "rms_float" else self.number
+        return (_FLOAT * (width + 1) + (0 if self.adapters else scaled * width)) * copies
 
     def _attention(self) -> int:
         """Bytes that a layer's attention keeps, with the inputs of its projections but the first."""
@@ -139,9 +141,11 @@ class Pass:
             keys = keys if rotated or shared else 0
         results = number * shape.queries * self.tokens * (1 if self.attention == "flash" else 2)
         sums = _FLOAT * shape.heads * self.tokens
-        norms = 0
-        if shape.head_norms:
-            norms = self._norm(shape.head, shape.heads + shape.kv_heads, output=False) * self.tokens
+        norms = {
+            "": 0,
+            "each": self._norm(shape.head, shape.heads + shape.kv_heads),
+            "all": self._norm(shape.queries, 1) + self._norm(shape.keys, 1),
+        }[shape.head_norms] * self.tokens
         return queries + keys + values + results + sums + norms + self._ranks(dense=False)
 
     def _dense(self) -> int:
@@ -162,7 +166,9 @@ class Pass:
         router = _FLOAT * experts.number + experts.chosen * (4 * _INDEX + self.number)
         inputs = 0 if self.adapters else self.shape.hidden + experts.width
         wide = inputs + 3 * experts.width + self.shape.hidden
-        return router + experts.chosen * self.number * wide
+        # The gate of the shared expert scales its result.
+        kept = 4 * experts.shared + self.shape.hidden + 1 if experts.shared else 0
+        return router + self.number * (experts.chosen * wide + kept)
 
     def _ranks(self, *, dense: bool) -> int:
         """Bytes of the adapters' inner results: of the dense part's layers, or of the attention's."""
@@ -179,7 +185,7 @@ class Pass:
         rotary = 2 * self.number * shape.head
         # A frozen embedding keeps no ids.
         places = 0 if self.adapters else _INDEX * (2 if shape.positions else 1)
-        return self.tokens * (places + (0 if shape.positions else rotary) + self._norm(shape.hidden, 1, output=False))
+        return self.tokens * (places + (0 if shape.positions else rotary) + self._norm(shape.hidden, 1))
 
     @property
     def _head(self) -> int:

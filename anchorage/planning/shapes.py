@@ -19,13 +19,21 @@ from typing import Any, Literal
 
 from services.errors import ModelUnavailable, first_line
 
-_QK_NORM = ("qwen3", "qwen3_moe")
+_HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "exaone4", "hunyuan_v1_dense")
+_FLOAT_NORMS = ("gemma", "gemma3", "gemma3_text", "olmo2", "olmo3")
+_POST_NORMS = ("olmo2", "olmo3", "exaone4")
+"""Results of attention and dense part are normalised, not their inputs."""
+_FOUR_NORMS = ("gemma3", "gemma3_text", "glm4")
+"""Inputs and results are normalised."""
 _FUSED = ("phi3", "gpt2")
 """Query, key and value are parts of one tensor, so keeping one keeps all."""
 _QKV_BIAS = ("qwen2", "qwen2_moe", "gpt2")
 _TIED = ("gpt2", "gemma")
 """Model types whose `tie_word_embeddings` is true unless the file says otherwise."""
-COUNTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gpt2")
+COUNTED = (
+    *("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt2", "granite", "smollm3", "seed_oss", "gemma", "gemma3_text"),
+    *("olmo2", "olmo3", "exaone4", "glm4", "hunyuan_v1_dense", "mixtral", "qwen2_moe", "qwen3_moe"),
+)
 """Model types whose activations are compared with measured ones in the tests. Others are counted like Llama."""
 
 
@@ -38,12 +46,14 @@ class Experts:
         chosen: experts that each token is sent to.
         width: inner width of one.
         layers: number of layers that have them; the others are dense.
+        shared: inner width of an expert that every token uses, scaled by a gate; 0: there is none.
     """
 
     number: int
     chosen: int
     width: int
     layers: int
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +73,14 @@ class Shape:
         positions: number of learned positions; 0: rotary ones.
         activation: name of the activation function.
         gated: whether the dense part multiplies the activation by a second projection.
-        norm: `rms`: computed in float32 from the model's own operations. `layer`: PyTorch's layer norm.
-        head_norms: whether queries and keys are normalised in each head.
+        norm: `rms`: normalised in float32, then scaled in the model's type. `rms_float`: scaled in float32 too.
+            `layer`: PyTorch's layer norm.
+        before: whether the inputs of attention and dense part are normalised.
+        after: whether their results are.
+        head_norms: whether queries and keys are normalised: each head, or all heads together.
         fused: whether queries, keys and values are parts of one tensor.
         qkv_bias: whether their projections have a bias.
+        out_bias: whether the projection of attention's result has one.
         biases: whether all other projections and the norms have one.
         experts: of the sparse layers; None: all layers are dense.
         stored: number of parameters in the folder's files; 0: not known.
@@ -84,10 +98,13 @@ class Shape:
     positions: int = 0
     activation: str = "silu"
     gated: bool = True
-    norm: Literal["rms", "layer"] = "rms"
-    head_norms: bool = False
+    norm: Literal["rms", "rms_float", "layer"] = "rms"
+    before: bool = True
+    after: bool = False
+    head_norms: Literal["", "each", "all"] = ""
     fused: bool = False
     qkv_bias: bool = False
+    out_bias: bool = False
     biases: bool = False
     experts: Experts | None = None
     stored: int = 0
@@ -148,8 +165,10 @@ class Shape:
     def _attention(self) -> int:
         """Parameters of a layer's attention and norms."""
         wide = self.queries + 2 * self.keys
-        bias = (wide if self.qkv_bias else 0) + (self.hidden if self.biases else 0)
-        return self.hidden * (wide + self.queries) + bias + 2 * self._norm + (2 * self.head if self.head_norms else 0)
+        bias = (wide if self.qkv_bias else 0) + (self.hidden if self.biases or self.out_bias else 0)
+        norms = 2 * (int(self.before) + int(self.after)) * self._norm
+        norms += {"": 0, "each": 2 * self.head, "all": self.queries + self.keys}[self.head_norms]
+        return self.hidden * (wide + self.queries) + bias + norms
 
     @property
     def _dense(self) -> int:
@@ -160,14 +179,25 @@ class Shape:
     @property
     def _sparse(self) -> int:
         assert self.experts is not None
-        return self.experts.number * (3 * self.hidden * self.experts.width + self.hidden)
+        shared = self.experts.shared * 3 * self.hidden + (self.hidden if self.experts.shared else 0)
+        return self.experts.number * (3 * self.hidden * self.experts.width + self.hidden) + shared
 
 
 def _qwen(kind: str, layers: int, hidden: int, inner: int, heads: int, kv_heads: int, *, tied: bool) -> Shape:
     vocabulary = 152_064 if (kind, hidden) == ("qwen2", 3584) else 151_936
     newer = kind == "qwen3"
     return Shape(
-        kind, layers, hidden, inner, heads, kv_heads, 128, vocabulary, tied, head_norms=newer, qkv_bias=not newer
+        kind,
+        layers,
+        hidden,
+        inner,
+        heads,
+        kv_heads,
+        128,
+        vocabulary,
+        tied,
+        head_norms="each" if newer else "",
+        qkv_bias=not newer,
     )
 
 
@@ -237,11 +267,14 @@ def shape_from(whole: Mapping[str, Any]) -> Shape:
         positions=_size(text, "n_positions", "max_position_embeddings") if plain else 0,
         activation=str(text.get("hidden_act") or text.get("activation_function") or ("gelu_new" if plain else "silu")),
         gated=not plain,
-        norm="layer" if plain else "rms",
-        head_norms=kind in _QK_NORM,
+        norm="layer" if plain else "rms_float" if kind in _FLOAT_NORMS else "rms",
+        before=kind not in _POST_NORMS,
+        after=kind in _POST_NORMS or kind in _FOUR_NORMS,
+        head_norms="each" if kind in _HEAD_NORMS else "all" if kind in ("olmo2", "olmo3") else "",
         fused=kind in _FUSED,
         qkv_bias=kind in _QKV_BIAS or bias,
-        biases=plain or bias,
+        out_bias=bias and kind not in ("glm4", "seed_oss"),
+        biases=plain,
         experts=experts,
     )
 
@@ -256,8 +289,11 @@ def _experts(text: Mapping[str, Any], layers: int) -> Experts | None:
     dense = {int(layer) for layer in text.get("mlp_only_layers") or ()}
     first = int(text.get("first_k_dense_replace") or 0)
     sparse = sum(1 for i in range(layers) if (i + 1) % every == 0 and i not in dense and i >= first)
-    width = int(text.get("moe_intermediate_size") or _size(text, "intermediate_size"))
-    return Experts(number, int(text.get("num_experts_per_tok") or text.get("top_k") or 2), width, sparse)
+    # Mixtral's experts have the width of a dense layer, whatever else its file says.
+    own = None if text.get("model_type") == "mixtral" else text.get("moe_intermediate_size")
+    width = int(own or _size(text, "intermediate_size"))
+    shared = int(text.get("shared_expert_intermediate_size") or 0) if text.get("model_type") == "qwen2_moe" else 0
+    return Experts(number, int(text.get("num_experts_per_tok") or text.get("top_k") or 2), width, sparse, shared)
 
 
 def _size(text: Mapping[str, Any], *names: str) -> int:

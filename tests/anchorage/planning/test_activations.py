@@ -10,7 +10,7 @@ import torch
 from anchorage.planning.activations import Pass
 from anchorage.planning.shapes import PUBLISHED, shape_from
 from tests.anchorage.planning.measuring import kept_bytes, line, policy_of, predicted
-from tests.anchorage.planning.test_shapes import MODELS
+from tests.anchorage.planning.test_shapes import MODELS, OTHERS
 from tests.models import SMALL
 
 LARGEST_ERROR = 0.05
@@ -20,7 +20,7 @@ SHARED = 60
 
 def error(name: str, dtype: str, *, shared: int = 0, max_logits: int = 2**26, **options: int) -> float:
     """Relative error of the predicted bytes."""
-    config = MODELS[name]()
+    config = (MODELS | OTHERS)[name]()
     settings = {"checkpointing": False, "adapters": 0, **options}
     policy = policy_of(config, dtype, max_logits=max_logits, **settings)
     batch = line(4, 120, 20, SMALL.vocabulary, shared)
@@ -33,6 +33,11 @@ def error(name: str, dtype: str, *, shared: int = 0, max_logits: int = 2**26, **
 @pytest.mark.parametrize("name", MODELS)
 def test_the_backward_pass_keeps_what_is_predicted(name: str, dtype: str, checkpointing: bool) -> None:
     assert abs(error(name, dtype, checkpointing=checkpointing)) < LARGEST_ERROR
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_keep_what_is_predicted(name: str) -> None:
+    assert abs(error(name, "bfloat16")) < LARGEST_ERROR
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3_moe", "phi3", "gpt2"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from anchorage.planning.shapes import PUBLISHED, shape_from, shape_of
+from anchorage.planning.shapes import COUNTED, PUBLISHED, shape_from, shape_of
 from services.errors import ModelUnavailable
 from tests.models import SMALL, random_model
 
@@ -27,6 +27,23 @@ MODELS: dict[str, Callable[[], Any]] = {
     "phi3": SMALL.like("Phi3Config"),
     "gpt2": SMALL.only("GPT2Config", n_embd=32, n_layer=2, n_head=4, n_positions=SMALL.positions),
 }
+WIDE: dict[str, Any] = {"sliding_window": SMALL.positions}
+"""Longer than the rows: what else a window does is seen in masks."""
+OTHERS: dict[str, Callable[[], Any]] = {
+    "exaone4": SMALL.like("Exaone4Config", **WIDE),
+    "gemma": SMALL.like("GemmaConfig"),
+    "gemma3": SMALL.like("Gemma3TextConfig", query_pre_attn_scalar=8, **WIDE),
+    "glm4": SMALL.like("Glm4Config"),
+    "granite": SMALL.like("GraniteConfig", logits_scaling=8.0, residual_multiplier=0.22),
+    "hunyuan": SMALL.like("HunYuanDenseV1Config"),
+    "mistral": SMALL.like("MistralConfig", **WIDE),
+    "mixtral": SMALL.like("MixtralConfig", num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+    "olmo2": SMALL.like("Olmo2Config"),
+    "olmo3": SMALL.like("Olmo3Config", **WIDE),
+    "qwen2_moe": SMALL.like("Qwen2MoeConfig", **EXPERTS, shared_expert_intermediate_size=40),
+    "seed_oss": SMALL.like("SeedOssConfig"),
+    "smollm3": SMALL.like("SmolLM3Config", no_rope_layers=[1, 0]),
+}
 SIZES = {
     "Qwen2.5-0.5B-Instruct": 494_032_768,
     "Qwen2.5-1.5B-Instruct": 1_543_714_304,
@@ -37,11 +54,16 @@ SIZES = {
 """Numbers of parameters that the models' pages state."""
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
 def test_parameters_are_those_of_the_model(name: str) -> None:
-    config = MODELS[name]()
+    config = (MODELS | OTHERS)[name]()
     parameters = sum(parameter.numel() for parameter in random_model(config).parameters())
     assert shape_from(config.to_dict()).computed == parameters
+
+
+def test_every_architecture_that_is_called_counted_is_compared() -> None:
+    compared = {make().model_type for make in (MODELS | OTHERS).values()}
+    assert compared == set(COUNTED)
 
 
 def test_published_sizes_give_the_stated_numbers_of_parameters() -> None:
