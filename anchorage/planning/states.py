@@ -12,6 +12,9 @@ and gradients are accumulated in float32. N parameters are trained on R ranks; b
 
 Example: Qwen2.5-1.5B in bfloat16 on one rank of stage 2: 2 + 4 + 12 = 18 bytes a parameter, 25.9 GiB.
 
+With `learner.offload_optimizer` masters and moments are in host memory, with float32 gradients beside them. In bfloat16
+gradients are accumulated on the device all the same: 4 N in stage 1, 4 N / R in stage 2.
+
 Invariants
 - Nothing is estimated here: where tests can measure (CPU, one and two ranks), they agree within 5 %.
 - Frozen parameters have neither gradients nor optimizer state; only stage 3 shards them.
@@ -89,7 +92,9 @@ def states_of(shape: Shape, config: Config) -> States:
     sharded = learner.zero_stage == 3
     parameters = number * (-(-(trained + frozen) // learner.ranks) if sharded else trained + frozen)
     if learner.offload_optimizer:
-        host, optimizer = host + optimizer + number * share, 0
+        # Stages 1 and 2 keep a copy in the model's type on its way back, and the largest gradient on its way here.
+        passing = 0 if sharded else number * (share + shape.embedding)
+        host, optimizer = host + optimizer + passing, 0
     if learner.offload_parameters:
         host, parameters = host + parameters, 0
     gathered = number * min(shape.parameters, LIVE) if sharded else 0
@@ -123,12 +128,13 @@ def _gradients(trained: int, share: int, config: Config) -> tuple[int, int, int]
     host = _FLOAT * share if offloaded else 0
     if number == _FLOAT:
         # The reduced gradients of a pass are added to those before; stage 1 keeps those of other ranks' parts too.
-        kept = _FLOAT * (trained if stage == 1 else share)
-        return (0, bucket + _FLOAT * share, 2 * host) if offloaded else (kept, bucket + _FLOAT * share, 0)
+        others = _FLOAT * (trained - share) if stage == 1 else 0
+        passing = bucket + _FLOAT * share
+        return (others, passing, 2 * host) if offloaded else (others + _FLOAT * share, passing, 0)
     if stage == 2:
         return _FLOAT * share, bucket, host
     if offloaded:
-        return _FLOAT * (trained + share), _FLOAT * BUCKET, host
+        return _FLOAT * trained, _FLOAT * BUCKET, host
     return (number + _FLOAT) * trained, _FLOAT * min(trained, BUCKET), 0
 
 

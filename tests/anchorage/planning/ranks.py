@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from anchorage.planning.states import BUCKET
 from learner.rank.engine_deepspeed import DeepSpeedEngine, connect
 from learner.rank.losses import LossTerms
 from services.config.tree import Config
@@ -50,12 +51,28 @@ def nbytes(tensors: Iterable[torch.Tensor | None]) -> int:
     return sum(storages.values())
 
 
+def everything(engine: Any) -> int:
+    """Bytes of all tensors that the engine and its optimizer hold, without DeepSpeed's bucket."""
+    optimizer = engine.optimizer
+    inner = getattr(optimizer, "optimizer", optimizer)
+    parameters = list(engine.module.parameters())
+    own = [getattr(p, name, None) for p in parameters for name in ("data", "grad", "grad_accum", "ds_tensor")]
+    state = [list(each.values()) for each in inner.state.values()]
+    masters = [p for group in inner.param_groups for p in group["params"]]
+    held = [*own, *masters, *(m.grad for m in masters), *tensors_in(state), *tensors_in(vars(optimizer))]
+    return nbytes(t for t in held if t is not None and t.untyped_storage().nbytes() < BUCKET)
+
+
+def loss(logprob: torch.Tensor, entropy: torch.Tensor) -> LossTerms:
+    return LossTerms(loss=-logprob.mean())
+
+
 def measure(config: Config) -> dict[str, int]:
-    """Bytes by kind: gradients after a backward pass, the rest after the optimizer step."""
+    """Bytes by kind: gradients after a backward pass, all after another, the rest after the optimizer step."""
     engine = DeepSpeedEngine(config)
-    vocabulary = engine._engine.module.lm.config.vocab_size
-    batch = line(2, 20, 4, vocabulary)
-    engine.accumulate(batch, lambda logprob, entropy: LossTerms(loss=-logprob.mean()))
+    batch = line(2, 20, 4, engine._engine.module.lm.config.vocab_size)
+
+    engine.accumulate(batch, loss)
     optimizer: Any = engine._engine.optimizer
     parameters = list(engine._engine.module.parameters())
     kept = [getattr(optimizer, name, None) for name in GRADIENTS]
@@ -71,7 +88,9 @@ def measure(config: Config) -> dict[str, int]:
         "gradients": gradients,
         "optimizer": nbytes([*tensors_in(masters), *tensors_in(state)]),
     }
-    del engine, optimizer, inner, parameters, kept, own
+    engine.accumulate(batch, loss)
+    found["everything"] = everything(engine._engine)
+    del engine, optimizer, inner, parameters, kept, own, masters, state
     gc.collect()
     return found
 
