@@ -26,6 +26,7 @@ from anchorage.checks.capacity import capacity_problems, cards_here, memory_here
 from anchorage.checks.cards import driver_problem
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
+from anchorage.planning.host import BYTES_IN_CHECKPOINT
 from anchorage.runs.environments import environment_class, info_of, make_data_known
 from services import tracking
 from services.config.references import is_reference
@@ -42,8 +43,6 @@ from services.plugins import make_importable
 from services.run_folder import CHECKPOINTS_NAME
 from services.tasks import split_key, split_size, tasks_of_split
 
-BYTES_PER_PARAMETER = 12
-"""In the learner's part of a checkpoint: the float32 parameter and two moments."""
 RAY_PATIENCE_S = 20.0
 """Time that a Ray cluster, started together with the run, may need before it accepts connections."""
 CONNECT_TIMEOUT_S = 5.0
@@ -108,7 +107,7 @@ def disk_space(start: Start) -> Iterator[str]:
     except ModelUnavailable:
         return  # reported by `models`
     trained = 0 if config.model.lora is not None else parameters
-    size = BYTES_PER_PARAMETER * trained + parameters * (2 if config.model.dtype == "bfloat16" else 4)
+    size = BYTES_IN_CHECKPOINT * trained + parameters * (2 if config.model.dtype == "bfloat16" else 4)
     there = len([*(config.run.folder / CHECKPOINTS_NAME).glob("[0-9]*")])
     needed = size * max(1, config.checkpoint.keep + 1 - there)
     free = shutil.disk_usage(nearest_folder(config.run.folder)).free
