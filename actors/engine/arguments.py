@@ -7,7 +7,7 @@ Invariants
 - An argument that the project sets itself, or that would change what is sampled, is refused with the reason.
 - A type that cannot be read accepts anything: vLLM itself has the last word when an engine starts.
 
-Example: `kv_cache_dtype: CacheDType`, and `CacheDType = Literal["auto", "fp8", …]` in vLLM's `config/cache.py`.
+Example: `kv_cache_dtype: CacheDType`, and `CacheDType = Literal["auto", "fp8", …]` in vLLM's module `config.cache`.
 
     {"kv_cache_dtype": "fp8"}   no problem
     {"kv_cache_dtype": "fp9"}   rollout.engine.kv_cache_dtype: must be one of auto, …, got 'fp9', did you mean fp8?

@@ -111,6 +111,7 @@ class VllmCore:
             async_scheduling=False,
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
+            use_tqdm_on_load=False,
             weight_transfer_config={"backend": BACKEND},
         )
         if cpu:

@@ -15,15 +15,22 @@ PATIENCE_S = 3.0
 
 
 def attach(run: str | None, folder: Path) -> tuple[str, Buffer]:
-    """Return the run's name and its buffer. `run` None: the run in `folder` that was started last.
+    """Return the run's name and its buffer.
+
+    Args:
+        run: its name, or its folder as in `runs/demo`. None: the run in `folder` that was started last.
+        folder: holds the runs, if `run` is a name.
 
     Raises:
         NoSuchRun: there is no such run.
         RedisUnavailable: its Redis does not respond.
     """
-    name = run or _newest(folder)
+    given = Path(run or _newest(folder))
+    if given.name != str(given):
+        folder = given.parent
+    name = given.name
     if not re.fullmatch(NAME_PATTERN, name):
-        raise NoSuchRun(f"invalid run name: {name!r}; give its folder with --dir")
+        raise NoSuchRun(f"invalid run name: {str(given)!r}")
     patience = BufferConfig(timeout_s=PATIENCE_S, reconnect_s=PATIENCE_S)
     try:
         return name, Buffer.connect(_address(folder / name), name, patience)

@@ -16,7 +16,7 @@ from anchorage.cli.output import literal_console
 from services.buffer import BufferStats, GroupContents, TicketContents
 from services.buffer.owner import Found
 
-Run = Annotated[str | None, typer.Argument(help="Name of the run. None: the one started last.")]
+Run = Annotated[str | None, typer.Argument(help="Name of the run, or its folder. None: the one started last.")]
 RunsFolder = Annotated[Path, typer.Option("--dir", help="Folder that holds the runs.")]
 
 app = typer.Typer(no_args_is_help=True, help="The buffer of a run.")

@@ -36,4 +36,10 @@ def run_demo(config: Config, *, console: Console) -> bool:
         markup=False,
         soft_wrap=True,
     )
+    console.print(
+        f"next: `anchorage control {config.run.dir}` shows its episodes and anchor states, "
+        "README.md lists the other commands",
+        markup=False,
+        soft_wrap=True,
+    )
     return True

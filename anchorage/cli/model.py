@@ -23,6 +23,17 @@ app = typer.Typer(no_args_is_help=True, help="Model folders.")
 MARKS = {"ok": "ok", "note": "note", "problem": "[bold red]wrong[/]", "skipped": "–"}
 
 
+QUIET = {
+    "VLLM_LOGGING_LEVEL": "CRITICAL",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-torch._library",
+}
+"""Variables for the engine's process, which writes to this terminal: only the table is wanted there."""
+
+
 class Dtype(StrEnum):
     """`model.dtype` of the planned run."""
 
@@ -52,8 +63,8 @@ def check(
     setup_logging("CRITICAL")
     # The engine's process inherits this level: an error is a finding, not a traceback.
     logging.getLogger().setLevel(logging.CRITICAL)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     console = Console(emoji=False)
     with Console(stderr=True).status("reading the folder") as status:
         findings = check_model(packaged.find(folder), dtype.value, engine=engine, on_step=status.update)

@@ -28,7 +28,10 @@ def scale(
 ) -> None:
     """Grow or shrink the pool while it plays. Example: anchorage pool scale 3 demo"""
     if actors != "all" and not (actors.isdecimal() and int(actors) <= MOST_ACTORS):
-        raise typer.BadParameter(f"actors must be `all` or a number from 0 to {MOST_ACTORS}, got '{actors}'")
+        raise typer.BadParameter(
+            f"actors must be `all` or a number from 0 to {MOST_ACTORS}, got '{actors}'; "
+            "as in: anchorage pool scale 3 demo"
+        )
     name, found = attach(run, folder)
     try:
         found.set_desired_actors(None if actors == "all" else int(actors))

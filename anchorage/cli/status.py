@@ -55,7 +55,10 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     table.add_row("run", f"{run['name']} ({run['algorithm']} on {run['env']})")
     table.add_row("state", f"{run['state']}; {run['note']}")
     table.add_row("updates", f"{run['update']} of {run['updates']}")
-    table.add_row("success", f"{_percent(run['success'])} in training, {_percent(run['evaluation'])} in evaluation")
+    success = (
+        f"{_percent(run['success'])} in the last update's episodes, {_percent(run['evaluation'])} in the last panels"
+    )
+    table.add_row("success", success)
     table.add_row("checkpoints", ", ".join(map(str, facts["checkpoints"])) or "none")
     if run["live"]:
         mib = buffer["trajectory_bytes"] / 2**20

@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def run_demo(config: Config, *, on_progress: OnProgress, should_stop: ShouldStop
     """
     started = time.monotonic()
     preflight(Start(config, models=(config.model.path,), trains=True, plays_panels=True))
-    _set_aside(config.run.folder)
+    _set_aside(config.run.folder, announcer(on_progress))
     reports: list[UpdateReport] = []
     with Stack(config, announcer(on_progress)) as stack:
         stack.publish_initial()
@@ -88,14 +89,15 @@ def _evaluate(
     return result
 
 
-def _set_aside(folder: Path) -> None:
-    """Rename the folder of the last demo, so that this one starts from nothing."""
+def _set_aside(folder: Path, announce: Callable[[str], None]) -> None:
+    """Rename the folder of the last demo, so that this one starts from nothing. The one before it is deleted."""
     if not folder.exists():
         return
     with locked(folder):
         previous = folder.with_name(f"{folder.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
+    announce(f"the last demo is in {previous} now")
 
 
 class _RanksStarting:

@@ -96,7 +96,7 @@ class Connection:
                 if delay is None:
                     raise RedisUnavailable(problem) from error
                 if attempts.failures == 1:
-                    _log.warning("%s; retrying for %.0f s", problem, self._reconnect_s)
+                    _log.warning("%s; retrying for %g s", problem.rstrip("."), self._reconnect_s)
             time.sleep(delay)
 
     def close(self) -> None:
