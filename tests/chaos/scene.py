@@ -173,12 +173,12 @@ class Run:
         if kind == "actor":
             return [psutil.Process(int(str(facts["pid"]))) for facts in self.playing().values()]
         words = {
-            "rank": "ray::Rank",
-            "redis": "redis-server",
-            "environment": "env_servers",
-            "engine": "actors.engine.server",
+            "rank": ("ray::Rank",),
+            "redis": ("valkey-server", "redis-server"),  # of the wheel, or one of the PATH
+            "environment": ("env_servers",),
+            "engine": ("actors.engine.server",),
         }
-        return [process for process in descendants(psutil.Process()) if words[kind] in command(process)]
+        return [one for one in descendants(psutil.Process()) if any(word in command(one) for word in words[kind])]
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
