@@ -287,7 +287,7 @@ class Rollout:
         except EnvironmentUnavailableError as error:
             return await self._return(ticket, error)
         except (EpisodeFailed, RequestRejected, CodecError) as error:
-            reason = str(error)
+            reason = f"{ticket.task.env}: {error}"
         except Exception as error:
             logger.exception("ticket %s: unexpected error", ticket.id)
             reason = f"{type(error).__name__}: {error}"

@@ -86,16 +86,20 @@ class Template:
 
     def render(self, goal: str | None, history: History, steps_taken: int, state: StepResult) -> str:
         """The text of a text template's prompt. Raises PluginError where the template raises or returns no text."""
-        return self.text(self.plugin.bound(), goal, history, steps_taken, state)
+        text = self.text(self.plugin.bound(), goal, history, steps_taken, state)
+        if not text:
+            raise PluginError(f"{self.label}: returned an empty text")
+        return text
 
     def text(self, part: Callable[..., object], *arguments: object) -> str:
         """What a function of the template returns. Raises PluginError where it raises, or returns anything but text."""
         try:
             text = part(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{self.label}: {raised(error)}") from error
         if not isinstance(text, str):
             raise PluginError(f"{self.label}: must return text, got {type(text).__name__}")
+        _require_unicode(self.label, text)
         return text
 
 
@@ -155,9 +159,18 @@ def load_parser(config: PromptConfig) -> Parser:
         found = plugin.call(response, admissible, form)
         if not isinstance(found, ParsedAction) or not isinstance(found.action, str):
             raise PluginError(f"{plugin.label}: must return actors.parsing.ParsedAction, got {found!r:.80}")
+        _require_unicode(plugin.label, found.action)
         return found
 
     return parse
+
+
+def _require_unicode(label: str, text: str) -> None:
+    """Raise PluginError for a text that UTF-8 cannot hold: neither a tokenizer nor JSON can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PluginError(f"{label}: returned a text with half a character: {text[error.start]!r}") from None
 
 
 def check(config: PromptConfig) -> Iterator[str]:

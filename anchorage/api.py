@@ -19,6 +19,7 @@ from anchorage.rows import Rows
 from anchorage.runs.progress import OnProgress, ShouldStop, ignore, never
 from anchorage.runs.run import Run
 from services.config import load
+from services.config.load import ConfigError
 from services.config.tree import Config
 from services.errors import EnvironmentUnavailable
 
@@ -78,7 +79,9 @@ def train(
     from anchorage.runs.training import run_training
 
     config = _config(config)
-    choice = Resume(resume) if isinstance(resume, str) else Resume.YES if resume else Resume.NO
+    if resume not in (True, False, "auto"):
+        raise ConfigError(f'resume: must be True, False or "auto", got {resume!r:.80}')
+    choice = Resume.AUTO if resume == "auto" else Resume.YES if resume else Resume.NO
     run_training(config, resume=choice, on_progress=on_progress or ignore, should_stop=should_stop or never)
     return Run(config.run.folder)
 

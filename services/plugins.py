@@ -11,7 +11,7 @@ parameters are an error.
 Invariants
 - Nothing here knows what a plug-in is for: each room declares its own built-in names, signature and first use.
 - Every way in which loading can fail is a `PluginError`, one line for each mistake: the configuration's key, the value,
-  what is wrong.
+  what is wrong. `sys.exit` in a plug-in is one of them: it ends no process of a run.
 - Folders are searched after everything that is installed: a file called `json.py` beside a recipe replaces nothing.
 """
 
@@ -74,7 +74,7 @@ class Plugin:
             return self.bound()(*arguments)
         except AnchorageError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{self.label}: {raised(error)}") from error
 
 
@@ -156,15 +156,16 @@ def _module(label: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+        hidden = _hidden_package(error)
+        if hidden is None and error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise PluginError(
                 f"{label}: no module {error.name!r}: it is neither installed nor in the recipe's folder nor in the "
                 "working directory"
             ) from None
-        raise PluginError(f"{label}: {name} cannot be imported: {_hidden_package(error) or raised(error)}") from error
+        raise PluginError(f"{label}: {name} cannot be imported: {hidden or raised(error)}") from error
     except ImportError as error:
         raise PluginError(f"{label}: {name} cannot be imported: {_hidden_package(error) or raised(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{label}: {name} cannot be imported: {raised(error)}") from error
 
 
@@ -197,7 +198,7 @@ def _file(label: str, path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pydantic look their module up while it is being imported
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"{label}: {path.name} cannot be imported: {raised(error)}") from error
     return module

@@ -54,6 +54,11 @@ def shape_problems(folder: Path, config: Config) -> Iterator[str]:
     text = nested if isinstance(nested, dict) else whole
     yield from _length(file, text, config)
     yield from _heads(file, text, config)
+    if text.get("kv_lora_rank"):
+        yield (
+            f"{file}: multi-head latent attention (kv_lora_rank={text['kv_lora_rank']}) cannot be trained yet: vLLM "
+            "keeps matrices that it derived from the weights, and an update does not reach them; use another model"
+        )
     yield from _cache(file, text, config)
 
 

@@ -27,7 +27,7 @@ from anchorage.checks.cards import driver_problem
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
 from anchorage.planning.host import BYTES_IN_CHECKPOINT
-from anchorage.runs.environments import environment_class, info_of, make_data_known
+from anchorage.runs.environments import environment_class, info_of, make_data_known, require_playable
 from services import tracking
 from services.config.references import is_reference
 from services.config.tree import Config, EnvConfig
@@ -221,12 +221,16 @@ def environment_splits(env: EnvConfig) -> dict[str, int]:
     """Return the sizes of an environment's splits: from its servers, or its class where the run will start a server.
 
     Raises:
-        EnvironmentUnavailable: no such environment, its data are missing, or a server does not respond.
+        EnvironmentUnavailable: no such environment, its data are missing, a server does not respond, or a class of the
+            user's own cannot be played.
     """
     if env.addresses:
         return dict(info_of(env, env.addresses).splits)
     make_data_known(env)
-    return dict(environment_class(env).splits())
+    environment = environment_class(env)
+    if env.implementation is not None:
+        require_playable(env, environment)
+    return dict(environment.splits())
 
 
 def redis(start: Start) -> Iterator[str]:

@@ -17,6 +17,7 @@ from anchorage.planning.plan import GIB, Cards, Plan, cards_of, gib, make_plan
 from anchorage.planning.shapes import shape_of
 from services.config import load_config, recipe_yaml
 from services.config.load import put
+from services.errors import AnchorageError
 
 PRINT = "-"
 """Value of `--fix` without a file."""
@@ -51,6 +52,8 @@ def run_plan(
         AnchorageError: the recipe, the model's folder, or an option is invalid, or the file cannot be written.
     """
     file = None if fix in (None, PRINT) else Path(str(fix))
+    if file is not None and file.exists():
+        raise AnchorageError(f"--fix={file}: exists already; give the name of a new recipe")
     require_writable(file)
     config = load_config(recipe, overrides)
     shape, assumed = shape_of(config.model.path), Assumptions().changed(assume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,58 @@ def _register_own(env: EnvConfig) -> None:
         raise EnvironmentUnavailable(f"{label}: {error}") from None
     except Exception as error:
         raise EnvironmentUnavailable(f"{label} cannot be imported: {raised(error)}") from error
+
+
+def require_playable(env: EnvConfig, environment: type[Environment]) -> None:
+    """Play the first two moments of a task of the user's own environment: a reset and a step.
+
+    Raises:
+        EnvironmentUnavailable: with the class, and the file and line of what it raised; or what is wrong with what it
+            returned; or that it takes longer than `env.request_timeout_s`.
+    """
+    found: list[str | None] = []
+    # A thread of its own that the process does not wait for: an environment may hang.
+    playing = threading.Thread(target=lambda: found.append(_first_problem(env, environment)), daemon=True)
+    playing.start()
+    playing.join(env.request_timeout_s)
+    problem = (
+        found[0] if found else f"a reset and a step take longer than env.request_timeout_s={env.request_timeout_s:g}"
+    )
+    if problem is not None:
+        raise EnvironmentUnavailable(f"env.implementation={env.implementation}: {problem}")
+
+
+def _first_problem(env: EnvConfig, environment: type[Environment]) -> str | None:
+    """What is wrong with the first reset and step of a task of `env.split`; None: nothing, or no such split."""
+    from env_servers.environment import Observation, TaskError
+    from env_servers.sessions.session import WrongValue, checked
+
+    if not environment.splits().get(env.split):
+        return None
+    doing = "its constructor"
+    try:
+        session = environment()
+        try:
+            doing = f"reset({env.split!r}, 0)"
+            seen = session.reset(env.split, 0)
+            for now in range(2):
+                if not isinstance(seen, Observation) or not isinstance(seen.text, str):
+                    return f"{doing} must return an Observation with a text, got {seen!r:.80}"
+                seen.text.encode()
+                checked(seen)
+                if now == 0 and (seen.terminated or seen.truncated):
+                    return f"{doing} ends the episode before the first action"
+                if now == 0:
+                    action = seen.admissible[0] if seen.admissible else "look"
+                    doing = f"step({action!r:.80})"
+                    seen = session.step(action)
+        finally:
+            session.close()
+    except (TaskError, WrongValue) as error:
+        return f"{doing}: {error}"
+    except (Exception, SystemExit) as error:
+        return f"{doing}: {raised(error)}"
+    return None
 
 
 def make_data_known(env: EnvConfig) -> None:

@@ -18,6 +18,7 @@ from anchorage.runs.metrics import evaluations, read_metrics
 from services.config.tree import Config
 from services.errors import AnchorageError
 from services.run_folder import run_config
+from services.telemetry import METRICS_NAME
 
 if TYPE_CHECKING:
     from services.control.group_index import GroupIndex
@@ -90,6 +91,8 @@ class Run:
     @property
     def updates(self) -> int:
         """Number of policy updates done so far."""
+        if not (self.folder / METRICS_NAME).exists():
+            return 0
         return max((row["step"] for row in self.metrics() if "rollout/success_rate" in row), default=0)
 
     def metrics(self) -> Rows:

@@ -47,7 +47,7 @@ class LoadedEstimator:
         """Advantages of every row, the penalty of invalid actions where the configuration wants it.
 
         Raises:
-            PluginError: the estimator raises, or returns anything but three float64 arrays [N].
+            PluginError: the estimator raises, or returns anything but three finite float64 arrays [N].
         """
         return with_penalty(self._estimate)(rows, config)
 
@@ -56,6 +56,11 @@ class LoadedEstimator:
         for problem in _form_problems(found, len(rows)):
             raise PluginError(f"{self.plugin.label}: {problem}")
         advantages: Advantages = found
+        if self.plugin.reference not in BUILT_IN and np.isfinite(rows.reward).all():
+            # Of finite rewards the plug-in alone made it: no group is at fault.
+            for part in fields(advantages):
+                if not np.isfinite(getattr(advantages, part.name)).all():
+                    raise PluginError(f"{self.plugin.label}: {part.name} is not finite for {len(rows)} rows")
         return advantages
 
     @property
@@ -133,8 +138,6 @@ def check(config: Config) -> Iterator[str]:
             yield f"{label}: it changes rows.{name}; copy it first"
     for part in fields(found):
         values = getattr(found, part.name)
-        if not np.isfinite(values).all():
-            yield f"{label}: {part.name} is not finite for {len(rows)} ordinary rows"
         shared = [name for name in before if np.shares_memory(values, getattr(rows, name))]
         if shared:
             yield f"{label}: {part.name} shares its memory with rows.{shared[0]}; return a copy"

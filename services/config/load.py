@@ -153,6 +153,8 @@ def _read(recipe: Path, folders: list[Path], seen: tuple[Path, ...] = ()) -> dic
     if not isinstance(base, str) or "\0" in base:
         raise ConfigError(f"{recipe}: extends must be the path of one recipe, got {mistakes.shown('extends', base)}")
     parent = (recipe.parent / base).resolve()
+    if not parent.exists():
+        parent = packaged.find_recipe(Path(base)).resolve() if len(Path(base).parts) == 1 else parent
     if parent in (*seen, recipe.resolve()):
         raise ConfigError(f"{recipe}: extends itself")
     return merge(_read(parent, folders, (*seen, recipe.resolve())), tree)

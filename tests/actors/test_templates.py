@@ -116,6 +116,9 @@ def test_a_template_of_ones_own_needs_a_parser(mine: Path) -> None:
     [
         ("def it(goal, history, state): ...", "must take (goal, history, steps_taken, state), but"),
         ("def it(goal, history, steps_taken, state): return 3", "must return text, got int"),
+        ("def it(goal, history, steps_taken, state): return ''", "returned an empty text"),
+        ("def it(goal, history, steps_taken, state): return 'a\\ud800'", "half a character: '\\ud800'"),
+        ("def it(goal, history, steps_taken, state): raise SystemExit(0)", "SystemExit: 0 (mine.py:1)"),
         ("def it(goal, history, steps_taken, state): return goal.upper()", "AttributeError: 'NoneType' object"),
         ("class it:\n    def opening(self, goal, observation): ...", "the class has no method 'observation'"),
         ("class it:\n    def __init__(self, more): ...", "must take (), but missing a required argument: 'more'"),

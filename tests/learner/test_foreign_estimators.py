@@ -100,7 +100,7 @@ def test_names_in_the_configuration_are_those_of_the_registry():
         (returning("Advantages(zeros, zeros, zeros[1:])"), "total must be float64 [18], got float64 [17]"),
         (returning("Advantages(zeros, zeros, zeros.astype('f4'))"), "total must be float64 [18], got float32 [18]"),
         (returning("Advantages(zeros, zeros, list(zeros))"), "total must be a float64 array of 18 rows, got list"),
-        (returning("Advantages(zeros, zeros, zeros / 0)"), "total is not finite for 18 ordinary rows"),
+        (returning("Advantages(zeros, zeros, zeros / 0)"), "total is not finite for 18 rows"),
         (returning("Advantages(zeros, zeros, rows.reward)"), "total shares its memory with rows.reward; return a copy"),
         (returning("Advantages(zeros, zeros, zeros + rows.reward.sort())"), "TypeError"),
         (

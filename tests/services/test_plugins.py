@@ -86,6 +86,7 @@ def test_parameters_arrive_as_the_model_or_as_the_mapping(tmp_path):
         ("def mein(rows, config): ...", "did you mean mein"),
         ("mine = 3", "mine is a int, not a function or class"),
         ("1 / 0", r"mine.py cannot be imported: ZeroDivisionError: division by zero \(mine.py:1\)"),
+        ("import sys\nsys.exit(0)", r"mine.py cannot be imported: SystemExit: 0 \(mine.py:2\)"),
         ("def mine(:", r"cannot be imported: SyntaxError: .* \(mine.py:1\)"),
         ("import no_such_module", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
         ("def mine(rows): ...", r"must take \(rows, config\), but too many positional arguments: it takes \(rows\)"),
@@ -123,6 +124,8 @@ def test_a_package_with_the_name_of_one_of_ours_is_said_to_have_it(tmp_path):
         expected = f"its package 'services' in {tmp_path} has the name of one of Anchorage's; rename it"
         with pytest.raises(PluginError, match=re.escape(expected)):
             loaded(f"clashing{number}:mine")
+    with pytest.raises(PluginError, match=re.escape(expected)):
+        loaded("services.rules:mine")
 
 
 @pytest.mark.parametrize(

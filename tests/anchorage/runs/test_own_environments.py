@@ -63,6 +63,33 @@ def test_it_is_checked_before_anything_starts(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (
+            'return Observation("A',
+            '1 / 0; return Observation("A',
+            r"reset\('train', 0\): ZeroDivisionError: .*\.py:12\)",
+        ),
+        ('return Observation("A', 'raise SystemExit(2); return Observation("A', r"reset\('train', 0\): SystemExit: 2"),
+        ('return Observation("A', 'import time; time.sleep(60); return Observation("A', "take longer than"),
+        ('A door."', 'A door.", terminated=True', "ends the episode before the first action"),
+        ('return Observation("Open', 'return len(3) or Observation("Open', r"step\('open'\): TypeError"),
+        ("reward=1.0", "reward=float('nan')", r"step\('open'\): .* reward is nan, not a finite number"),
+        ('return Observation("Open.", reward=1.0, terminated=True)', "pass", "must return an Observation"),
+    ],
+)
+def test_it_is_played_once_before_anything_starts(
+    tmp_path: Path, recipe: Path, before: str, after: str, line: str
+) -> None:
+    module = f"own_doors_{abs(hash(after))}"
+    assert before in OWN
+    (tmp_path / f"{module}.py").write_text(OWN.replace(before, after))
+    config = load_config(recipe, [f"env.implementation={tmp_path}/{module}.py:Door", "env.request_timeout_s=1"])
+    with pytest.raises(PreflightFailed, match=f"^env.implementation={tmp_path}/{module}.py:Door: .*{line}"):
+        preflight(Start(config, models=(), trains=True))
+
+
+@pytest.mark.parametrize(
     ("text", "line"),
     [
         ("class Door: ...", "is not a class derived from Environment"),
