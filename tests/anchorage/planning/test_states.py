@@ -86,7 +86,7 @@ def expected(config: Config) -> dict[str, int]:
     whole = {"everything": states.parameters + states.gradients + states.optimizer + states.host}
     if config.learner.zero_stage == 3 and config.learner.ranks > 1:
         # All parameters of so small a model are below DeepSpeed's threshold, and stay gathered after their first use.
-        whole["everything"] += states.loading
+        whole["everything"] += states.loading + number_bytes(config) * adapter_parameters(shape, config)
     if not config.learner.offload_optimizer:
         return whole | {kind: getattr(states, kind) for kind in ("parameters", "gradients", "optimizer")}
     if config.learner.zero_stage < 3:
