@@ -1,7 +1,7 @@
 """Load a recipe and apply `key=value` overrides. All mistakes are reported at once, one line each, the key first.
 
 Overrides are YAML values at dotted paths (`learner.groups_per_update=8`, `env.url=null`). A recipe may begin with
-`extends: other.yaml` (relative to itself); its own values take precedence.
+`extends: other.yaml` (relative to itself, or one that comes with the project); its own values take precedence.
 """
 
 from __future__ import annotations
@@ -152,9 +152,7 @@ def _read(recipe: Path, folders: list[Path], seen: tuple[Path, ...] = ()) -> dic
         return tree
     if not isinstance(base, str) or "\0" in base:
         raise ConfigError(f"{recipe}: extends must be the path of one recipe, got {mistakes.shown('extends', base)}")
-    parent = (recipe.parent / base).resolve()
-    if not parent.exists():
-        parent = packaged.find_recipe(Path(base)).resolve() if len(Path(base).parts) == 1 else parent
+    parent = packaged.find_extended(recipe, base).resolve()
     if parent in (*seen, recipe.resolve()):
         raise ConfigError(f"{recipe}: extends itself")
     return merge(_read(parent, folders, (*seen, recipe.resolve())), tree)

@@ -66,7 +66,7 @@ def _layers(recipe: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the trees of a recipe and of those that it extends, each with its path, the base first."""
     tree = dict(recipe_yaml.load(recipe.read_text()) or {})
     base = tree.pop("extends", None)
-    below = _layers(recipe.parent / base) if base is not None else []
+    below = _layers(packaged.find_extended(recipe, base)) if base is not None else []
     return [*below, (recipe, tree)]
 
 

@@ -31,6 +31,18 @@ def find_recipe(recipe: Path) -> Path:
     return named if named.is_file() else recipe
 
 
+def find_extended(recipe: Path, base: str) -> Path:
+    """The recipe that `recipe` names as `extends`: relative to it; else the packaged one of that name, if there is one.
+
+    Example: `extends: demo.yaml` and `extends: demo`, with no such file beside the recipe, are the packaged demo.
+    """
+    beside = recipe.parent / base
+    if beside.exists() or len(Path(base).parts) != 1:
+        return beside
+    named = _HERE / "configs" / f"{base.removesuffix('.yaml')}.yaml"
+    return named if named.is_file() else beside
+
+
 def recipes() -> list[Path]:
     """The packaged recipes, in order of their names."""
     return sorted((_HERE / "configs").glob("*.yaml"))

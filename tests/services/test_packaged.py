@@ -8,6 +8,7 @@ import pytest
 
 from services import packaged
 from services.config import ConfigError, load_config
+from services.config.provenance import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,6 +64,18 @@ def test_recipes_that_extend_others_load_outside_the_repository(elsewhere: Path)
     assert extending
     for recipe in extending:
         assert load_config(Path(recipe.stem)) == load_config(recipe)
+
+
+@pytest.mark.parametrize("base", ["demo", "demo.yaml"])
+def test_a_recipe_of_ones_own_extends_a_packaged_one(elsewhere: Path, base: str) -> None:
+    own = elsewhere / "own.yaml"
+    own.write_text(f"extends: {base}\nrun: {{name: own}}\n")
+    assert load_config(own) == load_config(Path("demo"), ["run.name=own"]).model_copy(
+        update={"plugins": load_config(own).plugins}
+    )
+    sources = {setting.key: setting.source for setting in settings(own, [])}
+    assert sources["run.name"].endswith("own.yaml")
+    assert sources["run.seed"].endswith("configs/demo.yaml")
 
 
 def test_in_the_repository_paths_stay_relative(monkeypatch: pytest.MonkeyPatch) -> None:
