@@ -14,15 +14,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from actors.engine.interface import EngineFailed, InferenceEngine, Sample
 from services.config.tree import WeightsConfig
-from services.weights import WeightChannel, WeightsError, WeightVersion
+from services.weights import Delivery, StoringChannel, WeightChannel, WeightsError, WeightVersion
 from services.weights.collective import CollectiveChannel
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -151,25 +148,25 @@ class WeightFollower:
         if isinstance(self._channel, CollectiveChannel):
             loaded = await self._join_newest(self._channel)
         else:
+            assert isinstance(self._channel, StoringChannel)
             loaded = await self._fetch_newest(self._channel)
         if loaded is not None:
             self._loaded = loaded
             logger.info("loaded policy version %d (%.1f MB)", loaded.version, loaded.nbytes / 1e6)
 
-    async def _fetch_newest(self, channel: WeightChannel) -> WeightVersion | None:
+    async def _fetch_newest(self, channel: StoringChannel) -> WeightVersion | None:
         """Fetch and load the newest version. Returns it; None if it was loaded already or none is announced."""
 
-        async def fetch() -> tuple[WeightVersion, dict[str, torch.Tensor]] | None:
+        async def bring() -> Delivery | None:
             wanted = await self._newer()
-            return None if wanted is None else (wanted, await asyncio.to_thread(channel.fetch, wanted))
+            return None if wanted is None else await asyncio.to_thread(channel.bring, wanted)
 
-        found = await self._retry(fetch)
-        if found is None:
+        delivery = await self._retry(bring)
+        if delivery is None:
             return None
-        wanted, tensors = found
         async with self._update_moment():
-            await self._bounded(self._engine.load_weights(wanted.version, tensors), wanted)
-        return wanted
+            await self._bounded(self._engine.load_delivery(delivery), delivery.version)
+        return delivery.version
 
     async def _join_newest(self, channel: CollectiveChannel) -> WeightVersion | None:
         """As `_fetch_newest`, through a collective transfer.

@@ -186,10 +186,9 @@ def save(
     folder: Path,
     state: TrainerState,
     *,
-    weights: Mapping[str, Tensor],
-    model: Path,
     engine: Callable[[Path], None],
-    engine_bytes: int,
+    policy: Callable[[Path], None],
+    nbytes: int,
     keep: int,
     run: str,
     ranks: int,
@@ -199,10 +198,9 @@ def save(
     Args:
         folder: of all checkpoints.
         state: the trainer's.
-        weights: the policy under its Hugging Face names, or its adapters.
-        model: folder that completes the exported policy: tokenizer, configuration, weights below adapters.
         engine: writes the ranks' files into a folder.
-        engine_bytes: about how much `engine` writes.
+        policy: writes the policy as a Hugging Face folder.
+        nbytes: about how much these two write.
         keep: number of checkpoints to keep.
         run: name of the run, for the manifest.
         ranks: number of ranks, for the manifest.
@@ -214,16 +212,14 @@ def save(
         CheckpointFailed: not enough disk space, or a file cannot be written.
     """
     final = folder / f"{state.version:06d}"
-    policy = whole_policy(weights, model)
-    needed = engine_bytes + sum(tensor.nbytes for tensor in policy.values())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _discard_leftovers(folder)
-        _check_space(folder, needed)
+        _check_space(folder, nbytes)
         with new_folder(final, durable=True) as partial:
             (partial / "engine").mkdir()
             engine(partial / "engine")
-            export_policy(partial / "policy", policy, model)
+            policy(partial / "policy")
             (partial / _STATE).write_text(json.dumps(asdict(state), indent=1))
             manifest.write(partial, {"kind": "checkpoint", "run": run, "update": state.version, "ranks": ranks})
             if final.exists():
@@ -234,8 +230,7 @@ def save(
             _discard(old)
         _drop_beaten(folder)
     except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        raise CheckpointFailed(f"cannot write the checkpoint {final}: {reason}") from error
+        raise CheckpointFailed(f"cannot write the checkpoint {final}: {write_failure(error)}") from error
     return final
 
 
@@ -351,6 +346,11 @@ def export_policy(folder: Path, weights: Mapping[str, Tensor], model: Path) -> N
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(code, str(error)) from error
     share_weights(folder)
+
+
+def write_failure(error: OSError) -> str:
+    """Why a file could not be written, in a few words."""
+    return "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
 
 
 def _set_type(config: Path, weights: Mapping[str, Tensor]) -> None:

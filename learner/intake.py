@@ -5,6 +5,8 @@ Invariants
   under its number. So is one that cannot be read (damaged, incomplete, written by another release), or whose episodes
   are not those of the tickets that the dispatcher computes.
 - Dynamic sampling drops a group when it is read: it is cancelled in Redis, and the next new group takes its slot.
+- Groups are issued after the learner's version is announced, so that they are played with it or a newer one. Complete
+  groups are used before, as far as they are fresh enough.
 - Every wait ends: a run in which no group, or no usable group, completes stops with one clear line.
 
 Example: groups_per_update=2; 0 and 1 are the window, 2 and 3 are outstanding too. Each line is one `poll`.
@@ -46,13 +48,26 @@ class Intake:
         buffer: the run's.
         dispatcher: decides which groups are issued.
         prefetch: reads complete groups.
+        announced: whether the actors can get the learner's version; new groups are issued only then.
+
+    Attributes:
+        issued: whether the groups of the present version have been issued.
     """
 
-    def __init__(self, config: LearnerConfig, buffer: Buffer, dispatcher: Dispatcher, prefetch: Prefetcher) -> None:
+    def __init__(
+        self,
+        config: LearnerConfig,
+        buffer: Buffer,
+        dispatcher: Dispatcher,
+        prefetch: Prefetcher,
+        announced: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._config = config
         self._buffer = buffer
         self._dispatcher = dispatcher
         self._prefetch = prefetch
+        self._announced = announced
+        self.issued = False
 
     def collect(self, version: int, interrupted: Callable[[], bool]) -> Collected | None:
         """Wait for the groups of the update of policy `version`.
@@ -73,6 +88,8 @@ class Intake:
             if self.poll(version, collected):
                 return collected
             collected.check_waste(self._config, self._dispatcher.capacity)
+            if not self.issued:
+                continue  # the version is announced in a moment
             if self._buffer.wait(TRAIN_STREAM, POLL_S):
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > self._config.group_timeout_s:
@@ -87,16 +104,20 @@ class Intake:
         # The actors expire leases too. While none is alive, this keeps the run's clock going.
         self._buffer.expire()
         self._settle_cancelled(collected)
-        self._issue(version)
+        if self._announced():
+            self.issue(version)
         self._read_complete(collected, version)
         window = self._dispatcher.window()
+        if len(window) < self._config.groups_per_update:
+            return False  # the next groups are not issued yet
         if not collected.groups.keys() >= set(window):
             return False
         collected.groups = {group: collected.groups[group] for group in window}
         return True
 
-    def _issue(self, version: int) -> None:
+    def issue(self, version: int) -> None:
         """Issue new groups, and again those that Redis does not have: issuing is idempotent."""
+        self.issued = True
         self._dispatcher.advance(self._config.updates - version)
         missing = self._dispatcher.missing(self._buffer.known(TRAIN_STREAM))
         self._buffer.issue(self._dispatcher.tickets(missing))

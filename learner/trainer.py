@@ -26,6 +26,7 @@ from learner.intake import Intake
 from learner.panels import Evaluate, Panels
 from learner.prefetch import Prefetcher
 from learner.prepare import OptimizerStep, PreparedUpdate, prepare
+from learner.publication import Publication
 from learner.rank.group import RankFailed
 from learner.record import SUCCESS, History, WarningLog, record_algorithm
 from learner.report import Timings, UpdateReport, describe
@@ -39,7 +40,7 @@ from services.errors import RunStalled, UpdateNotFinite
 from services.run_folder import CHECKPOINTS_NAME
 from services.schemas import TRAIN_STREAM
 from services.telemetry import MetricsWriter, open_metrics
-from services.weights import WeightChannel, WeightsError
+from services.weights import WeightChannel
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,13 @@ class Ranks(Protocol):
 
     @property
     def sharing(self) -> Sharing: ...
-    def update(self, work: Sequence[Sequence[OptimizerStep]]) -> dict[str, float]: ...
+    def update(self, work: Sequence[Sequence[OptimizerStep]], meanwhile: Callable[[], None]) -> dict[str, float]: ...
     def finite(self, work: Sequence[Sequence[OptimizerStep]]) -> bool: ...
+    def publish(self, version: int, channel: WeightChannel) -> None: ...
+    def published(self) -> bool: ...
     def weights(self) -> dict[str, Tensor]: ...
     def save(self, folder: Path) -> None: ...
+    def export(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
     def restart(self) -> None: ...
 
@@ -91,8 +95,8 @@ class Trainer:
     ) -> None:
         self._config = config
         self._buffer = buffer
-        self._channel = channel
         self._ranks = ranks
+        self._publication = Publication(channel, ranks)
         self._folder = folder
         self._checkpoints = folder / CHECKPOINTS_NAME
         self._history = History(folder, config)
@@ -146,6 +150,7 @@ class Trainer:
                     self._commands.carry_out()
                     self._play_panel_if_due()
                     if self._over():
+                        self._publication.wait()
                         self._save_last()
                         return
                     self._update()
@@ -181,7 +186,8 @@ class Trainer:
     def _update(self) -> None:
         """Do one update; none if stopped or interrupted by a command while waiting."""
         started = time.monotonic()
-        intake = Intake(self._config.learner, self._buffer, self._dispatcher, self._prefetch)
+        announced = self._publication.announced
+        intake = Intake(self._config.learner, self._buffer, self._dispatcher, self._prefetch, announced)
         collected = intake.collect(self._version, self._interrupted)
         if collected is None:
             return
@@ -189,7 +195,7 @@ class Trainer:
         waited = time.monotonic()
         prepared = self._prepared(groups)
         ready = time.monotonic()
-        loss = self._trained(groups, prepared)
+        loss = self._trained(groups, prepared, intake)
         if loss is None:
             return
         self._buffer.beat()  # raises RunTaken: the steps below would overwrite what another run owns now
@@ -197,7 +203,7 @@ class Trainer:
         self._version += 1
         self._dispatcher.settle(list(groups))
         self._history.append(self._version, groups, prepared)
-        weights = self._publish()
+        self._publication.begin(self._version)
         published = time.monotonic()
         self._seconds += published - started
         report = describe(
@@ -215,13 +221,16 @@ class Trainer:
         self._warn(groups, prepared, loss)
         self._on_update(report)
         if self._version % self._config.checkpoint.every == 0:
-            self._save(weights)
+            self._save()
 
     def _prepared(self, groups: Groups) -> PreparedUpdate:
         return prepare(list(groups.values()), self._config, self._version, self._ranks.sharing)
 
-    def _trained(self, groups: Groups, prepared: PreparedUpdate) -> dict[str, float] | None:
+    def _trained(self, groups: Groups, prepared: PreparedUpdate, intake: Intake) -> dict[str, float] | None:
         """Update the policy. If that is impossible with these groups, cancel those at fault.
+
+        If the version that is updated is still on its way to the actors, `intake` issues its tickets as soon as it has
+        arrived, during the update.
 
         Returns:
             The loss metrics; None if groups were cancelled instead.
@@ -230,9 +239,15 @@ class Trainer:
             RunStalled: several updates in a row were impossible, or no group is at fault.
         """
         wrong = unusable(groups, prepared)
+        version = self._version
+
+        def meanwhile() -> None:
+            if not intake.issued and self._publication.seen():
+                intake.issue(version)
+
         if not wrong:
             try:
-                loss = self._ranks.update(prepared.work)
+                loss = self._ranks.update(prepared.work, meanwhile)
             except UpdateNotFinite as error:
                 wrong = culprits(groups, self._finite, str(error))
             else:
@@ -256,7 +271,7 @@ class Trainer:
             self._buffer.append_metrics({"kind": "warning", "update": self._version, "name": name, "text": text})
 
     def _interrupted(self) -> bool:
-        self._keep_published()
+        self._publication.keep()
         self._make_room()
         return self._stopping() or self._commands.waiting()
 
@@ -265,23 +280,7 @@ class Trainer:
         if self._saved_version < self._version and self._buffer.stats().full:
             self._save_last()
 
-    def _keep_published(self) -> None:
-        """Publish again if the channel has lost the version with a node: no actor could play without it."""
-        try:
-            published = self._channel.latest()
-        except WeightsError as error:
-            log.warning("weight channel unavailable: %s", error)
-            return
-        if published is None or published.version < self._version:
-            log.warning("the weight channel has lost version %d, publishing it again", self._version)
-            self._publish()
-
-    def _publish(self) -> dict[str, Tensor]:
-        weights = self._ranks.weights()
-        self._channel.publish(self._version, weights)
-        return weights
-
-    def _save(self, weights: Mapping[str, Tensor]) -> None:
+    def _save(self) -> None:
         """Write a checkpoint, then remove the groups that it records from Redis."""
         state = checkpoint.TrainerState(
             version=self._version,
@@ -292,10 +291,9 @@ class Trainer:
         checkpoint.save(
             self._checkpoints,
             state,
-            weights=weights,
-            model=self._config.model.path,
             engine=self._ranks.save,
-            engine_bytes=self._ranks.checkpoint_bytes,
+            policy=self._ranks.export,
+            nbytes=self._ranks.checkpoint_bytes,
             keep=self._config.checkpoint.keep,
             run=self._config.run.name,
             ranks=self._config.learner.ranks,
@@ -333,17 +331,18 @@ class Trainer:
         self._history.cut(self._version)
         # The process may have crashed between writing a checkpoint and removing its groups.
         self._acknowledge()
-        self._publish()
+        self._publication.publish(self._version)
         self._close_metrics()
         settings = portable_tree(self._config)
         self._metrics = open_metrics(self._folder, self._config.telemetry, resume_step=self._version, settings=settings)
 
     def _play_panel_if_due(self) -> None:
         if self._panels.due(self._version) and not self._stopping():
+            self._publication.wait()
             self._panels.play(self._version, self._stopping_panel)
 
     def _stopping_panel(self) -> bool:
-        self._keep_published()
+        self._publication.keep()
         return self._stopping()
 
     def _record_panel(self, version: int, figures: Mapping[str, float]) -> None:
@@ -360,13 +359,14 @@ class Trainer:
 
     def _save_last(self) -> None:
         if self._saved_version < self._version:
-            self._save(self._ranks.weights())
+            self._save()
 
     def _checkpoint_now(self) -> str:
         self._save_last()
         return f"checkpoint {self._saved_version:06d} written"
 
     def _evaluate_now(self) -> str:
+        self._publication.wait()
         success = self._panels.play(self._version, self._stopping_panel).get(SUCCESS)
         if success is None:
             raise NotDone("the panel was cut short")

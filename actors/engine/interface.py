@@ -19,6 +19,7 @@ from services.schemas import VersionSpan
 if TYPE_CHECKING:
     import torch
 
+    from services.weights import Delivery
     from services.weights.collective import Incoming
 
 
@@ -129,6 +130,10 @@ class InferenceEngine(ABC):
         Raises:
             EngineFailed: the weights do not fit the model; the engine is unusable from then on.
         """
+
+    async def load_delivery(self, delivery: Delivery) -> None:
+        """Replace the weights by a version that is in this node's memory; otherwise as `load_weights`."""
+        await self.load_weights(delivery.version.version, delivery.tensors())
 
     async def receive_weights(self, incoming: Incoming) -> None:
         """Join a collective transfer and replace the weights by those received; requests in flight continue.

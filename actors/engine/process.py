@@ -5,7 +5,8 @@ interpreter lock, they would pause the engine for that long. So the engine has i
 
 Invariants
 - Messages are plain data in msgpack (`messages.py`) over a pair of sockets that no other process can reach.
-- Weights go through a file in memory that only this process and its children can open.
+- Weights go by the name of a file in memory, which the engine's process maps. Here their bytes are touched only in
+  threads and without the interpreter's lock, whatever the size of the model: heartbeats and leases depend on it.
 - If the process ends or cannot load a version, all requests fail, now and later. Callers set the time limits of loading
   and sampling. Cancelling a load ends the process, because its version is unknown from then on.
 """
@@ -16,7 +17,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -37,12 +37,16 @@ from services.errors import first_line
 from services.model_folder import check_model_folder, read_weights
 from services.schemas import VersionSpan
 from services.weights import TransferLost
-from services.weights.adapter import is_adapter, merged
+from services.weights.adapter import is_adapter, merged_form, merging
+from services.weights.channel import new_file
+from services.weights.payload import Layout, fill
 
 if TYPE_CHECKING:
     import torch
 
+    from services.weights import Delivery
     from services.weights.collective import Incoming
+    from services.weights.memory import MemoryFile, MemoryName
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +156,20 @@ class EngineProcess(InferenceEngine):
     async def load_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         self._require_working()
         with self._loading(version):
-            memory = await asyncio.to_thread(_to_memory_file, await asyncio.to_thread(self._whole, tensors))
-            try:
-                await self._call("load", version, {"path": f"/proc/{os.getpid()}/fd/{memory}"})
-            finally:
-                os.close(memory)
+            file = await asyncio.to_thread(self._in_memory, tensors)
+            await self._load(version, file.name)
+
+    async def load_delivery(self, delivery: Delivery) -> None:
+        version, tensors = delivery.version.version, delivery.tensors()
+        if is_adapter(tensors):
+            await self.load_weights(version, tensors)
+            return
+        self._require_working()
+        with self._loading(version):
+            await self._load(version, delivery.memory)
+
+    async def _load(self, version: int, memory: MemoryName) -> None:
+        await self._call("load", version, {"memory": asdict(memory)})
         self._version = version
 
     async def receive_weights(self, incoming: Incoming) -> None:
@@ -181,13 +194,16 @@ class EngineProcess(InferenceEngine):
                 raise EngineFailed(reason) from error
             raise
 
-    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """All weights of a version: adapters are merged into the initial weights."""
-        if not is_adapter(tensors):
-            return tensors
-        if self._base is None:
+    def _in_memory(self, tensors: Mapping[str, torch.Tensor]) -> MemoryFile:
+        """All weights of a version in a file in memory; adapters are merged into the initial weights."""
+        adapters = is_adapter(tensors)
+        if adapters and self._base is None:
             self._base = read_weights(self._model.path)
-        return merged(tensors, self._base)
+        base = self._base or {}
+        layout = Layout.of(merged_form(tensors, base) if adapters else tensors)
+        file = new_file(layout.nbytes)
+        fill(layout.write_header(file.payload), merging(tensors, base) if adapters else tensors.items())
+        return file
 
     async def stop(self) -> None:
         listening, self._listening = self._listening, None
@@ -295,14 +311,3 @@ def _settle(future: asyncio.Future[Any] | None, outcome: object) -> None:
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
-
-
-def _to_memory_file(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Write tensors to an anonymous file in memory, which the node's workers can map; returns its descriptor."""
-    from safetensors.torch import save
-
-    payload = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
-    memory = os.memfd_create("anchorage-weights")
-    with open(memory, "wb", closefd=False) as file:
-        file.write(payload)
-    return memory

@@ -1,4 +1,4 @@
-"""The workers' end of a weight update in vLLM's weight-transfer protocol: from a file, or through its NCCL engine.
+"""The workers' end of a weight update in vLLM's weight-transfer protocol: from memory that is shared, or through NCCL.
 
 vLLM's layer-wise reload loads each layer as at start, processes it for its kernels, and copies the result to where the
 kernels and CUDA graphs read it. What vLLM derives from weights elsewhere, and only once, is derived again here.
@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from services.model_folder import read_others
 from services.weights.collective import Incoming
 from services.weights.digest import Digest
+from services.weights.memory import Mappings, MemoryName
 from services.weights.nccl import group_facts
+from services.weights.payload import unpack
 from services.weights.rendezvous import check_in
 from services.weights.rounds import Membership
 
@@ -57,14 +59,14 @@ class UpdateInfo:
     """An update to load.
 
     Attributes:
-        path: safetensors file with the weights; None: they come through the process group.
+        memory: fields of the `MemoryName` of the file with the weights; None: they come through the process group.
         names: of the tensors, in the order of arrival.
         dtype_names: of the tensors.
         shapes: of the tensors.
         checksum: digest of the tensors.
     """
 
-    path: str | None = None
+    memory: dict[str, Any] | None = None
     names: list[str] = field(default_factory=list)
     dtype_names: list[str] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
@@ -143,6 +145,7 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
             self._folder = Path(vllm_config.model_config.model)
             self._epoch = ""
             self._receiver: Any = None
+            self._mappings = Mappings()
 
         def init_transfer_engine(self, init_info: Membership) -> None:
             rank = init_info.first_rank + self.parallel_config.rank
@@ -157,13 +160,21 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
             initialize_layerwise_reload(self.model)
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
-            loading = Loading(self.model, checked=update_info.path is None)
-            names = _load(update_info, loading, self._receiver)
+            loading = Loading(self.model, checked=update_info.memory is None)
+            names = self._load(update_info, loading)
             loading.require(self._trained)
             if self._trained != self._expected:
                 loading.complete(read_others(self._folder, names))
                 loading.require(self._expected)
             loading.require_reloaded()
+
+        def _load(self, update: UpdateInfo, loading: Loading) -> list[str]:
+            if update.memory is None:
+                return _receive(self._receiver, update, loading)
+            payload, _ = self._mappings.open(MemoryName(**update.memory))
+            tensors = unpack(payload)
+            loading.load_weights(tensors.items())
+            return list(tensors)
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
@@ -187,26 +198,15 @@ def _nccl_receiver(config: Any, vllm_config: Any, device: Any, model: Any, info:
     return receiver
 
 
-def _load(update: UpdateInfo, loading: Loading, receiver: Any) -> list[str]:
-    """Load the tensors of an update; return their names. Raises ValueError if their digest is wrong."""
-    from safetensors import safe_open
-
-    if update.path is not None:
-        with safe_open(update.path, framework="pt") as file:
-            names = list(file.keys())
-            loading.load_weights((name, file.get_tensor(name)) for name in names)
-        return names
-    _receive(receiver, update, loading)
-    if loading.digest.hex() != update.checksum:
-        raise ValueError("damaged weights: the checksum does not match")
-    return update.names
-
-
-def _receive(receiver: Any, update: UpdateInfo, loading: Loading) -> None:
+def _receive(receiver: Any, update: UpdateInfo, loading: Loading) -> list[str]:
+    """Load the tensors that arrive; return their names. Raises ValueError if their digest is wrong."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
 
     receiver.model = loading
     receiver.receive_weights(NCCLWeightTransferUpdateInfo(update.names, update.dtype_names, update.shapes))
+    if loading.digest.hex() != update.checksum:
+        raise ValueError("damaged weights: the checksum does not match")
+    return update.names
 
 
 class _Derived:

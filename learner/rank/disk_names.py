@@ -11,14 +11,19 @@ Invariants
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from services.errors import ModelUnavailable, first_line
 from services.model_folder import tensor_shapes
+
+_LAYER = re.compile(r".*?\.\d+\.")
 
 
 class DiskForm:
@@ -29,6 +34,9 @@ class DiskForm:
     Args:
         lm: the model, as transformers loaded it.
         folder: that it was loaded from.
+
+    Attributes:
+        parts: the model's own names of its weights, in parts for `published`.
 
     Raises:
         ModelUnavailable: the model has weights that the folder lacks, or has in another shape.
@@ -41,14 +49,27 @@ class DiskForm:
         self._lm = lm
         self._aliases = _aliases(lm)
         self._folder = tensor_shapes(folder)
-        shapes = {name: tensor.to("meta") for name, tensor in weights_of(lm).items()}
-        self._check(self.published(shapes), folder)
+        self._forms = {name: tensor.to("meta") for name, tensor in weights_of(lm).items()}
+        whole = self.published(self._forms)
+        self._check(whole, folder)
+        self.parts = self._parts(whole)
+
+    def form(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What `published` makes of all weights, with the parameters in `dtype`, as tensors on the meta device."""
+        parameters = {name for name, _ in self._lm.named_parameters()}
+        forms = {name: form.to(dtype) if name in parameters else form for name, form in self._forms.items()}
+        return self.published(forms)
 
     def published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert all of the model's weights, given by its own names. Results may be views of the input."""
+        """Convert all of the model's weights, or those of one of `parts`, given by its own names.
+
+        Results may be views of the input.
+        """
         whole = dict(tensors)
         tied: dict[int, list[str]] = {}
         for name, others in self._aliases.items():
+            if name not in whole:
+                continue
             tied[id(whole[name])] = []
             whole |= dict.fromkeys(others, whole[name])
         found = self.convert(whole)
@@ -70,6 +91,24 @@ class DiskForm:
             ModelUnavailable: transformers cannot undo its conversion.
         """
         return {self._as_in_folder(name): tensor for name, tensor in on_disk(self._lm, tensors).items()}
+
+    def _parts(self, whole: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+        """The model's names, in parts that can be converted one by one: its layers, and the rest.
+
+        Example: `model.embed_tokens.weight`, `model.layers.0.mlp.up_proj.weight`, `model.layers.0.mlp.down_proj.weight`
+        and `lm_head.weight` are two parts, the second and third name being one of them.
+        """
+        parts: dict[str, list[str]] = {}
+        for name in self._forms:
+            layer = _LAYER.match(name)
+            parts.setdefault(layer[0] if layer else "", []).append(name)
+        found: dict[str, Tensor] = {}
+        with suppress(ModelUnavailable):
+            for names in parts.values():
+                found |= self.published({name: self._forms[name] for name in names})
+        if {name: form.shape for name, form in found.items()} != {name: form.shape for name, form in whole.items()}:
+            return (tuple(self._forms),)  # a conversion goes across layers
+        return tuple(map(tuple, parts.values()))
 
     def _as_in_folder(self, name: str) -> str:
         """Name in the folder, which may lack the prefix of the model's body that transformers adds, as GPT-2's does."""

@@ -17,7 +17,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +37,16 @@ from learner.rank.schedule import rate_factor
 from learner.rank.shards import ShardReader, ShardWriter
 from services.config.tree import Config
 from services.errors import CheckpointFailed, UpdateNotFinite
+from services.model_folder import stored_parameters
+from services.weights import WeightsError
+from services.weights.memory import MemoryFile
+from services.weights.payload import Layout, fill
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LOT_BYTES = 256 * 2**20
+"""Sharded parameters that are gathered together for a snapshot."""
 
 log = logging.getLogger(__name__)
 
@@ -194,29 +200,56 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm()
         return {"learning_rate": rate} | ({} if norm is None else {"grad_norm": float(norm)})
 
-    def weights(self) -> dict[str, Tensor]:
-        """Weights for the actors, on the CPU in `model.dtype`; empty on all ranks but 0.
+    @torch.no_grad()
+    def snapshot(self, room: Callable[[int], MemoryFile]) -> MemoryFile | None:
+        """Copy the weights for the actors, in `model.dtype`, into a file in memory.
+
+        Args:
+            room: returns a file of so many bytes; called on rank 0.
 
         Returns:
-            All weights in their form on disk, or the adapters in the form of `services.weights.adapter`.
+            On rank 0 a payload (`services.weights.payload`): all weights in their form on disk, or the adapters in the
+            form of `services.weights.adapter`. None on the other ranks.
+
+        Raises:
+            WeightsError: there is no room. The other ranks are not affected.
         """
+        file: MemoryFile | None = None
+        places: dict[str, Tensor] = {}
+        failure: WeightsError | None = None
+        for tensors in self._published():
+            if file is None and failure is None and tensors:
+                forms = tensors if self._adapters else self._disk.form(DTYPES[self._config.model.dtype])
+                layout = Layout.of(forms)
+                try:
+                    file = room(layout.nbytes)
+                except WeightsError as error:  # the other ranks go on gathering
+                    failure = error
+                    continue
+                places = layout.write_header(file.payload)
+            if file is not None:
+                fill(places, tensors.items())
+        if failure is not None:
+            raise failure
+        return file
+
+    def _published(self) -> Iterator[dict[str, Tensor]]:
+        """On rank 0 the weights for the actors, some at a time; each lot is valid until the next. Collective."""
         wanted = torch.distributed.get_rank() == 0
         dtype = DTYPES[self._config.model.dtype]
-        gathered: dict[str, Tensor] = {}
-        for name, parameter in self._trained():
-            with self._whole(parameter):
-                if wanted:
-                    gathered[name] = parameter.detach().to("cpu", dtype, copy=True).contiguous()
-        if not wanted:
-            return {}
-        if self._adapters is not None:
-            return self._adapters.broadcast(gathered)
-        buffers = persistent_buffers(self._engine.module.lm)
-        return self._disk.published(gathered | {name: buffer.cpu() for name, buffer in buffers.items()})
+        trained = dict(self._trained())
+        buffers = {} if self._adapters else persistent_buffers(self._engine.module.lm)
+        for lot in _lots([tuple(trained)] if self._adapters else self._disk.parts, trained):
+            with self._whole([trained[name] for part in lot for name in part if name in trained]):
+                for part in lot if wanted else ():
+                    own = {n: trained[n].detach().to(dtype) if n in trained else buffers[n] for n in part}
+                    yield self._adapters.broadcast(own) if self._adapters else self._disk.published(own)
 
     def checkpoint_bytes(self) -> int:
-        """Approximate size of what `save` writes, in bytes: float32 parameters and two moments of each."""
-        return 12 * sum(int(getattr(parameter, "ds_numel", parameter.numel())) for _, parameter in self._trained())
+        """Approximate size of a checkpoint in bytes: float32 parameters, two moments of each, and the whole policy."""
+        trained = sum(int(getattr(parameter, "ds_numel", parameter.numel())) for _, parameter in self._trained())
+        whole = max(trained, stored_parameters(self._config.model.path))
+        return 12 * trained + DTYPES[self._config.model.dtype].itemsize * whole
 
     def save(self, folder: Path) -> None:
         """Write parameters, optimizer state, step count and every rank's random state into an existing folder.
@@ -275,12 +308,12 @@ class DeepSpeedEngine:
         policy: Policy = self._engine.module
         return ((name, parameter) for name, parameter in policy.lm.named_parameters() if parameter.requires_grad)
 
-    def _whole(self, parameter: nn.Parameter, *, change: bool = False) -> Any:
-        """A context in which a sharded parameter is whole; with `change`, rank 0's changes reach all ranks."""
+    def _whole(self, parameters: Sequence[nn.Parameter], *, change: bool = False) -> Any:
+        """A context in which sharded parameters are whole; with `change`, rank 0's changes reach all ranks."""
         import deepspeed
 
         modifier = 0 if change else None
-        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier, enabled=self._stage == 3)
+        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=modifier, enabled=self._stage == 3)
 
     def _read(self, parameter: nn.Parameter, part: str) -> Tensor:
         """The parameter's master copy or one of its moments, float32, whole on every rank. Collective."""
@@ -305,7 +338,7 @@ class DeepSpeedEngine:
         from deepspeed import utils
 
         if part == MASTER:
-            with self._whole(parameter, change=True):
+            with self._whole([parameter], change=True):
                 if parameter.shape != value.shape:
                     raise ValueError(f"a parameter has shape {tuple(value.shape)} in place of {tuple(parameter.shape)}")
                 parameter.copy_(value)
@@ -430,6 +463,27 @@ def _deepspeed_config(config: Config) -> dict[str, Any]:
         # A bfloat16 sum of many micro-batches loses small summands.
         "data_types": {"grad_accum_dtype": "fp32"},
     }
+
+
+def _lots(parts: Sequence[tuple[str, ...]], parameters: Mapping[str, nn.Parameter]) -> Iterator[list[tuple[str, ...]]]:
+    """Parts together, as many as have `LOT_BYTES` of parameters or one that has more.
+
+    Example: parts of 100, 100, 300 and 20 MiB make the lots 100 + 100, 300 and 20.
+    """
+    lot: list[tuple[str, ...]] = []
+    filled = 0
+    for part in parts:
+        size = sum(_whole_bytes(parameters[name]) for name in part if name in parameters)
+        if lot and filled + size > LOT_BYTES:
+            yield lot
+            lot, filled = [], 0
+        lot.append(part)
+        filled += size
+    yield lot
+
+
+def _whole_bytes(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
 
 
 def _shard(value: Tensor, size: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ from learner.rank.parity import Parity
 from learner.rank.rank import Rank
 from services.config.tree import Config
 from services.errors import AnchorageError, RunStalled, UpdateNotFinite
+from services.weights import StoringChannel, WeightChannel
+from services.weights.payload import unpack
 
 PLACEMENT_TIMEOUT_S = 120.0
 CALL_TIMEOUT_S = 3600.0
 """Longer than any update, load or save; a rank that takes longer counts as dead."""
+PUBLISHED_WAIT_S = 0.05
+MEANWHILE_S = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ class RankGroup:
     """The learner's ranks as Ray actors, with one `learner` resource each. Ray must be initialised.
 
     Attributes:
-        checkpoint_bytes: approximate size of a checkpoint of the engine.
+        checkpoint_bytes: approximate size of what `save` and `export` write.
         pids: process ids of the ranks.
     """
 
@@ -95,11 +99,14 @@ class RankGroup:
         """What rows of an update may share, see `learner.batching.plan`. Only after `start`."""
         return self.parity.route.sharing
 
-    def update(self, work: Sequence[Sequence[OptimizerStep]]) -> dict[str, float]:
+    def update(
+        self, work: Sequence[Sequence[OptimizerStep]], meanwhile: Callable[[], None] | None = None
+    ) -> dict[str, float]:
         """Do one policy update.
 
         Args:
             work: optimizer steps of each rank.
+            meanwhile: called several times a second until it is done.
 
         Returns:
             Loss metrics, averaged over all tokens, and the largest value of some as `NAME_max`. `fresh_gap` is the
@@ -111,7 +118,7 @@ class RankGroup:
             RankFailed: a rank died, or a later optimizer step of the update was not finite.
         """
         _require_finite(work)
-        results = _gather([a.update.remote(w) for a, w in zip(self._actors, work, strict=True)])
+        results = _gather([a.update.remote(w) for a, w in zip(self._actors, work, strict=True)], meanwhile)
         sums = {k[4:]: sum(a[k] for a in results) for k in results[0] if k.startswith("sum/")}
         tokens = max(sums.pop("tokens"), 1.0)
         loss = sums.pop("loss")
@@ -134,14 +141,36 @@ class RankGroup:
         largest, totals, counts = zip(*results, strict=True)
         return max(largest), sum(totals) / max(1, sum(counts))
 
+    def publish(self, version: int, channel: WeightChannel) -> None:
+        """Begin to publish the weights as `version`: returns once they may change again.
+
+        Rank 0 sends them in the background, by the channel itself. Through NCCL it is this process that sends, and
+        they are announced when this returns.
+
+        Raises:
+            WeightsUnavailable: there is no room for them, or those before could not be published.
+        """
+        if isinstance(channel, StoringChannel):
+            self._call("publish", version, channel)
+        else:
+            channel.publish(version, self.weights())
+
+    def published(self) -> bool:
+        """Whether the last version is announced; waits a moment for it. Raises WeightsUnavailable if it cannot be."""
+        announced: bool = _gather([self._actors[0].published.remote(PUBLISHED_WAIT_S)])[0]
+        return announced
+
     def weights(self) -> dict[str, Tensor]:
-        """Weights for the actors on the CPU: the whole model in its form on disk, or its adapters."""
-        weights: dict[str, Tensor] = self._call("weights")[0]
-        return weights
+        """Weights for the actors on the CPU: the whole model in its form on disk, or its adapters. Do not write."""
+        return unpack(self._call("weights")[0])
 
     def save(self, folder: Path) -> None:
         """Write the engine's checkpoint into a folder that all ranks can reach. Raises CheckpointFailed."""
         self._call("save", folder.resolve())
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder that this process can reach. Raises CheckpointFailed."""
+        self._call("export", folder.resolve())
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote. Raises CheckpointFailed."""
@@ -218,18 +247,23 @@ def _require_finite(work: Sequence[Sequence[OptimizerStep]]) -> None:
                 raise UpdateNotFinite(f"{name} of the update is not finite")
 
 
-def _gather(references: list[Any]) -> list[Any]:
+def _gather(references: list[Any], meanwhile: Callable[[], None] | None = None) -> list[Any]:
     """Results of the ranks' calls, in order. Raises the first failure, without waiting for the other ranks."""
     import ray
 
     deadline = time.monotonic() + CALL_TIMEOUT_S
-    pending = list(references)
+    pending, results = list(references), {}
     while pending:
-        done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        left = max(0.0, deadline - time.monotonic())
+        done, pending = ray.wait(pending, num_returns=1, timeout=left if meanwhile is None else min(left, MEANWHILE_S))
+        if meanwhile is not None:
+            meanwhile()
+        if not done and time.monotonic() < deadline:
+            continue
         if not done:
             raise RankFailed(f"a learner rank did not return within {CALL_TIMEOUT_S:.0f} s")
         try:
-            ray.get(done)
+            results[done[0]] = ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, AnchorageError):
                 raise error.cause from None
@@ -237,7 +271,7 @@ def _gather(references: list[Any]) -> list[Any]:
             raise RankFailed(f"a learner rank failed: {_brief(error.cause)}") from None
         except ray.exceptions.RayError as error:
             raise RankFailed(f"a learner rank died: {_brief(error)}") from None
-    return list(ray.get(references))
+    return [results[reference] for reference in references]
 
 
 def _brief(error: BaseException) -> str:

@@ -18,13 +18,18 @@ import torch
 from torch import Tensor
 
 from learner.batching import MicroBatch
+from learner.checkpoint import export_policy, whole_policy, write_failure
 from learner.prepare import OptimizerStep
 from learner.rank.losses import LossTerms, TokenBatch, denominator, load_loss, policy_loss
+from learner.rank.outbox import Outbox
 from learner.rank.parity import Parity
 from services.config.tree import Config
-from services.errors import UpdateNotFinite
+from services.errors import CheckpointFailed, UpdateNotFinite
 from services.plugins import make_importable
 from services.process import ReservedPort
+from services.weights import StoringChannel
+from services.weights.channel import new_file
+from services.weights.payload import Payload, unpack
 
 
 class Rank:
@@ -39,6 +44,7 @@ class Rank:
         torch.set_num_threads(config.learner.threads)
         self._config = config
         self._number = number
+        self._outbox: Outbox | None = None
 
     def address(self) -> tuple[str, int, int]:
         """(IP address, a port reserved until `connect`, process id) of this rank."""
@@ -49,7 +55,7 @@ class Rank:
         return host, self._reserved.number, os.getpid()
 
     def connect(self, host: str, port: int) -> int:
-        """Join the other ranks and load the model. Returns the size of the engine's checkpoint in bytes.
+        """Join the other ranks and load the model. Returns the size of a checkpoint in bytes.
 
         Raises:
             PluginError: the loss function cannot be loaded on this node.
@@ -122,13 +128,45 @@ class Rank:
             total, count = total + float(off.sum()), count + len(off)
         return largest, total, count
 
-    def weights(self) -> dict[str, Tensor]:
-        """Weights for the actors on rank 0, empty on the others; see the engine."""
-        return self._engine.weights()
+    def publish(self, version: int, channel: StoringChannel) -> None:
+        """Take a snapshot of the weights and begin to send it; rank 0 does that in the background.
+
+        Raises:
+            WeightsUnavailable: on rank 0, if there is no room for it, or the snapshot before could not be sent.
+        """
+        if self._outbox is None or not self._outbox.channel.same(channel):
+            self._outbox = Outbox(channel)
+        snapshot = self._engine.snapshot(self._outbox.room)
+        if snapshot is not None:
+            self._outbox.send(version, snapshot)
+
+    def published(self, timeout_s: float) -> bool:
+        """Whether the last snapshot is announced; waits up to `timeout_s` for it. Not collective.
+
+        Raises:
+            WeightsUnavailable: it could not be sent.
+        """
+        return self._outbox is None or self._outbox.announced(timeout_s)
+
+    def weights(self) -> Payload | None:
+        """Weights for the actors on rank 0, None on the others; see the engine."""
+        snapshot = self._engine.snapshot(new_file)
+        return None if snapshot is None else snapshot.payload
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint. Raises CheckpointFailed."""
         self._engine.save(folder)
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder, on rank 0. Raises CheckpointFailed."""
+        snapshot = self._engine.snapshot(new_file)
+        if snapshot is None:
+            return
+        model = self._config.model.path
+        try:
+            export_policy(folder, whole_policy(unpack(snapshot.payload), model), model)
+        except OSError as error:
+            raise CheckpointFailed(f"cannot write the policy to {folder}: {write_failure(error)}") from error
 
     def load(self, folder: Path) -> None:
         """Restore a checkpoint. Raises CheckpointFailed."""

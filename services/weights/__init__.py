@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from services.config.tree import BufferConfig, WeightsConfig
-from services.weights.channel import (
-    TransferLost,
-    WeightChannel,
-    WeightsCorrupt,
-    WeightsError,
-    WeightsGone,
-    WeightsUnavailable,
-    WeightVersion,
-)
+from services.weights.channel import Delivery, StoringChannel, WeightChannel, WeightVersion
+from services.weights.errors import TransferLost, WeightsCorrupt, WeightsError, WeightsGone, WeightsUnavailable
 
 __all__ = [
+    "Delivery",
+    "StoringChannel",
     "TransferLost",
     "WeightChannel",
     "WeightVersion",

@@ -10,10 +10,10 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from services.weights.channel import WeightsCorrupt
+from services.weights.errors import WeightsCorrupt
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,14 @@ def is_adapter(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 
 def merged(adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole model in the adapters' dtype: `base` with the adapters added.
+    """The whole model in the adapters' dtype: `base` with the adapters added. Raises WeightsCorrupt as `merging`."""
+    return dict(merging(adapter, base))
+
+
+def merging(
+    adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """As `merged`, tensor by tensor.
 
     Raises:
         WeightsCorrupt: the adapters do not fit the base model.
@@ -36,13 +43,18 @@ def merged(adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
     names = {name.removesuffix(A).removesuffix(DELTA) for name in adapter if not name.endswith(B)}
     if strange := sorted(names - base.keys()):
         raise WeightsCorrupt(f"adapters of another model: model.path has no {strange[0]}")
-    model = {}
     for name, weight in base.items():
         if name in names:
-            model[name] = (weight.float() + _delta(name, adapter, weight.shape)).to(dtype)
+            yield name, (weight.float() + _delta(name, adapter, weight.shape)).to(dtype)
         else:
-            model[name] = weight.to(dtype) if weight.is_floating_point() else weight
-    return model
+            yield name, weight.to(dtype) if weight.is_floating_point() else weight
+
+
+def merged_form(adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Dtypes and shapes of `merged`, as tensors on the meta device."""
+    dtype = next(iter(adapter.values())).dtype
+    forms = {name: weight.to("meta") for name, weight in base.items()}
+    return {name: form.to(dtype) if form.is_floating_point() else form for name, form in forms.items()}
 
 
 def _delta(name: str, adapter: Mapping[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:

@@ -1,69 +1,27 @@
-"""Interface of weight channels and their common payload: safetensors bytes with a BLAKE2b checksum.
+"""Interface of weight channels.
 
 Invariants
-- A version is announced (`latest`) only once its whole payload is available. `fetch` verifies the checksum.
+- A version is announced (`latest`) only once its whole payload is available. Readers verify the checksum.
 - The newest version is the one published last, whatever its number: a learner that restarts from a checkpoint publishes
-  older numbers again. A channel keeps the last two.
+  older numbers again. A channel keeps the last two; the older one goes early if its memory is needed for the next.
 - Every call ends within the channel's timeout.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from services.errors import AnchorageError
+from services.weights.errors import WeightsCorrupt, WeightsUnavailable
+from services.weights.memory import MemoryFile, MemoryName
+from services.weights.payload import Layout, Payload, checksum, fill, unpack
 
 if TYPE_CHECKING:
     import torch
 
 KEPT_VERSIONS = 2
-
-Payload = NDArray[np.uint8]
-
-_DTYPES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-}
-
-
-class WeightsError(AnchorageError):
-    """Base of the errors of weight channels."""
-
-
-class WeightsCorrupt(WeightsError):
-    """The payload differs from the published one."""
-
-
-class WeightsGone(WeightsError):
-    """The version is no longer kept; fetch the latest instead."""
-
-
-class TransferLost(WeightsError):
-    """A collective transfer did not begin because a member was missing. Nothing has changed; request it again."""
-
-
-class WeightsUnavailable(WeightsError):
-    """The channel did not respond in time, or cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +39,27 @@ class WeightVersion:
     nbytes: int
     checksum: str
     locator: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A verified version in the memory of this node. It does not change while this object, or a view of it, is alive.
+
+    Attributes:
+        version: which one.
+        payload: its bytes; do not write.
+        memory: for other processes of the node, such as an engine's, while this object is alive.
+        file: what holds the memory, if it is this process's own.
+    """
+
+    version: WeightVersion
+    payload: Payload = field(repr=False)
+    memory: MemoryName
+    file: MemoryFile | None = field(default=None, repr=False)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its tensors by name: views of the payload. Raises WeightsCorrupt."""
+        return unpack(self.payload)
 
 
 class WeightChannel(ABC):
@@ -119,56 +98,66 @@ class WeightChannel(ABC):
         """Release what this process holds of the channel. Published versions stay."""
 
 
-def checksum(payload: Payload) -> str:
-    """BLAKE2b of the payload, 128 bits as hex."""
-    return hashlib.blake2b(payload.data, digest_size=16).hexdigest()
+class StoringChannel(WeightChannel):
+    """A channel that stores versions, so that a reader gets one whenever it asks.
 
+    It may be sent to other processes: what is sent are the arguments of its construction.
 
-def pack(tensors: Mapping[str, torch.Tensor]) -> Payload:
-    """Serialize tensors as safetensors bytes."""
-    import safetensors.torch
-
-    owned = {name: _owned(tensor.detach()) for name, tensor in tensors.items()}
-    return np.frombuffer(safetensors.torch.save(owned), dtype=np.uint8)
-
-
-def unpack(payload: Payload) -> dict[str, torch.Tensor]:
-    """Parse safetensors bytes into tensors that are views of the payload and keep it alive.
-
-    Raises:
-        WeightsCorrupt: invalid safetensors bytes.
+    Args:
+        arguments: of the construction.
     """
+
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __reduce__(self) -> tuple[type[StoringChannel], tuple[Any, ...]]:
+        return type(self), self._arguments
+
+    def same(self, other: StoringChannel) -> bool:
+        """Whether both lead to the same versions."""
+        return self.__reduce__() == other.__reduce__()
+
+    @abstractmethod
+    def send(self, version: int, file: MemoryFile) -> WeightVersion:
+        """Store what the file holds and announce it as `version`.
+
+        Args:
+            version: policy version.
+            file: written and unlocked. Afterwards whoever still needs it has a lock on it.
+
+        Raises:
+            WeightsUnavailable: not stored in time; nothing is announced.
+        """
+
+    @abstractmethod
+    def bring(self, wanted: WeightVersion) -> Delivery:
+        """Bring a version to this node and verify it. The interpreter's lock is free meanwhile. Raises as `fetch`."""
+
+    def make_room(self) -> None:
+        """Drop the versions before the newest. Raises WeightsUnavailable."""
+
+    def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
+        layout = Layout.of(tensors)
+        file = new_file(layout.nbytes)
+        fill(layout.write_header(file.payload), tensors.items())
+        try:
+            return self.send(version, file)
+        finally:
+            file.close()
+
+    def fetch(self, wanted: WeightVersion) -> dict[str, torch.Tensor]:
+        return self.bring(wanted).tensors()
+
+
+def new_file(nbytes: int) -> MemoryFile:
+    """A new file in memory. Raises WeightsUnavailable."""
     try:
-        start = 8 + int.from_bytes(payload[:8].tobytes(), "little")
-        header = json.loads(payload[8:start].tobytes())
-        header.pop("__metadata__", None)
-        return {name: _view(payload[start:], **entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise WeightsCorrupt(f"invalid safetensors payload: {error}") from None
+        return MemoryFile(nbytes)
+    except OSError as error:
+        raise WeightsUnavailable(f"no memory for {nbytes / 2**20:,.0f} MiB of weights: {error.strerror}") from None
 
 
 def verify(payload: Payload, wanted: WeightVersion) -> None:
     """Raise WeightsCorrupt unless size and checksum of the payload are those of `wanted`."""
     if payload.nbytes != wanted.nbytes or checksum(payload) != wanted.checksum:
         raise WeightsCorrupt(f"weights of version {wanted.version} are damaged: size or checksum mismatch")
-
-
-def _owned(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy on the CPU in its own storage: safetensors rejects shared storage (tied embeddings)."""
-    copy = tensor.to("cpu").contiguous()
-    return copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
-
-
-def _view(body: Payload, dtype: str, shape: list[int], data_offsets: list[int]) -> torch.Tensor:
-    import torch
-
-    begin, end = data_offsets
-    kind: torch.dtype = getattr(torch, _DTYPES[dtype])
-    count = math.prod(shape)
-    if not 0 <= begin <= end <= body.nbytes or end - begin != count * kind.itemsize:
-        raise ValueError(f"tensor of {count} {dtype} does not match bytes {begin} to {end}")
-    if count == 0:
-        return torch.empty(shape, dtype=kind)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(body.data, dtype=kind, count=count, offset=begin).reshape(shape)

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 
 from services.errors import AnchorageError, RedisUnavailable
 from services.process import ReservedPort
-from services.weights.channel import WeightChannel, WeightsGone, WeightsUnavailable, WeightVersion
+from services.weights.channel import WeightChannel, WeightVersion
 from services.weights.coordination import Announcement, Coordination, TensorMeta
 from services.weights.digest import digest
+from services.weights.errors import WeightsGone, WeightsUnavailable
 from services.weights.rendezvous import CHECK_IN_SHARE, check_in
 from services.weights.rounds import Epochs, Group, Membership, Request, Round
 

@@ -10,32 +10,20 @@ Invariants
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from services.files import PARTIAL, replacing
-from services.weights.channel import (
-    KEPT_VERSIONS,
-    Payload,
-    WeightChannel,
-    WeightsCorrupt,
-    WeightsGone,
-    WeightsUnavailable,
-    WeightVersion,
-    checksum,
-    pack,
-    unpack,
-)
-
-if TYPE_CHECKING:
-    import torch
+from services.weights.channel import KEPT_VERSIONS, Delivery, StoringChannel, WeightVersion, new_file
+from services.weights.errors import WeightsCorrupt, WeightsGone, WeightsUnavailable
+from services.weights.memory import MemoryFile
+from services.weights.payload import Checksum, Payload, checksum
 
 _LATEST = "latest.json"
 _SUFFIX = ".safetensors"
@@ -43,23 +31,23 @@ _CHUNK_BYTES = 16 * 2**20
 _KEPT = TypeAdapter(list[WeightVersion])
 
 
-class DirectoryChannel(WeightChannel):
+class DirectoryChannel(StoringChannel):
     """Weight channel with one publisher at a time and any number of readers."""
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
+        super().__init__(folder, timeout_s)
         self._folder = folder
         self._timeout_s = timeout_s
 
-    def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
+    def send(self, version: int, file: MemoryFile) -> WeightVersion:
         deadline = time.monotonic() + self._timeout_s
-        payload = pack(tensors)
-        digest = checksum(payload)
-        published = WeightVersion(version, payload.nbytes, digest, f"{version:08d}-{digest[:16]}{_SUFFIX}")
+        digest = checksum(file.payload)
+        published = WeightVersion(version, file.payload.nbytes, digest, f"{version:08d}-{digest[:16]}{_SUFFIX}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             earlier = [kept for kept in self._kept() if kept.locator != published.locator]
             kept = [published, *earlier][:KEPT_VERSIONS]
-            self._write(published.locator, payload, deadline)
+            self._write(published.locator, file.payload, deadline)
             self._write(_LATEST, np.frombuffer(_KEPT.dump_json(kept), dtype=np.uint8), deadline)
             self._prune(kept)
         except OSError as error:
@@ -75,17 +63,16 @@ class DirectoryChannel(WeightChannel):
             raise WeightsUnavailable(f"cannot read {self._folder / _LATEST}: {error.strerror}") from None
         return kept[0] if kept else None
 
-    def fetch(self, wanted: WeightVersion) -> dict[str, torch.Tensor]:
+    def bring(self, wanted: WeightVersion) -> Delivery:
         deadline = time.monotonic() + self._timeout_s
         try:
-            payload = self._read(wanted, deadline)
+            return self._read(wanted, deadline)
         except FileNotFoundError:
             raise WeightsGone(f"weights of version {wanted.version} are no longer in {self._folder}") from None
         except OSError as error:
             raise WeightsUnavailable(
                 f"cannot read weights of version {wanted.version} from {self._folder}: {error.strerror}"
             ) from None
-        return unpack(payload)
 
     def _kept(self) -> list[WeightVersion]:
         try:
@@ -102,22 +89,24 @@ class DirectoryChannel(WeightChannel):
                 if time.monotonic() > deadline:
                     self._late(name)
 
-    def _read(self, wanted: WeightVersion, deadline: float) -> Payload:
+    def _read(self, wanted: WeightVersion, deadline: float) -> Delivery:
         """Read and verify the payload, into memory of its own: a mapped file could be removed while it is read."""
         path = self._folder / wanted.locator
-        digest = hashlib.blake2b(digest_size=16)
-        payload = np.empty(wanted.nbytes, dtype=np.uint8)
-        with path.open("rb") as file:
-            complete = os.fstat(file.fileno()).st_size == wanted.nbytes
-            for start in range(0, wanted.nbytes if complete else 0, _CHUNK_BYTES):
-                chunk = payload[start : start + _CHUNK_BYTES].data
-                complete = complete and file.readinto(chunk) == len(chunk)
-                digest.update(chunk)
+        found = Checksum()
+        with path.open("rb") as source:
+            if os.fstat(source.fileno()).st_size != wanted.nbytes:
+                raise WeightsCorrupt(f"{path} is damaged: size mismatch")
+            file = new_file(wanted.nbytes)
+            for start in range(0, wanted.nbytes, _CHUNK_BYTES):
+                chunk = file.payload[start : start + _CHUNK_BYTES].data
+                if source.readinto(chunk) != len(chunk):
+                    raise WeightsCorrupt(f"{path} is damaged: size mismatch")
+                found.update(chunk)
                 if time.monotonic() > deadline:
                     self._late(wanted.locator)
-        if not complete or digest.hexdigest() != wanted.checksum:
-            raise WeightsCorrupt(f"{path} is damaged: size or checksum mismatch")
-        return payload
+        if found.hex() != wanted.checksum:
+            raise WeightsCorrupt(f"{path} is damaged: checksum mismatch")
+        return Delivery(wanted, file.payload, file.name, file)
 
     def _prune(self, kept: Sequence[WeightVersion]) -> None:
         named = {version.locator for version in kept}

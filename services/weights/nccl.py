@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from services.weights.channel import WeightsUnavailable
 from services.weights.collective import Sender
+from services.weights.errors import WeightsUnavailable
 from services.weights.rounds import Group
 
 if TYPE_CHECKING:

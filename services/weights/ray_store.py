@@ -1,11 +1,15 @@
-"""Weight channel through Ray's object store: one copy per node, pulled peer to peer, read without copying.
+"""Weight channel of a Ray cluster: shared memory on the publisher's node, the object store between nodes.
 
-A detached actor, the holder, owns the payloads, so that they outlive the learner that published them. It ends with the
+A detached actor, the holder, keeps the versions, so that they outlive the learner that published them. It ends with the
 cluster or with `close_run`. The first process to use the channel creates it, preferably on its own node; that should be
-the learner, without which nothing is published anyway. If its node dies, Ray restarts it, empty.
+the learner's, without which nothing is published anyway. If its node dies, Ray restarts it, empty.
+
+On one node a version is written once, by its publisher, into a file in memory (`services.weights.memory`). The holder
+has it open, and every reader maps the same memory. To another node it goes in chunks through the object store, once,
+and every reader there has its own file.
 
 Invariants
-- The holder lists a version only after its payload is in the object store.
+- The holder lists a version only after all of it is in its memory.
 - Every wait on Ray has a timeout. The holder's methods are idempotent: Ray calls them again after it has restarted the
   holder. A restarted holder is empty until the next publication.
 """
@@ -13,81 +17,168 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
 
 from services.errors import first_line
-from services.weights.channel import (
-    KEPT_VERSIONS,
-    Payload,
-    WeightChannel,
-    WeightsGone,
-    WeightsUnavailable,
-    WeightVersion,
-    checksum,
-    pack,
-    unpack,
-    verify,
-)
-
-if TYPE_CHECKING:
-    import torch
+from services.weights.channel import KEPT_VERSIONS, Delivery, StoringChannel, WeightVersion, new_file, verify
+from services.weights.errors import WeightsCorrupt, WeightsGone, WeightsUnavailable
+from services.weights.memory import Mappings, MemoryFile, MemoryName, Opened
+from services.weights.payload import Payload, checksum
 
 NAMESPACE = "anchorage"
+CHUNK_BYTES = 64 * 2**20
+_SENDING_ATTEMPTS = 3
 
 _T = TypeVar("_T")
 
 
+@dataclass
+class _Kept:
+    """A version that the holder keeps.
+
+    Attributes:
+        version: which one.
+        file: its memory, opened under the shared lock.
+        own: its memory, if the holder made it.
+        chunks: references of the chunks that a reader on another node has asked for, by their first byte.
+    """
+
+    version: WeightVersion
+    file: Opened
+    own: MemoryFile | None
+    chunks: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a version is: the node, and its memory there."""
+
+    node: str
+    memory: MemoryName
+
+
 class _Holder:
-    """The Ray actor that owns the payloads of the versions published last."""
+    """The Ray actor that keeps the versions published last."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[WeightVersion, Any]] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._arriving: MemoryFile | None = None
+        self._arrived = 0
 
-    def hold(self, version: WeightVersion, payload: Payload) -> None:
-        """Keep a version, and drop all but the newest `KEPT_VERSIONS`."""
-        import ray
+    def node(self) -> str:
+        """Id of this node."""
+        return _own_node()
 
-        # Stored from here, the payload is owned by this actor and survives its publisher.
-        reference = ray.put(payload)
-        self._kept.pop(version.locator, None)
-        self._kept[version.locator] = (version, reference)
-        while len(self._kept) > KEPT_VERSIONS:
-            del self._kept[next(iter(self._kept))]
+    def hold(self, version: WeightVersion, memory: MemoryName | None) -> bool:
+        """Keep a version, and drop all but the newest `KEPT_VERSIONS`.
+
+        Args:
+            version: which one.
+            memory: it is in the memory of a process on this node; None: its chunks have been written here.
+
+        Returns:
+            False: the chunks are not all here, because the holder was restarted meanwhile.
+        """
+        own = None
+        if memory is None:
+            own, self._arriving = self._arriving, None
+            if own is None or self._arrived != version.nbytes:
+                return version.locator in self._kept
+        self._drop(version.locator)
+        name = memory if own is None else own.name
+        assert name is not None
+        self._kept[version.locator] = _Kept(version, Opened(name), own)
+        self.trim(KEPT_VERSIONS)
+        return True
+
+    def write(self, nbytes: int, offset: int, chunk: Payload) -> bool:
+        """Receive a chunk of a version of `nbytes` bytes. Returns whether the ones before it are here."""
+        if offset == 0:
+            self._arriving, self._arrived = MemoryFile(nbytes), 0
+        if self._arriving is None or offset > self._arrived or self._arriving.payload.nbytes != nbytes:
+            return False
+        self._arriving.payload[offset : offset + chunk.nbytes] = chunk
+        self._arrived = offset + chunk.nbytes
+        return True
+
+    def trim(self, count: int) -> None:
+        """Drop all but the newest `count` versions."""
+        for locator in list(self._kept)[:-count]:
+            self._drop(locator)
 
     def latest(self) -> WeightVersion | None:
         """The version published last."""
-        return next((version for version, _ in reversed(self._kept.values())), None)
+        return next((kept.version for kept in reversed(self._kept.values())), None)
 
-    def reference(self, locator: str) -> list[Any]:
-        """The payload's reference in a list, since Ray would resolve a bare one. Empty if it is not kept."""
-        return [self._kept[locator][1]] if locator in self._kept else []
+    def place(self, locator: str) -> _Place | None:
+        """Where a version is; None if it is not kept."""
+        kept = self._kept.get(locator)
+        return None if kept is None else _Place(_own_node(), kept.file.name)
+
+    def chunk(self, locator: str, start: int, nbytes: int) -> list[Any]:
+        """The reference of a chunk in a list, since Ray would resolve a bare one. Empty if it is not kept."""
+        import ray
+
+        kept = self._kept.get(locator)
+        if kept is None:
+            return []
+        if start not in kept.chunks:
+            # Stored from here, it is sent to each node once, however many readers ask for it.
+            read = os.pread(kept.file.descriptor, nbytes, start)
+            kept.chunks[start] = ray.put(np.frombuffer(read, dtype=np.uint8))
+        return [kept.chunks[start]]
+
+    def _drop(self, locator: str) -> None:
+        kept = self._kept.pop(locator, None)
+        if kept is not None:
+            kept.file.close()
 
 
-class RayChannel(WeightChannel):
+class RayChannel(StoringChannel):
     """Weight channel for processes of one Ray cluster that are connected before the first call."""
 
     def __init__(self, run: str, timeout_s: float) -> None:
+        super().__init__(run, timeout_s)
         self._name = f"weights-{run}"
         self._timeout_s = timeout_s
         self._holder: Any = None
+        self._mappings = Mappings()
 
-    def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
-        payload = pack(tensors)
-        digest = checksum(payload)
-        published = WeightVersion(version, payload.nbytes, digest, f"{version}-{digest}")
-        self._bounded(lambda left: self._ask("hold", left(), published, payload))
+    def send(self, version: int, file: MemoryFile) -> WeightVersion:
+        digest = checksum(file.payload)
+        published = WeightVersion(version, file.payload.nbytes, digest, f"{version}-{digest}")
+        self._bounded(lambda left: self._give(published, file, left))
         return published
+
+    def make_room(self) -> None:
+        self._bounded(lambda left: self._ask("trim", left(), 1))
 
     def latest(self) -> WeightVersion | None:
         reply: WeightVersion | None = self._bounded(lambda left: self._ask("latest", left()))
         return reply
 
-    def fetch(self, wanted: WeightVersion) -> dict[str, torch.Tensor]:
-        payload = self._bounded(lambda left: self._pull(wanted, left))
-        verify(payload, wanted)
-        return unpack(payload)
+    def bring(self, wanted: WeightVersion) -> Delivery:
+        place = self._place(wanted)
+        if place.node != _own_node():
+            file = self._bounded(lambda left: self._pull(wanted, left))
+            verify(file.payload, wanted)
+            return Delivery(wanted, file.payload, file.name, file)
+        try:
+            payload, memory = self._mappings.open(place.memory)
+        except OSError:
+            raise _gone(wanted) from None
+        try:
+            verify(payload, wanted)
+        except WeightsCorrupt:
+            self._place(wanted)  # raises WeightsGone if it was replaced before it was locked
+            raise
+        return Delivery(wanted, payload, memory)
 
     def close_run(self) -> None:
         """End the holder, which would outlive the run in a cluster that goes on."""
@@ -97,17 +188,42 @@ class RayChannel(WeightChannel):
         with contextlib.suppress(ValueError, ray.exceptions.RayError):
             ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))
 
-    def _pull(self, wanted: WeightVersion, left: Callable[[], float]) -> Payload:
+    def _give(self, published: WeightVersion, file: MemoryFile, left: Callable[[], float]) -> None:
+        """Make the holder keep a version: by its memory, or by its chunks if the holder is on another node."""
+        for _ in range(_SENDING_ATTEMPTS):
+            near = self._ask("node", left()) == _own_node()
+            whole = near or self._give_chunks(file.payload, left)
+            if whole and self._ask("hold", left(), published, file.name if near else None):
+                return
+        raise WeightsUnavailable(f"weight channel {self._name} was restarted again and again")
+
+    def _give_chunks(self, payload: Payload, left: Callable[[], float]) -> bool:
+        chunks = range(0, payload.nbytes, CHUNK_BYTES)
+        return all(
+            self._ask("write", left(), payload.nbytes, start, payload[start : start + CHUNK_BYTES]) for start in chunks
+        )
+
+    def _place(self, wanted: WeightVersion) -> _Place:
+        place: _Place | None = self._bounded(lambda left: self._ask("place", left(), wanted.locator))
+        if place is None:
+            raise _gone(wanted)
+        return place
+
+    def _pull(self, wanted: WeightVersion, left: Callable[[], float]) -> MemoryFile:
+        """Copy a version from another node, chunk by chunk."""
         import ray
 
-        references = self._ask("reference", left(), wanted.locator)
-        if not references:
-            raise WeightsGone(f"weights of version {wanted.version} are no longer kept")
-        try:
-            payload: Payload = ray.get(references[0], timeout=left())
-        except ray.exceptions.ObjectLostError:
-            raise WeightsGone(f"weights of version {wanted.version} were lost with their node") from None
-        return payload
+        file = new_file(wanted.nbytes)
+        for start in range(0, wanted.nbytes, CHUNK_BYTES):
+            references = self._ask("chunk", left(), wanted.locator, start, CHUNK_BYTES)
+            if not references:
+                raise _gone(wanted)
+            try:
+                chunk: Payload = ray.get(references[0], timeout=left())
+            except ray.exceptions.ObjectLostError:
+                raise WeightsGone(f"weights of version {wanted.version} were lost with their node") from None
+            file.payload[start : start + chunk.nbytes] = chunk
+        return file
 
     def _ask(self, method: str, timeout_s: float, *args: object) -> Any:
         import ray
@@ -152,3 +268,14 @@ class RayChannel(WeightChannel):
         except ray.exceptions.RayError as error:
             reason = f"{type(error).__name__} {first_line(error)}"
             raise WeightsUnavailable(f"weight channel {self._name} failed: {reason}") from error
+
+
+def _own_node() -> str:
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def _gone(wanted: WeightVersion) -> WeightsGone:
+    return WeightsGone(f"weights of version {wanted.version} are no longer kept")

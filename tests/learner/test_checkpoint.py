@@ -20,22 +20,24 @@ from learner.checkpoint import (
     read_state,
     save,
     set_aside_after,
+    whole_policy,
 )
+from learner.checkpoint import export_policy as write_policy
 from learner.rank.policy import load_policy
 from services.config import Config, dump_config
 from services.errors import CheckpointFailed, ModelUnavailable
 from services.model_folder import check_model_folder, read_weights
 
 
-def write(folder, config, version=2, *, engine=lambda path: None, engine_bytes=0, keep=2, weights=None):
+def write(folder, config, version=2, *, engine=lambda path: None, nbytes=0, keep=2, weights=None):
     state = TrainerState(version, {"cursor": 3, "outstanding": [1]}, 1.5, identity(config))
+    whole, model = whole_policy(weights or {"weight": torch.ones(2)}, config.model.path), config.model.path
     return save(
         folder,
         state,
-        weights=weights or {"weight": torch.ones(2)},
-        model=config.model.path,
         engine=engine,
-        engine_bytes=engine_bytes,
+        policy=lambda path: write_policy(path, whole, model),
+        nbytes=nbytes,
         keep=keep,
         run=config.run.name,
         ranks=1,
@@ -146,7 +148,7 @@ def test_incomplete_ones_are_ignored_and_swept(tmp_path, tiny_config):
 def test_too_little_space_is_noticed_before_writing(tmp_path, tiny_config):
     write(tmp_path / "c", tiny_config, 2)
     with pytest.raises(CheckpointFailed, match=r"takes about .* MiB left"):
-        write(tmp_path / "c", tiny_config, 4, engine_bytes=2**62)
+        write(tmp_path / "c", tiny_config, 4, nbytes=2**62)
     assert names(tmp_path / "c") == ["000002"]
 
 

@@ -17,18 +17,18 @@ from services.buffer import Buffer
 from services.config.tree import Config
 from services.errors import RunStalled
 from services.weights.directory import DirectoryChannel
-from tests.learner.synthetic import play
+from tests.learner.synthetic import Publishing, play
 
 SPLITS = {"train": 50}
 
 
-class StillRanks:
+class StillRanks(Publishing):
     """Ranks whose updates change nothing."""
 
     checkpoint_bytes = 0
     sharing = "lines"
 
-    def update(self, work):
+    def update(self, work, meanwhile):
         return {"loss": 0.0}
 
     def weights(self):

@@ -14,13 +14,13 @@ from services.config.tree import Config
 from services.errors import RunStalled, UpdateNotFinite
 from services.weights.directory import DirectoryChannel
 from tests.learner.actors import Actors
-from tests.learner.synthetic import play
+from tests.learner.synthetic import Publishing, play
 
 METRICS = {"loss": 0.0}
 MARK = 9999
 
 
-class FakeRanks:
+class FakeRanks(Publishing):
     """Ranks without a model: `refuse` says of the work whether it is not finite."""
 
     checkpoint_bytes = 0
@@ -29,7 +29,7 @@ class FakeRanks:
     def __init__(self, refuse=lambda work: False, gap=None):
         self.refuse, self.gap, self.updates = refuse, gap, 0
 
-    def update(self, work):
+    def update(self, work, meanwhile):
         if self.refuse(work):
             raise UpdateNotFinite("the loss or the gradient is not finite")
         self.updates += 1

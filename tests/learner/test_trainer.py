@@ -28,7 +28,7 @@ from services.model_folder import read_weights
 from services.weights import WeightsGone
 from services.weights.directory import DirectoryChannel
 from tests.learner.actors import Actors
-from tests.learner.synthetic import play
+from tests.learner.synthetic import Publishing, play
 
 SPLITS = {"train": 5}
 
@@ -65,7 +65,7 @@ class Killed(BaseException):
     """What ends a trainer without giving it time for anything."""
 
 
-class NoRanks:
+class NoRanks(Publishing):
     """Ranks for tests that never get as far as an update."""
 
     checkpoint_bytes = 0

@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,6 @@ from services.weights import (
     WeightVersion,
     open_channel,
 )
-from services.weights.channel import pack, unpack
 from services.weights.directory import DirectoryChannel
 
 
@@ -158,32 +156,6 @@ def test_the_time_limit_holds(channel: DirectoryChannel, tmp_path: Path) -> None
     with pytest.raises(WeightsUnavailable, match="timeout_s"):
         late.fetch(published)
     assert late.latest() == published
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"{",
-        b"[]",
-        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
-        b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
-        b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
-        b'{"a":{"dtype":"Q7","shape":[1],"data_offsets":[0,4]}}',
-        b'{"a":3}',
-    ],
-)
-def test_what_is_no_safetensors_file_is_corrupt(header: bytes) -> None:
-    payload = np.frombuffer(len(header).to_bytes(8, "little") + header + b"\0" * 8, dtype=np.uint8)
-    with pytest.raises(WeightsCorrupt):
-        unpack(payload)
-
-
-def test_unpacked_tensors_share_the_payload() -> None:
-    payload = pack(tensors()).copy()
-    unpacked = unpack(payload)
-    payload[-4:] = 0
-    begin = payload.ctypes.data
-    assert all(begin <= t.data_ptr() < begin + payload.nbytes for t in unpacked.values() if t.numel())
 
 
 def test_open_channel_keeps_runs_apart(tmp_path: Path) -> None:
