@@ -6,7 +6,8 @@
 - `larger`: the same for a larger policy that plays the same episodes.
 - `overlap`: wall time of asynchronous updates, over synchronous ones.
 - `buffer`: trajectories through the buffer, over raw Redis commands and over a stream of pickles.
-- `weights`: transfer of a version to the actors, over memcpy; the pause of the requests in flight.
+- `weights`: transfer of a version to the actors, over memcpy, its memory, and what it stops: the learner, the actor's
+  event loop, requests in flight.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from actors.engine.vllm import engine_environment
 from benchmarks import record
-from benchmarks.parts import buffer, overlap, rollout, weights
+from benchmarks.parts import buffer, overlap, rollout, transfer, weights
 from benchmarks.parts.widened import widen
 from learner.rank.group import start_ranks
 from services.config import load_config
@@ -39,6 +40,11 @@ GOALS = {
     "actor_over_bare": "≥ 0.9",
     "asynchronous_over_synchronous": "≤ 0.6",
     "store_read_over_raw": "≥ 0.7",
+    "verified_over_memcpy": "≥ 0.25",
+    "loaded_over_memcpy": "≥ 0.1",
+    "learner_idle_share": "≤ 0.1",
+    "event_loop_stall_s": "≤ 0.05",
+    "extra_memory_over_model": "≤ 1.3",
 }
 
 
@@ -86,6 +92,20 @@ def broadcasts(folder: Path, short: bool) -> list[dict[str, object]]:
         ]
 
 
+def transferred(folder: Path, short: bool) -> dict[str, float]:
+    """Return the figures of a large version's way from a rank to an engine."""
+    model = folder / "transferred-policy"
+    nbytes = transfer.write_model(rollout_config(folder, "transfer").model.path, model)
+    overrides = [f"model.path={model}", "model.dtype=bfloat16", "model.max_prompt_tokens=52", "rollout.kv_cache_mib=64"]
+    config = rollout_config(folder, "transfer", *overrides)
+    with cluster():
+        ranks = start_ranks(config)
+        try:
+            return asyncio.run(transfer.measure(config, ranks, nbytes, 3 if short else 9))
+        finally:
+            ranks.stop()
+
+
 @contextmanager
 def cluster() -> Iterator[None]:
     """Run a Ray cluster for this process, with room for several versions of the largest size."""
@@ -111,6 +131,7 @@ def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
     if "buffer" in wanted:
         figures["buffer"] = buffer.measure(folder, groups=8 if short else 32)
     if "weights" in wanted:
+        figures["transfer"] = transferred(folder, short)
         figures["broadcast"] = broadcasts(folder, short)
     if {"rollout", "weights"} & set(wanted):
         figures |= asyncio.run(engine_parts(folder, short, wanted))
@@ -125,7 +146,7 @@ def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
 def show(figures: dict[str, Any]) -> None:
     console = Console()
     table = Table("part", "figure", "value", "goal")
-    for part in ("rollout", "larger", "overlap", "buffer", "update"):
+    for part in ("rollout", "larger", "overlap", "buffer", "transfer", "update"):
         for name, value in figures.get(part, {}).items():
             table.add_row(part, name, f"{value:,.3f}", GOALS.get(name, ""))
     console.print(table)

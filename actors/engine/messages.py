@@ -10,7 +10,7 @@ Example: two requests, and a weight update in between.
 
     actor     ["start", model, rollout, 0, 30]   ["generate", 0, [5, 9], 1.0, 24, 77]   ["generate", 1, ...]
     process   ["done", stats]
-    actor     ["load", 8, {"path": ...}]
+    actor     ["load", 8, {"memory": ...}]
     process   ["responses", [[1, [4, 2], [-0.1, -0.2], [[7, 2]], true]], stats]
     process   ["done", stats]
     process   ["responses", [[0, [91, 407, 2], [...], [[7, 1], [8, 2]], true]], stats]

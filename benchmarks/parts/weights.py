@@ -1,9 +1,9 @@
 """Transfer of a policy version: GB/s from publisher to readers compared with `memcpy`, and time to its first token.
 
-Readers are processes that fetch concurrently, through Ray's object store, which is shared memory on one node, and
-through a directory. Both include serialisation, checksum and copies. The time to the first token begins at the end of
-an optimizer step, when only the learner's rank has the weights. The cost of an update for requests in flight is how
-much longer they take than others; it includes the engine's pause and the recomputation of their cache.
+Readers are processes that fetch concurrently, through shared memory and through a directory. Both include layout,
+checksum and copies; the memory is new for each version, as for the first ones of a run. The time to the first token
+begins at the end of an optimizer step, when only the learner's rank has the weights. The cost of an update for requests
+in flight is how much longer they take than others; it includes the engine's pause and the recomputation of their cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from actors.engine.interface import InferenceEngine
 from actors.weights import WeightFollower
 from services.config.tree import WeightsConfig
-from services.weights import open_channel
+from services.weights import WeightChannel, open_channel
 
 TENSORS = 16
 TIMEOUT_S = 300.0
@@ -28,9 +28,9 @@ RUN = "bench"
 
 
 class Ranks(Protocol):
-    """The learner's ranks, reduced to their weights."""
+    """The learner's ranks, reduced to what publishes their weights."""
 
-    def weights(self) -> dict[str, torch.Tensor]: ...
+    def publish(self, version: int, channel: WeightChannel) -> None: ...
 
 
 def tensors(mib: int) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ async def to_first_token(engine: InferenceEngine, folder: Path, ranks: Ranks, ro
     follower = WeightFollower(channel, engine, config)
 
     def publish(version: int) -> None:
-        channel.publish(version, ranks.weights())
+        ranks.publish(version, channel)
 
     publish(engine.version + 1)
     await follower.first()

@@ -344,9 +344,9 @@ class BufferConfig(Section):
 
 class WeightsConfig(Section):
     channel: Literal["ray", "directory", "nccl"] = "ray"
-    """How weights reach the actors. `ray`: the object store. `directory`: safetensors in a folder that all processes
-    can read. `nccl`: vLLM's weight transfer, from the first GPU that `anchorage train` sees to the actors' GPUs, which
-    must be others; not with LoRA."""
+    """How weights reach the actors. `ray`: shared memory on the learner's node, the object store between nodes.
+    `directory`: safetensors in a folder that all processes can read. `nccl`: vLLM's weight transfer, from the first GPU
+    that `anchorage train` sees to the actors' GPUs, which must be others; not with LoRA."""
     directory: Path | None = None
     """Folder of the `directory` channel. `null`: `weights` in the run's folder."""
     update: Literal["in_flight", "at_step", "at_episode"] = "in_flight"

@@ -4,7 +4,7 @@ The layout is known from names, dtypes and shapes alone. So a publisher writes e
 a reader maps the bytes instead of parsing them.
 
 Invariants
-- Tensors of larger elements come first and the header is padded to 8 bytes: every tensor is aligned.
+- The same tensors make the same bytes: they are sorted by the size of their elements, which aligns them, and by name.
 - The checksum, BLAKE3, is computed by all processors of the process, without the interpreter's lock.
 """
 
@@ -68,7 +68,7 @@ class Layout:
         """The layout of these tensors; only their dtypes and shapes are read, so they may be on the meta device."""
         entries: dict[str, dict[str, object]] = {}
         end = 0
-        for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
+        for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
             begin, end = end, end + tensor.numel() * tensor.element_size()
             code = _CODES[str(tensor.dtype).removeprefix("torch.")]
             entries[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [begin, end]}

@@ -83,17 +83,20 @@ class _Holder:
             memory: it is in the memory of a process on this node; None: its chunks have been written here.
 
         Returns:
-            False: the chunks are not all here, because the holder was restarted meanwhile.
+            False: this process cannot open the memory, or was restarted since the first chunk.
         """
         own = None
         if memory is None:
             own, self._arriving = self._arriving, None
             if own is None or self._arrived != version.nbytes:
-                return version.locator in self._kept
+                return version.locator in self._kept  # asked again
+            memory = own.name
+        try:
+            file = Opened(memory)
+        except FileNotFoundError:
+            return False
         self._drop(version.locator)
-        name = memory if own is None else own.name
-        assert name is not None
-        self._kept[version.locator] = _Kept(version, Opened(name), own)
+        self._kept[version.locator] = _Kept(version, file, own)
         self.trim(KEPT_VERSIONS)
         return True
 
@@ -165,20 +168,12 @@ class RayChannel(StoringChannel):
 
     def bring(self, wanted: WeightVersion) -> Delivery:
         place = self._place(wanted)
-        if place.node != _own_node():
-            file = self._bounded(lambda left: self._pull(wanted, left))
-            verify(file.payload, wanted)
-            return Delivery(wanted, file.payload, file.name, file)
-        try:
-            payload, memory = self._mappings.open(place.memory)
-        except OSError:
-            raise _gone(wanted) from None
-        try:
-            verify(payload, wanted)
-        except WeightsCorrupt:
-            self._place(wanted)  # raises WeightsGone if it was replaced before it was locked
-            raise
-        return Delivery(wanted, payload, memory)
+        if place.node == _own_node():
+            with contextlib.suppress(FileNotFoundError):  # written over since, or of a user that this one is not
+                return self._map(wanted, place.memory)
+        file = self._bounded(lambda left: self._pull(wanted, left))
+        verify(file.payload, wanted)
+        return Delivery(wanted, file.payload, file.name, file)
 
     def close_run(self) -> None:
         """End the holder, which would outlive the run in a cluster that goes on."""
@@ -189,11 +184,11 @@ class RayChannel(StoringChannel):
             ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))
 
     def _give(self, published: WeightVersion, file: MemoryFile, left: Callable[[], float]) -> None:
-        """Make the holder keep a version: by its memory, or by its chunks if the holder is on another node."""
+        """Make the holder keep a version: by its memory, or by its chunks if the holder cannot open that."""
+        if self._ask("node", left()) == _own_node() and self._ask("hold", left(), published, file.name):
+            return
         for _ in range(_SENDING_ATTEMPTS):
-            near = self._ask("node", left()) == _own_node()
-            whole = near or self._give_chunks(file.payload, left)
-            if whole and self._ask("hold", left(), published, file.name if near else None):
+            if self._give_chunks(file.payload, left) and self._ask("hold", left(), published, None):
                 return
         raise WeightsUnavailable(f"weight channel {self._name} was restarted again and again")
 
@@ -208,6 +203,15 @@ class RayChannel(StoringChannel):
         if place is None:
             raise _gone(wanted)
         return place
+
+    def _map(self, wanted: WeightVersion, memory: MemoryName) -> Delivery:
+        payload, own = self._mappings.open(memory)
+        try:
+            verify(payload, wanted)
+        except WeightsCorrupt:
+            self._place(wanted)  # raises WeightsGone if it was written over before it was locked
+            raise
+        return Delivery(wanted, payload, own)
 
     def _pull(self, wanted: WeightVersion, left: Callable[[], float]) -> MemoryFile:
         """Copy a version from another node, chunk by chunk."""

@@ -8,11 +8,8 @@ import pytest
 import ray
 import torch
 
-from learner.rank.outbox import Outbox
 from services.config.tree import WeightsConfig
 from services.weights import WeightsCorrupt, WeightsGone, WeightsUnavailable, WeightVersion, open_channel, ray_store
-from services.weights.memory import MemoryFile
-from services.weights.payload import Layout, fill
 from services.weights.ray_store import NAMESPACE, RayChannel
 from tests.waiting import until
 
@@ -98,66 +95,6 @@ def test_another_checksum_is_refused(channel: RayChannel) -> None:
     wrong = WeightVersion(published.version, published.nbytes, "0" * 32, published.locator)
     with pytest.raises(WeightsCorrupt, match="version 1"):
         channel.fetch(wrong)
-
-
-def snapshot(outbox: Outbox, version: int) -> MemoryFile:
-    layout = Layout.of(tensors(version))
-    file = outbox.room(layout.nbytes)
-    fill(layout.write_header(file.payload), tensors(version).items())
-    return file
-
-
-def test_a_publisher_writes_to_the_memory_of_versions_that_nobody_reads(channel: RayChannel) -> None:
-    """Two files for all versions; a reader that is late keeps its own."""
-    outbox, files, fetched = Outbox(channel), [], {}
-    for version in range(1, 7):
-        files.append(snapshot(outbox, version))
-        outbox.send(version, files[-1])
-        assert outbox.announced(60.0)
-        latest = channel.latest()
-        assert latest is not None
-        assert latest.version == version
-        values = channel.fetch(latest)["a"]
-        assert bool((values == version).all())
-        if version == 3:
-            fetched[version] = values
-        del values
-    assert files[0] is files[2]
-    assert files[1] is files[3]
-    assert files[4] is not files[2]
-    assert bool((fetched[3] == 3.0).all())
-
-
-def test_a_version_that_is_written_over_is_gone(channel: RayChannel) -> None:
-    outbox = Outbox(channel)
-    outbox.send(1, snapshot(outbox, 1))
-    assert outbox.announced(60.0)
-    first = channel.latest()
-    assert first is not None
-    outbox.send(2, snapshot(outbox, 2))
-    assert float(channel.fetch(first)["a"][0]) == 1.0
-    snapshot(outbox, 3)
-    with pytest.raises(WeightsGone, match="version 1"):
-        channel.fetch(first)
-
-
-def test_a_failed_transfer_is_told_by_the_next_call_and_the_version_before_stays(
-    channel: RayChannel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outbox = Outbox(channel)
-    outbox.send(1, snapshot(outbox, 1))
-    assert outbox.announced(60.0)
-    second = snapshot(outbox, 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(ray_store, "checksum", lambda payload: 1 / 0)
-        outbox.send(2, second)
-        with pytest.raises(ZeroDivisionError):
-            outbox.announced(60.0)
-    assert outbox.announced(0.0)
-    latest = channel.latest()
-    assert latest is not None
-    assert latest.version == 1
-    assert snapshot(outbox, 3) is second
 
 
 def test_between_nodes_a_version_goes_in_chunks(channel: RayChannel, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
