@@ -223,7 +223,7 @@ class DeepSpeedEngine:
                 layout = Layout.of(forms)
                 try:
                     file = room(layout.nbytes)
-                except WeightsError as error:  # the other ranks go on gathering
+                except WeightsError as error:  # the other ranks still gather
                     failure = error
                     continue
                 places = layout.write_header(file.payload)
