@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from learner.rank import disk_names
 from learner.rank.disk_names import DiskForm, weights_of
 from services.errors import ModelUnavailable
 from services.model_folder import read_others, read_weights, tensor_shapes, weight_files
@@ -31,11 +32,41 @@ def test_what_is_published_is_what_is_on_disk(name: str, tmp_path: Path) -> None
     folder = write(tmp_path, make(name))
     stored = load_file(folder / "model.safetensors")
     lm = load(folder)
-    published = DiskForm(lm, folder).published(weights_of(lm))
+    disk = DiskForm(lm, folder)
+    published = disk.published(weights_of(lm))
     assert published.keys() == stored.keys()
     for key, tensor in published.items():
         assert torch.equal(tensor, stored[key]), key
+    forms = disk.form(torch.bfloat16)
+    assert {name: form.shape for name, form in forms.items()} == {name: t.shape for name, t in published.items()}
     assert any(".experts.0." in key for key in published) == ("experts" in str(weights_of(lm).keys()))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layer_by_layer_the_same_is_published(name: str, tmp_path: Path) -> None:
+    lm = load(write(tmp_path, make(name)))
+    disk = DiskForm(lm, tmp_path)
+    whole, own = disk.published(weights_of(lm)), weights_of(lm)
+    assert len(disk.parts) == 1 + lm.config.num_hidden_layers
+    assert sorted(name for part in disk.parts for name in part) == sorted(own)
+    found: dict[str, torch.Tensor] = {}
+    for part in disk.parts:
+        found |= disk.published({name: own[name] for name in part})
+    assert found.keys() == whole.keys()
+    for key, tensor in found.items():
+        assert torch.equal(tensor, whole[key]), key
+
+
+def test_what_cannot_be_converted_layer_by_layer_is_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = load(write(tmp_path, make("llama_untied")))
+
+    def across(lm: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if len(tensors) < len(weights_of(lm)):
+            raise ModelUnavailable("a layer is missing")
+        return dict(tensors)
+
+    monkeypatch.setattr(disk_names, "on_disk", across)
+    assert DiskForm(lm, tmp_path).parts == (tuple(weights_of(lm)),)
 
 
 def test_names_of_an_older_folder_are_kept(tmp_path: Path) -> None:

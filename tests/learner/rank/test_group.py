@@ -10,8 +10,10 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from learner.checkpoint import whole_policy
 from learner.dispatch import Dispatcher
 from learner.prepare import prepare
+from learner.rank import engine_deepspeed
 from learner.rank import group as rank_group
 from learner.rank.group import RankFailed, start_ranks
 from learner.rank.losses import TokenBatch, policy_loss
@@ -22,8 +24,10 @@ from services.config.tree import Config
 from services.errors import CheckpointFailed, ModelUnavailable, RunStalled, UpdateNotFinite
 from services.model_folder import read_weights
 from services.weights.adapter import is_adapter, merged
+from services.weights.directory import DirectoryChannel
 from tests.learner.rank.architectures import PACKED, ROWS, write_architecture
 from tests.learner.synthetic import play
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -117,6 +121,30 @@ def assert_random_states_survive(group, folder, again):
     group.save(again)
     for rank, state in enumerate(states):
         assert torch.equal(load_file(again / f"random-{rank:05d}.safetensors")["cpu"], state)
+
+
+def assert_published(group, folder):
+    """The ranks publish the weights that they have, and export them as a model; what they published stays as it was."""
+    channel, weights = DirectoryChannel(folder, 60.0), group.weights()
+    for version in (1, 2):
+        group.publish(version, channel)
+        until(group.published)
+        newest = channel.latest()
+        assert newest.version == version
+        assert_same(channel.fetch(newest), weights, 0)
+    group.export(folder / "policy")
+    exported = read_weights(folder / "policy")
+    assert_same(exported, whole_policy(weights, group._config.model.path), 0)
+
+
+def test_parameters_are_gathered_in_lots(monkeypatch):
+    monkeypatch.setattr(engine_deepspeed, "LOT_BYTES", 200)
+    parameters = {
+        name: torch.nn.Parameter(torch.zeros(size)) for name, size in zip("abcde", (20, 25, 60, 5, 1), strict=True)
+    }
+    parts = [("a", "buffer"), ("b",), ("c",), ("d", "e")]
+    lots = list(engine_deepspeed._lots(parts, parameters))
+    assert lots == [[("a", "buffer"), ("b",)], [("c",)], [("d", "e")]]
 
 
 def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(tiny_config, ranks, tmp_path):
@@ -241,6 +269,7 @@ def test_two_ranks_of_sharded_parameters_take_several_optimizer_steps_and_resume
 
     group.save(tmp_path)
     assert len(list(tmp_path.glob("random-*.safetensors"))) == 2
+    assert_published(group, tmp_path / "channel")
     group.update(prepare(groups(config), config, 1).work)
     expected = group.weights()
     group.stop()
@@ -264,6 +293,7 @@ def test_adapters_alone_are_trained_broadcast_and_saved(tiny_config, ranks, tmp_
     first = group.weights()
     assert is_adapter(first)
     assert_same(merged(first, base), base, 0)
+    assert_published(group, tmp_path / "channel")
     metrics = group.update(work[0])
     assert metrics["kl"] == pytest.approx(0.0, abs=1e-6)  # the reference is the model without its adapters
     group.save(tmp_path)
