@@ -8,8 +8,9 @@ with the call of the rank, when the optimizer step is done:
 - `loaded`: until the engine samples with it, its packing for the kernels included.
 
 The memory is the sum of the proportional sizes of all processes involved, at its peak during an update, less what they
-had before the first version, and less one copy of the version. The event loop's stall is how much later than asked a
-sleeping task of the actor wakes up.
+had before the first version, and less one copy of the version; the other shared copy is part of it, and so is what the
+engine keeps of its first update. `transient` is what an update adds to the memory at rest. The event loop's stall is
+how much later than asked a sleeping task of the actor wakes up.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ async def _measure(transfer: Transfer, pids: Sequence[int], nbytes: int, rounds:
     watching = asyncio.create_task(loop.watch())
     times = [await transfer.once(WARM_UP + 1 + number) for number in range(rounds)]
     watching.cancel()
+    rest = Memory(pids).now()
     with Memory(pids) as memory:
         await transfer.once(WARM_UP + 1 + rounds)
     idle, verified, loaded = (median(getattr(each, name) for each in times) for name in ("idle", "verified", "loaded"))
@@ -170,6 +172,7 @@ async def _measure(transfer: Transfer, pids: Sequence[int], nbytes: int, rounds:
         "learner_idle_share": idle / loaded,
         "event_loop_stall_s": loop.stall,
         "extra_memory_over_model": (memory.peak - before - nbytes) / nbytes,
+        "transient_memory_over_model": (memory.peak - rest) / nbytes,
     }
 
 
