@@ -1,5 +1,8 @@
 """What a rank sends through Ray's channel, version after version."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -75,3 +78,28 @@ def test_a_failed_transfer_is_told_by_the_next_call_and_the_version_before_stays
     latest = channel.latest()
     assert latest.version == 1
     assert snapshot(outbox, 3) is second
+
+
+ENDS_MEANWHILE = """
+import threading
+from learner.rank.outbox import Outbox
+
+class Endless:
+    def send(self, version, snapshot):
+        begun.set()
+        threading.Event().wait()
+
+class Snapshot:
+    def unlock(self): ...
+
+begun = threading.Event()
+Outbox(Endless()).send(1, Snapshot())
+assert begun.wait(60)
+print("ends")
+"""
+
+
+def test_a_rank_that_ends_does_not_wait_for_a_transfer():
+    """Its Redis died with the run: retries would keep the process for a minute."""
+    done = subprocess.run([sys.executable, "-c", ENDS_MEANWHILE], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr
