@@ -159,7 +159,8 @@ def load_parser(config: PromptConfig) -> Parser:
         found = plugin.call(response, admissible, form)
         if not isinstance(found, ParsedAction) or not isinstance(found.action, str):
             raise PluginError(f"{plugin.label}: must return actors.parsing.ParsedAction, got {found!r:.80}")
-        _require_unicode(plugin.label, found.action)
+        if found.action not in response:  # what the policy wrote is the environment's to refuse
+            _require_unicode(plugin.label, found.action)
         return found
 
     return parse

@@ -87,8 +87,11 @@ class Command:
             assert time.monotonic() < deadline, "waited too long"
             time.sleep(0.2)
 
-    def wait_until_gone(self, timeout_s: float = 30.0) -> None:
-        """Wait until none of its processes is left."""
+    def wait_until_gone(self, timeout_s: float = 90.0) -> None:
+        """Wait until none of its processes is left.
+
+        The limit is beyond the 60 s for which Ray's own agents try to tell a dead GCS that their raylet is dead.
+        """
         deadline = time.monotonic() + timeout_s
         while left := self.processes():
             assert time.monotonic() < deadline, f"left running: {[' '.join(p.cmdline())[:80] for p in left]}"

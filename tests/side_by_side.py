@@ -19,6 +19,7 @@ ON_RAY = (
     "tests/learner/test_trainer.py",
     "tests/integration/test_on_policy.py",
     "tests/services/weights/test_ray_store.py",
+    "tests/learner/rank/test_outbox.py",
 )
 APART = (
     "tests/integration/test_run.py",
