@@ -24,6 +24,7 @@ from pathlib import Path
 
 from anchorage.planning.assumptions import Assumptions
 from anchorage.planning.host import disk_of
+from anchorage.planning.plan import GIB
 from anchorage.planning.shapes import Shape, shape_of
 from anchorage.planning.states import number_bytes, states_of, trained_parameters
 from services.config.load import ConfigError, load_config
@@ -31,7 +32,6 @@ from services.config.tree import Config
 from services.errors import ModelUnavailable
 from services.weights.channel import KEPT_VERSIONS
 
-GIB = 2**30
 ROOM = 1.3
 """What a container may take for each byte of processes and weights that is counted."""
 SHM_GIB = 2.0

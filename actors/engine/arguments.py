@@ -26,6 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from services.config import mistakes
 from services.errors import did_you_mean
 
 _MODEL = "the model is the folder of model.path"
@@ -129,7 +130,7 @@ def problems(given: Mapping[str, Any], sequences: int) -> Iterator[str]:
         elif known and not known[name].accepts(value):
             texts = [str(choice) for choice in known[name].choices]
             hint = did_you_mean(value, texts) if isinstance(value, str) else ""
-            yield f"{key}: must be {known[name].words()}, got {_shown(value)}{hint}"
+            yield f"{key}: must be {known[name].words()}, got {mistakes.shown(key, value)}{hint}"
     tokens = given.get("max_num_batched_tokens")
     if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens < sequences:
         yield (
@@ -230,10 +231,3 @@ def _members(node: ast.ClassDef) -> Kind:
 def _constants(node: ast.expr) -> tuple[object, ...]:
     parts = node.elts if isinstance(node, ast.Tuple) else [node]
     return tuple(part.value for part in parts if isinstance(part, ast.Constant))
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = "a section" if isinstance(value, Mapping) else repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
