@@ -1,0 +1,82 @@
+"""Training in bfloat16 under each ZeRO stage goes on after a restart as if there had been none: difference 0.0."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from learner.rank.shards import ShardReader
+from services.config.tree import Config
+from services.model_folder import read_weights
+from services.process import ReservedPort
+from tests.processes import ROOT
+from tests.tiers import long
+
+STAGES = (1, 2, 3)
+
+
+def on_ranks(folder: Path, ranks: int, *arguments: str) -> list[dict[str, float]]:
+    """Run every case on new rank processes; the figures of the updates on rank 0."""
+    with ReservedPort("127.0.0.1") as port:
+        place = [str(ranks), str(port.number), str(folder), *arguments]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    module = [sys.executable, "-m", "tests.learner.rank.stages"]
+    processes = [
+        subprocess.Popen([*module, str(rank), *place], **pipes, text=True, cwd=ROOT, env=environment)
+        for rank in range(ranks)
+    ]
+    try:
+        told = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * ranks, told[0][1][-2000:]
+    return [json.loads(line) for line in told[0][0].splitlines() if line.startswith("{")]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Master copies and moments of a checkpoint."""
+    stored = ShardReader(folder)
+    return {name: stored.get(name) for name in stored.names}
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest absolute difference of two checkpoints' numbers."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=long)])
+def test_training_goes_on_after_a_restart_with_difference_zero(tiny_config: Config, tmp_path: Path, ranks: int) -> None:
+    tree = tiny_config.model_dump(mode="json")
+    tree["model"]["dtype"] = "bfloat16"
+    trees = [{**tree, "learner": tree["learner"] | {"ranks": ranks, "zero_stage": stage}} for stage in STAGES]
+    (tmp_path / "cases.json").write_text(json.dumps(trees))
+    for case in range(len(STAGES)):
+        for part in ("middle", "end", "resumed"):
+            (tmp_path / str(case) / part).mkdir(parents=True)
+
+    straight = on_ranks(tmp_path, ranks)
+    resumed = on_ranks(tmp_path, ranks, "resume")
+
+    assert [figures["update"] for figures in straight] == [0, 1, 2] * len(STAGES)
+    assert resumed == [figures for figures in straight if figures["update"] > 0]
+    initial = read_weights(tiny_config.model.path)
+    ends = [tensors(tmp_path / str(case) / "end") for case in range(len(STAGES))]
+    for case, end in enumerate(ends):
+        assert difference(tensors(tmp_path / str(case) / "resumed"), end) == 0.0
+        assert difference(tensors(tmp_path / str(case) / "middle"), end) > 1e-4
+        masters = {name.removeprefix("master/"): t for name, t in end.items() if name.startswith("master/")}
+        assert all(tensor.dtype == torch.float32 for tensor in masters.values())
+        assert any(not torch.equal(t, t.bfloat16().float()) for t in masters.values())  # more than bfloat16 holds
+        assert difference({n: initial[n].float() for n in masters}, masters) > 1e-3
+    # Stage 1 sums gradients after the passes and stages 2 and 3 during them: the same but for rounding.
+    assert all(difference(ends[0], end) < 2e-3 for end in ends[1:])
