@@ -16,7 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup setup-env tools lock demo test test-env test-all lint format bench chaos elastic secrets compose-test clean
+.PHONY: setup setup-env tools lock demo test test-env test-all lint format bench gpu-check chaos elastic secrets
+.PHONY: compose-test clean
 
 INSTALL = $(PYTHON) requirements/install.py --pip="$(PIP_ARGS)" $(VENV)
 
@@ -78,6 +79,14 @@ lock: tools
 bench: $(VENV)/.installed-trl
 	@mkdir -p runs/bench
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json runs/bench/$$name.json; done
+
+# What only a machine with GPUs can show: a table, runs/gpu-check.json, exit code 1 if something failed. ARGS: its options.
+gpu-check:
+	@if [ -e $(VENV)/.installed-cpu ]; then \
+	  echo "gpu-check: this checkout has the packages for CPUs; use another checkout" >&2; exit 1; fi
+	@$(MAKE) --no-print-directory setup DEVICE=gpu
+	@mkdir -p runs
+	$(BIN)/python -m benchmarks.gpu_check --json runs/gpu-check.json $(ARGS)
 
 chaos: tools
 	$(BIN)/python -m tests.chaos.run

@@ -13,11 +13,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +24,14 @@ from rich.table import Table
 from actors.engine.vllm import engine_environment
 from benchmarks import record
 from benchmarks.parts import buffer, overlap, rollout, transfer, weights
+from benchmarks.parts.cluster import cluster
 from benchmarks.parts.widened import widen
 from learner.rank.group import start_ranks
 from services.config import load_config
 from services.config.tree import Config, WeightsConfig
 
 OBJECT_STORE_BYTES = 5 * 2**30
+"""Room for several versions of the largest size."""
 PARTS = ("rollout", "larger", "overlap", "buffer", "weights")
 LARGER_WIDTH = 8192
 """Width of the MLPs in the part `larger`: 9.7 M parameters, compared with 0.6 M of the starter policy."""
@@ -60,7 +59,7 @@ async def engine_parts(folder: Path, short: bool, wanted: list[str]) -> dict[str
     figures: dict[str, Any] = {"rollout": found} if "rollout" in wanted else {}
     try:
         if "weights" in wanted:
-            with cluster():
+            with cluster(object_store=OBJECT_STORE_BYTES):
                 ranks = start_ranks(config)
                 figures["update"] = await weights.to_first_token(engine, folder, ranks, 5 if short else 20)
                 ranks.stop()
@@ -83,7 +82,7 @@ def broadcasts(folder: Path, short: bool) -> list[dict[str, object]]:
     """Measure every combination of channel, size and number of readers."""
     sizes = (1, 16, 128) if short else (1, 16, 128, 1024)
     channels = (WeightsConfig(channel="ray"), WeightsConfig(channel="directory"))
-    with cluster():
+    with cluster(object_store=OBJECT_STORE_BYTES):
         return [
             weights.broadcast(config, folder / f"{config.channel}-{mib}-{readers}", mib, readers)
             for config in channels
@@ -98,32 +97,12 @@ def transferred(folder: Path, short: bool) -> dict[str, float]:
     nbytes = transfer.write_model(rollout_config(folder, "transfer").model.path, model)
     overrides = [f"model.path={model}", "model.dtype=bfloat16", "model.max_prompt_tokens=52", "rollout.kv_cache_mib=64"]
     config = rollout_config(folder, "transfer", *overrides)
-    with cluster():
+    with cluster(object_store=OBJECT_STORE_BYTES):
         ranks = start_ranks(config)
         try:
             return asyncio.run(transfer.measure(config, ranks, nbytes, 3 if short else 9))
         finally:
             ranks.stop()
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    """Run a Ray cluster for this process, with room for several versions of the largest size."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        resources={"learner": 1},
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:

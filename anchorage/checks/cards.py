@@ -176,12 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _wait_until_free(own: Sequence[str], kind: str, head: str) -> str | None:
     deadline = time.monotonic() + PATIENCE_S
-    while (problem := taken(own, kind, _nodes_at(head))) is not None and time.monotonic() < deadline:
+    while (problem := taken(own, kind, nodes_at(head))) is not None and time.monotonic() < deadline:
         time.sleep(RETRY_S)
     return problem
 
 
-def _nodes_at(head: str) -> list[Node]:
+def nodes_at(head: str) -> list[Node]:
     """Return the nodes of the cluster without joining it."""
     from ray._private.state import GlobalState  # no public API reads them from a process that is not connected
     from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from anchorage.checks import cards
 cards._version = lambda name: {{"vllm": "0.32.0", "nvidia-cuda-runtime": "13.0.96"}}.get(name)
 cards.driver_version = lambda: {driver!r}
 cards.cards = lambda: {cards!r}
-cards._nodes_at = lambda head: []
+cards.nodes_at = lambda head: []
 sys.exit(cards.main(sys.argv[3:]))
 """
 

@@ -185,7 +185,7 @@ def test_the_program_waits_for_a_node_that_is_just_gone(
     machine(uuids=["GPU-a"])
     monkeypatch.setattr(cards, "RETRY_S", 0.0)
     answers = iter([[ACTOR], [ACTOR], []])
-    monkeypatch.setattr(cards, "_nodes_at", lambda head: next(answers))
+    monkeypatch.setattr(cards, "nodes_at", lambda head: next(answers))
     assert cards.main(["rollout", "--head", "head:6379"]) == 0
     assert capsys.readouterr().out == '{"rollout": 1, "card/GPU-a": 1}\n'
 
@@ -195,6 +195,6 @@ def test_the_program_refuses_a_card_that_stays_taken(
 ) -> None:
     machine(uuids=["GPU-a"])
     monkeypatch.setattr(cards, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(cards, "_nodes_at", lambda head: [ACTOR])
+    monkeypatch.setattr(cards, "nodes_at", lambda head: [ACTOR])
     assert cards.main(["rollout", "--head", "head:6379"]) == 2
     assert capsys.readouterr().err.startswith("anchorage: card GPU-a is in use by 10.0.0.4: ")

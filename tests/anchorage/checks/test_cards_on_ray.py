@@ -31,7 +31,7 @@ import sys
 
 from anchorage.checks import cards
 
-nodes = cards._nodes_at(sys.argv[1])
+nodes = cards.nodes_at(sys.argv[1])
 answers = [cards.taken([card], "rollout", nodes) for card in ("GPU-b", "GPU-c")]
 print(json.dumps([[sorted(name for name in node["Resources"] if "card" in name) for node in nodes], *answers]))
 '''
