@@ -31,6 +31,7 @@ from services.config.tree import Config
 from services.errors import RunStalled
 from services.schemas import Ticket, Trajectory
 from services.tasks import split_tasks
+from services.turns import turns_of
 
 Key = TypeVar("Key", int, str)
 
@@ -186,8 +187,8 @@ class EvaluationResult:
         seeds: success by seed.
         score: mean of the environment's `score`; None if it gives none.
         task_types: success by `task_type`.
-        mean_steps: steps of an episode.
-        valid_fraction: share of steps whose action was valid.
+        mean_steps: turns of an episode: steps of the environment.
+        valid_fraction: share of turns whose action was valid.
         oldest_version: of the policy that played; None without episodes.
         newest_version: of the policy that played; None without episodes.
         cancelled: number of episodes that could not be played.
@@ -472,8 +473,8 @@ def _read(buffer: Buffer, stream: str, tickets: Sequence[Ticket]) -> tuple[list[
 
 
 def _outcome(episode: Trajectory, config: Config) -> Outcome:
-    valid = sum(step.valid for step in episode.steps)
-    return Outcome.of(episode.ticket, episode.facts, config, steps=len(episode.steps), valid=valid)
+    turns = turns_of(episode.steps)
+    return Outcome.of(episode.ticket, episode.facts, config, steps=len(turns), valid=sum(turns.valid))
 
 
 def _grouped(outcomes: Sequence[Outcome], key: Callable[[Outcome], Key]) -> dict[Key, list[Outcome]]:

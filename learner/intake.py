@@ -176,5 +176,5 @@ class Intake:
             played = trajectory.ticket
             if not 0 <= played.member < len(tickets) or tickets[played.member] != played:
                 raise CodecError(f"the trajectory of {played.id} was not played for this run's ticket")
-            if not any(step.versions for step in trajectory.steps):
-                raise CodecError(f"the trajectory of {played.id} has no tokens")
+            if not any(step.versions for step in trajectory.steps if step.trained):
+                raise CodecError(f"the trajectory of {played.id} has no tokens to train on")

@@ -1,7 +1,9 @@
-"""Turn complete groups into training rows: advantages over all groups first, then one row a step.
+"""Turn complete groups into training rows: advantages of turns over all groups first, then one row a trained call.
 
 Invariants
 - Advantages are computed before any row is dropped or assigned to a rank.
+- Estimators see turns: one decision each, however many calls it took (`services.turns`). Its advantage is that of every
+  token of each of its calls. Tokens, limits and losses are counted by calls.
 - The loss's denominator counts all rows, including those dropped because they cannot move the policy. So dropping them
   changes the time of an update, not its gradient.
 
@@ -15,6 +17,19 @@ whole episodes, so the optimizer steps are the rows 2 3, then 0 1:
 
     step 1: total_tokens 10, both rows dropped, so row 2 stands in: the optimizer's momentum moves on
     step 2: total_tokens 10, rows 0 and 1 are trained on
+
+Example: two episodes of an agent program, γ 0.5. In the first it called a frozen summariser (f), then made three calls
+for its decision in state A, and one in B that wins. In the second it made one call in A, and lost.
+
+    step            0    1    2    3    4   |  0
+    state           A    A    A    A    B   |  A
+    trained         f    yes  yes  yes  yes |  yes
+    reward          0    0    0    0    10  |  0
+    row             -    0    1    2    3   |  4
+    turn            -    0    0    0    1   |  2      what the estimator gets: three rows
+    return of turn       5    5    5    10  |  0      not 1.25, 2.5, 5: calls do not discount
+    step group           {turn 0, turn 2}, {turn 1}   GiGPO, mean: A_S = 2.5, −2.5, 0
+    A_S of row           2.5  2.5  2.5  0   |  −2.5
 """
 
 from __future__ import annotations
@@ -26,10 +41,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.advantages import Advantages, StepRows, estimator_of
-from learner.anchors import step_groups
+from learner.anchors import Ids, step_groups
 from learner.batching import MicroBatch, Row, Sharing, plan
 from services.config.tree import Config
 from services.schemas import Step, Trajectory
+from services.turns import turns_of
 
 ZERO_ADVANTAGE = 1e-8
 """Smaller advantages are 0 up to rounding: equal scores give about 1e-10 in float64 (1e-16 / 1e-6)."""
@@ -56,15 +72,16 @@ class PreparedUpdate:
 
     Attributes:
         work: one list of optimizer steps for each rank.
-        rows: number of steps in the groups.
+        rows: number of trained calls in the groups.
         trained_rows: number of rows left after dropping zero advantages and ignored responses.
         tokens: prompt and response tokens that go through the model.
         response_tokens: of all rows.
-        step_group_sizes: int64 [step groups], rows in each.
+        step_group_sizes: int64 [step groups], turns in each.
         advantage_deviation: standard deviation of the rows' advantages.
         cut_fraction: share of responses that ended at the sampling limit.
-        table: the rows.
-        advantages: of the rows.
+        table: the T turns, as estimators get them.
+        turn: int64 [rows], place in the table of the turn of each row.
+        advantages: float64 [rows] each, of the rows: those of their turns, 0 in total where a response is ignored.
     """
 
     work: list[list[OptimizerStep]]
@@ -76,7 +93,23 @@ class PreparedUpdate:
     advantage_deviation: float
     cut_fraction: float
     table: StepRows
+    turn: Ids
     advantages: Advantages
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The trained calls of groups, in the order of group, member and step, and the turns that they make.
+
+    Attributes:
+        steps: the N calls.
+        turn: int64 [N], place in `table` of the turn of each.
+        table: the T turns in the same order; `table.step` is a turn's number in its episode.
+    """
+
+    steps: list[Step]
+    turn: Ids
+    table: StepRows
 
 
 # An advantage beyond float32 becomes infinite here; `learner.soundness` finds its group.
@@ -92,15 +125,15 @@ def prepare(
         update: number of the update; seeds the order of rows, and is the policy version whose tokens are fresh.
         sharing: what rows may share on their way through the model.
     """
-    steps = [step for group in groups for trajectory in group for step in trajectory.steps]
-    rows = step_rows(groups, config)
-    estimated = estimator_of(config)(rows, config.advantage)
+    calls = tabulate(groups, config)
+    steps, table = calls.steps, calls.table
+    estimated = _of_calls(estimator_of(config)(table, config.advantage), calls.turn)
     cut = np.array([not step.finished for step in steps])
     ignored = cut & config.advantage.ignore_cut_responses
     estimated = replace(estimated, total=np.where(ignored, 0.0, estimated.total))
     advantages = estimated.total
     kept = _kept(advantages, config) & ~ignored
-    parts = _minibatches(rows.trajectory, config, update)
+    parts = _minibatches(table.trajectory[calls.turn], config, update)
     ranks = config.learner.ranks
     work: list[list[OptimizerStep]] = [[] for _ in range(ranks)]
     for part in parts:
@@ -117,28 +150,46 @@ def prepare(
         trained_rows=int(kept.sum()),
         tokens=sum(batch.tokens for own in work for step in own for batch in step.batches),
         response_tokens=sum(len(step.response_ids) for step in steps),
-        step_group_sizes=np.bincount(rows.step_group),
+        step_group_sizes=np.bincount(table.step_group),
         advantage_deviation=float(advantages.std()),
         cut_fraction=float(cut.mean()),
-        table=rows,
+        table=table,
+        turn=calls.turn,
         advantages=estimated,
     )
 
 
 def step_rows(groups: Sequence[Sequence[Trajectory]], config: Config) -> StepRows:
-    """Tabulate the steps of the groups, in the order of group, member and step."""
-    played = [(number, trajectory) for number, group in enumerate(groups) for trajectory in group]
-    lengths = [len(trajectory.steps) for _, trajectory in played]
-    group = np.repeat([number for number, _ in played], lengths).astype(np.int64)
-    steps = [step for _, trajectory in played for step in trajectory.steps]
-    return StepRows(
+    """Tabulate the turns of the groups, in the order of group, member and turn."""
+    return tabulate(groups, config).table
+
+
+def tabulate(groups: Sequence[Sequence[Trajectory]], config: Config) -> Calls:
+    """Tabulate the trained calls of the groups and the turns that they make. Episodes without one have no rows."""
+    episodes = [(place, turns_of(episode.steps), episode) for place, group in enumerate(groups) for episode in group]
+    played = [(place, turns, episode) for place, turns, episode in episodes if len(turns)]
+    lengths = np.array([len(turns) for _, turns, _ in played], dtype=np.int64)
+    group = np.repeat(np.array([place for place, _, _ in played], dtype=np.int64), lengths)
+    anchors = [anchor for _, turns, _ in played for anchor in turns.anchor]
+    table = StepRows(
         group=group,
         trajectory=np.repeat(np.arange(len(played)), lengths),
-        step=np.concatenate([np.arange(length) for length in lengths]),
-        step_group=step_groups(group, [step.anchor for step in steps], config.advantage.similarity),
-        reward=np.array([step.reward for step in steps], dtype=np.float64),
-        valid=np.array([step.valid for step in steps], dtype=np.bool_),
+        step=np.concatenate([np.arange(length) for length in lengths], dtype=np.int64),
+        step_group=step_groups(group, anchors, config.advantage.similarity),
+        reward=np.array([reward for _, turns, _ in played for reward in turns.reward], dtype=np.float64),
+        valid=np.array([valid for _, turns, _ in played for valid in turns.valid], dtype=np.bool_),
     )
+    numbers = [np.array(turns.number, dtype=np.int64) for _, turns, _ in played]
+    first = np.cumsum(lengths) - lengths
+    return Calls(
+        steps=[step for _, _, episode in played for step in episode.steps if step.trained],
+        turn=np.concatenate([place + own[own >= 0] for place, own in zip(first, numbers, strict=True)]),
+        table=table,
+    )
+
+
+def _of_calls(turns: Advantages, turn: Ids) -> Advantages:
+    return Advantages(episode=turns.episode[turn], step=turns.step[turn], total=turns.total[turn])
 
 
 def _minibatches(trajectory: NDArray[np.int64], config: Config, update: int) -> list[list[int]]:
@@ -147,7 +198,7 @@ def _minibatches(trajectory: NDArray[np.int64], config: Config, update: int) -> 
     Whole trajectories in an order drawn from seed and update: rows of one trajectory may share a sequence.
 
     Args:
-        trajectory: int64 [N], trajectory of each row, ascending.
+        trajectory: int64 [rows], trajectory of each row, ascending.
         config: of the run.
         update: number of the update.
     """

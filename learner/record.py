@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learner.advantages import estimator_of
 from learner.advantages.penalty import before_normalisation
@@ -86,13 +87,29 @@ class WarningLog:
 
 def group_records(groups: Groups, prepared: PreparedUpdate, config: Config) -> list[GroupRecord]:
     """Build one record for each group. `prepared` must come from the same groups in the same order."""
-    table, advantages = prepared.table, prepared.advantages
+    table, turn, advantages = prepared.table, prepared.turn, prepared.advantages
     returns = step_returns(table, config.advantage.gamma, before_normalisation(config.advantage).invalid_action_penalty)
-    columns = (table.step_group, returns, advantages.episode, advantages.step, advantages.total)
-    ends = np.cumsum([len(trajectory.steps) for group in groups.values() for trajectory in group])[:-1]
-    numbers = [StepNumbers(*parts) for parts in zip(*(np.split(column, ends) for column in columns), strict=True)]
-    dealt = iter(numbers)
+    episodes = [trajectory for group in groups.values() for trajectory in group]
+    trained = np.array([step.trained for trajectory in episodes for step in trajectory.steps], dtype=np.bool_)
+    ends = np.cumsum([len(trajectory.steps) for trajectory in episodes])[:-1]
+    columns = (
+        table.step_group[turn],
+        returns[turn],
+        advantages.episode,
+        advantages.step,
+        advantages.total,
+        table.step[turn],
+    )
+    parts = (np.split(_of_steps(column, trained), ends) for column in columns)
+    dealt = iter([StepNumbers(*own) for own in zip(*parts, strict=True)])
     return [GroupRecord(number, group, [next(dealt) for _ in group]) for number, group in groups.items()]
+
+
+def _of_steps(column: NDArray[Any], trained: NDArray[np.bool_]) -> NDArray[Any]:
+    """A column of trained calls as one of all steps; −1 or NaN for untrained ones."""
+    out = np.full(len(trained), -1 if column.dtype == np.int64 else np.nan, dtype=column.dtype)
+    out[trained] = column
+    return out
 
 
 def _entry(update: int, number: int, group: Sequence[Trajectory]) -> Entry:

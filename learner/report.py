@@ -40,10 +40,10 @@ class UpdateReport:
         episodes: number of episodes trained on.
         success_rate: share of the episodes that were won.
         mean_reward: undiscounted reward of an episode.
-        mean_steps: steps of an episode.
-        valid_fraction: share of steps whose action was valid.
-        rows: number of steps.
-        trained_rows: number of steps that could move the policy.
+        mean_steps: turns of an episode: steps of the environment.
+        valid_fraction: share of turns whose action was valid.
+        rows: number of trained calls: responses.
+        trained_rows: number of those that could move the policy.
         response_tokens: of all rows.
         step_group_sizes: number of step groups of each size.
         step_group_size_mean: over step groups.
@@ -84,6 +84,7 @@ class UpdateReport:
     timings: Timings
     loss: dict[str, float]
     prompt_truncated: float = 0.0
+    calls_per_turn: float = 1.0
 
     def scalars(self) -> dict[str, float]:
         """The report as named numbers."""
@@ -109,6 +110,8 @@ class UpdateReport:
             "time/tokens_per_second": self.tokens_per_second,
         }
         out |= {f"time/{name}_s": getattr(self.timings, name) for name in ("wait", "prepare", "update", "publish")}
+        if self.calls_per_turn != 1.0:
+            out["agent/calls_per_turn"] = self.calls_per_turn
         groups = sum(self.step_group_sizes.values())
         for name, (low, high) in SIZE_CLASSES.items():
             of_class = sum(count for size, count in self.step_group_sizes.items() if low <= size <= high)
@@ -143,7 +146,8 @@ def describe(
         loss: metrics of the ranks.
     """
     episodes = [trajectory for group in groups.values() for trajectory in group]
-    steps = [step for trajectory in episodes for step in trajectory.steps]
+    calls = [step for trajectory in episodes for step in trajectory.steps if step.trained]
+    turns = len(prepared.table)
     ages = [staleness(update - 1, group) for group in groups.values()]
     sizes = prepared.step_group_sizes
     return UpdateReport(
@@ -151,15 +155,16 @@ def describe(
         episodes=len(episodes),
         success_rate=sum(episode.won for episode in episodes) / len(episodes),
         mean_reward=sum(episode.reward for episode in episodes) / len(episodes),
-        mean_steps=len(steps) / len(episodes),
-        valid_fraction=sum(step.valid for step in steps) / len(steps),
+        mean_steps=turns / len(episodes),
+        valid_fraction=int(prepared.table.valid.sum()) / turns,
         rows=prepared.rows,
         trained_rows=prepared.trained_rows,
         response_tokens=prepared.response_tokens,
         step_group_sizes=dict(sorted(Counter(sizes.tolist()).items())),
         step_group_size_mean=float(sizes.mean()),
         advantage_deviation=prepared.advantage_deviation,
-        prompt_truncated=sum(step.prompt_truncated for step in steps) / len(steps),
+        prompt_truncated=sum(step.prompt_truncated for step in calls) / len(calls),
+        calls_per_turn=len(calls) / turns,
         cut_fraction=prepared.cut_fraction,
         staleness_mean=sum(ages) / len(ages),
         staleness_max=max(ages),

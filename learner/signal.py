@@ -27,6 +27,7 @@ from learner.dynamic_sampling import has_equal_rewards
 from services.config.tree import Config
 from services.errors import RunStalled
 from services.schemas import Trajectory
+from services.turns import turns_of
 
 GAP_WARNING = 0.05
 """Nats, of the mean |log π − log μ|. Equal weights differ by about 1e-5 in float32, 0.01 in bfloat16."""
@@ -47,13 +48,14 @@ class Figures:
     """Figures of one update that are judged.
 
     Attributes:
-        steps: number of steps played.
-        valid: number of steps whose action was valid.
-        cut: number of steps whose response ended at the sampling limit.
+        steps: number of turns played: steps of the environment.
+        valid: number of turns whose action was valid.
+        cut: number of responses that ended at the sampling limit.
         equal_groups: whether in every group all episodes have the same reward.
-        repeated_anchors: number of steps whose state another step of the group was taken in.
+        repeated_anchors: number of turns whose state another turn of the group was taken in.
         gap: mean |log π − log μ| in nats over tokens of the current version; None without such tokens.
         stale_gap: the same over the tokens of all versions; None if unknown.
+        responses: number of responses trained on; None: one a turn.
     """
 
     steps: int
@@ -63,6 +65,12 @@ class Figures:
     repeated_anchors: int
     gap: float | None = None
     stale_gap: float | None = None
+    responses: int | None = None
+
+    @property
+    def responses_seen(self) -> int:
+        """Number of responses that `cut` is of."""
+        return self.steps if self.responses is None else self.responses
 
 
 def figures(
@@ -70,11 +78,14 @@ def figures(
 ) -> Figures:
     """Collect the figures of an update from its groups, the sizes of its step groups, and its loss metrics."""
     played = list(groups)
-    steps = [step for group in played for trajectory in group for step in trajectory.steps]
+    episodes = [trajectory for group in played for trajectory in group]
+    turns = [turns_of(trajectory.steps) for trajectory in episodes]
+    finished = [step.finished for trajectory in episodes for step in trajectory.steps if step.trained]
     return Figures(
-        steps=len(steps),
-        valid=sum(step.valid for step in steps),
-        cut=sum(not step.finished for step in steps),
+        steps=sum(map(len, turns)),
+        valid=sum(sum(own.valid) for own in turns),
+        cut=len(finished) - sum(finished),
+        responses=len(finished),
         equal_groups=all(has_equal_rewards(group) for group in played),
         repeated_anchors=sum(size for size in step_group_sizes if size > 1),
         gap=loss.get("fresh_gap"),
@@ -121,7 +132,7 @@ class Signal:
             GAP: seen.gap is not None and seen.gap > GAP_WARNING,
             INVALID: seen.valid == 0,
             EQUAL: self.equal >= EQUAL_UPDATES,
-            CUT: seen.cut > MOST * seen.steps,
+            CUT: seen.cut > MOST * seen.responses_seen,
             ANCHORS: self.lone >= ANCHOR_UPDATES and estimator_of(config).has_step_level,
         }
         names = [name for name, is_due in due.items() if is_due and name not in self.given]
@@ -175,7 +186,7 @@ def _equal(seen: Figures, config: Config) -> str:
 
 def _cut(seen: Figures, config: Config) -> str:
     return (
-        f"{seen.cut} of {seen.steps} responses were cut by model.max_response_tokens="
+        f"{seen.cut} of {seen.responses_seen} responses were cut by model.max_response_tokens="
         f"{config.model.max_response_tokens}: raise it, or ask for shorter responses"
     )
 

@@ -42,10 +42,11 @@ def unusable(groups: Groups, prepared: PreparedUpdate) -> dict[int, str]:
         The reason for each group found.
     """
     sizes = np.abs(prepared.advantages.total)
+    group = prepared.table.group[prepared.turn]
     wrong = ~(sizes <= LARGEST_ADVANTAGE)  # not `>`, which is false for NaN
     found = {}
     for place, number in enumerate(groups):
-        own = (prepared.table.group == place) & wrong
+        own = (group == place) & wrong
         if own.any():
             reward = max((step.reward for t in groups[number] for step in t.steps), key=abs)
             found[number] = f"its advantages reach {sizes[own].max():.3g}; the largest reward is {reward:.3g}"

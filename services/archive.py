@@ -51,14 +51,16 @@ class ArchiveDamaged(AnchorageError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StepNumbers:
-    """What the learner computed for the S steps of one trajectory.
+    """What the learner computed for the S steps of one trajectory. Calls of one turn have the same numbers.
 
     Attributes:
-        step_group: int64 [S], number of each step's step group, unique within an update.
-        returns: float64 [S], discounted return of each step, less the penalty on invalid actions.
+        step_group: int64 [S], number of each step's step group, unique within an update; −1 for an untrained step.
+        returns: float64 [S], discounted return of each step's turn, less the penalty on invalid actions; NaN, as the
+            next three, for an untrained step.
         episode: float64 [S], advantage at the level of episodes.
         step: float64 [S], advantage at the level of steps.
         total: float64 [S], the advantage that the policy was trained with.
+        turn: int64 [S], number of each step's turn in the episode; −1 for an untrained step. None: each step is a turn.
     """
 
     step_group: Ids
@@ -66,6 +68,18 @@ class StepNumbers:
     episode: Floats
     step: Floats
     total: Floats
+    turn: Ids | None = None
+
+    @property
+    def turns(self) -> Ids:
+        """int64 [S], number of each step's turn in the episode; −1 for an untrained step."""
+        return np.arange(len(self.total)) if self.turn is None else self.turn
+
+    @property
+    def first_calls(self) -> Ids:
+        """int64 [turns], the step that opened each turn."""
+        numbers, steps = np.unique(self.turns, return_index=True)
+        return steps[numbers >= 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,7 @@ class MemberEntry(EpisodeSummary):
         offset: of its document, in bytes after the index.
         size: of its document, in bytes.
         numbers: its `StepNumbers`, five float64 vectors of S entries each, little-endian.
+        turns: turn of each step, int32 [S], little-endian; empty where each step is a turn.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -111,6 +126,7 @@ class MemberEntry(EpisodeSummary):
     offset: int
     size: int
     numbers: bytes
+    turns: bytes = b""
 
 
 class GroupEntry(BaseModel):
@@ -211,12 +227,15 @@ def numbers_of(entry: MemberEntry) -> StepNumbers:
     Raises:
         ArchiveDamaged: their size does not match the number of steps.
     """
+    if entry.turns and len(entry.turns) != 4 * entry.steps:
+        raise ArchiveDamaged(f"{entry.steps} steps need {4 * entry.steps} bytes of turns, got {len(entry.turns)}")
+    turn = np.frombuffer(entry.turns, dtype="<i4").astype(np.int64) if entry.turns else None
     if len(entry.numbers) != 5 * 8 * entry.steps:
         raise ArchiveDamaged(
             f"{entry.steps} steps need {5 * 8 * entry.steps} bytes of numbers, got {len(entry.numbers)}"
         )
     table = np.frombuffer(entry.numbers, dtype="<f8").reshape(5, entry.steps)
-    return StepNumbers(table[0].astype(np.int64), *table[1:].astype(np.float64))
+    return StepNumbers(table[0].astype(np.int64), *table[1:].astype(np.float64), turn=turn)
 
 
 def _index_length(file: BinaryIO, path: Path) -> int:
@@ -256,6 +275,7 @@ def _group(record: GroupRecord, members: list[dict[str, Any]]) -> dict[str, Any]
 
 def _member(trajectory: Trajectory, numbers: StepNumbers, offset: int, size: int) -> dict[str, Any]:
     columns = (numbers.step_group, numbers.returns, numbers.episode, numbers.step, numbers.total)
+    own_turns = np.array_equal(numbers.turns, np.arange(len(trajectory.steps)))
     return {
         "member": trajectory.ticket.member,
         "offset": offset,
@@ -269,4 +289,5 @@ def _member(trajectory: Trajectory, numbers: StepNumbers, offset: int, size: int
         "newest_version": max(span.version for step in trajectory.steps for span in step.versions),
         "actor": trajectory.actor,
         "numbers": np.stack(columns).astype("<f8").tobytes(),
+        **({} if own_turns else {"turns": numbers.turns.astype("<i4").tobytes()}),
     }

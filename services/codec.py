@@ -30,14 +30,24 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, NonNegativeInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+)
 
 from services.numbers import not_finite
 from services.schemas import Step, Ticket, Trajectory, VersionSpan
@@ -60,8 +70,16 @@ _PLAIN = (
     "truncated",
     "finished",
     "prompt_truncated",
+    "turn",
+    "trained",
+    "extends",
 )
 """Fields of a step that are stored unchanged, in the order of `Step`'s arguments after the arrays."""
+
+
+_LATER = ("finished", "prompt_truncated", "turn", "trained", "extends")
+"""Columns that older documents of this schema version do not have: their steps have the defaults of `Step`."""
+_DEFAULTS = {field.name: field.default for field in fields(Step) if field.name in _LATER}
 
 
 class CodecError(ValueError):
@@ -94,9 +112,11 @@ class _WireSteps(BaseModel):
     terminated: list[bool]
     truncated: list[bool]
     finished: list[bool] | None = None
-    """None in documents that are older than this column: all true, the default of `Step`."""
+    """None in documents that are older than this column; so are the next ones, see `_LATER`."""
     prompt_truncated: list[bool] | None = None
-    """None in documents that are older than this column: all false."""
+    turn: list[Annotated[int, Field(ge=-1)]] | None = None
+    trained: list[bool] | None = None
+    extends: list[Annotated[int, Field(ge=-1)]] | None = None
 
 
 class _WireTrajectory(BaseModel):
@@ -219,16 +239,17 @@ def _to_wire(steps: Sequence[Step]) -> _WireSteps:
     )
     _check_spans(wire)
     _check_finite(wire)
+    _check_order(wire)
     return wire
 
 
 def _from_wire(wire: _WireSteps) -> tuple[Step, ...]:
     _check_spans(wire)
     _check_finite(wire)
-    if wire.finished is None:
-        wire.finished = [True] * len(wire.spans)
-    if wire.prompt_truncated is None:
-        wire.prompt_truncated = [False] * len(wire.spans)
+    _check_order(wire)
+    for name in _LATER:
+        if getattr(wire, name) is None:
+            setattr(wire, name, [_DEFAULTS[name]] * len(wire.spans))
     columns = (
         _split(_from_bytes(wire.prompt_ids, np.int32), wire.prompt_tokens),
         _split(_from_bytes(wire.response_ids, np.int32), wire.response_tokens),
@@ -256,6 +277,12 @@ def _check_finite(wire: _WireSteps) -> None:
         raise CodecError(f"log-probability of response token {wrong[0]} must be finite, got {logprobs[wrong[0]]}")
     if not math.isfinite(sum(map(abs, wire.reward))):
         raise CodecError("the sum of the rewards must be finite")
+
+
+def _check_order(wire: _WireSteps) -> None:
+    for number, extended in enumerate(wire.extends or ()):
+        if extended >= number:
+            raise CodecError(f"step {number} must extend an earlier step, got step {extended}")
 
 
 def _split(whole: Any, lengths: Sequence[int]) -> list[Any]:

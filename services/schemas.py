@@ -78,7 +78,10 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One prompt, one response, one environment transition.
+    """One call of the policy: one prompt, one response, and the environment transition that followed.
+
+    In an agent program's episode several calls may be made in one state of the environment. They are one turn (see
+    `services.turns`), and its last call carries the transition.
 
     Attributes:
         prompt_ids: int32 [P], the prompt as the engine received it.
@@ -96,6 +99,9 @@ class Step:
         truncated: whether a limit cut the episode after the transition.
         finished: whether the response ended by itself, not at the token limit.
         prompt_truncated: whether a part of the prompt was left out because it did not fit.
+        turn: calls of an episode with the same number >= 0 are one turn; −1: a turn of its own.
+        trained: whether it is trained on. An untrained call has no advantage and opens no turn.
+        extends: number of the earlier step whose prompt and response begin this prompt; −1: none is known.
     """
 
     prompt_ids: IntArray
@@ -113,6 +119,9 @@ class Step:
     truncated: bool = False
     finished: bool = True
     prompt_truncated: bool = False
+    turn: int = -1
+    trained: bool = True
+    extends: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,9 @@ def _step(number: int, step: Step, numbers: StepNumbers) -> dict[str, Any]:
         "truncated": step.truncated,
         "finished": step.finished,
         "prompt_truncated": step.prompt_truncated,
+        "turn": int(numbers.turns[number]),
+        "trained": step.trained,
+        "extends": step.extends,
         "return": _finite(numbers.returns[number]),
         "episode_advantage": _finite(numbers.episode[number]),
         "step_advantage": _finite(numbers.step[number]),
@@ -252,7 +255,10 @@ def _schema(pa: Any) -> Any:
     version = pa.struct([("version", pa.int32()), ("tokens", pa.int32())])
     texts = [(name, pa.string()) for name in ("observation", "prompt", "response", "action")]
     ids = [(name, pa.list_(pa.int32())) for name in ("prompt_ids", "response_ids")]
-    flags = [(name, pa.bool_()) for name in ("valid", "terminated", "truncated", "finished", "prompt_truncated")]
+    flags = [
+        (name, pa.bool_()) for name in ("valid", "terminated", "truncated", "finished", "prompt_truncated", "trained")
+    ]
+    order = [(name, pa.int32()) for name in ("turn", "extends")]
     numbers = [(name, pa.float64()) for name in ("return", "episode_advantage", "step_advantage", "advantage")]
     step = pa.struct(
         [
@@ -265,6 +271,7 @@ def _schema(pa: Any) -> Any:
             ("versions", pa.list_(version)),
             ("reward", pa.float64()),
             *flags,
+            *order,
             *numbers,
         ]
     )

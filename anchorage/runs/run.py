@@ -122,8 +122,9 @@ class Run:
         """Return a row for each episode of the groups that are kept, oldest update first.
 
         Columns: `update`, `group`, `member`, the task (`env`, `split`, `index`, `task_type`), `won`, `reward`
-        (undiscounted), `steps`, `valid_steps`, `response_tokens`, `oldest_version` and `newest_version` of the policy
-        that played it, `actor`, `episode_advantage`.
+        (undiscounted), `steps` and `valid_steps` (calls of the policy), `turns` (steps of the environment),
+        `response_tokens`, `oldest_version` and `newest_version` of the policy that played it, `actor`,
+        `episode_advantage`.
         """
         return Rows(_flat(episode) for _, episodes in self._summaries() for episode in episodes)
 
@@ -145,7 +146,8 @@ class Run:
         for member in entry.members:
             for step in trajectory_view(path, summary, entry, member).steps:
                 row = step.model_dump(by_alias=True)
-                steps.append({"member": member.member, **row, "anchor": anchors[step.state]})
+                anchor = None if step.state is None else anchors[step.state]
+                steps.append({"member": member.member, **row, "anchor": anchor})
         step_groups = Rows({**state.model_dump(exclude={"steps"}), "size": len(state.steps)} for state in view.states)
         return Group(
             group=summary.group,

@@ -3,6 +3,7 @@
 Invariants
 - Every number is one that the learner trained with, or a count, mean or deviation of those.
 - States are numbered from 0 in the order of their first appearance in the group.
+- A turn counts once, however many calls it took: in states, step groups and edges.
 
 Example, two episodes of three steps, by anchor: `A B A` (lost) and `A C C` (won). States are A = 0, B = 1 and C = 2.
 Step groups, as episode.step: {1.1, 1.3, 2.1}, {1.2} and {2.2, 2.3}. Edges: A→B, B→A, A→lost, A→C, C→C and C→won.
@@ -12,8 +13,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,27 +39,36 @@ from services.control.group_views import (
 from services.control.views import GroupSummary
 from services.run_folder import ALGORITHM_NAME
 from services.schemas import Step, Trajectory
+from services.turns import turns_of
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One step of the group.
+    """One turn of the group.
 
     Attributes:
         member: number of the episode in the group, from 0.
-        number: number of the step in the episode, from 0.
+        number: number of the turn in the episode, from 0.
+        calls: numbers of its steps.
         state: number of its anchor state.
-        step: the step itself.
+        opening: its first call, made in that state.
+        action: what its last call did.
+        reward: sum over its steps.
+        valid: whether all its calls are valid.
         return_: discounted return.
         episode, level, total: the advantages A_E, A_S and A.
     """
 
     member: int
     number: int
+    calls: list[int]
     state: int
-    step: Step
+    opening: Step
+    action: str
+    reward: float
+    valid: bool
     return_: float
     episode: float
     level: float
@@ -100,26 +110,28 @@ def trajectory_view(path: Path, summary: GroupSummary, entry: GroupEntry, member
     """One episode in detail. Raises what `services.archive.read_trajectory` raises."""
     trajectory = read_trajectory(path, member)
     numbers, states = numbers_of(member), _state_numbers(entry)
-    of_state = np.concatenate([numbers_of(other).step_group for other in entry.members])
-    sizes = dict(zip(*(part.tolist() for part in np.unique(of_state, return_counts=True)), strict=True))
+    all_numbers = [numbers_of(other) for other in entry.members]
+    sizes = Counter(np.concatenate([own.step_group[own.first_calls] for own in all_numbers]).tolist())
     return TrajectoryView(
         summary=episode_summary(summary, member),
         facts=_plain(trajectory.facts),
         started_at=trajectory.started_at,
         finished_at=trajectory.finished_at,
-        steps=[
-            _step_view(number, step, numbers, states, sizes[int(numbers.step_group[number])])
-            for number, step in enumerate(trajectory.steps)
-        ],
+        steps=[_step_view(number, step, numbers, states, sizes) for number, step in enumerate(trajectory.steps)],
     )
 
 
-def _step_view(number: int, step: Step, numbers: StepNumbers, states: dict[int, int], size: int) -> StepView:
+def _step_view(
+    number: int, step: Step, numbers: StepNumbers, states: Mapping[int, int], sizes: Mapping[int, int]
+) -> StepView:
     thought = _THOUGHT.search(step.response)
     logprobs = step.logprobs
+    turn, step_group = int(numbers.turns[number]), int(numbers.step_group[number])
     return StepView(
         number=number,
-        state=states[int(numbers.step_group[number])],
+        turn=turn if turn >= 0 else None,
+        extends=step.extends if step.extends >= 0 else None,
+        state=states.get(step_group),
         observation=step.observation,
         prompt=step.prompt,
         response=step.response,
@@ -137,7 +149,7 @@ def _step_view(number: int, step: Step, numbers: StepNumbers, states: dict[int, 
         episode_advantage=_finite(numbers.episode[number]),
         step_advantage=_finite(numbers.step[number]),
         advantage=_finite(numbers.total[number]),
-        step_group_size=size,
+        step_group_size=sizes.get(step_group, 0),
     )
 
 
@@ -145,7 +157,8 @@ def _state_numbers(entry: GroupEntry) -> dict[int, int]:
     """The number of a state in this group, by the step group's id in the update."""
     states: dict[int, int] = {}
     for member in entry.members:
-        for identity in numbers_of(member).step_group.tolist():
+        numbers = numbers_of(member)
+        for identity in numbers.step_group[numbers.first_calls].tolist():
             states.setdefault(identity, len(states))
     return states
 
@@ -154,18 +167,25 @@ def _rows(entry: GroupEntry, trajectories: Sequence[Trajectory]) -> list[_Row]:
     states = _state_numbers(entry)
     rows = []
     for member, trajectory in zip(entry.members, trajectories, strict=True):
-        numbers = numbers_of(member)
-        for number, step in enumerate(trajectory.steps):
+        numbers, turns = numbers_of(member), turns_of(trajectory.steps)
+        calls: dict[int, list[int]] = defaultdict(list)
+        for call, number in enumerate(numbers.turns.tolist()):
+            calls[number].append(call)
+        for number, first in enumerate(numbers.first_calls.tolist()):
             rows.append(
                 _Row(
                     member.member,
                     number,
-                    states[int(numbers.step_group[number])],
-                    step,
-                    _finite(numbers.returns[number]),
-                    _finite(numbers.episode[number]),
-                    _finite(numbers.step[number]),
-                    _finite(numbers.total[number]),
+                    calls[number],
+                    states[int(numbers.step_group[first])],
+                    trajectory.steps[first],
+                    trajectory.steps[calls[number][-1]].action,
+                    _finite(turns.reward[number]),
+                    turns.valid[number],
+                    _finite(numbers.returns[first]),
+                    _finite(numbers.episode[first]),
+                    _finite(numbers.step[first]),
+                    _finite(numbers.total[first]),
                 )
             )
     return rows
@@ -183,17 +203,18 @@ def _state(state: int, rows: Sequence[_Row]) -> StateView:
     return StateView(
         state=state,
         layer=min(row.number for row in rows),
-        anchor=rows[0].step.anchor,
-        observation=rows[0].step.observation,
+        anchor=rows[0].opening.anchor,
+        observation=rows[0].opening.observation,
         mean_return=float(returns.mean()),
         deviation=float(returns.std(ddof=1)) if len(rows) > 1 else 0.0,
         steps=[
             StateStep(
                 member=row.member,
                 number=row.number,
-                action=row.step.action,
-                valid=row.step.valid,
-                reward=_finite(row.step.reward),
+                calls=row.calls,
+                action=row.action,
+                valid=row.valid,
+                reward=row.reward,
                 **{"return": row.return_},
                 episode_advantage=row.episode,
                 step_advantage=row.level,
@@ -205,12 +226,12 @@ def _state(state: int, rows: Sequence[_Row]) -> StateView:
 
 
 def _edges(rows: Sequence[_Row], won: dict[int, bool]) -> list[EdgeView]:
-    """Actions from state to state. `rows` are sorted by member and step."""
+    """Actions from state to state. `rows` are sorted by member and turn."""
     taken: dict[tuple[int, int, str, str], list[_Row]] = defaultdict(list)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         goes_on = after is not None and after.member == row.member
         outcome = "" if goes_on else "won" if won[row.member] else "lost"
-        taken[row.state, after.state if goes_on and after is not None else -1, row.step.action, outcome].append(row)
+        taken[row.state, after.state if goes_on and after is not None else -1, row.action, outcome].append(row)
     return [
         EdgeView(
             source=source,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from services.archive import ArchiveDamaged, EpisodeSummary, GroupEntry, MemberEntry, files, numbers_of, read_index
+from services.archive import ArchiveDamaged, EpisodeSummary, GroupEntry, Ids, MemberEntry, files, numbers_of, read_index
 from services.control.views import GroupSummary, TrajectorySummary
 
 MAX_CACHED = 2048
@@ -57,14 +57,14 @@ class GroupIndex:
         return None
 
     def step_group_sizes(self, last: int) -> Iterator[tuple[int, dict[int, int]]]:
-        """Number of step groups by size, for each of the newest `last` updates.
+        """Number of step groups by size in turns, for each of the newest `last` updates.
 
-        Example: (12, {1: 40, 3: 5}) means that update 12 had 40 lone steps and 5 states that three steps were taken in.
+        Example: (12, {1: 40, 3: 5}) means that update 12 had 40 lone turns and 5 states that three turns were taken in.
         """
         for path in files(self._folder)[-last:]:
             try:
                 index = read_index(path)
-                ids = np.concatenate([numbers_of(m).step_group for entry in index.groups for m in entry.members])
+                ids = np.concatenate([_turn_states(m) for entry in index.groups for m in entry.members])
             except (ArchiveDamaged, OSError, ValueError) as error:
                 log.warning("unreadable group archive skipped: %s", error)
                 continue
@@ -91,7 +91,7 @@ class GroupIndex:
 
 
 def _summarise(update: int, entry: GroupEntry) -> tuple[GroupSummary, list[TrajectorySummary]]:
-    _, sizes = np.unique(np.concatenate([numbers_of(m).step_group for m in entry.members]), return_counts=True)
+    _, sizes = np.unique(np.concatenate(list(map(_turn_states, entry.members))), return_counts=True)
     oldest = min(member.oldest_version for member in entry.members)
     summary = GroupSummary(
         group=entry.group,
@@ -102,8 +102,9 @@ def _summarise(update: int, entry: GroupEntry) -> tuple[GroupSummary, list[Traje
         won=sum(member.won for member in entry.members),
         mean_reward=sum(member.reward for member in entry.members) / len(entry.members),
         steps=sum(member.steps for member in entry.members),
+        turns=sum(len(_turn_states(member)) for member in entry.members),
         step_groups=len(sizes),
-        largest_step_group=int(sizes.max()),
+        largest_step_group=int(sizes.max(initial=0)),
         staleness=max(0, update - 1 - oldest),
         oldest_version=oldest,
         newest_version=max(member.newest_version for member in entry.members),
@@ -113,11 +114,20 @@ def _summarise(update: int, entry: GroupEntry) -> tuple[GroupSummary, list[Traje
 
 def episode_summary(group: GroupSummary, member: MemberEntry) -> TrajectorySummary:
     """One episode of a group for lists."""
+    numbers = numbers_of(member)
+    first = numbers.first_calls
     return TrajectorySummary(
         **member.model_dump(include=set(EpisodeSummary.model_fields)),
         group=group.group,
         update=group.update,
         task=group.task,
         task_type=group.task_type,
-        episode_advantage=float(numbers_of(member).episode[0]),
+        turns=len(first),
+        episode_advantage=float(numbers.episode[first[0]]) if len(first) else 0.0,
     )
+
+
+def _turn_states(member: MemberEntry) -> Ids:
+    """int64 [turns], step group of each turn of an episode."""
+    numbers = numbers_of(member)
+    return numbers.step_group[numbers.first_calls]

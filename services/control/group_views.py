@@ -15,11 +15,15 @@ class VersionSpanView(View):
 
 
 class StepView(View):
-    """One step of an episode, with the numbers that it was trained with."""
+    """One step of an episode, with the numbers that it was trained with: those of its turn."""
 
     number: int
-    state: int
-    """Number of its anchor state within the group; see the group's states."""
+    turn: int | None
+    """Number of its turn in the episode: calls made in one state are one turn. None: it was not trained on."""
+    extends: int | None
+    """Number of the step whose prompt and response begin this prompt."""
+    state: int | None
+    """Number of its anchor state within the group; see the group's states. None: it was not trained on."""
     observation: str
     prompt: str
     response: str
@@ -35,11 +39,12 @@ class StepView(View):
     response_tokens: int
     mean_logprob: float | None
     return_: Annotated[float, Field(serialization_alias="return", validation_alias="return")]
-    """Discounted return, minus the penalty."""
+    """Discounted return of its turn, minus the penalty."""
     episode_advantage: float
     step_advantage: float
     advantage: float
     step_group_size: int
+    """Turns in its step group; 0 if it was not trained on."""
 
 
 class TrajectoryView(View):
@@ -53,13 +58,18 @@ class TrajectoryView(View):
 
 
 class StateStep(View):
-    """One step taken in a state."""
+    """One turn taken in a state."""
 
     member: int
     number: int
+    """Number of the turn in the episode."""
+    calls: list[int]
+    """Numbers of its steps."""
     action: str
+    """What its last call did."""
     valid: bool
     reward: float
+    """Sum over its steps."""
     return_: Annotated[float, Field(serialization_alias="return", validation_alias="return")]
     episode_advantage: float
     step_advantage: float
@@ -67,16 +77,16 @@ class StateStep(View):
 
 
 class StateView(View):
-    """An anchor state of a group and its step group: the steps taken there."""
+    """An anchor state of a group and its step group: the turns taken there."""
 
     state: int
     layer: int
-    """Number of the step before which an episode first reached the state."""
+    """Number of the turn before which an episode first reached the state."""
     anchor: str
     observation: str
     mean_return: float
     deviation: float
-    """Standard deviation of the returns (ddof 1); 0 for a lone step."""
+    """Standard deviation of the returns (ddof 1); 0 for a lone turn."""
     steps: list[StateStep]
 
 
@@ -90,7 +100,7 @@ class EdgeView(View):
     action: str
     count: int
     step_advantage: float
-    """Mean over the steps."""
+    """Mean over the turns."""
     advantage: float
     members: list[int]
 

@@ -205,8 +205,12 @@ class GroupSummary(View):
     won: int
     mean_reward: float
     steps: int
+    """Calls of the policy."""
+    turns: int
+    """Steps of the environment: calls made in one state are one turn."""
     step_groups: int
     largest_step_group: int
+    """Turns in the largest."""
     staleness: int
     oldest_version: int
     newest_version: int
@@ -227,8 +231,10 @@ class TrajectorySummary(View, EpisodeSummary):
     update: int
     task: Task
     task_type: str
+    turns: int
+    """Steps of the environment: calls made in one state are one turn."""
     episode_advantage: float
-    """A_E of its first step; a later step's differs when its action was invalid."""
+    """A_E of its first turn; a later turn's differs when its action was invalid."""
 
 
 class TrajectoryList(View):

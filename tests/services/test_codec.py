@@ -47,8 +47,12 @@ def steps(draw: st.DrawFn) -> Step:
         versions=versions,
         **{name: draw(TEXT) for name in ("anchor", "observation", "prompt", "response", "action")},
         reward=draw(FLOAT),
-        **{name: draw(st.booleans()) for name in ("valid", "terminated", "truncated", "finished", "prompt_truncated")},
+        **{name: draw(st.booleans()) for name in FLAGS},
+        turn=draw(st.integers(-1, 2**62)),
     )
+
+
+FLAGS = ("valid", "terminated", "truncated", "finished", "prompt_truncated", "trained")
 
 
 @st.composite
@@ -62,9 +66,12 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         seed=draw(st.integers(0, 2**63 - 1)),
         temperature=draw(FLOAT),
     )
+    played = draw(st.lists(steps(), max_size=3))
     return Trajectory(
         ticket=ticket,
-        steps=tuple(draw(st.lists(steps(), max_size=3))),
+        steps=tuple(
+            dataclasses.replace(step, extends=draw(st.integers(-1, number - 1))) for number, step in enumerate(played)
+        ),
         facts=draw(FACTS),
         actor=draw(TEXT),
         started_at=draw(FLOAT),
@@ -129,6 +136,44 @@ def test_documents_without_the_column_of_truncated_prompts_still_decode() -> Non
     del older["steps"]["prompt_truncated"]
     assert plain(decode(packed(older))) == plain(TRAJECTORY)
     assert decode(packed(older)).steps[0].prompt_truncated is False
+
+
+@pytest.mark.parametrize(("column", "default"), [("turn", -1), ("trained", True), ("extends", -1)])
+def test_documents_without_the_columns_of_agents_still_decode(column: str, default: object) -> None:
+    older = document()
+    del older["steps"][column]
+    assert plain(decode(packed(older))) == plain(TRAJECTORY)
+    assert getattr(decode(packed(older)).steps[0], column) is default or default == -1
+
+
+ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3)
+
+
+def fits(column: str, value: object) -> bool:
+    """Whether a column of one step may have this content."""
+    if not isinstance(value, list):
+        return value is None
+    if len(value) != 1:
+        return False
+    if column == "trained":
+        return isinstance(value[0], bool)
+    return type(value[0]) is int and (value[0] == -1 or (column == "turn" and value[0] >= 0))
+
+
+@given(st.sampled_from(["turn", "trained", "extends"]), ODD | st.lists(ODD, max_size=3))
+def test_a_column_of_agents_with_odd_content_is_refused_in_one_line(column: str, value: object) -> None:
+    content = document()
+    content["steps"][column] = value
+    try:
+        raw = packed(content)
+    except OverflowError:  # msgpack has no such integer
+        return
+    if fits(column, value):
+        decode(raw)
+        return
+    with pytest.raises(CodecError) as refused:
+        decode(raw)
+    assert "\n" not in str(refused.value)
 
 
 def test_decoded_arrays_are_writable() -> None:
@@ -222,6 +267,16 @@ def test_a_frame_without_a_size_is_refused() -> None:
         (("facts", "score"), float("inf")),
         (("facts", "parts"), {"price": [1.0, float("nan")]}),
         (("steps", "valid"), [1]),
+        (("steps", "turn"), [True]),
+        (("steps", "turn"), [-2]),
+        (("steps", "turn"), []),
+        (("steps", "turn"), [0, 1]),
+        (("steps", "trained"), [1]),
+        (("steps", "trained"), []),
+        (("steps", "extends"), [0]),
+        (("steps", "extends"), [1]),
+        (("steps", "extends"), [-2]),
+        (("steps", "extends"), ["0"]),
         (("steps", "surplus"), [1]),
         (("steps",), None),
         (("ticket", "group"), "1"),
@@ -252,6 +307,10 @@ def test_a_document_off_schema_is_refused(path: tuple[Any, ...], value: object) 
         {"versions": (VersionSpan(3, 1),)},
         {"versions": ()},
         {"reward": "1"},
+        {"turn": -2},
+        {"turn": 0.5},
+        {"trained": 1},
+        {"extends": 0},
         {"observation": "\ud800"},
         {"reward": float("nan")},
         {"reward": float("inf")},

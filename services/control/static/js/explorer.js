@@ -1,7 +1,7 @@
 // The page "Anchor explorer": one group in detail, to show which actions are compared with each other.
 
 import { h, s, show, table } from "./dom.js";
-import { clip, fixed, percent, versions, words } from "./format.js";
+import { clip, fixed, length, percent, versions, words } from "./format.js";
 import { colour, draw } from "./graph.js";
 import * as lessons from "./lessons.js";
 import { advantage, bar, choices, level, nothingKept, select } from "./parts.js";
@@ -51,6 +51,7 @@ function statePanel(shared, group, number) {
   const each = [
     { title: "Episode", cell: (row) => h("a", { href: `#/${shared.name}/trajectories/${group.summary.group}/${row.member}` }, row.member + 1) },
     { title: "Step", num: true, cell: (row) => row.number + 1 },
+    ...(state.steps.some((step) => step.calls.length > 1) ? [{ title: "Calls", cell: (row) => row.calls.map((call) => call + 1).join(", ") }] : []),
     { title: "Action", cell: (row) => h("span", { class: "mono" }, row.action) },
     { title: "Return", num: true, cell: (row) => fixed(row.return) },
     { title: level("E"), num: true, cell: (row) => advantage(row.episode_advantage) },
@@ -118,7 +119,7 @@ function view(shared, place, group, startAt) {
   const lone = group.states.filter((state) => state.steps.length === 1).length;
   show(
     place,
-    h("p", null, `Group ${summary.group}: `, h("strong", null, words(summary.task_type)), `, ${summary.episodes} episodes, ${summary.won} won; ${summary.steps} steps in ${summary.step_groups} anchor states, ${lone} of them visited once. Sampled by policy ${versions(summary)}, trained on in update ${summary.update}.`),
+    h("p", null, `Group ${summary.group}: `, h("strong", null, words(summary.task_type)), `, ${summary.episodes} episodes, ${summary.won} won; ${length(summary)} in ${summary.step_groups} anchor states, ${lone} of them visited once. Sampled by policy ${versions(summary)}, trained on in update ${summary.update}.`),
     h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is one in which the agent tried different actions. Blue arrows led to more than the average, orange ones to less. Choose a state to see its numbers."), example)),
     h("section", { class: "card stack tight", "aria-label": "Graph of anchor states" }, h("h2", null, "The group as a graph"), legend(group), graph, statesTable(group, choose)),
     panel,

@@ -40,3 +40,6 @@ export const versions = (item) =>
   item.oldest_version === item.newest_version ? `v${item.newest_version}` : `v${item.oldest_version}–${item.newest_version}`;
 
 export const clip = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
+
+/** How long an episode or a group is: steps, and calls of the policy where a step took several or none was trained on. */
+export const length = (item) => (item.turns === item.steps ? `${item.steps} steps` : `${item.turns} steps, ${item.steps} calls`);

@@ -71,7 +71,7 @@ export function episodes(group, member, choose) {
   const columns = [
     { title: "Episode", cell: (row) => h("button", { type: "button", class: "quiet", "aria-pressed": row.member === member ? "true" : "false", onclick: () => choose(row.member === member ? null : row.member) }, row.member === member ? `◉ ${row.member + 1}` : `○ ${row.member + 1}`) },
     { title: "Outcome", cell: (row) => outcome(row.won) },
-    { title: "Steps", num: true, cell: (row) => row.steps },
+    { title: "Steps", num: true, cell: (row) => row.turns },
     { title: "Score", num: true, cell: (row) => row.reward.toFixed(1) },
     { title: level("E"), num: true, cell: (row) => advantage(row.episode_advantage) },
     { title: "", cell: (row) => h("a", { href: location.hash.replace(/explorer.*/, `trajectories/${row.group}/${row.member}`) }, "read") },

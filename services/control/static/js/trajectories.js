@@ -1,7 +1,7 @@
 // The page "Trajectories": find an episode and read it.
 
 import { h, show } from "./dom.js";
-import { fixed, signed, versions, words } from "./format.js";
+import { fixed, length, signed, versions, words } from "./format.js";
 import { advantageLine, level, nothingKept, outcome, select } from "./parts.js";
 
 const PAGE = 60;
@@ -14,15 +14,45 @@ function pick(shared, item) {
     h(
       "span",
       { class: "row small muted" },
-      `group ${item.group}, episode ${item.member + 1} · ${item.steps} steps · ${versions(item)}`,
+      `group ${item.group}, episode ${item.member + 1} · ${length(item)} · ${versions(item)}`,
     ),
     h("span", { class: "row between small muted" }, `update ${item.update}`, h("span", null, level("E"), ` ${signed(item.episode_advantage)}`)),
   );
 }
 
-function stepView(shared, group, step, most) {
+/** Which call of which turn a step is, where some turn of the episode took several calls or a call was not trained on. */
+function place(steps, step) {
+  if (step.turn === null) return "not trained on";
+  const calls = steps.filter((other) => other.turn === step.turn);
+  return steps.every((other) => other.turn === other.number) ? null : `turn ${step.turn + 1}, call ${calls.indexOf(step) + 1} of ${calls.length}`;
+}
+
+/** The advantages of a step, and where it stood. */
+function credit(shared, group, step, most) {
+  if (step.turn === null) return h("div", { class: "adv" }, h("p", { class: "small muted" }, "no advantage"));
+  return h(
+    "div",
+    { class: "adv", role: "group", "aria-label": `Advantages of step ${step.number + 1}` },
+    advantageLine("E", "episode level: this episode compared with its group", step.episode_advantage, most),
+    advantageLine("S", "step level: this step compared with the others taken in the same state", step.step_advantage, most),
+    advantageLine(null, "the advantage that the policy was trained with", step.advantage, most),
+    h(
+      "p",
+      { class: "small muted" },
+      `return ${fixed(step.return)}`,
+      h("br"),
+      h("a", { href: `#/${shared.name}/explorer/${group}/${step.state}` }, `state ${step.state}`),
+      step.step_group_size > 1 ? `, ${step.step_group_size} steps there` : ", the only step there",
+    ),
+  );
+}
+
+function stepView(shared, group, step, steps, most) {
   const spans = step.versions.map((span) => `v${span.version}`).join(", ");
+  const called = place(steps, step);
   const tags = [
+    called && h("span", { class: "badge" }, called),
+    step.extends !== null && h("span", { class: "badge" }, `continues step ${step.extends + 1}`),
     !step.valid && h("span", { class: "badge bad" }, "invalid action"),
     step.reward !== 0 && h("span", { class: "badge good" }, `reward ${step.reward}`),
     step.truncated && h("span", { class: "badge" }, "step limit"),
@@ -45,21 +75,7 @@ function stepView(shared, group, step, most) {
         h("div", { class: "stack tight" }, h("h3", null, "Prompt"), h("pre", { tabindex: "0" }, step.prompt || "(not kept)"), h("h3", null, "Response"), h("pre", { tabindex: "0" }, step.response)),
       ),
     ),
-    h(
-      "div",
-      { class: "adv", role: "group", "aria-label": `Advantages of step ${step.number + 1}` },
-      advantageLine("E", "episode level: this episode compared with its group", step.episode_advantage, most),
-      advantageLine("S", "step level: this step compared with the others taken in the same state", step.step_advantage, most),
-      advantageLine(null, "the advantage that the policy was trained with", step.advantage, most),
-      h(
-        "p",
-        { class: "small muted" },
-        `return ${fixed(step.return)}`,
-        h("br"),
-        h("a", { href: `#/${shared.name}/explorer/${group}/${step.state}` }, `state ${step.state}`),
-        step.step_group_size > 1 ? `, ${step.step_group_size} steps there` : ", the only step there",
-      ),
-    ),
+    credit(shared, group, step, most),
   );
 }
 
@@ -71,7 +87,7 @@ function episode(shared, view) {
     ["task", `${summary.task.env}, ${summary.task.split} ${summary.task.index}`],
     ...told,
     ["reward", String(summary.reward)],
-    ["steps", `${summary.steps}, ${summary.valid_steps} valid`],
+    [summary.turns === summary.steps ? "steps" : "length", summary.turns === summary.steps ? `${summary.steps}, ${summary.valid_steps} valid` : `${length(summary)}, ${summary.valid_steps} calls valid`],
     ["policy", versions(summary)],
     ["trained in", `update ${summary.update}`],
     ["played by", `${summary.actor}, ${(view.finished_at - view.started_at).toFixed(1)} s`],
@@ -80,7 +96,7 @@ function episode(shared, view) {
     h("a", { class: "narrow-only", href: `#/${shared.name}/trajectories` }, "← All episodes"),
     h("header", { class: "row between" }, h("h2", null, words(summary.task_type)), h("span", { class: "row" }, outcome(summary.won), h("a", { href: `#/${shared.name}/explorer/${summary.group}` }, `See group ${summary.group}`))),
     h("dl", { class: "row small" }, list.map(([name, value]) => h("div", null, h("dt", { class: "muted" }, name), h("dd", null, value)))),
-    h("ol", { "aria-label": "Steps" }, steps.map((step) => stepView(shared, summary.group, step, most))),
+    h("ol", { "aria-label": "Steps" }, steps.map((step) => stepView(shared, summary.group, step, steps, most))),
   ];
 }
 
