@@ -74,6 +74,20 @@ class PromptTokens:
         """Undo `escape`, in any text that contains escaped text."""
         return self._escaped.sub(lambda found: self._originals[found.group()], text) if self._escapes else text
 
+    def escapes(self, text: str) -> int:
+        """How many control tokens of foreign text are escaped in a text."""
+        return len(self._escaped.findall(text))
+
+    def control_at(self, text: str) -> int:
+        """Where the first control token of a text begins that is not escaped; -1 if there is none."""
+        found = None if self._control is None else self._control.search(text)
+        return -1 if found is None else found.start()
+
+    def control(self, text: str) -> str:
+        """The control token that a text begins with; empty if there is none."""
+        found = None if self._control is None else self._control.match(text)
+        return "" if found is None else found.group()
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text, with its control tokens except those in escaped parts. Adds no prefix."""
         if self._control is not None:
