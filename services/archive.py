@@ -235,7 +235,7 @@ def numbers_of(entry: MemberEntry) -> StepNumbers:
             f"{entry.steps} steps need {5 * 8 * entry.steps} bytes of numbers, got {len(entry.numbers)}"
         )
     table = np.frombuffer(entry.numbers, dtype="<f8").reshape(5, entry.steps)
-    return StepNumbers(table[0].astype(np.int64), *table[1:].astype(np.float64), turn=turn)
+    return StepNumbers(table[0].astype(np.int64), *table[1:].astype(np.float64), turn)
 
 
 def _index_length(file: BinaryIO, path: Path) -> int:
