@@ -23,6 +23,7 @@ import hashlib
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,8 +74,23 @@ def step_seed(seed: int, step: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+class Answerer(ABC):
+    """Answers prompts by their text, as a model behind an HTTP API does; a `Sampler` gets token ids alone.
+
+    Its episodes are not for training: their token ids say how long a response is, and there are no log-probabilities.
+    """
+
+    @abstractmethod
+    async def answer(self, prompt: Prompt, *, temperature: float, max_tokens: int, seed: int) -> Sample:
+        """Answer one prompt, with the arguments of `Sampler.generate`.
+
+        Returns:
+            The sample; its text is the whole response, `prompt.begun` included.
+        """
+
+
 async def respond(
-    engine: Sampler,
+    engine: Sampler | Answerer,
     prompts: PromptBuilder,
     config: Config,
     goal: str | None,
@@ -88,7 +104,7 @@ async def respond(
     """Build the prompt for a state, sample the response and parse its action.
 
     Args:
-        engine: samples the response.
+        engine: samples the response, or answers the prompt.
         prompts: builds the prompt.
         config: of the run; its prompt rules and response length are used.
         goal: of the episode, if it has one.
@@ -102,12 +118,11 @@ async def respond(
         EngineFailed: from the engine.
     """
     prompt = prompts.build(goal, history, state)
-    sample = await engine.generate(
-        prompt.ids,
-        temperature=temperature,
-        max_tokens=config.model.max_response_tokens,
-        seed=step_seed(seed, state.step + 1),
-    )
+    most, seed = config.model.max_response_tokens, step_seed(seed, state.step + 1)
+    if isinstance(engine, Answerer):
+        sample = await engine.answer(prompt, temperature=temperature, max_tokens=most, seed=seed)
+        return prompt, sample, prompts.parse(sample.text, state.admissible, form)
+    sample = await engine.generate(prompt.ids, temperature=temperature, max_tokens=most, seed=seed)
     return prompt, sample, prompts.parse(prompt.begun + sample.text, state.admissible, form)
 
 
@@ -128,7 +143,7 @@ def is_won(facts: Mapping[str, object], last: StepResult, won_at: float | None) 
 async def play(
     ticket: Ticket,
     client: EnvironmentClient,
-    engine: Sampler,
+    engine: Sampler | Answerer,
     prompts: PromptBuilder,
     config: Config,
     *,
@@ -141,7 +156,7 @@ async def play(
     Args:
         ticket: the episode to play.
         client: of the ticket's environment.
-        engine: samples responses.
+        engine: samples responses, or answers prompts.
         prompts: builds prompts.
         config: of the run.
         actor: name to record in the trajectory.
@@ -252,7 +267,7 @@ class _Attempt:
 
     ticket: Ticket
     client: EnvironmentClient
-    engine: Sampler
+    engine: Sampler | Answerer
     prompts: PromptBuilder
     config: Config
     form: ActionForm

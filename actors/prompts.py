@@ -50,13 +50,15 @@ SLACK = 64
 class Prompt:
     """Text and ids of a prompt.
 
-    `begun`: the part of the response that the prompt ends with. `truncated`: something was cut to fit.
+    `begun`: the part of the response that the prompt ends with. `truncated`: something was cut to fit. `turns`: of a
+    transcript, its text in parts, what the policy was shown and what it said in turn; empty otherwise.
     """
 
     text: str
     ids: list[int]
     begun: str = ""
     truncated: bool = False
+    turns: tuple[str, ...] = ()
 
 
 class PromptBuilder:
@@ -204,13 +206,13 @@ class PromptBuilder:
             (exchange, self._seen(observation)) for exchange, observation in zip(history, observations[1:], strict=True)
         ]
         while True:
-            text, ids = opening, list(opening_ids)
+            texts, ids = [opening], list(opening_ids)
             for exchange, (seen, seen_ids) in turns:
-                text += exchange.response + seen
+                texts += (exchange.response, seen)
                 ids += exchange.response_ids
                 ids += seen_ids
             if len(ids) <= self._max_tokens:
-                return Prompt(text, ids, truncated=len(turns) < len(history))
+                return Prompt("".join(texts), ids, truncated=len(turns) < len(history), turns=tuple(texts))
             if len(turns) <= 1:
                 return replace(self._cut_transcript(goal, observations, history[-1:]), truncated=True)
             turns = turns[len(turns) // 2 :]
@@ -225,11 +227,12 @@ class PromptBuilder:
             encode = self._encode_opening if 0 < room < len(first) else self._opening
             opening, ids = encode(goal, shortened(first, room, goal))
             seen, seen_ids = self._seen(last) if count >= len(last) else self._encode_seen(shortened(last, count))
-            return Prompt(opening + turn[0].response + seen, [*ids, *turn[0].response_ids, *seen_ids])
+            texts = (opening, turn[0].response, seen)
+            return Prompt("".join(texts), [*ids, *turn[0].response_ids, *seen_ids], turns=texts)
 
         def alone(count: int) -> Prompt:
             opening, ids = self._encode_opening(goal, shortened(last, count, goal))
-            return Prompt(opening, list(ids))
+            return Prompt(opening, list(ids), turns=(opening,))
 
         prompt, chars = self._largest(both, len(first) + len(last)) if turn else (None, 0)
         if prompt is None or chars < min(FEWEST_CHARS, len(last)):

@@ -22,6 +22,8 @@ Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 Temperature = Annotated[float, Field(ge=0.01, le=2)]
 """Sampling temperature. vLLM rejects a higher one, and raises a lower one to 0.01, so that its log-probabilities would
 differ from the learner's."""
+PlayTemperature = Annotated[float, Field(ge=0, le=2)]
+"""Sampling temperature where nothing is trained on what is sampled; 0: always the most likely token."""
 
 
 def _plain(value: object) -> object:

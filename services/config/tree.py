@@ -21,7 +21,7 @@ from services.config.objective import LossConfig as LossConfig
 from services.config.presets import Algorithm, with_preset
 from services.config.references import Choice, is_reference
 from services.config.references import PluginsConfig as PluginsConfig
-from services.config.section import LARGEST, Params, Seconds, Section, Temperature
+from services.config.section import LARGEST, Params, PlayTemperature, Seconds, Section, Temperature
 from services.config.warmstart import WarmstartConfig as WarmstartConfig
 from services.config.warmstart import WarmstartPhase as WarmstartPhase
 from services.errors import did_you_mean
@@ -293,8 +293,8 @@ class EvaluationConfig(Section):
     seeds: int = Field(1, ge=1)
     """Number of episodes for each task, each with its own sampling seed. Intervals are over tasks, whatever this number
     is."""
-    temperature: Temperature = 0.4
-    """Sampling temperature in evaluation. The published value is 0.4."""
+    temperature: PlayTemperature = 0.4
+    """Sampling temperature in evaluation; 0: always the most likely token. The published value is 0.4."""
     every: int | None = Field(None, ge=1)
     """Play the panels before training and after every N updates; the learner waits meanwhile. `null`: never."""
 

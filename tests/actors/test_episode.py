@@ -13,8 +13,8 @@ import pytest
 
 from actors import episode
 from actors.engine.interface import Sample
-from actors.episode import EpisodeFailed, play, step_seed
-from actors.prompts import PromptBuilder, load_tokenizer
+from actors.episode import Answerer, EpisodeFailed, play, step_seed
+from actors.prompts import Prompt, PromptBuilder, load_tokenizer
 from env_servers.client import EnvironmentUnavailableError, RequestRejected, SessionLost, open_client
 from env_servers.clients.local import LocalClient
 from env_servers.environment import Environment, Observation
@@ -22,7 +22,7 @@ from env_servers.launch import start_server
 from env_servers.protocol import MAX_ACTION_CHARS, StepResult
 from services.backoff import Backoff
 from services.codec import decode, encode
-from services.config.tree import Config
+from services.config.tree import Config, PromptConfig
 from services.schemas import Task, Ticket, Trajectory
 from tests.actors.scripted_engine import ScriptedEngine
 from tests.env_servers.counting import Counting
@@ -108,6 +108,33 @@ async def test_a_step_holds_what_was_read_said_and_earned(config: Config) -> Non
     assert last.versions[0].version == trajectory.oldest_version == 3
     assert client.closes == 1
     assert client.actions == [step.action for step in trajectory.steps]
+
+
+class Thinker(Answerer):
+    """Answers by the text of the prompt, with a thought of its own."""
+
+    def __init__(self) -> None:
+        self.prompts: list[Prompt] = []
+
+    async def answer(self, prompt: Prompt, *, temperature: float, max_tokens: int, seed: int) -> Sample:
+        self.prompts.append(prompt)
+        return Sample([1, 2], [], (), "<think>More.</think><action>up</action>", finished=True)
+
+
+async def test_an_episode_of_a_model_that_is_given_texts(config: Config) -> None:
+    client, model = Recording(), Thinker()
+    config = config.model_copy(update={"prompt": PromptConfig(template="think")})
+    prompts = PromptBuilder(config.prompt, load_tokenizer(config.model.path), 1000)
+    prompts._begun = "<think>"  # what a chat template may begin is in the answer already
+    try:
+        trajectory = await play(ticket(index=1), client, model, prompts, config)
+    finally:
+        await client.close()
+    assert trajectory.won
+    assert client.actions == ["up"] * 3
+    assert all(step.valid for step in trajectory.steps)
+    assert [prompt.text for prompt in model.prompts] == [step.prompt for step in trajectory.steps]
+    assert "Action 1: 'up'" in model.prompts[1].text
 
 
 async def test_the_step_limit_truncates(config: Config) -> None:

@@ -74,6 +74,16 @@ def test_compact_does_not_repeat_a_goal_that_the_observation_tells() -> None:
     assert compact([], observation="You must find a pen here.").text == "You must find a pen here.\n>"
 
 
+@pytest.mark.parametrize("limit", [1000, 200, 150, 60])
+def test_the_turns_of_a_compact_prompt_are_its_text_beginning_and_ending_with_what_is_shown(limit: int) -> None:
+    prompt = compact(HISTORY, limit)
+    assert "".join(prompt.turns) == prompt.text
+    assert len(prompt.turns) % 2 == 1
+    said = [exchange.response for exchange in HISTORY]
+    assert list(prompt.turns[1::2]) == said[len(said) - len(prompt.turns) // 2 :]
+    assert all(shown.endswith("\n>") for shown in prompt.turns[::2])
+
+
 def test_a_compact_prompt_goes_on_from_the_one_before_it() -> None:
     before = compact(HISTORY[:2], observation=HISTORY[2].observation)
     after = compact(HISTORY)
