@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from services.errors import CheckpointFailed
-from services.files import write_whole
+from services.files import append, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +48,7 @@ class Ledger:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.writelines(json.dumps(asdict(entry)) + "\n" for entry in entries)
-                file.flush()
-                os.fsync(file.fileno())
+            append(self._path, "".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
         except OSError as error:
             raise CheckpointFailed(f"cannot write the ledger {self._path}: {error.strerror}") from error
 

@@ -88,6 +88,24 @@ def new_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
         sync(path.parent)
 
 
+def append(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
+    """Append to a file (text as UTF-8), which need not exist yet; durable on return. Its folder must exist.
+
+    Args:
+        path: of the file.
+        content: written by one call, so that lines of several writers do not mix.
+        mode: permissions of a new file, less the umask.
+
+    Raises:
+        OSError: the file cannot be written. A part of the content may be there.
+    """
+    with open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        rest = memoryview(content.encode() if isinstance(content, str) else content)
+        while rest:  # a full disk may take a part, and refuses the next
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
 def sync(path: Path) -> None:
     """Make the content of a file, or the names in a folder, durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

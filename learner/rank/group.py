@@ -22,7 +22,7 @@ from learner.prepare import OptimizerStep
 from learner.rank.parity import Parity
 from learner.rank.rank import Rank
 from services.config.tree import Config
-from services.errors import AnchorageError, RunStalled, UpdateNotFinite
+from services.errors import AnchorageError, RunStalled, UpdateNotFinite, first_line
 from services.weights import StoringChannel, WeightChannel
 from services.weights.payload import unpack
 
@@ -268,12 +268,8 @@ def _gather(references: list[Any], meanwhile: Callable[[], None] | None = None) 
             if isinstance(error.cause, AnchorageError):
                 raise error.cause from None
             log.exception("a learner rank failed")
-            raise RankFailed(f"a learner rank failed: {_brief(error.cause)}") from None
+            kind = type(error.cause).__name__
+            raise RankFailed(f"a learner rank failed: {kind}: {first_line(error.cause)}") from None
         except ray.exceptions.RayError as error:
-            raise RankFailed(f"a learner rank died: {_brief(error)}") from None
+            raise RankFailed(f"a learner rank died: {first_line(error)}") from None
     return [results[reference] for reference in references]
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -6,13 +6,13 @@ Invariants
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from services.control.json_lines import JsonLines
 from services.control.views import AuditEntry
 from services.errors import AnchorageError
+from services.files import append
 from services.run_folder import AUDIT_NAME
 
 
@@ -30,12 +30,7 @@ class Audit:
         """Append a line; it is on disk on return. Raises AuditUnwritable."""
         entry = AuditEntry(at=time.time(), by=by, action=action, actors=actors, command=command, result=result)
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-            try:
-                os.write(descriptor, entry.model_dump_json().encode() + b"\n")
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            append(self._path, entry.model_dump_json() + "\n", mode=0o640)
         except OSError as error:
             raise AuditUnwritable(f"cannot write the audit log: {error.strerror}") from None
 

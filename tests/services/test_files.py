@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
-from services.files import new_folder, replacing, write_whole
+from services.files import append, new_folder, replacing, write_whole
 
 
 class Interrupted(BaseException):
@@ -118,3 +119,41 @@ def test_a_folder_starts_empty_and_replaces_no_other(tmp_path: Path) -> None:
         pass
     assert os.listdir(path) == ["file"]
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_what_is_appended_is_on_disk_after_what_was_there(tmp_path: Path, synced: list[str]) -> None:
+    path = tmp_path / "log"
+    append(path, "grüße\n", mode=0o640)
+    append(path, b"again\n", mode=0o600)
+    assert path.read_text("utf-8") == "grüße\nagain\n"
+    assert path.stat().st_mode & 0o777 == 0o640 & ~os.umask(os.umask(0))
+    assert synced == [str(path)] * 2
+
+
+def test_an_append_that_is_taken_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that is nearly full takes a part of a write."""
+    path = tmp_path / "log"
+    genuine = open
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", lambda *args, **named: _Parts(genuine(*args, **named)))
+        append(path, "0123456789\n")
+    assert path.read_text() == "0123456789\n"
+
+
+class _Parts:
+    """A file that takes three bytes at a time."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def __enter__(self) -> _Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, content: memoryview) -> int:
+        return self._file.write(content[:3])
+
+    def fileno(self) -> int:
+        return self._file.fileno()
