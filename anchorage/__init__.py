@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from anchorage.api import read_episodes as read_episodes
     from anchorage.api import register as register
     from anchorage.api import train as train
+    from anchorage.api_models.settings import ApiOptions as ApiOptions
+    from anchorage.api_models.settings import Price as Price
     from anchorage.rows import FramesUnavailable as FramesUnavailable
     from anchorage.rows import Rows as Rows
     from anchorage.runs.demo import DemoResult as DemoResult
@@ -43,6 +45,7 @@ __version__ = "0.1.0"
 
 _SOURCES = {
     "AnchorageError": "services.errors",
+    "ApiOptions": "anchorage.api_models.settings",
     "Config": "services.config.tree",
     "ConfigError": "services.config.load",
     "DemoResult": "anchorage.runs.demo",
@@ -54,6 +57,7 @@ _SOURCES = {
     "Group": "anchorage.runs.run",
     "NoSuchGroup": "anchorage.runs.run",
     "Observation": "env_servers.environment",
+    "Price": "anchorage.api_models.settings",
     "Progress": "anchorage.runs.progress",
     "Rows": "anchorage.rows",
     "Run": "anchorage.runs.run",
@@ -69,6 +73,7 @@ _SOURCES = {
 
 __all__ = [
     "AnchorageError",
+    "ApiOptions",
     "Config",
     "ConfigError",
     "DemoResult",
@@ -80,6 +85,7 @@ __all__ = [
     "Group",
     "NoSuchGroup",
     "Observation",
+    "Price",
     "Progress",
     "Rows",
     "Run",

@@ -24,6 +24,7 @@ from services.config.tree import Config
 from services.errors import EnvironmentUnavailable
 
 if TYPE_CHECKING:
+    from anchorage.api_models.settings import ApiOptions
     from anchorage.runs.demo import DemoResult
     from env_servers.environment import Environment
     from learner.evaluation import EvaluationResult
@@ -99,7 +100,8 @@ class Evaluations(dict[str, "EvaluationResult"]):
 
         Columns: `policy`, `split`, `won`, `episodes`, `success_rate` with the ends of its 95 % interval `success_low`
         and `success_high`, `mean_score` (None where the environment has no score), `mean_steps`, `valid_fraction`,
-        `cancelled` (episodes that could not be played), `complete` (False: cut short by a stop).
+        `cancelled` (episodes that could not be played), `complete` (False: cut short by a stop), `tokens_in`,
+        `tokens_out` and `cost` (of an API model; None of other policies, and without a price).
         """
         return Rows(_row(policy, part) for policy, result in self.items() for part in (result, *result.splits.values()))
 
@@ -111,19 +113,23 @@ def evaluate(
     env: str | None = None,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
+    api: ApiOptions | None = None,
 ) -> Evaluations:
     """Play the evaluation panels with each policy, all on the same tasks, and return the results by policy. Blocks.
 
     Args:
         config: the configuration, or a recipe as of `load_config`. None: the one that the first policy was made with.
         policies: each a run or its folder (of its newest checkpoint), a checkpoint's folder, a Hugging Face folder, or
-            a baseline: `"random"`, `"expert"`. Empty: the policy of `model.path`.
+            a baseline: `"random"`, `"expert"`, or a model behind an API: `"api:NAME"`. Empty: the policy of
+            `model.path`.
         env: the environment to play, one of `envs` where the configuration has several.
         on_progress, should_stop: as of `train`. A stop leaves out the policies after the current one, whose result is
             not `complete`.
+        api: where API models are and how they are played with; None: `OPENAI_BASE_URL` and the defaults. The key is
+            `OPENAI_API_KEY`.
 
     Raises:
-        ConfigError: the recipe is wrong, or the prompts of a policy are unknown.
+        ConfigError: the recipe is wrong, the prompts of a policy are unknown, or an API has no valid URL or key.
         ModelUnavailable: there is no such policy.
         AnchorageError: the evaluation failed.
 
@@ -139,7 +145,7 @@ def evaluate(
     else:
         tree = evaluation.as_evaluation(_config(config), env)
     results = evaluation.evaluate_policies(
-        tree, names, on_progress=on_progress or ignore, should_stop=should_stop or never
+        tree, names, on_progress=on_progress or ignore, should_stop=should_stop or never, api=api
     )
     return Evaluations(results)
 
@@ -212,7 +218,7 @@ def _config(config: Config | Recipe) -> Config:
 
 
 def _row(policy: str, result: EvaluationResult) -> dict[str, Any]:
-    low, high = result.success.interval
+    (low, high), usage = result.success.interval, result.usage
     return {
         "policy": policy,
         "split": result.split,
@@ -226,4 +232,7 @@ def _row(policy: str, result: EvaluationResult) -> dict[str, Any]:
         "valid_fraction": result.valid_fraction,
         "cancelled": result.cancelled,
         "complete": result.complete,
+        "tokens_in": None if usage is None else usage.tokens_in,
+        "tokens_out": None if usage is None else usage.tokens_out,
+        "cost": None if usage is None else usage.cost,
     }

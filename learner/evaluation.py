@@ -175,6 +175,26 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What the episodes of a model behind an API took, cancelled ones included.
+
+    Attributes:
+        requests: number of responses.
+        uncounted: how many of them the server gave no numbers of tokens for.
+        tokens_in / tokens_out: tokens of the prompts and of the responses, as the server counted them.
+        cost: of these tokens; None: no price is known.
+        not_accepted: parameters of a request that the model does not accept, such as `temperature`.
+    """
+
+    requests: int = 0
+    uncounted: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float | None = None
+    not_accepted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationResult:
     """Result of a policy's panels.
 
@@ -194,6 +214,7 @@ class EvaluationResult:
         cancelled: number of episodes that could not be played.
         complete: whether the panels were played to their end.
         splits: result of each split, if there are several.
+        usage: of a model behind an API; None: of any other policy.
     """
 
     stream: str
@@ -211,6 +232,7 @@ class EvaluationResult:
     cancelled: int
     complete: bool
     splits: Mapping[str, EvaluationResult] = field(default_factory=dict)
+    usage: Usage | None = None
 
     def scalars(self, prefix: str = "evaluation") -> dict[str, float]:
         """The result as named numbers; with several splits also `evaluation/SPLIT/NAME` for each."""

@@ -57,12 +57,14 @@ class Start:
         models: folders of the policies that will be served; empty for baselines alone.
         trains: the run plays training tasks and writes checkpoints.
         plays_panels: the run plays evaluation panels.
+        builds_prompts: prompts are built for a model that is none of `models`.
     """
 
     config: Config
     models: Sequence[Path] = ()
     trains: bool = False
     plays_panels: bool = False
+    builds_prompts: bool = False
 
 
 Check = Callable[[Start], Iterator[str]]
@@ -280,7 +282,7 @@ def plugins(start: Start) -> Iterator[str]:
     from learner.advantages import loading
 
     make_importable(start.config.plugins.folders)
-    if start.models:
+    if start.models or start.builds_prompts:
         yield from templates.check(start.config.prompt)
     if start.trains:
         yield from tracking.check(start.config.telemetry)

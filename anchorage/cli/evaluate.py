@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from anchorage.api_models.settings import ApiOptions
 from anchorage.cli.output import literal_console, require_writable, write_text
 from anchorage.cli.progress import Display
 from anchorage.cli.signals import stop_on_signals
@@ -19,7 +20,7 @@ from anchorage.runs.evaluation import as_record, evaluate_policies
 from services.config.tree import Config
 
 if TYPE_CHECKING:
-    from learner.evaluation import EvaluationResult, Rate
+    from learner.evaluation import EvaluationResult, Rate, Usage
 
 PUBLISHED_NAMES = {
     "pick_and_place_simple": "Pick",
@@ -39,17 +40,20 @@ def run_evaluation(
     json_file: Path | None,
     markdown_file: Path | None,
     console: Console,
+    api: ApiOptions | None = None,
 ) -> bool:
     """Evaluate `policies`, print the table and write the files; return whether all panels were played to their end.
+
+    `api`: options of policies that are API models.
 
     Raises:
         AnchorageError: a file cannot be written, which is found out before anything is played; or as
             `evaluate_policies`.
     """
-    require_writable(json_file, markdown_file)
+    require_writable(json_file, markdown_file, api.transcripts if api is not None else None)
     with stop_on_signals() as stopped:
         with Display(console) as display:
-            results = evaluate_policies(config, policies, on_progress=display, should_stop=stopped)
+            results = evaluate_policies(config, policies, on_progress=display, should_stop=stopped, api=api)
         console.print(results_table(results))
         if json_file is not None:
             write_text(json_file, json.dumps({name: as_record(r) for name, r in results.items()}, indent=1) + "\n")
@@ -78,7 +82,37 @@ def results_table(results: Mapping[str, EvaluationResult]) -> Table:
     table.add_row("mean score", *(_score(result) for result in results.values()))
     table.add_row("mean steps", *(f"{result.mean_steps:.1f}" for result in results.values()))
     table.add_row("valid actions", *(f"{100 * result.valid_fraction:.1f} %" for result in results.values()))
+    if any(result.cancelled for result in results.values()):
+        table.add_row("cancelled episodes", *(str(result.cancelled) for result in results.values()))
+    usages = [result.usage for result in results.values()]
+    if any(usages):
+        table.add_section()
+        for title, shown in _USAGE_ROWS.items():
+            cells = ["–" if usage is None else shown(usage) for usage in usages]
+            if set(cells) != {"–"}:
+                table.add_row(title, *cells)
     return table
+
+
+_USAGE_ROWS: dict[str, Callable[[Usage], str]] = {
+    "tokens in": lambda usage: _tokens(usage.tokens_in, usage),
+    "tokens out": lambda usage: _tokens(usage.tokens_out, usage),
+    "cost": lambda usage: "–" if usage.cost is None else f"{_at_least(usage)}{_cost(usage.cost)}",
+    "not accepted": lambda usage: ", ".join(usage.not_accepted) or "–",
+}
+
+
+def _tokens(count: int, usage: Usage) -> str:
+    return f"{_at_least(usage)}{count:,}"
+
+
+def _cost(cost: float) -> str:
+    return f"{cost:,.2f}" if cost >= 1 else f"{cost:.3g}"
+
+
+def _at_least(usage: Usage) -> str:
+    """A sign before figures that lack the responses whose tokens the server did not count."""
+    return "≥ " if usage.uncounted else ""
 
 
 def _by_split(name: str, result: EvaluationResult) -> list[tuple[str, EvaluationResult]]:

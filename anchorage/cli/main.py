@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from typer.core import TyperCommand
@@ -24,6 +24,9 @@ from services.config.masking import masked
 from services.errors import AnchorageError
 from services.run_folder import run_config
 from services.telemetry import setup_logging
+
+if TYPE_CHECKING:
+    from anchorage.api_models.settings import Route
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 env_app = typer.Typer(no_args_is_help=True, help="Environment servers.")
@@ -146,7 +149,8 @@ def evaluate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder of a model, run or checkpoint, or `random` or `expert`; repeatable. None: model.path."
+            help="Folder of a model, run or checkpoint, `random`, `expert`, or `api:NAME` for a model behind an "
+            "OpenAI-compatible API; repeatable. None: model.path."
         ),
     ] = None,
     env: Annotated[str | None, typer.Option(help="Environment to play, if the recipe has several.")] = None,
@@ -159,8 +163,27 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(help="Short for evaluation.temperature.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")] = None,
+    api_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Base URL of the API, such as http://host:8000/v1.")
+    ] = None,
+    api_route: Annotated[
+        str, typer.Option(metavar="[chat|completions]", help="Send messages, or one text to a base model.")
+    ] = "chat",
+    api_timeout: Annotated[float, typer.Option(help="Seconds to wait for one response of the API.")] = 60.0,
+    at_once: Annotated[int, typer.Option(help="Episodes that an API model plays concurrently.")] = 8,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IN,OUT", help="Price of a million tokens, or NAME=IN,OUT for one model; repeatable."),
+    ] = None,
+    transcripts: Annotated[
+        Path | None, typer.Option(help="Write the episodes of API models to this file, as JSON lines.")
+    ] = None,
 ) -> None:
-    """Evaluate policies. Example: anchorage eval configs/demo.yaml --policy models/starter --policy random"""
+    """Evaluate policies. Example: anchorage eval configs/demo.yaml --policy models/starter --policy random
+
+    The URL and the key of an API are OPENAI_BASE_URL (or --api-url) and OPENAI_API_KEY (or OPENAI_API_KEY_FILE).
+    """
+    from anchorage.api_models.settings import ApiOptions, parse_prices
     from anchorage.cli.evaluate import run_evaluation
     from anchorage.runs.evaluation import evaluation_config
 
@@ -172,9 +195,12 @@ def evaluate(
     given += (f"evaluation.{key}={value}" for key, value in short.items() if value is not None)
     config = evaluation_config(recipe, given, policy or (), env)
     setup_logging(config.telemetry.log_level)
-    _exit_if_stopped(
-        run_evaluation(config, policy or (), json_file=json_file, markdown_file=markdown_file, console=console)
+    route = cast("Route", api_route)  # which is checked there
+    api = ApiOptions(api_url, at_once, api_timeout, route, parse_prices(price or ()), transcripts)
+    finished = run_evaluation(
+        config, policy or (), json_file=json_file, markdown_file=markdown_file, console=console, api=api
     )
+    _exit_if_stopped(finished)
 
 
 @app.command()

@@ -5,20 +5,16 @@ They play the same tasks as a policy would, in this process, or on the server th
 
 from __future__ import annotations
 
-import asyncio
-import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from anchorage.runs import event_loop
-from anchorage.runs.environments import environment_class, make_data_known
-from env_servers.server.settings import TOKEN_VARIABLE
-from services.config.tree import Config, EnvConfig
+from anchorage.runs.in_process import play_panels
+from services.config.tree import Config
 from services.errors import EnvironmentUnavailable
 from services.schemas import Ticket
-from services.tasks import split_key
 
 if TYPE_CHECKING:
     from env_servers.client import EnvironmentClient
@@ -42,64 +38,19 @@ def evaluate_baseline(
     """
     from env_servers.client import EnvironmentUnavailableError, RequestRejected
     from env_servers.environment import TaskError
-    from learner.evaluation import panel, summarise_splits
+    from learner.evaluation import summarise_splits
 
-    async def play_all() -> EvaluationResult:
-        clients = {env.name: _client(env) for env in config.environments}
-        try:
-            splits = {
-                split_key(config, env, split): size
-                for env, client in clients.items()
-                for split, size in (await client.info()).splits.items()
-            }
-            tickets = panel(config, splits, name)
-            outcomes = await _play_all(tickets, clients, name, config, on_progress, should_stop)
-        finally:
-            for client in clients.values():
-                await client.close()
-        result = summarise_splits(config, outcomes, tickets, stream=name)
-        return replace(result, complete=len(outcomes) == len(tickets))
+    async def play(ticket: Ticket, client: EnvironmentClient) -> Outcome:
+        return await _play(ticket, client, name, config)
 
     try:
-        return event_loop.run(play_all())
+        played = event_loop.run(
+            play_panels(config, name, play, at_once=AT_ONCE, on_progress=on_progress, should_stop=should_stop)
+        )
     except (EnvironmentUnavailableError, RequestRejected, TaskError) as error:
         raise EnvironmentUnavailable(str(error)) from None
-
-
-def _client(env: EnvConfig) -> EnvironmentClient:
-    from env_servers.client import open_client
-    from env_servers.clients.local import LocalClient
-
-    if env.addresses:
-        return open_client(env.addresses[0], token=os.environ.get(TOKEN_VARIABLE), timeout_s=env.request_timeout_s)
-    make_data_known(env)
-    return LocalClient(environment_class(env))
-
-
-async def _play_all(
-    tickets: Sequence[Ticket],
-    clients: Mapping[str, EnvironmentClient],
-    name: str,
-    config: Config,
-    on_progress: Callable[[int, int], None],
-    should_stop: Callable[[], bool],
-) -> list[Outcome]:
-    """Play the tickets, `AT_ONCE` at a time, and return the outcomes of those that were begun."""
-    room = asyncio.Semaphore(AT_ONCE)
-    ended = won = 0
-
-    async def play(ticket: Ticket) -> Outcome | None:
-        nonlocal ended, won
-        async with room:
-            if should_stop():
-                return None
-            outcome = await _play(ticket, clients[ticket.task.env], name, config)
-        ended, won = ended + 1, won + outcome.won
-        on_progress(ended, won)
-        return outcome
-
-    played = await asyncio.gather(*map(play, tickets))
-    return [outcome for outcome in played if outcome is not None]
+    result = summarise_splits(config, played.outcomes, played.tickets, stream=name)
+    return replace(result, complete=played.complete)
 
 
 async def _play(ticket: Ticket, client: EnvironmentClient, name: str, config: Config) -> Outcome:

@@ -1,4 +1,4 @@
-"""Plays the evaluation panels with policies and baselines: what `anchorage eval` and `anchorage.evaluate` do."""
+"""Plays the evaluation panels with any player: what `anchorage eval` and `anchorage.evaluate` do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anchorage.api_models.settings import ApiOptions, Endpoint, endpoint, model_name
+from anchorage.api_models.transcripts import Transcripts
 from anchorage.checks.preflight import Start, preflight
 from anchorage.runs.baselines import BASELINES, evaluate_baseline
 from anchorage.runs.export import policy_of
@@ -41,7 +43,7 @@ def evaluation_config(
     Raises:
         ConfigError: the prompts of the policy are unknown, or the tree has no environment `env`.
     """
-    models = [packaged.find(Path(policy)) for policy in policies if policy not in BASELINES]
+    models = [packaged.find(Path(policy)) for policy in policies if policy not in BASELINES and not model_name(policy)]
     if recipe is None and not policies:
         models = [load_config(None, overrides).model.path]
     config = _own_config(models, overrides) if recipe is None and models else load_config(recipe, overrides)
@@ -88,43 +90,59 @@ def _playing(config: Config, name: str) -> Config:
 
 
 def evaluate_policies(
-    config: Config, policies: Sequence[str], *, on_progress: OnProgress, should_stop: ShouldStop
+    config: Config,
+    policies: Sequence[str],
+    *,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+    api: ApiOptions | None = None,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate each of `policies` (none: `model.path`) and return the results by name.
+    """Evaluate each of `policies` (none: `model.path`) and return the results by name, in the order of `policies`.
 
-    A policy is a Hugging Face folder, a run's folder (its newest checkpoint), a checkpoint's, or a baseline's name.
+    A policy is a Hugging Face folder, a run's folder (its newest checkpoint), a checkpoint's, a baseline's name, or an
+    API model, `api:NAME`, which `api` has the options for. API models play first: whether they can be reached, and
+    know the name and the key, shows at their first request.
     A stop ends the current policy's evaluation, whose result is then not `complete`, and leaves out the others.
 
     Raises:
+        ConfigError: the URL or the key of an API is missing or invalid.
         ModelUnavailable: a policy is none of these.
         PreflightFailed: something is known to be wrong before anything is played.
         AnchorageError: as the stack and the evaluation raise it.
     """
+    api = api or ApiOptions()
     chosen = {name: model_of(name) for name in policies or [str(config.model.path)]}
     models = [model for model in chosen.values() if model is not None]
-    preflight(Start(config, models=models, plays_panels=True))
+    served = [name for name in chosen if model_name(name)]
+    where = endpoint(api) if served else None
+    preflight(Start(config, models=models, plays_panels=True, builds_prompts=bool(served)))
     results: dict[str, EvaluationResult] = {}
-    for name, model in chosen.items():
-        results[name] = _evaluate(name, model, config, on_progress, should_stop)
-        if should_stop():
-            break
-    return results
+    with Transcripts(api.transcripts if served else None) as transcripts:
+        for name in sorted(chosen, key=lambda name: name not in served):
+            if where is not None and name in served:
+                results[name] = _evaluate_api(name, config, api, where, transcripts, on_progress, should_stop)
+            else:
+                results[name] = _evaluate(name, chosen[name], config, on_progress, should_stop)
+            if should_stop():
+                break
+    return {name: results[name] for name in chosen if name in results}
 
 
 def model_of(policy: str) -> Path | None:
-    """Return the folder of the policy's weights; None for a baseline.
+    """Return the folder of the policy's weights; None for a baseline and for an API model.
 
     Raises:
+        ConfigError: an API model without a name.
         ModelUnavailable: there is no such policy.
         CheckpointFailed: its checkpoints are damaged.
     """
-    if policy in BASELINES:
+    if policy in BASELINES or model_name(policy):
         return None
     folder = packaged.find(Path(policy))
     if not folder.is_dir():
         hint = did_you_mean(policy, BASELINES)
         raise ModelUnavailable(
-            f"no such policy: {policy} is neither a folder nor a baseline ({', '.join(BASELINES)}){hint}"
+            f"no such policy: {policy} is neither a folder, a baseline ({', '.join(BASELINES)}) nor api:NAME{hint}"
         )
     if (folder / CHECKPOINTS_NAME).is_dir() and not any((folder / CHECKPOINTS_NAME).glob("[0-9]*")):
         raise ModelUnavailable(f"the run in {folder} has no checkpoint yet")
@@ -132,6 +150,26 @@ def model_of(policy: str) -> Path | None:
         folder = policy_of(folder)
     check_model_folder(folder)
     return folder
+
+
+def _evaluate_api(
+    name: str,
+    config: Config,
+    api: ApiOptions,
+    where: Endpoint,
+    transcripts: Transcripts,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+) -> EvaluationResult:
+    from anchorage.api_models.play import evaluate_api_model
+
+    total = config.evaluation.most_episodes
+    on_progress(Progress("evaluation", name, 0, total, "episodes"))
+
+    def note(done: int, text: str) -> None:
+        on_progress(Progress("evaluation", name, done, total, "episodes", text))
+
+    return evaluate_api_model(name, config, api, where, transcripts, note, should_stop)
 
 
 def _evaluate(

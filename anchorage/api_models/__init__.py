@@ -1,0 +1,1 @@
+"""Models behind an OpenAI-compatible HTTP API, as players on the evaluation panels."""
