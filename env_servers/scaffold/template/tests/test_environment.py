@@ -10,6 +10,7 @@ from my_environment.environment import SPLITS, MyEnvironment
 from env_servers.conformance.run import Options, check_server
 from env_servers.environment import UnknownTask
 from env_servers.launch import start_server
+from env_servers.parameters import with_params
 
 
 @pytest.mark.parametrize("index", range(10))
@@ -26,6 +27,12 @@ def test_the_expert_wins(index: int) -> None:
 
 def test_a_task_starts_the_same_every_time() -> None:
     assert MyEnvironment().reset("train", 3) == MyEnvironment().reset("train", 3)
+
+
+def test_a_parameter_changes_the_tasks_and_the_fingerprint() -> None:
+    larger = with_params(MyEnvironment, {"highest": 50})
+    assert "between 1 and 50" in larger().reset("train", 0).text
+    assert larger.about() != MyEnvironment.about()
 
 
 @pytest.mark.parametrize("action", ["", "jump", "guess", "guess x", "guess 99999", "guess ²"])
