@@ -6,6 +6,8 @@ Invariants
 - A server that failed gets no resets for a back-off time that doubles with each failure in a row, unless all servers
   are backing off.
 - `EnvironmentUnavailableError` is raised only if no server is usable.
+- Of servers with equally many sessions, a random one is next: many actors with few sessions each, of which none knows
+  the others', would otherwise all fill the first servers.
 
 Example: two servers with 3 and 5 sessions.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,7 +133,11 @@ class Replicas:
         """Usable servers, least loaded first; then those that back off, the one whose back-off ends first."""
         return sorted(
             self._replicas,
-            key=lambda replica: (self._backs_off(replica) and replica.backs_off_until, replica.sessions),
+            key=lambda replica: (
+                self._backs_off(replica) and replica.backs_off_until,
+                replica.sessions,
+                random.random(),
+            ),
         )
 
     def _backs_off(self, replica: _Replica) -> bool:

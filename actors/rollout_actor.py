@@ -24,6 +24,7 @@ from actors.prompts import PromptBuilder
 from actors.weights import LockedSampler, WeightFollower
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, RequestRejected
 from env_servers.protocol import ActionForm
+from services.backoff import Patience
 from services.buffer import Buffer, Stored
 from services.codec import CodecError
 from services.config.tree import Config
@@ -34,6 +35,8 @@ from services.weights import WeightChannel
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
+LOOKS = Patience(POLL_S, 2.0)
+"""How often to ask for tickets while there are none, by the time since there were some."""
 HEARTBEAT_S = 1.0
 HEARTBEAT_TTL_S = 10.0
 FAILURE_DELAY_S = 0.5
@@ -172,6 +175,7 @@ class Rollout:
     async def _lease(self) -> None:
         """Keep as many episodes in flight as configured."""
         await self._ready.wait()
+        leased_at = time.monotonic()
         while True:
             self._room.clear()
             room = self._config.rollout.episodes_in_flight - len(self._episodes)
@@ -179,13 +183,14 @@ class Rollout:
             may_begin = not closing and self._weights.episodes.open
             tickets = await self._lease_tickets(room) if room > 0 and may_begin else []
             if tickets:
+                leased_at = time.monotonic()
                 tickets = await self._catch_up(tickets)
             for ticket in tickets:
                 self._episodes[ticket.id] = asyncio.create_task(self._play(ticket))
             if not tickets:
                 # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that arrives with the event.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
+                    async with asyncio.timeout(LOOKS.delay(time.monotonic() - leased_at)):
                         await self._room.wait()
 
     async def _catch_up(self, tickets: list[Ticket]) -> list[Ticket]:
@@ -218,7 +223,6 @@ class Rollout:
             held = [*self._episodes, *self._awaiting_weights]
             for ticket in await asyncio.to_thread(self._buffer.renew, self.name, held, lease_s):
                 self._abandon(ticket)
-            await asyncio.to_thread(self._buffer.expire)
 
     def _abandon(self, ticket: str) -> None:
         if ticket in self._settling:  # storing it may be what ended the lease; if not, the first write wins
@@ -236,8 +240,8 @@ class Rollout:
     async def _heartbeat(self) -> None:
         """Write heartbeats; release all tickets when the run is stopping."""
         while True:
-            await asyncio.to_thread(self._buffer.heartbeat, self.name, self.status(), HEARTBEAT_TTL_S)
-            self._stopping = await asyncio.to_thread(self._buffer.state) == "stopping"
+            state = await asyncio.to_thread(self._buffer.heartbeat, self.name, self.status(), HEARTBEAT_TTL_S)
+            self._stopping = state == "stopping"
             if self._stopping and self._episodes:
                 logger.info("run is stopping, releasing %d tickets", len(self._episodes))
                 await self._release_all()

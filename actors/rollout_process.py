@@ -18,6 +18,7 @@ from actors.replicas import Replicas
 from actors.rollout_actor import Rollout
 from env_servers.client import EnvironmentClient, open_client
 from services.buffer import Buffer
+from services.buffer.connection import FEW
 from services.buffer.owner import Owner
 from services.config.tree import Config, EnvConfig
 from services.model_folder import check_model_folder
@@ -103,6 +104,7 @@ class RolloutProcess:
             max_attempts=config.rollout.max_attempts,
             fewest_members=config.rollout.fewest_members,
             owner=spec.owner,
+            connections=FEW,
         )
         channel = open_channel(
             config.weights,

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TypeVar
 
 from actors.engine.interface import EngineFailed, InferenceEngine, Sample
+from services.backoff import Patience
 from services.config.tree import WeightsConfig
 from services.weights import Delivery, StoringChannel, WeightChannel, WeightsError, WeightVersion
 from services.weights.collective import CollectiveChannel
@@ -24,6 +26,8 @@ from services.weights.collective import CollectiveChannel
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
+LOOKS = Patience(POLL_S, 2.0)
+"""How often to look for a newer version, by the time since the last one."""
 FETCH_ATTEMPTS = 3
 
 _T = TypeVar("_T")
@@ -114,6 +118,7 @@ class WeightFollower:
         self._update = config.update
         self._timeout_s = config.timeout_s
         self._loaded: WeightVersion | None = None
+        self._loaded_at = time.monotonic()
         self._loading = asyncio.Lock()
         self.responses = SharedLock()
         self.episodes = SharedLock()
@@ -132,7 +137,7 @@ class WeightFollower:
     async def follow(self) -> None:
         """Load each newer version soon after it is announced. Ends only by an error, as `first`."""
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(LOOKS.delay(time.monotonic() - self._loaded_at))
             await self.catch_up()
 
     async def catch_up(self) -> None:
@@ -151,7 +156,7 @@ class WeightFollower:
             assert isinstance(self._channel, StoringChannel)
             loaded = await self._fetch_newest(self._channel)
         if loaded is not None:
-            self._loaded = loaded
+            self._loaded, self._loaded_at = loaded, time.monotonic()
             logger.info("loaded policy version %d (%.1f MB)", loaded.version, loaded.nbytes / 1e6)
 
     async def _fetch_newest(self, channel: StoringChannel) -> WeightVersion | None:

@@ -58,6 +58,7 @@ class Dispatcher:
         self._order = TaskOrder(config, splits)
         self._cursor = 0
         self._outstanding: set[int] = set()
+        self._window: list[int] | None = None
 
     @property
     def outstanding(self) -> frozenset[int]:
@@ -97,11 +98,14 @@ class Dispatcher:
         new = list(range(self._cursor, self._cursor + max(0, room)))
         self._cursor += len(new)
         self._outstanding.update(new)
+        self._window = None
         return new
 
     def window(self) -> list[int]:
         """The groups of the next update, ascending: the lowest-numbered outstanding ones."""
-        return sorted(self._outstanding)[: self._config.learner.groups_per_update]
+        if self._window is None:  # asked for at every completed group, but changes only with the groups that are out
+            self._window = sorted(self._outstanding)[: self._config.learner.groups_per_update]
+        return list(self._window)
 
     def missing(self, known: set[int]) -> list[int]:
         """Outstanding groups that are not in Redis, ascending. `known`: groups that are."""
@@ -114,6 +118,7 @@ class Dispatcher:
     def settle(self, groups: Sequence[int]) -> None:
         """Free the slots of groups that were trained on or dropped."""
         self._outstanding.difference_update(groups)
+        self._window = None
 
     def state(self) -> dict[str, object]:
         """State as plain JSON data."""
@@ -129,3 +134,4 @@ class Dispatcher:
         if not isinstance(cursor, int) or not isinstance(outstanding, list):
             raise ValueError("not a dispatcher's state")
         self._cursor, self._outstanding = cursor, {int(group) for group in outstanding}
+        self._window = None

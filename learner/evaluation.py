@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from learner.dispatch import ticket_seed
-from services.buffer import Buffer
+from services.buffer import FROM_THE_START, Buffer
 from services.codec import CodecError
 from services.config.tree import Config
 from services.errors import RunStalled
@@ -455,9 +455,13 @@ def wait_for_episodes(
         RunStalled: none finished for `timeout_s`.
     """
     total, before, quiet_since = len(tickets), -1, time.monotonic()
+    closed, upto = set[int](), FROM_THE_START
     while True:
-        buffer.expire()  # the actors do it too, but none may be alive
-        ended = len(buffer.complete(stream)) + len(buffer.cancelled(stream))
+        buffer.expire()  # the run's supervisor does it too; each call keeps the run's clock going
+        closed, upto = _closed(buffer, stream, closed, upto)
+        if len(closed) >= total:  # Redis may have lost some of them since
+            closed, upto = _closed(buffer, stream, set(), FROM_THE_START)
+        ended = len(closed)
         if ended != before:
             before, quiet_since = ended, time.monotonic()
             on_progress(ended, total)
@@ -472,6 +476,13 @@ def wait_for_episodes(
             # Redis may have lost tickets with its last second of data; for all others issuing is a no-op.
             known = buffer.known(stream)
             buffer.issue([ticket for ticket in tickets if ticket.group not in known])
+            closed, upto = set(), FROM_THE_START
+
+
+def _closed(buffer: Buffer, stream: str, before: set[int], upto: int) -> tuple[set[int], int]:
+    """Finished and cancelled episodes: those of `before`, and those since. Returns how far that goes, too."""
+    news = buffer.closed(stream, upto)
+    return before.union(news.complete, news.cancelled), news.upto
 
 
 def _read(buffer: Buffer, stream: str, tickets: Sequence[Ticket]) -> tuple[list[Trajectory], list[int]]:

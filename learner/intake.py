@@ -8,6 +8,8 @@ Invariants
 - Groups are issued after the learner's version is announced, so that they are played with it or a newer one. Complete
   groups are used before, as far as they are fresh enough.
 - Every wait ends: a run in which no group, or no usable group, completes stops with one clear line.
+- A poll costs as much as there is news, since it comes with every completed group: what is new since the poll before is
+  asked for, and all groups are read again only every `REREAD_S`, in case Redis has lost some of them.
 
 Example: groups_per_update=2; 0 and 1 are the window, 2 and 3 are outstanding too. Each line is one `poll`.
 
@@ -21,6 +23,7 @@ Example: groups_per_update=2; 0 and 1 are the window, 2 and 3 are outstanding to
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -28,13 +31,14 @@ from learner.dispatch import Dispatcher
 from learner.dynamic_sampling import EQUAL_REWARDS, Collected, has_equal_rewards
 from learner.prefetch import Prefetcher
 from learner.report import staleness
-from services.buffer import Buffer
+from services.buffer import FROM_THE_START, Buffer, Closed
 from services.codec import CodecError
 from services.config.tree import LearnerConfig
 from services.errors import RunStalled
 from services.schemas import TRAIN_STREAM, Trajectory
 
 POLL_S = 0.5
+REREAD_S = 2.0
 FULL = "the buffer is full: raise buffer.max_mib, or lower learner.groups_per_update or learner.group_size"
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,7 @@ class Intake:
         dispatcher: decides which groups are issued.
         prefetch: reads complete groups.
         announced: whether the actors can get the learner's version; new groups are issued only then.
+        reread_s: how often to read all groups, in seconds.
 
     Attributes:
         issued: whether the groups of the present version have been issued.
@@ -61,12 +66,18 @@ class Intake:
         dispatcher: Dispatcher,
         prefetch: Prefetcher,
         announced: Callable[[], bool] = lambda: True,
+        reread_s: float = REREAD_S,
     ) -> None:
         self._config = config
         self._buffer = buffer
         self._dispatcher = dispatcher
         self._prefetch = prefetch
         self._announced = announced
+        self._reread_s = reread_s
+        self._reread_at = -math.inf
+        self._complete: set[int] = set()
+        self._upto = FROM_THE_START
+        self._may_miss = True
         self.issued = False
 
     def collect(self, version: int, interrupted: Callable[[], bool]) -> Collected | None:
@@ -95,38 +106,59 @@ class Intake:
             elif time.monotonic() - quiet_since > self._config.group_timeout_s:
                 raise RunStalled(
                     f"no group completed for {self._config.group_timeout_s:g} s (learner.group_timeout_s); "
-                    + (FULL if self._buffer.stats().full else "are the rollout actors and the environment server up?")
+                    + (FULL if self._buffer.full() else "are the rollout actors and the environment server up?")
                 )
         return None
 
     def poll(self, version: int, collected: Collected) -> bool:
         """Read complete groups and issue missing ones, once. Returns whether `collected` holds the whole window."""
-        # The actors expire leases too. While none is alive, this keeps the run's clock going.
+        # The run's supervisor expires leases too, also during an update. Each call keeps the run's clock going.
         self._buffer.expire()
-        self._settle_cancelled(collected)
+        self._settle_cancelled(self._news(), collected)
         if self._announced():
             self.issue(version)
         self._read_complete(collected, version)
         window = self._dispatcher.window()
         if len(window) < self._config.groups_per_update:
             return False  # the next groups are not issued yet
-        if not collected.groups.keys() >= set(window):
+        if len(collected.groups) < len(window) or not collected.groups.keys() >= set(window):
             return False
         collected.groups = {group: collected.groups[group] for group in window}
         return True
 
     def issue(self, version: int) -> None:
         """Issue new groups, and again those that Redis does not have: issuing is idempotent."""
+        groups = self._dispatcher.advance(self._config.updates - version)
+        if self._may_miss or not self.issued:
+            groups = self._dispatcher.missing(self._buffer.known(TRAIN_STREAM))
+            self._may_miss = False
+        elif not groups:
+            return
         self.issued = True
-        self._dispatcher.advance(self._config.updates - version)
-        missing = self._dispatcher.missing(self._buffer.known(TRAIN_STREAM))
-        self._buffer.issue(self._dispatcher.tickets(missing))
+        self._buffer.issue(self._dispatcher.tickets(groups))
         self._prefetch.want(self._dispatcher.outstanding)
 
-    def _settle_cancelled(self, collected: Collected) -> None:
+    def read_again(self) -> None:
+        """Make the next poll read all groups."""
+        self._reread_at = -math.inf
+
+    def _news(self) -> Closed:
+        """The groups closed since the last call; all of them now and then. Notes which are complete."""
+        now = time.monotonic()
+        if now >= self._reread_at:
+            self._reread_at, self._may_miss = now + self._reread_s, True
+            self._upto = FROM_THE_START
+            self._complete.clear()
+        news = self._buffer.closed(TRAIN_STREAM, self._upto)
+        self._upto = news.upto
+        self._complete.update(news.complete)
+        return news
+
+    def _settle_cancelled(self, news: Closed, collected: Collected) -> None:
         """Free the slots of cancelled groups, so that the next groups take their place."""
-        for group, reason in self._buffer.cancelled(TRAIN_STREAM).items():
-            if group not in self._dispatcher.outstanding:
+        outstanding = self._dispatcher.outstanding if news.cancelled else frozenset()
+        for group, reason in sorted(news.cancelled.items()):
+            if group not in outstanding:
                 continue
             if reason == EQUAL_REWARDS:
                 collected.equal += 1
@@ -138,16 +170,16 @@ class Intake:
 
     def _read_complete(self, collected: Collected, version: int) -> None:
         """Read the complete groups of the window; cancel those of equal reward, issue unusable ones again."""
-        complete = set(self._buffer.complete(TRAIN_STREAM))
         limit = self._config.max_staleness
         stale: list[int] = []
         unreadable: list[int] = []
-        for group in (group for group in self._dispatcher.window() if group in complete - collected.groups.keys()):
+        for group in sorted(self._complete.intersection(self._dispatcher.window()) - collected.groups.keys()):
             try:
                 trajectories = self._prefetch.read(group)
                 self._check_tickets(group, trajectories)
             except KeyError:
-                continue  # Redis has lost it since `complete`: the next poll finds it missing and issues it again
+                self._complete.discard(group)
+                continue  # Redis has lost it: the next reading of all groups finds it missing, and it is issued again
             except CodecError as error:
                 log.warning("group %d unreadable, issuing it again: %s", group, error)
                 unreadable.append(group)
@@ -158,9 +190,11 @@ class Intake:
                 stale.append(group)
             elif self._config.dynamic_sampling and has_equal_rewards(trajectories):
                 # `_settle_cancelled` frees its slot in the next poll, as after a resumption, which finds only the mark.
+                self._complete.discard(group)
                 self._buffer.cancel(TRAIN_STREAM, group, EQUAL_REWARDS)
             else:
                 collected.groups[group] = trajectories
+        self._complete.difference_update(stale, unreadable)
         self._buffer.remove(TRAIN_STREAM, stale + unreadable)
         # Issue them right away: as long as they are missing, later groups would be played before them.
         self._buffer.issue(self._dispatcher.tickets(stale + unreadable))

@@ -4,6 +4,7 @@ Invariants
 - Only wanted groups are held; the dispatcher bounds their number.
 - Nothing is decided here: the reader checks whether a group is complete, fresh and still wanted.
 - A group read while another read is in progress is not held: it may have been removed and issued again in between.
+- Each turn asks only for the groups closed since the turn before.
 - Errors are not raised here; the reader hits the same error on its own read. Prefetching resumes once it has passed.
 """
 
@@ -13,7 +14,7 @@ import logging
 import threading
 from collections.abc import Iterable
 
-from services.buffer import Buffer
+from services.buffer import FROM_THE_START, Buffer
 from services.codec import CodecError
 from services.errors import AnchorageError
 from services.schemas import Trajectory
@@ -34,6 +35,9 @@ class Prefetcher:
         self._wanted: frozenset[int] = frozenset()
         self._held: dict[int, list[Trajectory]] = {}
         self._reads = 0
+        self._upto = FROM_THE_START
+        self._complete: set[int] = set()
+        self._lowest = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
 
@@ -49,6 +53,11 @@ class Prefetcher:
         """Prefetch these groups and drop all others."""
         with self._lock:
             self._wanted = frozenset(groups)
+            lowest = min(self._wanted, default=self._lowest)
+            if lowest < self._lowest:  # the learner went back to a checkpoint: what was forgotten is complete still
+                self._upto = FROM_THE_START
+            self._lowest = lowest
+            self._complete = {group for group in self._complete if group >= lowest}
             self._held = {group: read for group, read in self._held.items() if group in self._wanted}
 
     def read(self, group: int) -> list[Trajectory]:
@@ -56,6 +65,7 @@ class Prefetcher:
         with self._lock:
             self._reads += 1
             held = self._held.pop(group, None)
+            self._complete.discard(group)  # or it would be read once more; if it is played again, it is closed again
         return held if held is not None else self._buffer.read(self._stream, group)
 
     def _run(self) -> None:
@@ -67,13 +77,20 @@ class Prefetcher:
 
     def _prefetch(self) -> None:
         with self._lock:
-            missing, reads = self._wanted - self._held.keys(), self._reads
+            missing, reads, after = self._wanted - self._held.keys(), self._reads, self._upto
         if not missing:
             return
-        for group in sorted(missing.intersection(self._buffer.complete(self._stream))):
+        news = self._buffer.closed(self._stream, after)
+        with self._lock:
+            self._upto = news.upto if self._upto == after else self._upto
+            self._complete.update(group for group in news.complete if group >= self._lowest)
+            there = sorted(missing & self._complete)
+        for group in there:
             try:
                 read = self._buffer.read(self._stream, group)
             except (KeyError, CodecError):
+                with self._lock:
+                    self._complete.discard(group)
                 continue  # removed meanwhile, or damaged: the reader finds out on its own read
             with self._lock:
                 # A reader that came in between may have found the group stale and issued it again under this number.

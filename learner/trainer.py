@@ -277,7 +277,7 @@ class Trainer:
 
     def _make_room(self) -> None:
         """Write a checkpoint if the buffer is full: only that removes trained groups, and makes room for new ones."""
-        if self._saved_version < self._version and self._buffer.stats().full:
+        if self._saved_version < self._version and self._buffer.full():
             self._save_last()
 
     def _save(self) -> None:

@@ -1,4 +1,4 @@
-"""Exponential back-off: how long to wait before a retry.
+"""How long to wait before a retry (`Backoff`), and before the next look at something that has not changed (`Patience`).
 
 It computes delays and leaves waiting and catching to the caller, so that threads (`time.sleep`) and event loops
 (`asyncio.sleep`) share it. A library for retries (tenacity) would be a dependency for this one formula: which errors
@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 
 _MOST_DOUBLINGS = 64
+SHARE = 0.05
+"""See `Patience`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,29 @@ class Backoff:
     def within(self, limit_s: float) -> Attempts:
         """The delays of one operation that is repeated for at most `limit_s` seconds from now."""
         return Attempts(self, time.monotonic() + limit_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Delays between looks at something that changes at a time unknown: each is a `SHARE` of the wait so far.
+
+    So whoever waits long asks seldom, and nobody learns of a change later than by that share of the wait: a thousand
+    processes that wait for minutes ask a server as often as a hundred that wait for seconds.
+
+    Attributes:
+        shortest_s: no delay is shorter, in seconds.
+        longest_s: no delay is longer.
+
+    Example:
+        Patience(0.2, 2.0): 0.2 s in the first 4 s of the wait, 0.5 s after 10 s of it, 2 s from the 40th second on
+    """
+
+    shortest_s: float
+    longest_s: float
+
+    def delay(self, waited_s: float) -> float:
+        """Seconds to the next look, after so many seconds of waiting."""
+        return max(self.shortest_s, min(self.longest_s, SHARE * waited_s))
 
 
 class Attempts:

@@ -13,6 +13,8 @@ from services.control.runs import Run, Runs
 from services.errors import NoSuchRun
 from services.run_folder import run_config
 
+LISTED_ACTORS = 20
+
 
 def print_status(folder: Path, *, as_json: bool, console: Console) -> None:
     """Print the state of the run in `folder`.
@@ -63,7 +65,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     if run["live"]:
         mib = buffer["trajectory_bytes"] / 2**20
         table.add_row("tickets", f"{buffer['queued']} queued, {buffer['leased']} leased; {mib:.1f} MiB of trajectories")
-        for actor in actors:
+        table.add_row("actors", f"{facts['actors']['total']}: {facts['actors']['episodes']} episodes")
+        for actor in actors[:LISTED_ACTORS]:
             playing = f"version {actor['version']}, {actor['episodes']} episodes, {actor['tokens_per_s']} tokens/s"
             table.add_row(actor["name"], f"{actor['state']}: {playing}, last heartbeat {actor['heard_s']:.0f} s ago")
         if facts["waiting_commands"]:

@@ -17,6 +17,7 @@ from anchorage.runs.export import policy_of
 from anchorage.runs.progress import OnProgress, Progress, ShouldStop, announcer, play_summary
 from anchorage.runs.stack import Stack, watched
 from services import packaged
+from services.buffer import FROM_THE_START
 from services.codec import CodecError
 from services.config import ConfigError, load_config
 from services.config.load import parse_config
@@ -245,10 +246,13 @@ class SuccessSoFar:
         self._buffer = buffer
         self._stream = stream
         self._won: dict[int, bool] = {}
+        self._upto = FROM_THE_START
 
     def text(self) -> str:
         """Return the success and the actors' tokens/s in a few words."""
-        for group in set(self._buffer.complete(self._stream)) - self._won.keys():
+        news = self._buffer.closed(self._stream, self._upto)
+        self._upto = news.upto
+        for group in news.complete:
             # An episode may be lost or damaged meanwhile: it is played again.
             with contextlib.suppress(KeyError, CodecError, IndexError):
                 self._won[group] = self._buffer.read(self._stream, group)[0].won

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchorage.checks.cards import clash
 from anchorage.runs.environments import info_of, make_data_known, serve
+from anchorage.runs.leases import LeaseKeeper
 from anchorage.runs.supervisor import Supervisor
 from env_servers.server.settings import TOKEN_VARIABLE
 from services.buffer import Buffer
@@ -89,7 +90,9 @@ class Stack:
     def _open(self) -> None:
         config, folder = self.config, self.config.run.folder
         self._exit.enter_context(locked(folder))
-        supervisor = Supervisor([self._restart_redis, self._restart_environments, self._watch_redis])
+        supervisor = Supervisor(
+            [self._restart_redis, self._restart_environments, self._watch_redis, self._expire_leases]
+        )
         self._exit.callback(supervisor.close)
         redis_url = self._start_redis(folder)
         self.buffer = Buffer.connect(
@@ -106,6 +109,8 @@ class Stack:
         owner = self._own_name(folder)
         _write_config(folder / CONFIG_NAME, config)
         env_urls = self._start_environments(folder)
+        self._leases = LeaseKeeper(config, redis_url, owner)
+        self._exit.callback(self._leases.close)
         supervisor.start()
         self._exit.callback(supervisor.pause)
         self._start_ray()
@@ -182,6 +187,9 @@ class Stack:
                 log.warning("environment server died; restarting it: %s", name)
                 port = int(server.url.rpartition(":")[2])
                 self._servers[name] = serve(self.config.environment(name), self.config.run.folder, port)
+
+    def _expire_leases(self) -> None:
+        self._leases.check()
 
     def _stop_environments(self) -> None:
         for server in self._servers.values():

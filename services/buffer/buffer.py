@@ -20,7 +20,6 @@ import enum
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -33,12 +32,12 @@ from redis.exceptions import ResponseError
 from services.backoff import Backoff
 from services.buffer import keys
 from services.buffer.commands import CommandLog
-from services.buffer.connection import Arg, Connection
-from services.buffer.contents import GroupContents, parse_contents
+from services.buffer.connection import MANY, Arg, Connection
+from services.buffer.contents import GroupContents, Lease, parse_contents, parse_leases
 from services.buffer.integrity import damaged, find_damage
 from services.buffer.keys import MAX_GROUP_SIZE
 from services.buffer.owner import Found, Owner, in_use, parse_found
-from services.buffer.stats import BufferStats, Heartbeat, ServerStats, StreamStats, parse_info
+from services.buffer.stats import BufferStats, Closed, Heartbeat, ServerStats, StreamStats, parse_info
 from services.buffer.suitability import check_server, evicts
 from services.codec import CodecError, decode, encode
 from services.config.tree import BufferConfig
@@ -46,6 +45,12 @@ from services.errors import AnchorageError, BufferDamaged, RunTaken
 from services.schemas import Ticket, Trajectory
 
 _ISSUE_CHUNK = 512
+_REMOVE_CHUNK = 32
+_EXPIRE_CHUNK = 500
+_CLOSED_CHUNK = 1000
+"""A script blocks Redis for every client, so none handles more tickets (issue, expire) or groups than this at once."""
+FROM_THE_START = -1
+"""For `Buffer.closed`: every group that is closed."""
 _MAX_REASON_CHARS = 500
 _MAX_METRICS = 10_000
 _POLL = Backoff(0.005, 0.1)
@@ -113,6 +118,7 @@ class Buffer:
         max_attempts: int = 3,
         fewest_members: int = 0,
         owner: Owner | None = None,
+        connections: int = MANY,
     ) -> Buffer:
         """Connect to the buffer of `run`. Returns once Redis has responded.
 
@@ -124,12 +130,13 @@ class Buffer:
             fewest_members: if above 0, the group is cancelled only if fewer members were left; otherwise it completes
                 without the ticket.
             owner: for the run and its actors; None for readers and for those who request something of the run.
+            connections: most connections at once; further calls wait for one.
 
         Raises:
             RedisUnavailable: invalid address, wrong password, or no response within `config.reconnect_s`.
             ValueError: `run` is not a plain name.
         """
-        connection = Connection(url, config)
+        connection = Connection(url, config, connections)
         buffer = cls(connection, run, config, max_attempts, fewest_members, owner)
         try:
             connection.call(connection.client.ping)
@@ -158,23 +165,54 @@ class Buffer:
         return sum(self._issue(chunk) for chunk in _chunks(tickets))
 
     def known(self, stream: str) -> set[int]:
-        """Numbers of the stream's groups in any state."""
+        """Numbers of the stream's groups in any state. Reads every group's name: not for frequent calls."""
         fields = self._call("hkeys", "sizes")
         with self._parsing():
-            return {group for name, group in map(keys.parse_group, fields) if name == stream}
+            return set(keys.groups_of(stream, fields))
 
-    def complete(self, stream: str) -> list[int]:
-        """Numbers of the stream's complete groups, ascending."""
-        fields = self._call("zrangebylex", "complete", *keys.stream_range(stream))
+    def complete(self, stream: str, first: int | None = None) -> list[int]:
+        """Numbers of the stream's complete groups, ascending; of the `first` ones only, or of all."""
+        page = () if first is None else (0, first)
+        fields = self._call("zrangebylex", "complete", *keys.stream_range(stream), *page)
         with self._parsing():
-            return [keys.parse_group(field)[1] for field in fields]
+            return list(keys.groups_of(stream, fields))
 
-    def cancelled(self, stream: str) -> dict[int, str]:
-        """Reason by number of the stream's cancelled groups."""
-        found = self._call("hgetall", "reasons")
-        with self._parsing():
-            reasons = [(keys.parse_group(field), reason.decode()) for field, reason in found.items()]
-        return {group: reason for (name, group), reason in sorted(reasons) if name == stream}
+    def cancelled(self, stream: str, some: int | None = None) -> dict[int, str]:
+        """Reason by number of the stream's cancelled groups, ascending; of any `some` of them, or of all."""
+        found: dict[int, str] = {}
+        cursor = None
+        while cursor != 0 and (some is None or len(found) < some):
+            cursor, page = self._call("hscan", "reasons", cursor or 0, f"{keys.stream_prefix(stream)}*", _CLOSED_CHUNK)
+            with self._parsing():
+                reasons = [reason.decode() for reason in page.values()]
+                found.update(zip(keys.groups_of(stream, page), reasons, strict=True))
+        return dict(sorted(found.items())[:some])
+
+    def closed(self, stream: str, after: int) -> Closed:
+        """The stream's groups that were completed or cancelled after a moment, and are still known.
+
+        Costs as much as there are such groups, unlike `complete` and `cancelled`, which list all. If Redis loses data,
+        groups may be open again that an earlier call returned: whoever relies on this starts again now and then.
+
+        Args:
+            stream: of the groups.
+            after: `Closed.upto` of the previous call, or `FROM_THE_START`.
+
+        Example:
+            first = buffer.closed("train", FROM_THE_START)   # Closed(1764537000123, [0, 1], {2: "…"})
+            buffer.closed("train", first.upto)               # Closed(1764537000123, [], {}) until another is closed
+        """
+        complete: list[int] = []
+        cancelled: dict[int, str] = {}
+        more = True
+        while more:
+            reply = self._run("closed", stream, after, _CLOSED_CHUNK)
+            with self._parsing():
+                after, more = int(reply[0]), bool(reply[3])
+                complete += keys.groups_of(stream, reply[1])
+                reasons = (reason.decode() for reason in reply[2][1::2])
+                cancelled.update(zip(keys.groups_of(stream, reply[2][::2]), reasons, strict=True))
+        return Closed(after, complete, cancelled)
 
     def read(self, stream: str, group: int) -> list[Trajectory]:
         """Read the trajectories of a complete group in member order, without the members that were given up.
@@ -198,8 +236,9 @@ class Buffer:
 
     def remove(self, stream: str, groups: Sequence[int]) -> None:
         """Remove groups entirely: after the checkpoint that records them, or to issue them again."""
-        if groups:
-            self._run("remove", stream, *(keys.group_field(stream, group) for group in groups))
+        for start in range(0, len(groups), _REMOVE_CHUNK):
+            chunk = groups[start : start + _REMOVE_CHUNK]
+            self._run("remove", stream, *(keys.group_field(stream, group) for group in chunk))
 
     def wait(self, stream: str, timeout_s: float) -> bool:
         """Block until a group of the stream completes or is cancelled; False on timeout.
@@ -256,7 +295,12 @@ class Buffer:
 
     def expire(self) -> int:
         """Requeue tickets whose lease has expired, each a failed attempt; their number. Any process may call it."""
-        return int(self._run("expire", *self._limits))
+        total = 0
+        while True:
+            expired = int(self._run("expire", *self._limits, _EXPIRE_CHUNK))
+            total += expired
+            if expired < _EXPIRE_CHUNK:
+                return total
 
     # run-wide
 
@@ -336,9 +380,11 @@ class Buffer:
         with self._parsing():
             return None if reply is None else _natural(reply)
 
-    def heartbeat(self, actor: str, info: Mapping[str, object], ttl_s: float) -> None:
-        """List `actor` with JSON-able facts for the next `ttl_s` seconds."""
-        self._run("heartbeat", actor, _json(info), _milliseconds(ttl_s))
+    def heartbeat(self, actor: str, info: Mapping[str, object], ttl_s: float) -> str:
+        """List `actor` with JSON-able facts for the next `ttl_s` seconds. Returns the run's state, as `state` does."""
+        reply = self._run("heartbeat", actor, _json(info), _milliseconds(ttl_s))
+        with self._parsing():
+            return str(reply.decode())
 
     def actors(self) -> dict[str, dict[str, object]]:
         """Facts of the actors whose heartbeat has not expired, by name."""
@@ -348,7 +394,7 @@ class Buffer:
         """The same with the age of each heartbeat."""
         reply = self._run("actors")
         with self._parsing():
-            beats = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+            beats = zip(*reply, strict=True)
             return {name.decode(): Heartbeat(_object(facts), ms / 1000) for name, facts, ms in beats}
 
     def append_metrics(self, record: Mapping[str, object]) -> None:
@@ -365,13 +411,14 @@ class Buffer:
         """Count tickets, groups and bytes."""
         reply = self._run("stats")
         with self._parsing():
-            queued, leased, stored, groups, complete, cancelled = reply
-            known, full, ended = (_per_stream(fields) for fields in (groups, complete, cancelled))
-        streams = {
-            stream: StreamStats(known[stream] - full[stream] - ended[stream], full[stream], ended[stream])
-            for stream in sorted(known)
-        }
-        return BufferStats(queued, leased, streams, stored, self._cap_bytes)
+            queued, leased, stored, counts = reply
+            return BufferStats(queued, leased, _per_stream(counts), stored, self._cap_bytes)
+
+    def full(self) -> bool:
+        """Whether the stored trajectories are above the cap, as `stats` says with all other figures."""
+        reply = self._call("get", "bytes")
+        with self._parsing():
+            return int(reply or 0) > self._cap_bytes
 
     def server(self) -> ServerStats:
         """State of the Redis server itself, which other runs may share."""
@@ -390,6 +437,12 @@ class Buffer:
         reply = self._run("contents")
         with self._parsing():
             return parse_contents(*reply)
+
+    def leases(self, first: int) -> tuple[list[Lease], int]:
+        """The `first` leases to expire, and the number of all."""
+        reply = self._run("leases", first)
+        with self._parsing():
+            return parse_leases(*reply)
 
     def _issue(self, tickets: Sequence[Ticket]) -> int:
         args: list[Arg] = [arg for t in tickets for arg in (keys.field_of(t), t.group_size, t.model_dump_json())]
@@ -502,5 +555,13 @@ def _natural(text: bytes) -> int:
     return number
 
 
-def _per_stream(fields: Sequence[bytes]) -> Counter[str]:
-    return Counter(keys.parse_group(field)[0] for field in fields)
+def _per_stream(counts: Sequence[bytes]) -> dict[str, StreamStats]:
+    """Parse `group_counts`: name and number, alternately."""
+    number = {
+        tuple(name.decode().split(" ")): int(count) for name, count in zip(counts[::2], counts[1::2], strict=True)
+    }
+    found = {}
+    for stream in sorted({stream for stream, _ in number}):
+        known, complete, cancelled = (number.get((stream, state), 0) for state in ("known", "complete", "cancelled"))
+        found[stream] = StreamStats(known - complete - cancelled, complete, cancelled)
+    return found

@@ -32,7 +32,8 @@ Arg = bytes | str | int | float
 
 _T = TypeVar("_T")
 
-_MAX_CONNECTIONS = 32
+MANY, FEW = 32, 4
+"""Number of connections of one process: of one that serves many threads, and of one of many (an actor)."""
 _BACKOFF = Backoff(0.05, 2.0, jitter=True)
 _ALSO = {"take": ("install_owner",), "restore_owner": ("install_owner",)}
 """Lua that some scripts share, in addition to the prelude of all."""
@@ -51,14 +52,18 @@ class Connection:
         where: the address without credentials, for messages.
     """
 
-    def __init__(self, url: str, config: BufferConfig) -> None:
-        """Does not connect yet. RedisUnavailable if `url` is not the address of a Redis."""
+    def __init__(self, url: str, config: BufferConfig, most: int = MANY) -> None:
+        """Does not connect yet, later at most `most` times at once.
+
+        Raises:
+            RedisUnavailable: `url` is not the address of a Redis.
+        """
         self.where = mask(url)
         self._reconnect_s = config.reconnect_s
         try:
             pool = BlockingConnectionPool.from_url(
                 url,
-                max_connections=_MAX_CONNECTIONS,
+                max_connections=most,
                 timeout=config.timeout_s,
                 socket_timeout=config.timeout_s,
                 socket_connect_timeout=config.timeout_s,

@@ -39,6 +39,25 @@ class TicketContents:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """A ticket that an actor plays.
+
+    Attributes:
+        stream, group, member: of the ticket.
+        holder: the actor.
+        left_s: seconds left of the lease, negative once it has expired.
+        attempts: number of failed attempts so far.
+    """
+
+    stream: str
+    group: int
+    member: int
+    holder: str
+    left_s: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupContents:
     """One group.
 
@@ -102,6 +121,16 @@ def parse_contents(
         )
         for field, size in sorted(known.items())
     ]
+
+
+def parse_leases(now: int, total: int, *rows: bytes) -> tuple[list[Lease], int]:
+    """Parse the reply of `leases.lua`: the leases, and the number of all. `now`: ms."""
+    leases = []
+    for field, holder, end, attempts in zip(*(rows[place::4] for place in range(4)), strict=True):
+        group, member = keys.split_ticket(field)
+        left = (float(end) - now) / 1000
+        leases.append(Lease(*keys.parse_group(group), member, holder.decode(), left, int(attempts)))
+    return leases, total
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:

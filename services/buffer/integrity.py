@@ -22,6 +22,7 @@ _NAME = rb"[A-Za-z0-9][A-Za-z0-9._-]*"
 _GROUP = re.compile(rb"[01] " + _NAME + rb" \d{12}")
 _TICKET = re.compile(_GROUP.pattern + rb" \d{6}")
 _STREAM = re.compile(_NAME)
+_STREAM_STATE = re.compile(_NAME + rb" (?:known|complete|cancelled)")
 _WHOLE = re.compile(rb"-?\d{1,18}")
 _SHOWN_CHARS = 60
 _LARGEST_SCORE = 2**53
@@ -55,6 +56,10 @@ def _is_group(text: bytes) -> bool:
     return _GROUP.fullmatch(text) is not None
 
 
+def _is_stream_state(text: bytes) -> bool:
+    return _STREAM_STATE.fullmatch(text) is not None
+
+
 def _is_stream(text: bytes) -> bool:
     return _STREAM.fullmatch(text) is not None
 
@@ -86,6 +91,7 @@ _FIELDS: Mapping[str, tuple[Check, Check]] = {
     "sizes": (_is_group, _is_size),
     "counts": (_is_group, _is_count),
     "reasons": (_is_group, _is_text),
+    "group_counts": (_is_stream_state, _is_count),
     "changed": (_is_stream, _is_whole),
     "actors": (_is_text, _is_object),
     "actor_heard": (_is_text, _is_whole),
@@ -98,13 +104,15 @@ _MEMBERS: Mapping[str, Check] = {
     "queue": _is_ticket,
     "leases": _is_ticket,
     "complete": _is_group,
+    "closed": _is_group,
     "actor_deadlines": _is_text,
     "command_order": _is_text,
 }
-_TIMES = ("leases", "actor_deadlines")
-"""Sorted sets whose scores are times; all other scores are 0."""
+_TIMES = ("leases", "closed", "actor_deadlines")
+"""Sorted sets whose scores are times, or sequences that begin with one; all other scores are 0."""
 _VALUES: Mapping[str, Check] = {
     "bytes": _is_whole,
+    "begun": _is_group,
     "sequence": _is_whole,
     "manifest": _is_object,
     "state": _is_text,

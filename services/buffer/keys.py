@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from services.schemas import TRAIN_STREAM, Ticket
 
@@ -30,8 +30,11 @@ KINDS: Mapping[str, str] = {
     "bytes": "string",  # integer: size of all trajectories in bytes
     "sizes": "hash",  # group field -> group size; one entry per known group, in any state
     "counts": "hash",  # group field -> stored trajectories; present once an actor has leased one of its tickets
+    "begun": "string",  # the last field of the training groups that have begun
     "complete": "zset",  # all scores 0: fields of complete groups
     "reasons": "hash",  # group field -> why it was cancelled
+    "closed": "zset",  # field of a complete or cancelled group, score: sequence of that event
+    "group_counts": "hash",  # `<stream> known|complete|cancelled` -> number of groups; none is 0
     "sequence": "string",  # integer: of the last completion or cancellation; grows even after Redis has lost its data
     "changed": "hash",  # stream -> sequence of its last completion or cancellation
     "actors": "hash",  # actor -> JSON of its last heartbeat
@@ -135,6 +138,12 @@ def parse_group(field: bytes) -> tuple[str, int]:
     """Stream and group of a group's field."""
     _, stream, group = field.decode().split(" ")
     return stream, int(group)
+
+
+def groups_of(stream: str, fields: Iterable[bytes]) -> Iterator[int]:
+    """Numbers of the groups among `fields` that belong to the stream. ValueError if one of them has no number."""
+    prefix = stream_prefix(stream).encode()
+    return (int(field[-_GROUP_DIGITS:]) for field in fields if field.startswith(prefix))
 
 
 def split_ticket(field: bytes) -> tuple[bytes, int]:

@@ -41,6 +41,21 @@ class BufferStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """Groups of one stream that were completed or cancelled after a moment; see `Buffer.closed`.
+
+    Attributes:
+        upto: the moment that the next call continues from.
+        complete: numbers of complete groups, in the order of their completion.
+        cancelled: reason by number of cancelled groups.
+    """
+
+    upto: int
+    complete: list[int]
+    cancelled: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """The last heartbeat of an actor.
 

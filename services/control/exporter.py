@@ -6,7 +6,7 @@ theirs at `/metrics`.
 
 Invariants
 - Labels come from small sets: runs of the folder, live actors, kinds of streams. A run that is not live exports only
-  `run_live` 0.
+  `run_live` 0. Of a run with more than `MOST_ACTORS` actors there are only sums.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ ACTOR_FACTS = {
     "updates": "Weight updates since the actor's start.",
 }
 
+
+MOST_ACTORS = 200
+NOT_SUMMED = ("version", "kv_use")
 
 REDIS_FACTS = {
     "used_bytes": "Memory in use.",
@@ -98,8 +101,18 @@ def _add_buffer(add: Any, run: str, snapshot: Snapshot) -> None:
 
 
 def _add_actors(add: Any, run: str, snapshot: Snapshot) -> None:
-    add("actors", "Live rollout actors.", len(snapshot.actors), run=run)
-    for actor, beat in snapshot.actors.items():
+    beats = snapshot.actors
+    add("actors", "Live rollout actors.", len(beats), run=run)
+    for name in ACTOR_FACTS.keys() - NOT_SUMMED:
+        values = [value for beat in beats.values() if isinstance(value := beat.facts.get(name), int | float)]
+        add(f"actors_{name}", f"Sum over the live actors. {ACTOR_FACTS[name]}", sum(values), run=run)
+    add(
+        "actors_heard_seconds",
+        "Age of the oldest heartbeat.",
+        max((b.heard_s for b in beats.values()), default=0),
+        run=run,
+    )
+    for actor, beat in beats.items() if len(beats) <= MOST_ACTORS else ():
         add("actor_heard_seconds", "Seconds since the actor's last heartbeat.", beat.heard_s, run=run, actor=actor)
         for name, help_text in ACTOR_FACTS.items():
             add(f"actor_{name}", help_text, beat.facts.get(name), run=run, actor=actor)

@@ -1,6 +1,7 @@
 """The live state of a run, from its Redis: read at most twice a second, however many clients there are.
 
 Invariants
+- Its size grows with the number of actors, not with that of groups or tickets.
 - If Redis does not respond or its data cannot be read, the run is not live; that is no error. It is tried again after
   `RETRY_S`.
 - Every read has a short time limit.
@@ -28,6 +29,8 @@ FRESH_S = 0.5
 RETRY_S = 3.0
 TIMEOUT_S = 2.0
 PATIENCE_S = 0.2
+LISTED_GROUPS = 100
+"""Number of complete and of cancelled groups that are listed; `Snapshot.stats` counts all."""
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +43,8 @@ class Snapshot:
         state: `running`, `paused` or `stopping`.
         stats: counts of tickets and groups, and the size of the buffer.
         actors: the last heartbeat of each live actor, by name.
-        complete: training groups that are complete.
-        cancelled: cancelled training groups and the reasons.
+        complete: the first `LISTED_GROUPS` complete training groups.
+        cancelled: some `LISTED_GROUPS` cancelled training groups and the reasons.
         commands: requested actions, oldest first.
         wanted_actors: requested number of rollout actors; None: not requested.
     """
@@ -141,8 +144,8 @@ def _look(buffer: Buffer) -> Snapshot | None:
         state=state,
         stats=buffer.stats(),
         actors=buffer.heartbeats(),
-        complete=buffer.complete(TRAIN_STREAM),
-        cancelled=buffer.cancelled(TRAIN_STREAM),
+        complete=buffer.complete(TRAIN_STREAM, LISTED_GROUPS),
+        cancelled=buffer.cancelled(TRAIN_STREAM, LISTED_GROUPS),
         commands=buffer.commands.all(),
         wanted_actors=buffer.desired_actors(),
     )

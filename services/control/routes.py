@@ -102,9 +102,9 @@ def metrics(
 
 
 @router.get("/runs/{run}/actors", responses=RUN_REFUSALS)
-def actors(run: OneRun) -> ActorList:
-    """Rollout actors by their last heartbeat."""
-    return run_views.actors(run)
+def actors(run: OneRun, offset: Offset = 0, limit: Limit = run_views.LISTED_ACTORS) -> ActorList:
+    """Rollout actors by their last heartbeat, and sums over all of them."""
+    return run_views.actors(run, offset, limit)
 
 
 @router.get("/runs/{run}/environments", responses=RUN_REFUSALS)
@@ -122,9 +122,9 @@ def buffer(run: OneRun) -> BufferView:
 
 
 @router.get("/runs/{run}/leases", responses=RUN_REFUSALS | describe(409))
-def leases(run: OneRun) -> LeaseList:
-    """Tickets that are being played: by which actor, and for how long they are leased."""
-    return run_views.leases(run)
+def leases(run: OneRun, limit: Limit = run_views.LISTED_LEASES) -> LeaseList:
+    """Tickets that are being played, those whose leases expire first: by which actor, and for how long."""
+    return run_views.leases(run, limit)
 
 
 @router.get("/runs/{run}/staleness", responses=RUN_REFUSALS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -32,6 +33,9 @@ from services.control.views import (
 
 HEARTBEAT_S = 10.0
 MAX_WARNINGS = 100
+LISTED_ACTORS = 100
+LISTED_LEASES = 500
+"""Number of entries of a list if the caller requests no other: a page shows no more, however large the run is."""
 
 _T = TypeVar("_T")
 
@@ -46,12 +50,21 @@ def metrics(run: Run, after: int, limit: int, names: frozenset[str] | None) -> M
     return MetricsView(records=found, next=min(after, len(records)) + len(found), generation=generation)
 
 
-def actors(run: Run) -> ActorList:
+def actors(run: Run, offset: int = 0, limit: int = LISTED_ACTORS) -> ActorList:
+    """At most `limit` actors from number `offset` by name, and sums over all."""
     snapshot = run.snapshot()
     if snapshot is None:
         return ActorList(live=False, wanted=None, heartbeat_s=HEARTBEAT_S, actors=[])
-    views = [_actor(name, beat) for name, beat in sorted(snapshot.actors.items())]
-    return ActorList(live=True, wanted=snapshot.wanted_actors, heartbeat_s=HEARTBEAT_S, actors=views)
+    beats = snapshot.actors
+    return ActorList(
+        live=True,
+        wanted=snapshot.wanted_actors,
+        heartbeat_s=HEARTBEAT_S,
+        total=len(beats),
+        episodes=sum(_typed(beat.facts, "episodes", int) or 0 for beat in beats.values()),
+        tokens_per_s=sum(_number(beat.facts, "tokens_per_s") or 0.0 for beat in beats.values()),
+        actors=[_actor(name, beats[name]) for name in sorted(beats)[offset : offset + limit]],
+    )
 
 
 def buffer(run: Run) -> BufferView:
@@ -76,23 +89,12 @@ def buffer(run: Run) -> BufferView:
     )
 
 
-def leases(run: Run) -> LeaseList:
-    """All leases, sorted by holder and remaining time. Raises RedisUnavailable."""
-    found = run.live.buffer() if run.live is not None else None
-    views = [
-        LeaseView(
-            holder=ticket.holder,
-            stream=group.stream,
-            group=group.group,
-            member=ticket.member,
-            left_s=ticket.lease_s,
-            attempts=ticket.attempts,
-        )
-        for group in ([] if found is None else found.contents())
-        for ticket in group.tickets
-        if ticket.holder is not None and ticket.lease_s is not None
-    ]
-    return LeaseList(leases=sorted(views, key=lambda view: (view.holder, view.left_s)))
+def leases(run: Run, limit: int = LISTED_LEASES) -> LeaseList:
+    """The `limit` leases that expire first, sorted by holder and remaining time. Raises RedisUnavailable."""
+    buffer = run.live.buffer() if run.live is not None else None
+    found, total = ([], 0) if buffer is None else buffer.leases(limit)
+    views = [LeaseView(**asdict(lease)) for lease in found]
+    return LeaseList(total=total, leases=sorted(views, key=lambda view: (view.holder, view.left_s)))
 
 
 def commands(run: Run) -> CommandList:

@@ -95,6 +95,12 @@ class ActorList(View):
     """Number of rollout actors requested by `scale`; none: not requested."""
     heartbeat_s: float
     """An actor without a heartbeat for this long is no longer listed."""
+    total: int = 0
+    """Number of live actors; `actors` is a part of them, by name."""
+    episodes: int = 0
+    """Episodes that all of them play now."""
+    tokens_per_s: float = 0.0
+    """Response tokens a second of all of them."""
     actors: list[ActorView]
 
 
@@ -119,6 +125,8 @@ class LeaseView(View):
 
 
 class LeaseList(View):
+    total: int = 0
+    """Number of leases; `leases` are the first of them to expire."""
     leases: list[LeaseView]
 
 
@@ -130,9 +138,9 @@ class BufferView(View):
     leased: int = 0
     streams: list[StreamView] = []
     complete_groups: list[int] = []
-    """Complete training groups that wait to be trained on or acknowledged."""
+    """The first complete training groups, which wait to be trained on or acknowledged; `streams` counts all."""
     cancelled_groups: dict[str, str] = {}
-    """Cancelled training groups and the reasons."""
+    """Some of the cancelled training groups and the reasons; `streams` counts all."""
     trajectory_bytes: int = 0
     cap_bytes: int = 0
     full: bool = False

@@ -96,8 +96,14 @@ class Coordination:
         """The current requests. Expired ones are removed."""
         posted = [self._parsed(_POSTED, "weights_wishes", reply) for reply in self._call("hvals", "weights_wishes")]
         now = self._now()
-        current = [entry.request for entry in posted if now - REQUEST_TTL_S <= entry.at <= now]
-        self.withdraw(*(entry.request.reader for entry in posted if entry.request not in current))
+        current: list[Request] = []
+        expired: list[str] = []
+        for request, at in ((entry.request, entry.at) for entry in posted):
+            if now - REQUEST_TTL_S <= at <= now:
+                current.append(request)
+            else:
+                expired.append(request.reader)
+        self.withdraw(*expired)
         return current
 
     def announce_round(self, round_: Round) -> None:

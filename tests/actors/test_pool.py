@@ -69,6 +69,7 @@ def test_a_killed_actor_is_replaced_and_its_tickets_are_played(
         # Asked of the buffer: an actor's heartbeat may miss episodes as short as these.
         name = until(lambda: next((t.holder for g in buffer.contents() for t in g.tickets if t.holder), None))
         os.kill(int(str(first[name]["pid"])), signal.SIGKILL)
+        until(buffer.expire)  # the run's supervisor does it
         until(lambda: buffer.complete(TRAIN_STREAM) == list(range(GROUPS)))
         until(lambda: len(buffer.actors().keys() - {name}) == 2)
         status = ray.get(pool.status.remote(), timeout=10)

@@ -14,11 +14,13 @@ from actors.episode import play
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.replicas import Replicas
 from env_servers.client import EnvironmentUnavailableError, HttpClient, SessionLost
+from env_servers.clients.local import LocalClient
 from env_servers.launch import ServerProcess
 from env_servers.protocol import ResetRequest
 from services.config.tree import Config
 from services.schemas import Task, Ticket
 from tests.actors.scripted_engine import ScriptedEngine
+from tests.env_servers.counting import Counting
 from tests.env_servers.launching import COUNTING, launch
 
 RESET = ResetRequest(split="train", index=0)
@@ -110,3 +112,16 @@ async def test_any_server_that_is_up_says_what_is_served(servers: list[ServerPro
     with pytest.raises(EnvironmentUnavailableError):
         await client.info()
     await client.close()
+
+
+async def test_actors_with_fewer_episodes_than_servers_use_all_of_them() -> None:
+    """Each knows its own sessions only: if all took the first of several idle servers, the last were never used."""
+    servers = [LocalClient(Counting) for _ in range(8)]
+    for _ in range(40):
+        actor = Replicas(servers)
+        for _ in range(4):
+            await actor.reset(RESET)
+        assert sorted(held(actor)) == [0] * 4 + [1] * 4
+    sessions = [server._table.live for server in servers]
+    assert sum(sessions) == 160
+    assert min(sessions) > 0, "a server stays idle by chance with a probability below 1e-11"

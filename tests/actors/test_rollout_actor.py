@@ -23,6 +23,7 @@ from env_servers.clients.http import HttpClient
 from env_servers.clients.local import LocalClient
 from env_servers.environment import Observation
 from env_servers.protocol import ResetRequest, StepResult
+from services.backoff import Patience
 from services.buffer import Buffer, Stored
 from services.config.tree import Config
 from services.schemas import TRAIN_STREAM, Task, Ticket, Trajectory
@@ -123,7 +124,7 @@ async def test_a_ticket_is_played_with_the_version_announced_before_it_was_lease
 ) -> None:
     scene = make()
     scene.publish(0)
-    monkeypatch.setattr(weights, "POLL_S", 600.0)
+    monkeypatch.setattr(weights, "LOOKS", Patience(600.0, 600.0))
     async with scene.playing():
         await until(lambda: scene.buffer.actors().get("actor-1", {}).get("state") == "playing")
         scene.publish(1)
@@ -150,6 +151,7 @@ async def test_a_lease_that_ran_out_elsewhere_is_played_here(make: MakeScene) ->
     scene.buffer.issue(group(0))
     assert len(scene.buffer.lease("dead-actor", SIZE, lease_s=0.01)) == SIZE
     async with scene.playing():
+        await until(scene.buffer.expire)  # the run's supervisor does it
         await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
 
 
@@ -171,7 +173,7 @@ async def test_leases_are_kept_while_their_tickets_wait_for_weights(
     make: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = make(rollout=SHORT_LEASES)
-    monkeypatch.setattr(weights, "POLL_S", 600.0)
+    monkeypatch.setattr(weights, "LOOKS", Patience(600.0, 600.0))
     scene.publish(0)
     async with scene.playing():
         await until(lambda: scene.rollout.status()["state"] == "playing")
@@ -234,7 +236,7 @@ async def test_an_ended_episode_makes_room_at_once_whatever_the_others_do(
     make: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One episode hangs in its first step; the other places are used by one group after another."""
-    monkeypatch.setattr(rollout_actor, "POLL_S", 600.0)
+    monkeypatch.setattr(rollout_actor, "LOOKS", Patience(600.0, 600.0))
 
     class FirstHangs(LocalClient):
         hanging: str | None = None
@@ -414,7 +416,7 @@ async def test_draining_gives_the_tickets_back_at_once(make: MakeScene) -> None:
 async def test_an_end_that_meets_new_room_is_not_missed(
     make: MakeScene, monkeypatch: pytest.MonkeyPatch, ticks: int
 ) -> None:
-    monkeypatch.setattr(rollout_actor, "POLL_S", 600.0)
+    monkeypatch.setattr(rollout_actor, "LOOKS", Patience(600.0, 600.0))
     scene = make()
     scene.publish(0)
     async with asyncio.timeout(30), scene.playing():

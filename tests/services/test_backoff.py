@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from services.backoff import Backoff
+from services.backoff import Backoff, Patience
 
 
 def test_delays_double_up_to_the_longest() -> None:
@@ -31,3 +31,13 @@ def test_attempts_end_at_their_deadline(monkeypatch: pytest.MonkeyPatch) -> None
     assert delays == [1.0, 2.0, 3.0]  # the third would be 4 s, and ends at the deadline
     assert attempts.failures == 4
     assert now == 106.0
+
+
+def test_whoever_waits_long_looks_seldom_and_sees_a_change_soon():
+    patience = Patience(0.2, 2.0)
+    assert [patience.delay(waited) for waited in (0, 4, 10, 40, 4000)] == [0.2, 0.2, 0.5, 2.0, 2.0]
+    waited, looks = 0.0, 0
+    while waited < 600.0:
+        waited += patience.delay(waited)
+        looks += 1
+    assert looks < 400  # 3,000 at the shortest

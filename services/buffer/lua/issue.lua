@@ -13,7 +13,9 @@ for i = 1, #ARGV, 3 do
   local group = group_of(ticket)
   if not is_closed(group) and redis.call('HEXISTS', GIVEN_UP, ticket) == 0
     and redis.call('HSETNX', TICKETS, ticket, ARGV[i + 2]) == 1 then
-    redis.call('HSETNX', SIZES, group, ARGV[i + 1])
+    if redis.call('HSETNX', SIZES, group, ARGV[i + 1]) == 1 then
+      tally(group, 'known', 1)
+    end
     redis.call('ZADD', QUEUE, 0, ticket)
     new = new + 1
   end

@@ -81,6 +81,7 @@ end
 
 keep_fields(REASONS, is_known)
 keep_members(COMPLETE, is_known)
+keep_members(CLOSED, is_known)
 keep_fields(COUNTS, is_open)
 keep_fields(TRAJECTORIES, is_member)
 keep_fields(GIVEN_UP, is_member)
@@ -91,6 +92,33 @@ keep_fields(HOLDERS, is_out)
 keep_fields(ATTEMPTS, is_out)
 keep_members(QUEUE, is_out)
 keep_members(LEASES, is_out)
+
+-- What the scripts count and list as they go, from the groups themselves.
+local right, newest = {}, ''
+for _, group in ipairs(redis.call('HKEYS', SIZES)) do
+  local complete, cancelled = redis.call('ZSCORE', COMPLETE, group), has(REASONS, group)
+  for state, holds in pairs({ known = true, complete = complete, cancelled = cancelled }) do
+    local field = stream_of(group) .. ' ' .. state
+    right[field] = holds and (right[field] or 0) + 1 or right[field]
+  end
+  if not complete and not cancelled then
+    redis.call('ZREM', CLOSED, group)
+  elseif not redis.call('ZSCORE', CLOSED, group) then
+    announce(group)
+  end
+end
+for _, group in ipairs(redis.call('HKEYS', COUNTS)) do
+  newest = is_training(group) and group > newest and group or newest
+end
+note_begun(newest)
+keep_fields(GROUP_COUNTS, function(field)
+  return right[field] ~= nil
+end)
+for field, count in pairs(right) do
+  if tonumber(redis.call('HGET', GROUP_COUNTS, field) or 0) ~= count then
+    redis.call('HSET', GROUP_COUNTS, field, string.format('%d', count))
+  end
+end
 
 local bytes = 0
 for _, ticket in ipairs(redis.call('HKEYS', TRAJECTORIES)) do

@@ -81,6 +81,21 @@ local function stream_of(group)
   return string.sub(group, 3, -14)
 end
 
+local function is_training(group)
+  return string.sub(group, 1, 1) == '1'
+end
+
+-- The last of the training groups of which a ticket has been leased or stored, or ''.
+local function newest_begun()
+  return redis.call('GET', BEGUN) or ''
+end
+
+local function note_begun(group)
+  if is_training(group) and group > newest_begun() then
+    redis.call('SET', BEGUN, group)
+  end
+end
+
 local MAX_GROUP_SIZE = 4096
 
 -- Number of the group's members, 0 if it is unknown.
@@ -116,11 +131,21 @@ local function is_closed(group)
   return redis.call('ZSCORE', COMPLETE, group) or redis.call('HEXISTS', REASONS, group) == 1
 end
 
--- Wakes a waiting learner. The sequence is at least the time, so that no number comes twice after Redis lost data.
+-- Changes the number of the stream's groups that are `known`, `complete` or `cancelled`, so that nobody counts them.
+local function tally(group, state, change)
+  local field = stream_of(group) .. ' ' .. state
+  if redis.call('HINCRBY', GROUP_COUNTS, field, change) == 0 then
+    redis.call('HDEL', GROUP_COUNTS, field)
+  end
+end
+
+-- Lists the group as the last that was closed (completed or cancelled), and wakes a waiting learner. The sequence is at
+-- least the time, so that no number comes twice after Redis lost data.
 local function announce(group)
   local sequence = math.max(tonumber(redis.call('GET', SEQUENCE) or 0) + 1, redis_ms())
   redis.call('SET', SEQUENCE, string.format('%d', sequence))
   redis.call('HSET', CHANGED, stream_of(group), string.format('%d', sequence))
+  redis.call('ZADD', CLOSED, string.format('%d', sequence), group)
 end
 
 -- Number of members that the group will have: its size less those given up.
@@ -134,13 +159,15 @@ end
 
 -- Completes the group if all members that it will have are stored; whether it did.
 local function complete_if_full(group)
-  local size = size_of(group)
-  if tonumber(redis.call('HGET', COUNTS, group)) < members_left(group, size) then
+  local size, stored = size_of(group), tonumber(redis.call('HGET', COUNTS, group))
+  -- The first comparison, which needs none of the group's tickets, decides for nearly every member but the last.
+  if stored < size - redis.call('HLEN', GIVEN_UP) or stored < members_left(group, size) then
     return false
   end
   redis.call('HDEL', TICKETS, unpack(tickets_of(group, size)))
   redis.call('HDEL', COUNTS, group)
   redis.call('ZADD', COMPLETE, 0, group)
+  tally(group, 'complete', 1)
   announce(group)
   return true
 end
@@ -168,7 +195,10 @@ local function clear(group)
   end
   redis.call('DECRBY', BYTES, freed)
   redis.call('HDEL', COUNTS, group)
-  redis.call('ZREM', COMPLETE, group)
+  redis.call('ZREM', CLOSED, group)
+  if redis.call('ZREM', COMPLETE, group) == 1 then
+    tally(group, 'complete', -1)
+  end
 end
 
 local function cancel_group(group, reason)
@@ -177,6 +207,7 @@ local function cancel_group(group, reason)
   end
   clear(group)
   redis.call('HSET', REASONS, group, reason)
+  tally(group, 'cancelled', 1)
   announce(group)
 end
 

@@ -1,9 +1,7 @@
--- Returns {queued, leased, stored bytes, fields of all groups, of the complete ones, of the cancelled ones}.
+-- Returns {queued, leased, stored bytes, {stream and state, number of groups, …}}.
 return {
   redis.call('ZCARD', QUEUE),
   redis.call('ZCARD', LEASES),
   stored_bytes(),
-  redis.call('HKEYS', SIZES),
-  redis.call('ZRANGE', COMPLETE, 0, -1),
-  redis.call('HKEYS', REASONS),
+  redis.call('HGETALL', GROUP_COUNTS),
 }

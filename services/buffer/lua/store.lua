@@ -9,6 +9,7 @@ if redis.call('HSETNX', TRAJECTORIES, ticket, data) == 0 then
 end
 if not end_lease(ticket) then
   redis.call('ZREM', QUEUE, ticket)
+  note_begun(group)
 end
 redis.call('HDEL', ATTEMPTS, ticket)
 redis.call('INCRBY', BYTES, #data)

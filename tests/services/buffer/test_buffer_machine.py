@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from services.buffer import Buffer, Stored
+from services.buffer import FROM_THE_START, Buffer, Closed, Stored, StreamStats
 from services.config.tree import BufferConfig
 from services.errors import RunTaken
 from services.schemas import Task, Ticket, Trajectory
@@ -43,6 +43,7 @@ class Group:
     writer: dict[int, str] = field(default_factory=dict)
     cancelled: bool = False
     complete: bool = False
+    begun: bool = False  # since its first lease or trajectory
 
 
 def make(stream: str, group: int, member: int) -> Ticket:
@@ -114,10 +115,26 @@ class Machine(RuleBasedStateMachine):
 
     @rule(actor=ACTORS, limit=st.integers(1, 4))
     def lease(self, actor: str, limit: int) -> None:
-        expected = self.queued()[:limit]
-        assert self.buffer.lease(actor, limit, 600.0) == expected
+        self.leased(actor, self.queued()[:limit], self.buffer.lease(actor, limit, 600.0))
+
+    @rule(actor=ACTORS, limit=st.integers(1, 4))
+    def lease_above_the_cap(self, actor: str, limit: int) -> None:
+        last = max(
+            (number for (stream, number), g in self.model.items() if stream == "train" and g.complete), default=-1
+        )
+        awaited = [
+            t for t in self.queued() if t.stream != "train" or self.model["train", t.group].begun or t.group < last
+        ]
+        cap, self.buffer._cap_bytes = self.buffer._cap_bytes, -1
+        found = self.buffer.lease(actor, limit, 600.0)
+        self.buffer._cap_bytes = cap
+        self.leased(actor, awaited[:limit], found)
+
+    def leased(self, actor: str, expected: list[Ticket], found: list[Ticket]) -> None:
+        assert found == expected
         for ticket in expected:
-            self.model[ticket.stream, ticket.group].members[ticket.member] = actor
+            group = self.model[ticket.stream, ticket.group]
+            group.members[ticket.member], group.begun = actor, True
 
     @rule(stream=STREAMS, group=GROUPS, member=st.integers(0, 2), actor=ACTORS)
     def store(self, stream: str, group: int, member: int, actor: str) -> None:
@@ -128,7 +145,7 @@ class Machine(RuleBasedStateMachine):
         elif member not in known.members:
             expected = Stored.UNKNOWN
         else:
-            known.members[member] = "stored"
+            known.members[member], known.begun = "stored", True
             known.writer[member] = actor
             known.complete = len(known.writer) == SIZE[group]
             expected = Stored.COMPLETED if known.complete else Stored.STORED
@@ -274,6 +291,20 @@ class Machine(RuleBasedStateMachine):
             assert self.buffer.known(stream) == set(groups)
             assert self.buffer.complete(stream) == [n for n, g in groups.items() if g.complete]
             assert list(self.buffer.cancelled(stream)) == [n for n, g in groups.items() if g.cancelled]
+            assert self.buffer.cancelled(stream, 0) == {}
+            assert self.buffer.complete(stream, 1) == self.buffer.complete(stream)[:1]
+            closed = self.buffer.closed(stream, FROM_THE_START)
+            assert sorted(closed.complete) == self.buffer.complete(stream)
+            assert dict(sorted(closed.cancelled.items())) == self.buffer.cancelled(stream)
+            assert self.buffer.closed(stream, closed.upto) == Closed(closed.upto, [], {})
+            complete, cancelled = len(closed.complete), len(closed.cancelled)
+            counted = stats.streams.get(stream, StreamStats())
+            assert counted == StreamStats(len(groups) - complete - cancelled, complete, cancelled)
+        leases, total = self.buffer.leases(100)
+        assert total == len(leases) == stats.leased
+        assert {(one.stream, one.group, one.member, one.holder) for one in leases} == {
+            (t.stream, t.group, t.member, self.holder(t)) for t in self.held("ab")
+        }
 
     @rule(stream=STREAMS, group=GROUPS)
     def read(self, stream: str, group: int) -> None:

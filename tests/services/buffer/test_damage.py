@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from services.buffer import Buffer
+from services.buffer import FROM_THE_START, Buffer
 from services.buffer.commands import Action, Answer, Command
 from services.buffer.keys import KINDS, NAMES, Keys
 from services.buffer.owner import take
@@ -95,6 +95,9 @@ class Scene:
             "cancelled": lambda: buffer.cancelled("train"),
             "read": lambda: [buffer.read("train", number) for number in buffer.complete("train")],
             "wait": lambda: buffer.wait("train", 0.0),
+            "closed": lambda: buffer.closed("train", FROM_THE_START),
+            "leases": lambda: buffer.leases(10),
+            "full": buffer.full,
             "stats": buffer.stats,
             "contents": buffer.contents,
             "actors": buffer.actors,

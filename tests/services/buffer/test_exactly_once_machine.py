@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ class Learner:
         """A new process, which knows what the dispatcher's state says."""
         self.dispatcher = dispatcher
         self.prefetch = Prefetcher(self.buffer, TRAIN_STREAM)
-        self.intake = Intake(self.config.learner, self.buffer, dispatcher, self.prefetch)
+        self.intake = Intake(self.config.learner, self.buffer, dispatcher, self.prefetch, reread_s=math.inf)
 
     def issue(self) -> None:
         """Look once, and be stopped before it takes effect."""
@@ -126,6 +127,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(8 * UPDATES):
             if self.learner.version == UPDATES:
                 break
+            self.time_passes()
             self.learner.issue()
             self.end_leases()
             for ticket in self.buffer.lease("last", 100, 600.0):
@@ -146,6 +148,11 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def issue(self) -> None:
         self.learner.issue()
+
+    @rule()
+    def time_passes(self) -> None:
+        """The learner reads all groups again, as it does every few seconds; until then it knows of no loss."""
+        self.learner.intake.read_again()
 
     @rule()
     def read_ahead(self) -> None:

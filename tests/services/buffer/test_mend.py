@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from redis import Redis
 
-from services.buffer import Buffer
+from services.buffer import FROM_THE_START, Buffer
 from services.buffer.keys import KINDS, Keys, ticket_field
 from services.config.tree import BufferConfig
 from services.schemas import Task, Ticket, Trajectory
@@ -15,7 +15,7 @@ from tests.services.buffer.lost_data import delete_run, restore_run, save_run, t
 
 SIZE, GROUPS = 3, 4
 TICKET_KEYS = ("queue", "tickets", "trajectories", "given_up", "attempts")
-GROUP_KEYS = ("sizes", "counts", "complete", "reasons")
+GROUP_KEYS = ("sizes", "counts", "complete", "reasons", "closed")
 
 
 def group(number: int) -> list[Ticket]:
@@ -105,6 +105,22 @@ def test_the_group_is_removed_and_no_other(buffer: Buffer, run_name: str, case: 
     assert buffer.mend() == [("train", 2)]
     assert buffer.contents() == [found for found in before if found.group != 2]
     assert buffer.issue(group(2)) == SIZE
+
+
+def test_groups_are_counted_again_and_those_that_are_closed_listed_again(buffer: Buffer, run_name: str) -> None:
+    """Also what an earlier release has left, which neither counted nor listed them."""
+    right, closed = buffer.stats(), buffer.closed("train", FROM_THE_START)
+    keys = Keys(run_name)
+    for damage in (
+        lambda: buffer._client.delete(keys["group_counts"], keys["closed"], keys["begun"]),
+        lambda: buffer._client.hset(keys["group_counts"], mapping={"train known": 7, "eval complete": 1}),
+    ):
+        damage()
+        assert buffer.mend() == []
+        assert buffer.stats() == right
+        again = buffer.closed("train", FROM_THE_START)
+        assert (sorted(again.complete), again.cancelled) == (closed.complete, closed.cancelled)
+    assert buffer._client.get(keys["begun"]) == b"1 train 000000000001"
 
 
 @pytest.mark.parametrize("value", ["-5", "999999999999999"])

@@ -12,8 +12,10 @@ from learner.record import WarningLog
 from services.archive import files, numbers_of, read_index
 from services.buffer.keys import KINDS, NAMES, Keys
 from services.config.load import dump_config
+from services.control import exporter
 from services.control.json_lines import JsonLines
 from services.run_folder import WARNINGS_NAME
+from services.schemas import Task, Ticket, Trajectory
 from tests.control_runs import GROUP_SIZE, HOSTILE, UPDATES, beat, make_config, make_finished
 
 
@@ -29,7 +31,8 @@ def test_a_finished_run_says_that_it_is_one(api):
     assert (run["live"], run["state"], run["update"], run["updates"]) == (False, "ended", UPDATES, 20)
     assert run["note"] == "data from the run's folder; its Redis stopped with it"
     assert run["evaluation"] == pytest.approx(0.3 + 0.04 * UPDATES)
-    assert get(api, "/runs/finished/actors") == {"live": False, "wanted": None, "heartbeat_s": 10.0, "actors": []}
+    actors = get(api, "/runs/finished/actors")
+    assert (actors["live"], actors["total"], actors["actors"]) == (False, 0, [])
     assert get(api, "/runs/finished/buffer")["live"] is False
     assert get(api, "/runs/finished/environments") == {"environments": []}
     assert get(api, "/runs/finished/commands") == {"commands": []}
@@ -77,7 +80,53 @@ def test_leases_are_told_by_holder_with_the_seconds_left(api, live, run_name):
     assert [one["holder"] for one in leases] == ["another", *[f"{run_name}-rollout-0"] * 3]
     assert (leases[0]["stream"], leases[0]["group"], leases[0]["member"]) == ("train", more.group, more.member)
     assert 0 < leases[0]["left_s"] <= 30 < leases[1]["left_s"] <= 600
-    assert get(api, "/runs/finished/leases") == {"leases": []}
+    assert get(api, "/runs/finished/leases") == {"total": 0, "leases": []}
+
+
+def test_a_page_lists_a_part_of_many(api, live, run_name):
+    for number in range(150):
+        live.heartbeat(f"z{number:03d}", {"episodes": 2, "tokens_per_s": 1.5}, 600.0)
+    found = get(api, f"/runs/{run_name}/actors")
+    names = [actor["name"] for actor in found["actors"]]
+    assert (found["total"], len(names)) == (151, 100)
+    rest = get(api, f"/runs/{run_name}/actors", offset=100)["actors"]
+    assert [*names, *(actor["name"] for actor in rest)] == sorted(live.actors())
+    one = next(actor for actor in found["actors"] if actor["name"] == f"{run_name}-rollout-0")
+    assert found["tokens_per_s"] == one["tokens_per_s"] + 150 * 1.5
+    assert found["episodes"] == one["episodes"] + 150 * 2
+    assert f'anchorage_actors_episodes{{run="{run_name}"}} {found["episodes"]:.1f}' in api.get("/metrics").text
+    assert f'actor="z149",run="{run_name}"' in api.get("/metrics").text
+    live.lease("another", 1, 30.0)
+    found = get(api, f"/runs/{run_name}/leases", limit=2)
+    assert (found["total"], [lease["holder"] for lease in found["leases"]]) == (
+        4,
+        ["another", f"{run_name}-rollout-0"],
+    )
+
+
+def test_of_very_many_actors_only_sums_are_exported(api, live, run_name):
+    for number in range(exporter.MOST_ACTORS):
+        live.heartbeat(f"z{number:03d}", {"episodes": 2}, 600.0)
+    text = api.get("/metrics").text
+    assert f'anchorage_actors{{run="{run_name}"}} {exporter.MOST_ACTORS + 1}.0' in text
+    assert "anchorage_actors_episodes" in text
+    assert 'actor="' not in text
+
+
+def test_very_many_groups_are_counted_and_a_part_is_listed(api, live, run_name):
+    task = Task(env="e", split="s", index=0)
+    tickets = [Ticket(group=group, member=0, group_size=1, task=task, seed=0) for group in range(200, 450)]
+    live.issue(tickets)
+    for ticket in tickets[:120]:
+        live.store(Trajectory(ticket, ()))
+    for ticket in tickets[120:]:
+        live.cancel("train", ticket.group, "why")
+    buffer = get(api, f"/runs/{run_name}/buffer")
+    train = next(stream for stream in buffer["streams"] if stream["stream"] == "train")
+    assert (train["complete"], train["cancelled"]) == (121, 131)
+    assert buffer["complete_groups"] == [100, *range(200, 299)]
+    assert len(buffer["cancelled_groups"]) == 100
+    assert buffer["cancelled_groups"].keys() <= {str(group) for group in live.cancelled("train")}
 
 
 def test_environment_servers_are_asked_side_by_side(api, live, run_name, runs):
@@ -289,9 +338,9 @@ def test_foreign_keys_of_a_run_are_no_error_of_the_server(api, live, run_name, n
 
 
 def test_a_run_whose_data_cannot_be_read_says_why(api, live, run_name):
-    live._client.delete(Keys(run_name)["queue"])
-    live._client.set(Keys(run_name)["queue"], "foreign")
+    live._client.delete(Keys(run_name)["leases"])
+    live._client.set(Keys(run_name)["leases"], "foreign")
     found = get(api, f"/runs/{run_name}")
     assert found["live"] is False
-    assert f"Redis key anchorage:{{{run_name}}}:queue is a string" in found["note"]
-    assert "queue is a string" in get(api, f"/runs/{run_name}/leases", 409)["detail"]
+    assert f"Redis key anchorage:{{{run_name}}}:leases is a string" in found["note"]
+    assert "leases is a string" in get(api, f"/runs/{run_name}/leases", 409)["detail"]

@@ -55,11 +55,13 @@ function bufferView(buffer) {
   const filled = buffer.cap_bytes ? buffer.trajectory_bytes / buffer.cap_bytes : 0;
   const meter = h("span");
   meter.style.setProperty("width", `${Math.min(100, 100 * filled)}%`);
+  const training = buffer.streams.find((row) => row.stream === "train") ?? { complete: 0, cancelled: 0 };
+  const listed = { complete: buffer.complete_groups.slice(0, 60), cancelled: Object.entries(buffer.cancelled_groups) };
   const tiles = [
     ["Tickets queued", buffer.queued, "waiting for an actor"],
     ["Tickets leased", buffer.leased, "being played"],
-    ["Groups complete", buffer.complete_groups.length, "waiting to be used or acknowledged"],
-    ["Groups cancelled", Object.keys(buffer.cancelled_groups).length, "could not be played"],
+    ["Groups complete", training.complete, "waiting to be used or acknowledged"],
+    ["Groups cancelled", training.cancelled, "could not be played"],
   ];
   const columns = [
     { title: "Stream", cell: (row) => row.stream },
@@ -71,8 +73,8 @@ function bufferView(buffer) {
     h("dl", { class: "tiles" }, tiles.map(([name, value, more]) => h("div", { class: "tile" }, h("dt", null, name), h("dd", null, value), h("dd", { class: "small" }, more)))),
     h("div", { class: "stack tight" }, h("p", { class: "small" }, `Trajectories: ${bytes(buffer.trajectory_bytes)} of ${bytes(buffer.cap_bytes)}${buffer.full ? "; full: no new group starts" : ""}`), h("div", { class: "meter", role: "img", "aria-label": `${percent(filled, 0)} full` }, meter)),
     table("Groups by stream", columns, buffer.streams),
-    buffer.complete_groups.length > 0 && h("p", { class: "small muted" }, `Complete: ${buffer.complete_groups.slice(0, 60).join(", ")}${buffer.complete_groups.length > 60 ? " …" : ""}`),
-    Object.keys(buffer.cancelled_groups).length > 0 && h("ul", { class: "small" }, Object.entries(buffer.cancelled_groups).map(([group, reason]) => h("li", null, `Group ${group}: ${reason}`))),
+    listed.complete.length > 0 && h("p", { class: "small muted" }, `Complete: ${listed.complete.join(", ")}${training.complete > listed.complete.length ? " …" : ""}`),
+    listed.cancelled.length > 0 && h("ul", { class: "small" }, listed.cancelled.map(([group, reason]) => h("li", null, `Group ${group}: ${reason}`)), training.cancelled > listed.cancelled.length && h("li", null, `and ${training.cancelled - listed.cancelled.length} more`)),
   ];
 }
 
@@ -93,11 +95,13 @@ function actorsView(actors, run) {
     { title: "Heartbeat", cell: (row) => h("span", { "data-heard": row.heard_s }, ago(row.heard_s)) },
     { title: "Host", cell: (row) => row.host },
   ];
-  const wanted = actors.wanted === null ? null : h("p", { class: "small muted" }, `${actors.wanted} requested.`);
-  return [table("Rollout actors", columns, actors.actors), wanted];
+  const wanted = actors.wanted === null ? "" : ` ${actors.wanted} requested.`;
+  const part = actors.total > actors.actors.length ? ` The first ${actors.actors.length} by name are listed.` : "";
+  const sums = `${actors.total} actors play ${actors.episodes} episodes at ${short(actors.tokens_per_s)} tokens/s.${wanted}${part}`;
+  return [table("Rollout actors", columns, actors.actors), h("p", { class: "small muted" }, sums)];
 }
 
-function leasesView(leases) {
+function leasesView({ leases, total }) {
   if (!leases.length) return h("p", { class: "muted" }, "No ticket is leased.");
   const holders = [...Map.groupBy(leases, (lease) => lease.holder).entries()].map(([holder, list]) => ({ holder, list }));
   const left = (list) => Math.min(...list.map((lease) => lease.left_s));
@@ -110,6 +114,7 @@ function leasesView(leases) {
   ];
   return [
     h("p", { class: "small muted" }, "A lease is renewed while its episode is played. When it expires, another actor gets the ticket."),
+    total > leases.length && h("p", { class: "small muted" }, `The ${leases.length} of ${total} leases that expire first are counted.`),
     table("Leases by holder", columns, holders),
   ];
 }
@@ -181,7 +186,7 @@ export async function render(main, shared, rest, visit) {
     for (const cell of places.actors.querySelectorAll("[data-heard]")) cell.textContent = ago(Number(cell.dataset.heard) + since);
   };
   const refresh = async () => {
-    const [servers, log, { leases }] = await Promise.all([
+    const [servers, log, leases] = await Promise.all([
       visit.get(`${path}/environments`),
       visit.get(`${path}/audit`, { limit: 50 }),
       visit.get(`${path}/leases`).catch(noLeasesWhenEnded),
@@ -199,6 +204,6 @@ export async function render(main, shared, rest, visit) {
 
 /** The run may end between two refreshes: then it has no leases. */
 function noLeasesWhenEnded(error) {
-  if (error.status === 409) return { leases: [] };
+  if (error.status === 409) return { leases: [], total: 0 };
   throw error;
 }
