@@ -67,6 +67,16 @@ class TrainerState:
     identity: dict[str, object]
 
 
+def end_reached(config: Config, version: int, seconds: float) -> str | None:
+    """Why a run that has done `version` updates in `seconds` of training is at its end; None if it is not."""
+    updates, minutes = config.learner.updates, config.run.minutes
+    if version >= updates:
+        return f"{version} of {updates} updates are done (learner.updates)"
+    if minutes is not None and seconds >= 60 * minutes:
+        return f"{version} updates in {seconds / 60:.1f} of {minutes:g} minutes are done (run.minutes)"
+    return None
+
+
 def identity(config: Config) -> dict[str, object]:
     """Settings a resumed run must share with this one: the order of tasks, the groups in Redis, the trained parameters.
 

@@ -9,7 +9,7 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,12 @@ class WeightSource(Protocol):
     """Where the current weights come from if the channel has lost them; `learner.rank.group.RankGroup`."""
 
     def weights(self) -> dict[str, Tensor]: ...
+
+
+def is_due(config: Config, version: int, played: Container[int]) -> bool:
+    """Whether `version` is to be evaluated (`evaluation.every`) and is not in `played`."""
+    every = config.evaluation.every
+    return every is not None and version % every == 0 and version not in played
 
 
 class Panels:
@@ -76,8 +82,7 @@ class Panels:
 
     def due(self, version: int) -> bool:
         """Whether `version` is to be evaluated (`evaluation.every`) and has not been yet."""
-        every = self._config.evaluation.every
-        return every is not None and version % every == 0 and version not in self._played
+        return is_due(self._config, version, self._played)
 
     def play(self, version: int, should_stop: Callable[[], bool]) -> Mapping[str, float]:
         """Play the panel of `version`, due or not, keep its policy if it is the best, and record its figures.

@@ -376,6 +376,5 @@ class Trainer:
         return self._commands.stopped or self._should_stop()
 
     def _over(self) -> bool:
-        minutes = self._config.run.minutes
-        timed_out = minutes is not None and self._seconds >= 60 * minutes
-        return self._version >= self._config.learner.updates or timed_out or self._stopping()
+        ended = checkpoint.end_reached(self._config, self._version, self._seconds) is not None
+        return ended or self._stopping()

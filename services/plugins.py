@@ -239,19 +239,25 @@ def validated(label: str, model: type[BaseModel], given: Mapping[str, object], k
         given: the parameters, as the configuration at `key` gives them.
 
     Raises:
-        PluginError: one line for each unknown parameter, or else for each invalid value.
+        PluginError: one line for each unknown parameter, and for each invalid value.
     """
     fields = {name: field.alias or name for name, field in model.model_fields.items()}
     known = {*fields, *fields.values()}
-    if model.model_config.get("extra") != "allow":
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            lines = [f"{key}.{name}: {label} has no such parameter{did_you_mean(name, known)}" for name in unknown]
-            raise PluginError("\n".join(lines))
+    open_ended = model.model_config.get("extra") == "allow"
+    unknown = {name: did_you_mean(name, known) for name in given if not open_ended and name not in known}
+    lines = [f"{key}.{name}: {label} has no such parameter{hint}" for name, hint in unknown.items()]
     try:
-        return model.model_validate(given)
+        found = model.model_validate({name: value for name, value in given.items() if name not in unknown})
     except ValidationError as error:
-        raise PluginError("\n".join(f"{key}.{line}" for line in mistakes.lines(error, model))) from None
+        wrong = mistakes.lines(error, model)
+        # A misspelt parameter is told once, not also as one that is missing.
+        misspelt = {f"{name}: missing value" for name in known if f", did you mean {name}?" in unknown.values()}
+        lines += [f"{key}.{line}" for line in wrong if line not in misspelt]
+        if not lines:
+            raise PluginError(f"{key}: {label}: {first_line(error)}") from None
+    if lines:
+        raise PluginError("\n".join(lines))
+    return found
 
 
 def _parameter_model(label: str, target: Callable[..., Any]) -> type[BaseModel] | None:

@@ -61,6 +61,9 @@ RESERVED = MappingProxyType(
 )
 """Arguments that a recipe must not set, with the reason."""
 _RESERVED_STARTS = MappingProxyType({"data_parallel_": _ALONE, "enable_lora": _ADAPTERS, "_": "it is not public"})
+BLOCK_TOKENS_CPU, BLOCK_TOKENS_GPU = 32, 16
+"""What the block size must be a multiple of: `get_supported_kernel_block_sizes` of vLLM's attention back ends. On GPUs
+some want more, which depends on the card and the model: vLLM itself refuses those."""
 MOST_SHOWN = 12
 """Choices that an error lists."""
 _PLAIN: Mapping[str, tuple[type, ...]] = {
@@ -109,12 +112,13 @@ class Kind:
         return " or ".join([*([f"one of {some}"] if self.choices else []), *named])
 
 
-def problems(given: Mapping[str, Any], sequences: int) -> Iterator[str]:
+def problems(given: Mapping[str, Any], sequences: int, *, on_cpu: bool) -> Iterator[str]:
     """Yield what is wrong with `rollout.engine`, one line each.
 
     Args:
         given: the mapping.
         sequences: requests at the same time, for which one step must have room.
+        on_cpu: whether this vLLM computes on CPUs.
     """
     if not given:
         return
@@ -136,6 +140,13 @@ def problems(given: Mapping[str, Any], sequences: int) -> Iterator[str]:
         yield (
             f"rollout.engine.max_num_batched_tokens={tokens} is below the {sequences} requests at the same time "
             "(rollout.episodes_in_flight): each needs one token of a step"
+        )
+    block, unit = given.get("block_size"), BLOCK_TOKENS_CPU if on_cpu else BLOCK_TOKENS_GPU
+    if isinstance(block, int) and not isinstance(block, bool) and (block < 1 or block % unit):
+        nearest = max(unit, round(block / unit) * unit)
+        yield (
+            f"rollout.engine.block_size={block}: vLLM's attention on {'CPUs' if on_cpu else 'GPUs'} takes blocks of a "
+            f"multiple of {unit} tokens; use {nearest}"
         )
 
 

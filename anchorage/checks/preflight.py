@@ -138,7 +138,7 @@ def engine(start: Start) -> Iterator[str]:
     """Check `rollout.engine` against the arguments of the installed vLLM."""
     if start.models:
         sequences = min(start.config.rollout.episodes_in_flight, MOST_SEQUENCES)
-        yield from arguments.problems(start.config.rollout.engine, sequences)
+        yield from arguments.problems(start.config.rollout.engine, sequences, on_cpu=engine_is_on_cpu())
 
 
 def adapters(start: Start) -> Iterator[str]:

@@ -25,6 +25,31 @@ class Resume(StrEnum):
     """Resume the run where it exists, start it otherwise."""
 
 
+def finished(config: Config) -> str | None:
+    """Return a line that says that the run is at its end, with nothing left to do; None if there is something.
+
+    Reads every file of the newest checkpoint if its state says so: a damaged one would be trained again.
+
+    Raises:
+        CheckpointFailed: as `check_resumption`.
+    """
+    from learner import checkpoint
+    from learner.panels import is_due
+    from learner.record import evaluated_versions
+
+    folder = config.run.folder
+    newest = checkpoint.newest_with_state(folder / CHECKPOINTS_NAME)
+    if newest is None:
+        return None
+    state = checkpoint.read_state(newest, config)
+    reason = checkpoint.end_reached(config, state.version, state.seconds)
+    if reason is None or is_due(config, state.version, evaluated_versions(folder)):
+        return None
+    if checkpoint.newest_intact(folder / CHECKPOINTS_NAME) != newest:
+        return None
+    return f"run {config.run.name} is finished: {reason}; raise that to train on, or choose another run.name"
+
+
 def check_resumption(config: Config, resume: Resume) -> bool:
     """Return whether the run is to be resumed.
 

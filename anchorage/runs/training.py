@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from anchorage.checks.preflight import Start, preflight
 from anchorage.runs.progress import OnProgress, Progress, ShouldStop, announcer, update_summary
-from anchorage.runs.resume import Resume, check_resumption
+from anchorage.runs.resume import Resume, check_resumption, finished
 from anchorage.runs.stack import Stack, watched
 from services.config.tree import Config
 
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 def run_training(config: Config, *, resume: Resume, on_progress: OnProgress, should_stop: ShouldStop) -> bool:
     """Train, and return whether the run reached its end. False: it was asked to stop, and left a checkpoint.
 
+    Resuming a run that has reached its end reports that and starts nothing.
+
     Raises:
         AnchorageError: as `check_resumption`, `preflight`, the stack and the trainer raise it.
     """
     resumes = check_resumption(config, resume)
+    announce = announcer(on_progress)
+    if resumes and (line := finished(config)) is not None:
+        announce(line)
+        return True
     plays_panels = config.evaluation.every is not None
     preflight(Start(config, models=(config.model.path,), trains=True, plays_panels=plays_panels))
     from learner.rank.group import start_ranks
 
-    announce = announcer(on_progress)
     with Stack(config, announce, resume=resumes) as stack:
         announce("starting the learner")
         ranks = start_ranks(config)

@@ -39,6 +39,7 @@ from env_servers.server.middleware import Accounting, BodyLimit, CompressedBatch
 from env_servers.server.settings import ServerSettings
 from env_servers.sessions.ids import session_prefix
 from env_servers.sessions.table import SWEEP_FRACTION, SessionError, SessionTable
+from env_servers.sessions.watch import LoopWatch
 from env_servers.web.metrics import ServerMetrics
 from env_servers.web.problems import describe, handlers, problem_of
 from env_servers.web.routing import LeanRoute
@@ -195,11 +196,12 @@ def _lifespan_of(table: SessionTable, idle_seconds: float) -> Callable[[FastAPI]
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sweeper = asyncio.create_task(_sweep(table, idle_seconds * SWEEP_FRACTION))
-        try:
-            yield
-        finally:
-            sweeper.cancel()
-            await table.shutdown()
+        with LoopWatch(table.on_loop):
+            try:
+                yield
+            finally:
+                sweeper.cancel()
+                await table.shutdown()
 
     return lifespan
 

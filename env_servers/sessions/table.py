@@ -35,6 +35,7 @@ from env_servers.environment import Environment, TaskError
 from env_servers.protocol import MAX_ACTION_CHARS, EnvInfo, ResetRequest, StepRequest, StepResult
 from env_servers.sessions.calls import BlockingCalls, CallTimeout, NoThread
 from env_servers.sessions.session import Session, WrongValue, checked, close_environment, limited, sendable
+from env_servers.sessions.watch import LoopCall
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class SessionTable:
     Attributes:
         info: what the table serves.
         counts: events so far.
+        on_loop: the call that runs on the event loop, see `env_servers.sessions.watch`.
 
     Raises:
         TaskError: the environment cannot offer its tasks.
@@ -140,6 +142,7 @@ class SessionTable:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = TableCounts()
+        self.on_loop = LoopCall(factory.name)
         self.info = EnvInfo(
             name=factory.name,
             version=factory.version,
@@ -277,7 +280,7 @@ class SessionTable:
     async def _open(self, request: ResetRequest) -> StepResult:
         self._opening += 1
         try:
-            session = await self._call(lambda: self._start(request), _close_late)
+            session = await self._call(lambda: self._start(request), _close_late, "a reset")
         except Exception as error:
             raise self._fault_of(error, f"reset of {request.split}/{request.index}") from error
         finally:
@@ -308,7 +311,7 @@ class SessionTable:
         environment = session.environment
         try:
             observation = await self._call(
-                lambda: checked(environment.step(action)), lambda _: close_environment(environment)
+                lambda: checked(environment.step(action)), lambda _: close_environment(environment), "a step"
             )
             session.steps = number
             session.last = limited(observation, number, session.max_steps)
@@ -375,8 +378,14 @@ class SessionTable:
                 logger.error("environment %s could not be closed: %s", environment.name, error)
             return
 
-    async def _call(self, function: Callable[[], T], afterwards: Callable[[T | None], None]) -> T:
-        return function() if self._calls is None else await self._calls.run(function, afterwards)
+    async def _call(self, function: Callable[[], T], afterwards: Callable[[T | None], None], doing: str) -> T:
+        if self._calls is not None:
+            return await self._calls.run(function, afterwards)
+        self.on_loop.begin(doing)
+        try:
+            return function()
+        finally:
+            self.on_loop.end()
 
 
 def _close_late(session: Session | None) -> None:

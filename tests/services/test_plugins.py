@@ -133,6 +133,11 @@ def test_a_package_with_the_name_of_one_of_ours_is_said_to_have_it(tmp_path):
     [
         ({"alpah": 1}, ["advantage.params.alpah: algorithm=MINE has no such parameter, did you mean alpha?"]),
         ({"alpha": -1}, ["advantage.params.alpha: must be >= 0.0, got -1"]),
+        ({"alpah": 1, "depth": 1.5, "alpha": -1}, [
+            "advantage.params.alpah: algorithm=MINE has no such parameter, did you mean alpha?",
+            "advantage.params.alpha: must be >= 0.0, got -1",
+            "advantage.params.depth: must be a whole number, got 1.5",
+        ]),
         ({"alpha": "much", "depth": 1.5}, [
             "advantage.params.alpha: must be a number, got 'much'",
             "advantage.params.depth: must be a whole number, got 1.5",

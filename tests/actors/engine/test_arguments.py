@@ -23,7 +23,7 @@ STARTER = Path("models/starter")
 
 
 def lines(**given: Any) -> list[str]:
-    return list(problems(given, 128))
+    return list(problems(given, 128, on_cpu=True))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ def lines(**given: Any) -> list[str]:
         {"max_num_batched_tokens": 16_384, "enforce_eager": True, "watermark": 1},
         {"compilation_config": {"mode": 3}},
         {"block_size": None},
+        {"block_size": 64},
         {},
     ],
 )
@@ -52,6 +53,9 @@ def test_arguments_of_vllm_are_taken(given: dict[str, Any]) -> None:
         ("max_num_batched_tokens", "many", "must be a whole number or null, got 'many'"),
         ("max_num_batched_tokens", True, "must be a whole number or null, got true"),
         ("max_num_batched_tokens", 64, "is below the 128 requests at the same time"),
+        ("block_size", 7, "on CPUs takes blocks of a multiple of 32 tokens; use 32"),
+        ("block_size", 48, "of a multiple of 32 tokens; use 64"),
+        ("block_size", 0, "use 32"),
         ("enforce_eager", 1, "must be true or false, got 1"),
         ("speculative_config", "ngram", "must be a section or null, got 'ngram'"),
         ("quantization", 8, "got 8"),
@@ -117,3 +121,9 @@ def test_a_recipe_changes_what_the_project_only_suggests() -> None:
     assert (further["max_num_batched_tokens"], further["watermark"]) == (4096, 0.1)
     plain = VllmCore(ModelConfig(path=STARTER), RolloutConfig())
     assert plain._further(cpu=False)["max_num_batched_tokens"] == GPU_BATCH_TOKENS
+
+
+def test_blocks_are_smaller_on_gpus() -> None:
+    assert list(problems({"block_size": 48}, 1, on_cpu=False)) == []
+    [line] = problems({"block_size": 40}, 1, on_cpu=False)
+    assert line.endswith("on GPUs takes blocks of a multiple of 16 tokens; use 32")
