@@ -6,7 +6,10 @@ may be off is measured, too: by the same attention over each sequence alone, in 
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,13 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu_check.rows import Row, at_most, failed, measured, skipped
+from benchmarks.gpu_check.rows import Row, at_most, failed, holds, measured, skipped
 from benchmarks.gpu_check.settings import CARD_NEEDED, Settings, cards
 from learner.batching import Row as Sequence
 from learner.batching import plan
 from learner.rank.attention import Layout, packed_attention
 
 SOFTMAX_BOUND = 1e-5
+COMPILE_S = 300.0
+CAPABILITIES = (80, 90, 100)
+"""Compute capabilities of A100, H100 and B200, times ten."""
 ROUNDING = 3.0
 """An error may be this many times that of attention over each sequence alone in the same dtype."""
 FLOOR = 1e-6
@@ -91,6 +97,28 @@ def triton(settings: Settings) -> Iterator[Row]:
     began = time.perf_counter()
     yield judge_softmax(source, softmax)
     yield measured("Triton kernel, first use, s", time.perf_counter() - began)
+
+
+def triton_compiler(settings: Settings) -> Iterator[Row]:
+    """A kernel compiled for several cards, which needs none of them."""
+    if find_spec("triton") is None:
+        yield (skipped if settings.dry else failed)("Triton's compiler", "Triton is not installed")
+        return
+    command = [sys.executable, "-m", "benchmarks.gpu_check.triton_kernel", *map(str, CAPABILITIES)]
+    variables = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(settings.folder / "triton-cache")}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=COMPILE_S)
+    yield from judge_compiled(done.returncode, done.stdout, done.stderr)
+
+
+def judge_compiled(code: int, output: str, errors: str) -> Iterator[Row]:
+    """Judge what the process that compiles left: its exit code, its standard output, and its standard error."""
+    name = "Triton's compiler, capability"
+    if code:
+        lines = [line.strip() for line in errors.splitlines() if line.strip()]
+        yield failed(f"{name}s", lines[-1][:300] if lines else f"exit code {code}")
+        return
+    for capability, size in zip(CAPABILITIES, json.loads(output), strict=True):
+        yield holds(f"{name} {capability / 10:g}, bytes", size, size > 0, "machine code")
 
 
 def judge_softmax(source: Tensor, softmax: Callable[[Tensor], Tensor]) -> Row:
@@ -208,4 +236,4 @@ def _generator(device: str) -> torch.Generator:
     return torch.Generator(device).manual_seed(5)
 
 
-CHECKS = (triton, attention)
+CHECKS = (triton_compiler, triton, attention)

@@ -9,7 +9,7 @@ from importlib import metadata
 from anchorage.checks.cards import built_for_cuda
 from benchmarks.gpu_check.machine import FOR_CPUS
 from benchmarks.gpu_check.rows import Row, failed, holds, measured, skipped
-from benchmarks.gpu_check.settings import Settings
+from benchmarks.gpu_check.settings import CARD_NEEDED, Settings, cards
 from services.errors import first_line
 
 NAMED = (
@@ -18,7 +18,9 @@ NAMED = (
     *("flashinfer-python", "nvidia-ml-py"),
 )
 IMPORTED = ("torch", "transformers", "deepspeed", "ray", "vllm", "learner.rank.rank", "actors.engine.server")
-ON_CARDS = ("triton", "vllm._C", "vllm.vllm_flash_attn", "pynvml")
+ON_CARDS = ("triton", "pynvml", "vllm._C_stable_libtorch", "vllm._moe_C_stable_libtorch", "vllm.vllm_flash_attn")
+"""`vllm.platforms.cuda` imports the same extensions, but only warns where one cannot be loaded."""
+FLASH = (2, 3, 4)
 
 
 def versions(settings: Settings) -> Iterator[Row]:
@@ -58,4 +60,15 @@ def cuda(settings: Settings) -> Iterator[Row]:
     yield measured("cuDNN", torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
 
 
-CHECKS = (versions, imports, cuda)
+def flash_attention(settings: Settings) -> Iterator[Row]:
+    """The versions of flash attention that vLLM has for this card."""
+    if built_for_cuda() is None or not cards():
+        yield skipped("vLLM's flash attention", FOR_CPUS if built_for_cuda() is None else CARD_NEEDED)
+        return
+    interface = importlib.import_module("vllm.vllm_flash_attn.flash_attn_interface")
+    supported = [version for version in FLASH if interface.is_fa_version_supported(version)]
+    reasons = "; ".join(filter(None, map(interface.fa_version_unsupported_reason, FLASH)))
+    yield holds("vLLM's flash attention", ", ".join(map(str, supported)), bool(supported), reasons or "versions")
+
+
+CHECKS = (versions, imports, cuda, flash_attention)

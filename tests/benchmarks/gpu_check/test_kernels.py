@@ -101,3 +101,11 @@ def test_a_wrong_softmax_fails() -> None:
     assert kernels.judge_softmax(source, lambda some: some.softmax(-1)).verdict == "ok"
     assert kernels.judge_softmax(source, lambda some: some.softmax(-1) * 1.001).verdict == "failed"
     assert kernels.judge_softmax(source, lambda some: some.softmax(0)).verdict == "failed"
+
+
+def test_a_compiler_that_fails_is_told_in_one_line() -> None:
+    right = [row.verdict for row in kernels.judge_compiled(0, "[14048, 14736, 18776]", "")]
+    assert right == ["ok", "ok", "ok"]
+    assert "failed" in [row.verdict for row in kernels.judge_compiled(0, "[14048, 0, 18776]", "")]
+    (row,) = kernels.judge_compiled(1, "", "Traceback\n  File …\nRuntimeError: Failed to find C compiler.\n")
+    assert (row.verdict, row.reason) == ("failed", "RuntimeError: Failed to find C compiler.")
