@@ -27,9 +27,10 @@ SCHEMA = 1
 
 
 class Transcripts:
-    """A file for the transcripts of an evaluation, which replaces what was there; None: nothing is written.
+    """A file for the transcripts of an evaluation; None: nothing is written.
 
-    Use it within its `with` block.
+    Use it within its `with` block. The first episode replaces what was there: an evaluation that a wrong key ends
+    leaves the transcripts of an earlier one.
 
     Raises:
         AnchorageError: the file cannot be written.
@@ -39,11 +40,12 @@ class Transcripts:
         self._path = file
         self._file: IO[str] | None = None
         self._lock = threading.Lock()
+        self._begun = False
 
     def __enter__(self) -> Transcripts:
         if self._path is not None:
             try:
-                self._file = self._path.open("w", encoding="utf-8")
+                self._file = self._path.open("a", encoding="utf-8")
             except OSError as error:
                 raise self._unwritable(error) from None
         return self
@@ -80,6 +82,9 @@ class Transcripts:
             if self._file is None:  # closed by a stop
                 return
             try:
+                if not self._begun:
+                    self._file.truncate(0)
+                    self._begun = True
                 self._file.write(line)
                 self._file.flush()
             except OSError as error:

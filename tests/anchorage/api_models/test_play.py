@@ -98,6 +98,7 @@ def played(api: ForeignApi, *overrides: str, policies: Sequence[str] = ("api:gpt
 
 def test_a_server_that_fails_in_every_way_plays_the_tasks_that_chance_plays(tmp_path: Path) -> None:
     file, figures = tmp_path / "episodes.jsonl", tmp_path / "eval.json"
+    file.write_text("of an earlier evaluation\n")
     console = Console(record=True, width=200)
     with foreign_api(fails_in_every_way) as api:
         options = ApiOptions(url=api.url, at_once=3, timeout_s=3.0, prices={"gpt": Price(1.0, 100.0)}, transcripts=file)
@@ -225,14 +226,20 @@ def test_a_stop_ends_the_episodes_in_flight() -> None:
 
 
 def test_wrong_keys_names_and_addresses_are_one_line_and_nothing_is_played(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def refuses(asked: Asked) -> web.StreamResponse:
         return fails(401, f"Incorrect API key provided: {KEY}")
 
+    earlier = tmp_path / "t.jsonl"
+    earlier.write_text("of an earlier evaluation\n")
     with foreign_api(refuses) as api:
         command = ["eval", str(DEMO), *SMALL, "--policy", "random", "--policy", "api:gpt", "--api-url"]
-        lines = [_failure(capsys, [*command, api.url]), _failure(capsys, [*command, "http://127.0.0.1:0x1/v1"])]
+        lines = [
+            _failure(capsys, [*command, api.url, "--transcripts", str(earlier)]),
+            _failure(capsys, [*command, "http://127.0.0.1:0x1/v1"]),
+        ]
+    assert earlier.read_text() == "of an earlier evaluation\n"
     lines.append(_failure(capsys, [*command, "here"]))
     monkeypatch.delenv("OPENAI_API_KEY")
     lines.append(_failure(capsys, command[:-1]))
