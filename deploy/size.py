@@ -8,9 +8,9 @@ counted here (`anchorage plan`): only memory of the hosts, /dev/shm and disk. Th
 
 Example: 3 GiB of weights (1.5 B parameters in bfloat16), one rank and one place a container, all parameters trained.
 
-    object store  5 × 3 + 0.5                      16 GiB     actor    17.5 + (3.8 + 2 × 3) × 1.3   31 GiB
-    /dev/shm      15.5 + 2                         18 GiB     learner  17.5 + (3 + 2 × 3) × 1.3     30 GiB
-                                                              trainer  17.5 + (0.8 + 2 × 3) × 1.3   27 GiB
+    object store  2 × 3 + 0.5                      7 GiB     actor    8.5 + (3.8 + 2 × 3) × 1.3   22 GiB
+    /dev/shm      6.5 + 2                          9 GiB     learner  8.5 + (3 + 3 × 3) × 1.3     25 GiB
+                                                             trainer  8.5 + (0.8 + 2 × 3) × 1.3   18 GiB
 """
 
 from __future__ import annotations
@@ -38,9 +38,6 @@ SHM_GIB = 2.0
 """Of /dev/shm beside the object store: NCCL's and vLLM's own segments."""
 STORE_GIB = 0.5
 """Of the object store for everything but weights: rows of an update, results of calls."""
-IN_FLIGHT = 3
-"""Copies of a new version in one object store while it is published: one that arrives, one that is handed over, and one
-that is read."""
 RUN_GIB = 10.0
 """Of the runs' volume for metrics and logs."""
 
@@ -69,14 +66,18 @@ def sizes(shape: Shape, config: Config, places: int = 1, ranks: int | None = Non
     states, assumed = states_of(shape, config), Assumptions()
     weights = number_bytes(config) * shape.parameters / GIB
     travels = number_bytes(config) * trained_parameters(shape, config) / GIB
-    store = (KEPT_VERSIONS + IN_FLIGHT) * travels + STORE_GIB
+    # Each container is a Ray node: versions go between them in chunks, which stay in the store of the holder's node as
+    # long as their version is kept. Within a container they take nothing of it.
+    store = KEPT_VERSIONS * travels + STORE_GIB
     shm = store + SHM_GIB
     # An engine loads the model through host memory, and holds the newest version beside it while it passes.
     place = assumed.process_gib + config.rollout.tensor_parallel * assumed.gpu_process_gib + weights + travels
     rank = assumed.gpu_process_gib + (states.loading + states.host) / GIB
     actor = shm + ROOM * places * place
-    learner = shm + ROOM * ((config.learner.ranks if ranks is None else ranks) * rank + travels)
-    trainer = shm + ROOM * (assumed.process_gib + 2 * travels)
+    # Shared memory of the version that is announced and of the one that is written: rank 0's, and the holder's.
+    versions = KEPT_VERSIONS * travels
+    learner = shm + ROOM * ((config.learner.ranks if ranks is None else ranks) * rank + versions)
+    trainer = shm + ROOM * (assumed.process_gib + versions)
     runs = disk_of(shape, config) / GIB + RUN_GIB
     return Sizes(*(math.ceil(value) for value in (store, shm, actor, learner, trainer, runs)))
 

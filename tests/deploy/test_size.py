@@ -15,6 +15,7 @@ from deploy import size
 from deploy.size import GIB, as_env, as_values, main, sizes
 from services.config import load_config
 from services.config.tree import Config
+from services.weights.channel import KEPT_VERSIONS
 from tests.deploy.chart_variants import merged
 from tests.deploy.test_cluster_files import SCHEMA
 
@@ -31,10 +32,17 @@ def made(**sections: object) -> Config:
 
 def test_the_worked_example_of_the_module() -> None:
     found = sizes(replace(MIDDLE, stored=3 * GIB // 2), made())  # of two bytes each: 3 GiB
-    assert (found.store, found.shm) == (16, 18)
-    assert (found.actor, found.learner, found.trainer) == (31, 30, 27)
+    assert (found.store, found.shm) == (7, 9)
+    assert (found.actor, found.learner, found.trainer) == (22, 25, 18)
     text = str(size.__doc__)
-    assert all(f"{number} GiB" in text for number in (16, 18, 31, 30, 27))
+    assert all(f"{number} GiB" in text for number in (7, 9, 22, 25, 18))
+
+
+def test_the_store_holds_the_versions_that_are_kept() -> None:
+    """Chunks for other nodes; a version that is handed over, or read, takes no further room there."""
+    for shape in (SMALL, LARGE):
+        versions = KEPT_VERSIONS * 2 * shape.parameters / GIB
+        assert versions < sizes(shape, made()).store < versions + size.STORE_GIB + 1.5
 
 
 def test_everything_grows_with_the_model() -> None:
