@@ -179,8 +179,8 @@ async def play(
         attempts += 1
         delay = BACKOFF.delay(attempts)
         try:
-            steps, facts = await _play_or_end(attempt, losses, alone or asyncio.Lock())
-            return Trajectory(ticket, steps, facts, actor, started, time.time())
+            played = await _play_or_end(attempt, losses, alone or asyncio.Lock())
+            return Trajectory(ticket, played.steps, played.facts, actor, started, time.time(), played.final_anchor)
         except SessionLost as error:
             logger.warning("ticket %s: session lost (%s), restarting in %.1f s", ticket.id, error, delay)
             if not isinstance(error, _LostAtAction):
@@ -216,9 +216,22 @@ class _LostAtAction(SessionLost):
         self.facts = facts
 
 
-async def _play_or_end(
-    attempt: _Attempt, losses: list[_LostAtAction], alone: asyncio.Lock
-) -> tuple[tuple[Step, ...], dict[str, object]]:
+@dataclass(frozen=True, slots=True)
+class _Played:
+    """An attempt that was played to its end.
+
+    Attributes:
+        steps: of the episode.
+        facts: of the episode; later ones override earlier ones.
+        final_anchor: of the state that the last step led to; None: there is none.
+    """
+
+    steps: tuple[Step, ...]
+    facts: dict[str, object]
+    final_anchor: str | None = None
+
+
+async def _play_or_end(attempt: _Attempt, losses: list[_LostAtAction], alone: asyncio.Lock) -> _Played:
     """Play an attempt, or return the last lost one if its last action is verified to be the cause of the losses.
 
     Losses of which it is not are cleared: the action of another episode was the cause.
@@ -231,9 +244,6 @@ async def _play_or_end(
         verify      reset, open desk, look          passes: neither the task nor the server is broken
                     reset, open desk, format disk   session lost: the action is the cause
         trajectory  open desk, format disk          the last step invalid, reward 0, terminated
-
-    Returns:
-        Steps and facts of the episode.
     """
     if not _same_actions(losses[-LOSSES:]):
         return await attempt.play()
@@ -244,7 +254,7 @@ async def _play_or_end(
         return await attempt.play()
     last = losses[-1]
     logger.warning("ticket %s: the environment cannot take the action of step %d", attempt.ticket.id, len(last.steps))
-    return last.steps, {**last.facts, "won": False}
+    return _Played(last.steps, {**last.facts, "won": False})
 
 
 def _same_actions(losses: Sequence[_LostAtAction]) -> bool:
@@ -272,11 +282,8 @@ class _Attempt:
     config: Config
     form: ActionForm
 
-    async def play(self) -> tuple[tuple[Step, ...], dict[str, object]]:
+    async def play(self) -> _Played:
         """Play one session to its end.
-
-        Returns:
-            The steps, and the episode's facts; later ones override earlier ones.
 
         Raises:
             _LostAtAction: the environment failed or lost the session at an action.
@@ -298,7 +305,7 @@ class _Attempt:
                 history.append(Exchange(state.observation, step.action, step.response, step.response_ids.tolist()))
                 facts.update(after.facts)
                 state = after
-            return tuple(steps), {**facts, "won": is_won(facts, state, env.won_at)}
+            return _Played(tuple(steps), {**facts, "won": is_won(facts, state, env.won_at)}, state.anchor)
         finally:
             await self.client.close_session(state.session)
 

@@ -1,13 +1,15 @@
 """Speed and memory of an update's computations: grouping, step returns and advantages.
 
-`python -m benchmarks.advantages [--json FILE]`. All seconds are processor time of one thread. Three measurements:
-a million step rows; fewer rows, compared with the per-row loops of published implementations (in a naive version); and
-an update of the demo's size on the starter policy, with GiGPO and with GRPO, each in its own process.
+`python -m benchmarks.advantages [--json FILE]`. All seconds are processor time of one thread. Four measurements:
+a million step rows; the estimators that compare steps, in turn on 100,000 rows; fewer rows, compared with the per-row
+loops of published implementations (in a naive version); and an update of the demo's size on the starter policy, with
+GiGPO and with GRPO, each in its own process.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -36,6 +38,10 @@ from services.config import load_config
 from services.config.tree import AdvantageConfig, Config
 from services.schemas import Step, Ticket, Trajectory, VersionSpan
 
+STEP_LEVEL = ("gigpo", "hgpo", "graphgpo", "g2po")
+"""Estimators that compare steps, whose times are given as multiples of GiGPO's."""
+RATIO_ROWS = 100_000
+RATIO_REPEATS = 15
 STEPS_PER_EPISODE = 20
 GROUP_SIZE = 8
 STATES_PER_TASK = 40
@@ -83,6 +89,16 @@ def measure_many_rows(count: int) -> Figures:
     figures["gigpo_peak_mib"] = _peak(lambda: ESTIMATORS["gigpo"](played.grouped(), config))
     figures["grpo_peak_mib"] = _peak(lambda: ESTIMATORS["grpo"](played.grouped(), config))
     return figures
+
+
+def measure_ratios(count: int) -> Figures:
+    """Return the seconds of the estimators that compare steps, each in turn, several times; the least of each."""
+    rows, config = Played(count).grouped(), AdvantageConfig()
+    spent = dict.fromkeys(STEP_LEVEL, math.inf)
+    for _ in range(RATIO_REPEATS):
+        for name in STEP_LEVEL:
+            spent[name] = min(spent[name], _least(partial(ESTIMATORS[name], rows, config), 1))
+    return {"rows": float(count)} | {f"{name}_s": seconds for name, seconds in spent.items()}
 
 
 def measure_naive(count: int) -> Figures:
@@ -251,6 +267,7 @@ def measure(rows: int, naive_rows: int, update_seconds: float | None) -> dict[st
     return {
         "machine": record.machine(),
         "many_rows": measure_many_rows(rows),
+        "ratios": measure_ratios(RATIO_ROWS),
         "loops": measure_naive(naive_rows),
         "demo_update": measure_update(update_seconds),
     }
@@ -258,13 +275,20 @@ def measure(rows: int, naive_rows: int, update_seconds: float | None) -> dict[st
 
 def show(figures: Mapping[str, object], console: Console) -> None:
     """Print the figures as tables."""
-    many, loops, update = (record.section(figures, key) for key in ("many_rows", "loops", "demo_update"))
+    many, ratios, loops, update = (
+        record.section(figures, key) for key in ("many_rows", "ratios", "loops", "demo_update")
+    )
     table = Table(title=f"{many['rows']:,.0f} step rows, one core", show_header=False)
     table.add_row("step groups by exact key", f"{many['grouping_s']:.3f} s")
     for name in ESTIMATORS:
         table.add_row(f"{name}, after grouping", f"{many[f'{name}_s']:.3f} s")
     table.add_row("GiGPO with grouping", f"{many['gigpo_total_s']:.3f} s")
     table.add_row("peak allocation, GiGPO | GRPO", f"{many['gigpo_peak_mib']:,.0f} | {many['grpo_peak_mib']:,.0f} MiB")
+    console.print(table)
+    table = Table(title=f"{ratios['rows']:,.0f} step rows, after grouping, times GiGPO's time", show_header=False)
+    for name in STEP_LEVEL:
+        seconds = ratios[f"{name}_s"]
+        table.add_row(name, f"{1e3 * seconds:.1f} ms", f"{seconds / ratios['gigpo_s']:.2f}")
     console.print(table)
     table = Table(title=f"GiGPO on {loops['rows']:,.0f} rows")
     for heading in ("", "arrays", "loops over rows", "ratio"):

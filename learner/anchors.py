@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 def step_groups(group: Ids, anchors: Sequence[str], similarity: float | None = None) -> Ids:
@@ -42,6 +43,68 @@ def step_groups(group: Ids, anchors: Sequence[str], similarity: float | None = N
         raise ValueError(f"{len(group)} rows but {len(anchors)} anchors")
     keys = dense_ids(anchors) if similarity is None else _clusters(group, anchors, similarity)
     return joint_ids(group, keys)
+
+
+def final_states(
+    group: Ids, anchors: Sequence[str], of_final: Ids, finals: Sequence[str | None], similarity: float | None = None
+) -> tuple[Ids, Ids]:
+    """Assign rows to step groups as `step_groups` does, and say in which of them episodes ended.
+
+    Args:
+        group: int64 [N], group of each row.
+        anchors: N anchor keys.
+        of_final: int64 [E], group of each episode.
+        finals: E keys of the states that the episodes' last actions led to; None: not known.
+        similarity: as for `step_groups`.
+
+    Returns:
+        int64 [N], as `step_groups`; int64 [E], the state of each end: a step group, or a further number for a state
+        that nobody acted in; −1: not known.
+    """
+    known = np.array([final is not None for final in finals], dtype=np.bool_)
+    texts = [final for final in finals if final is not None]
+    # After all rows, so that the rows are numbered as without them.
+    ids = step_groups(np.concatenate([group, of_final[known]]), [*anchors, *texts], similarity)
+    ends = np.full(len(finals), -1, dtype=np.int64)
+    ends[known] = ids[len(group) :]
+    return ids[: len(group)], ends
+
+
+def graph_nodes(
+    group: Ids, anchors: Sequence[str], last: Flags, finals: Sequence[str | None], similarity: float
+) -> tuple[Ids, Ids]:
+    """Merge similar states in the order of play, and say where each row began and where it led.
+
+    Args:
+        group: int64 [N], group of each row; rows in the order of play, episode after episode.
+        anchors: N anchor keys.
+        last: bool [N], the row is its episode's last.
+        finals: for each episode the key of the state that its last action led to; None: not known.
+        similarity: see `step_groups`.
+
+    Returns:
+        int64 [N] twice: the node of the row's state, and of the state it led to; −1: not known.
+
+    Example: an episode with anchors A B that ended in A, then one with anchor C whose end is not known.
+
+        texts    A  B  A  C        in the order in which they may open a cluster
+        state    0  1     2
+        next     1  0     −1
+    """
+    texts, owners, places = list[str](), list[int](), list[int]()
+    ends = iter(finals)
+    for anchor, owner, is_last in zip(anchors, group.tolist(), last.tolist(), strict=True):
+        places.append(len(texts))
+        final = next(ends) if is_last else None
+        own = [anchor] if final is None else [anchor, final]
+        texts += own
+        owners += [owner] * len(own)
+    nodes = np.append(step_groups(np.array(owners, dtype=np.int64), texts, similarity), -1)
+    place = np.array(places, dtype=np.int64)
+    has_end = np.array([final is not None for final in finals], dtype=np.bool_)
+    leads_on = ~last
+    leads_on[last] = has_end
+    return nodes[place], np.where(leads_on, nodes[place + 1], -1)
 
 
 def dense_ids(keys: Sequence[object]) -> Ids:

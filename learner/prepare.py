@@ -41,11 +41,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.advantages import Advantages, StepRows, estimator_of
-from learner.anchors import Ids, step_groups
+from learner.anchors import Ids, final_states, graph_nodes, step_groups
 from learner.batching import MicroBatch, Row, Sharing, plan
 from services.config.tree import Config
 from services.schemas import Step, Trajectory
-from services.turns import turns_of
+from services.turns import Turns, turns_of
 
 ZERO_ADVANTAGE = 1e-8
 """Smaller advantages are 0 up to rounding: equal scores give about 1e-10 in float64 (1e-16 / 1e-6)."""
@@ -170,14 +170,16 @@ def tabulate(groups: Sequence[Sequence[Trajectory]], config: Config) -> Calls:
     played = [(place, turns, episode) for place, turns, episode in episodes if len(turns)]
     lengths = np.array([len(turns) for _, turns, _ in played], dtype=np.int64)
     group = np.repeat(np.array([place for place, _, _ in played], dtype=np.int64), lengths)
-    anchors = [anchor for _, turns, _ in played for anchor in turns.anchor]
+    step_group, state, next_state = _states(group, lengths, played, config)
     table = StepRows(
         group=group,
         trajectory=np.repeat(np.arange(len(played)), lengths),
         step=np.concatenate([np.arange(length) for length in lengths], dtype=np.int64),
-        step_group=step_groups(group, anchors, config.advantage.similarity),
+        step_group=step_group,
         reward=np.array([reward for _, turns, _ in played for reward in turns.reward], dtype=np.float64),
         valid=np.array([valid for _, turns, _ in played for valid in turns.valid], dtype=np.bool_),
+        state=state,
+        next_state=next_state,
     )
     numbers = [np.array(turns.number, dtype=np.int64) for _, turns, _ in played]
     first = np.cumsum(lengths) - lengths
@@ -186,6 +188,26 @@ def tabulate(groups: Sequence[Sequence[Trajectory]], config: Config) -> Calls:
         turn=np.concatenate([place + own[own >= 0] for place, own in zip(first, numbers, strict=True)]),
         table=table,
     )
+
+
+def _states(
+    group: Ids, lengths: Ids, played: Sequence[tuple[int, Turns, Trajectory]], config: Config
+) -> tuple[Ids, Ids | None, Ids]:
+    """`step_group`, `state` and `next_state` of the table's rows."""
+    similarity, is_graph = config.advantage.similarity, config.advantage.similarity_of == "graph"
+    anchors = [anchor for _, turns, _ in played for anchor in turns.anchor]
+    finals = [episode.final_anchor for _, _, episode in played]
+    ends = np.cumsum(lengths) - 1
+    if is_graph and similarity is not None:
+        last = np.zeros(len(group), dtype=np.bool_)
+        last[ends] = True
+        # A won episode ends at the goal, which resembles no state.
+        open_ends = [None if episode.won else final for (_, _, episode), final in zip(played, finals, strict=True)]
+        return step_groups(group, anchors), *graph_nodes(group, anchors, last, open_ends, similarity)
+    step_group, final = final_states(group, anchors, group[ends], finals, None if is_graph else similarity)
+    after = np.append(step_group[1:], -1)
+    after[ends] = final
+    return step_group, None, after
 
 
 def _of_calls(turns: Advantages, turn: Ids) -> Advantages:

@@ -192,7 +192,12 @@ def _cut(seen: Figures, config: Config) -> str:
 
 
 def _lone_anchors(seen: Figures, config: Config) -> str:
-    effects = {"gigpo": "GiGPO is reduced to GRPO", "hgpo": "HGPO has nothing to compare"}
+    effects = {
+        "gigpo": "GiGPO is reduced to GRPO",
+        "hgpo": "HGPO has nothing to compare",
+        "graphgpo": "GraphGPO is reduced to GRPO",
+        "g2po": "G2PO compares no actions within a state",
+    }
     effect = effects.get(config.algorithm, f"the step level of {config.algorithm} has nothing to compare")
     return (
         f"{effect}: no state occurred twice within a group in the last {ANCHOR_UPDATES} updates. Does the observation "

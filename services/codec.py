@@ -1,7 +1,7 @@
 """The binary format of trajectories, in which they are stored and transported.
 
     b"ANC"   version   zstd frame with checksum
-    3 bytes  1 byte    └─ msgpack document: ticket, steps, facts, actor, started_at, finished_at
+    3 bytes  1 byte    └─ msgpack document: ticket, steps, facts, actor, started_at, finished_at, final_anchor
 
 The steps are stored in columns: one list per field, and one vector for the tokens of all steps (little-endian int32
 token ids, float32 log-probabilities), which encodes about three times as fast as one document per step.
@@ -128,6 +128,8 @@ class _WireTrajectory(BaseModel):
     actor: str
     started_at: FiniteFloat
     finished_at: FiniteFloat
+    final_anchor: str | None = None
+    """Missing in documents that are older than this field."""
 
     @field_validator("facts")
     @classmethod
@@ -167,6 +169,7 @@ def encode(trajectory: Trajectory) -> bytes:
             actor=trajectory.actor,
             started_at=trajectory.started_at,
             finished_at=trajectory.finished_at,
+            final_anchor=trajectory.final_anchor,
         )
         raw: bytes = msgpack.packb(wire.model_dump())
     except CodecError:
@@ -197,6 +200,7 @@ def decode(data: bytes) -> Trajectory:
             actor=wire.actor,
             started_at=wire.started_at,
             finished_at=wire.finished_at,
+            final_anchor=wire.final_anchor,
         )
     except CodecError:
         raise

@@ -135,6 +135,7 @@ class Trajectory:
         actor: name of the actor that played it.
         started_at: Unix seconds.
         finished_at: Unix seconds.
+        final_anchor: key of the environment state that the last step led to; None: not known.
     """
 
     ticket: Ticket
@@ -143,6 +144,7 @@ class Trajectory:
     actor: str = ""
     started_at: float = 0.0
     finished_at: float = 0.0
+    final_anchor: str | None = None
 
     @property
     def oldest_version(self) -> int:

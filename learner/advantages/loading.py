@@ -32,6 +32,8 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "dapo": "learner.advantages.dapo:dapo",
         "gspo": "learner.advantages.gspo:gspo",
         "hgpo": "learner.advantages.hgpo:hgpo",
+        "graphgpo": "learner.advantages.graphgpo:graphgpo",
+        "g2po": "learner.advantages.g2po:g2po",
     }
 )
 """Names that `algorithm` may have instead of `module:name`."""
@@ -126,7 +128,8 @@ def check(config: Config) -> Iterator[str]:
     try:
         estimator = estimator_of(config)
         rows = synthetic_rows()
-        before = {field.name: getattr(rows, field.name).copy() for field in fields(rows)}
+        columns = {field.name: getattr(rows, field.name) for field in fields(rows)}
+        before = {name: column.copy() for name, column in columns.items() if column is not None}
         found = estimator(rows, config.advantage)
         estimator.record(config.advantage)
     except PluginError as error:
@@ -155,13 +158,18 @@ def synthetic_rows() -> StepRows:
     ends = np.cumsum(lengths) - 1
     reward = np.zeros(len(step))
     reward[ends] = [10.0, 0.0, 5.0, 1.0, 1.0, 1.0]
+    step_group = group * 4 + step
+    next_state = np.append(step_group[1:], -1)
+    next_state[ends] = -1
     return StepRows(
         group=group,
         trajectory=trajectory,
         step=step,
-        step_group=group * 4 + step,
+        step_group=step_group,
         reward=reward,
         valid=(np.arange(len(step)) % 5) != 3,
+        state=step_group.copy(),
+        next_state=next_state,
     )
 
 

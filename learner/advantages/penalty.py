@@ -33,4 +33,6 @@ def with_penalty(estimator: Estimator) -> Estimator:
 
 def before_normalisation(config: AdvantageConfig) -> AdvantageConfig:
     """Return the configuration with the penalty to subtract before normalisation: 0 where it is unscaled."""
-    return config if config.penalty == "scaled" else config.model_copy(update={"invalid_action_penalty": 0.0})
+    if config.penalty == "scaled":
+        return config
+    return config.model_copy(update={"invalid_action_penalty": 0.0, "step_penalty": None})

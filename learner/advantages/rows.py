@@ -1,4 +1,6 @@
-"""Input and output of an advantage estimator: one row a step, as parallel arrays, and the sums that estimators share.
+"""Input and output of an advantage estimator: one row a turn, as parallel arrays, and the sums that estimators share.
+
+Here and in the estimators a step is a turn: the calls of the policy in one state (`services.turns`), nearly always one.
 
 Invariants
 - Rows may be in any order; `trajectory` and `step` define which row follows which.
@@ -33,6 +35,9 @@ class StepRows:
         step_group: int64 [N], which step group (see `learner.anchors`).
         reward: float64 [N], reward of the step's transition.
         valid: bool [N], the response passed the run's validity rule.
+        state: int64 [N], state in which the action was chosen, as a node of the group's graph; None: its step group.
+        next_state: int64 [N], state that the step led to, numbered likewise; −1: one that is not known. None: the state
+            of the trajectory's next step, and not known after the last.
     """
 
     group: Ids
@@ -41,6 +46,8 @@ class StepRows:
     step_group: Ids
     reward: Floats
     valid: Flags
+    state: Ids | None = None
+    next_state: Ids | None = None
 
     def __len__(self) -> int:
         return len(self.group)
@@ -67,16 +74,33 @@ def step_returns(rows: StepRows, gamma: float, penalty: float = 0.0) -> Floats:
         result     0.125  0.25  0.4    1     the penalty stays with its step
     """
     order, left = _in_order(rows)
-    discounted = rows.reward[order]
-    # Backwards through all trajectories at once: first the rows with one step left, then those with two, …
+    returns = np.empty(len(rows))
+    returns[order] = discounted_sums(rows.reward[order], left, gamma)
+    # After discounting: the penalty of a step must not reach the returns of the steps before it.
+    return returns - penalty * ~rows.valid
+
+
+def discounted_sums(values: Floats, left: Ids, factor: float) -> Floats:
+    """S_t = x_t + factor · S_{t+1} of every value of its sequence; float64 [N].
+
+    Args:
+        values: float64 [N], x: sequences one after the other.
+        left: int64 [N], how many values of its sequence come after each.
+        factor: of what comes later.
+    """
+    sums = values.copy()
+    # Backwards through all sequences at once: first the values with one left, then those with two, …
     by_left = np.argsort(left, kind="stable")
     counts = np.bincount(left)
     for now in np.split(by_left, np.cumsum(counts)[:-1])[1:]:
-        discounted[now] += gamma * discounted[now + 1]
-    returns = np.empty(len(rows))
-    returns[order] = discounted
-    # After discounting: the penalty of a step must not reach the returns of the steps before it.
-    return returns - penalty * ~rows.valid
+        sums[now] += factor * sums[now + 1]
+    return sums
+
+
+def powers(base: float, exponents: Ids) -> Floats:
+    """base^n of each exponent n >= 0; float64 [N]. One power for each different one is taken."""
+    table: Floats = base ** np.arange(int(exponents.max(initial=0)) + 1, dtype=np.float64)
+    return table[exponents]
 
 
 def episode_scores(rows: StepRows, penalty: float = 0.0) -> Floats:
@@ -92,6 +116,40 @@ def first_rows(rows: StepRows) -> Flags:
     mask = np.zeros(len(rows), dtype=np.bool_)
     mask[order] = np.r_[True, left[:-1] == 0]
     return mask
+
+
+def steps_left(rows: StepRows) -> Ids:
+    """int64 [N]: how many steps of the trajectory come after each row's."""
+    order, left = _in_order(rows)
+    out = np.empty(len(rows), dtype=np.int64)
+    out[order] = left
+    return out
+
+
+def later_rows(rows: StepRows) -> Ids:
+    """int64 [N]: number of the row of the trajectory's next step; −1 for its last."""
+    order, left = _in_order(rows)
+    out = np.empty(len(rows), dtype=np.int64)
+    out[order] = np.where(left > 0, np.r_[order[1:], -1], -1)
+    return out
+
+
+def transitions(rows: StepRows) -> tuple[Ids, Ids, Flags]:
+    """Where each step began and where it led.
+
+    Returns:
+        int64 [N] twice: states numbered below 2 · (2 N), −1 for one that is not known; bool [N]: the trajectory's last
+        step.
+
+    Example: trajectories A B and B A, `next_state` None: sources A B B A, targets B −1 A −1.
+    """
+    after = later_rows(rows)
+    source = rows.step_group if rows.state is None else rows.state
+    target = np.where(after >= 0, source[after], -1) if rows.next_state is None else rows.next_state
+    known = dense(np.concatenate([source, target[target >= 0]]))
+    places = np.full(len(rows), -1, dtype=np.int64)
+    places[target >= 0] = known[len(rows) :]
+    return known[: len(rows)], places, after < 0
 
 
 def earlier_rows(rows: StepRows) -> Ids:

@@ -10,7 +10,7 @@ Invariants
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,9 +28,11 @@ class Moments:
     """Statistics of the sets that rows belong to.
 
     Attributes:
-        group: int64 [N], number of each row's set, below 2 N.
+        group: int64 [M], number of each value's set.
         mean / deviation / count: float64 [sets]; the deviation has ddof 1 and is 0 for a lone value.
         whole: every row counts.
+        ddof: of the deviation: 1, or 0 for that of a population.
+        rows: int64 [M], row that each value is of; None: the values are of all rows, M = N.
     """
 
     group: Ids
@@ -38,6 +40,8 @@ class Moments:
     deviation: Floats
     count: Floats
     whole: bool
+    ddof: int = 1
+    rows: Ids | None = None
 
     @property
     def row_count(self) -> Floats:
@@ -45,48 +49,60 @@ class Moments:
         return self.count[self.group]
 
     @property
+    def population(self) -> Moments:
+        """The same with the deviation of a population: the mean square's root."""
+        shrunk = self.deviation * np.sqrt(np.maximum(self.count - 1, 0) / np.maximum(self.count, 1))
+        return replace(self, deviation=shrunk, ddof=0)
+
+    @property
     def row_mean(self) -> Floats:
         """Mean of each row's set; [N]."""
         return self.mean[self.group]
 
 
-def moments(values: Floats, groups: Ids, counted: Flags | None = None) -> Moments:
-    """Statistics by `groups`, over the counted rows; None: over all."""
+def moments(values: Floats, groups: Ids, counted: Flags | None = None, rows: Ids | None = None) -> Moments:
+    """Statistics by `groups`, over the counted values; None: over all. `rows`: see `Moments`."""
     group = dense(groups)
     unit = _units(values, group)
     if unit is not None:
-        found = moments(values / unit[group], group, counted)
-        return Moments(group, found.mean * unit, found.deviation * unit, found.count, found.whole)
+        found = moments(values / unit[group], group, counted, rows)
+        return replace(found, mean=found.mean * unit, deviation=found.deviation * unit)
     weight = None if counted is None else counted.astype(np.float64)
     count = np.bincount(group, weights=weight).astype(np.float64)
     mean = np.bincount(group, weights=values if weight is None else weight * values) / np.maximum(count, 1)
     squares = (values - mean[group]) ** 2
     total = np.bincount(group, weights=squares if weight is None else weight * squares)
-    return Moments(group, mean, np.sqrt(total / np.maximum(count - 1, 1)), count, weight is None)
+    return Moments(group, mean, np.sqrt(total / np.maximum(count - 1, 1)), count, weight is None, rows=rows)
 
 
-def normalised(values: Floats, of: Moments, rows: StepRows, config: AdvantageConfig) -> Floats:
+def normalised(
+    values: Floats, of: Moments, rows: StepRows, config: AdvantageConfig, noise: float | None = None
+) -> Floats:
     """(value − mean) / F of every row; F is the deviation + 1e-6 with `std`, 1 with `mean`; [N].
 
     Args:
         values: float64 [N], scores or returns of the rows.
         of: statistics to compare them with: of these values, or of others.
+        rows: whose rewards tell how large rounding errors can be.
+        config: how to normalise.
+        noise: largest rounding error of the values where they are not sums of rewards; None: they are.
 
     Example, `std`:
         0 0 0 4   mean 1, deviation 2   the 4 becomes (4 − 1) / 2 = 1.5 = (n − 1) / √n: no value of four gets more
         0 0 0 0   deviation 0           each becomes 0; a value −0.1 compared with these stays −0.1
     """
-    noise = _rounding(of, rows, config.invalid_action_penalty)
+    least = _rounding(of, rows, config.invalid_action_penalty) if noise is None else noise
     centred = values - of.row_mean
-    if isinstance(noise, np.ndarray):
-        centred = np.where(np.abs(centred) > noise[of.group], centred, 0.0)
+    if isinstance(least, np.ndarray):
+        centred = np.where(np.abs(centred) > least[of.group], centred, 0.0)
     if config.normalisation == "mean":
         return centred
-    divisor = np.where(of.deviation > noise, of.deviation + EPSILON, 1.0)
+    divisor = np.where(of.deviation > least, of.deviation + EPSILON, 1.0)
     scaled: Floats = centred / divisor[of.group]
-    if of.whole and not isinstance(noise, np.ndarray):
+    if of.whole and not isinstance(least, np.ndarray):
         return scaled
-    bound = np.where(of.count > 1, (of.count - 1.0) / np.sqrt(np.maximum(of.count, 1)), np.inf)[of.group]
+    most = (of.count - 1.0) / np.sqrt(np.maximum(of.count - 1 + of.ddof, 1))
+    bound = np.where(of.count > 1, most, np.inf)[of.group]
     held: Floats = np.clip(scaled, -bound, bound)
     return held
 
@@ -114,6 +130,8 @@ def _rounding(of: Moments, rows: StepRows, penalty: float) -> Floats | float:
         return NEGLIGIBLE
     trajectory = dense(rows.trajectory)
     size = np.bincount(trajectory, weights=precision * np.abs(rows.reward))[trajectory] + precision * penalty
+    if of.rows is not None:
+        size = size[of.rows]
     mean = np.bincount(of.group, weights=size) / np.maximum(np.bincount(of.group), 1)
     off: Floats = mean * (of.count + longest)
     return off

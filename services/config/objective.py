@@ -14,7 +14,9 @@ class AdvantageConfig(Section):
     gamma: Fraction = 0.95
     """Discount factor of step returns."""
     omega: float = Field(1.0, ge=0)
-    """Weight of the step-level advantage (GiGPO)."""
+    """Weight of the step-level advantage (GiGPO, GraphGPO, G2PO)."""
+    episode_weight: float = Field(1.0, ge=0)
+    """GraphGPO: weight of the episode-level advantage."""
     normalisation: Literal["std", "mean"] = "std"
     """`std`: divide centred values by the standard deviation (ddof 1, plus 1e-6). `mean`: do not divide."""
     episode_statistics: Literal["steps", "trajectories"] = "steps"
@@ -30,15 +32,37 @@ class AdvantageConfig(Section):
     0. The denominator of the loss does not change."""
     similarity: float | None = Field(None, gt=0, le=1)
     """Group anchors whose SequenceMatcher ratio is at least this. `null`: group only identical anchors."""
+    similarity_of: Literal["step_groups", "graph"] = "step_groups"
+    """What `similarity` merges. `step_groups`: the states in which steps are compared. `graph`: only the nodes of the
+    graph in which GraphGPO measures distances; step groups stay exact."""
     history: int = Field(2, ge=0)
     """HGPO: maximum number of earlier states that the steps of a group have in common. The paper uses
     `prompt.history_length`."""
     history_power: float = Field(1.0, ge=0)
-    """HGPO: a group with k earlier states in common has weight (k + 1) ** history_power."""
+    """HGPO: exponent of the weight of a group with k earlier states in common: of k + 2, or of k + 1 with
+    `history_form: paper`."""
+    history_form: Literal["published", "paper"] = "published"
+    """HGPO: `published`: the authors' code (deviation of the population, levels of advantage 0 left out). `paper`: as
+    summaries of the paper have it (deviation with ddof 1, every level that holds another step counts)."""
+    base_group: bool = False
+    """HGPO: the episode's advantage joins the levels, with weight 1. Only with `history_form: published`."""
+    goal_reward: float = Field(10.0, gt=0, le=1e6)
+    """GraphGPO, G2PO: reward of a won episode; what the goal is worth. That of `env.success_reward`."""
+    normalize_distance: bool = False
+    """GraphGPO: the worth of a step depends on how far it came, not only on how far it is from the goal after it."""
+    step_penalty: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """G2PO: subtracted at the step level from the value of an invalid step. `null`: `invalid_action_penalty`. The
+    published code fixes it at 0.1."""
     group_baseline: bool = False
     """REINFORCE++: subtract the group's mean score before normalising over the batch (REINFORCE++-baseline)."""
     params: Params = Field(default_factory=dict)
     """Parameters of an estimator that is a plug-in, as in `advantage.params.alpha=0.5`."""
+
+    @model_validator(mode="after")
+    def _base_group_is_published(self) -> AdvantageConfig:
+        if self.base_group and self.history_form != "published":
+            raise ValueError("advantage.base_group: requires advantage.history_form=published")
+        return self
 
 
 class LossConfig(Section):

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from services.config.references import Choice
 
-ALGORITHMS = ("gigpo", "grpo", "rloo", "reinforce_pp", "dr_grpo", "dapo", "gspo", "hgpo")
+ALGORITHMS = ("gigpo", "grpo", "rloo", "reinforce_pp", "dr_grpo", "dapo", "gspo", "hgpo", "graphgpo", "g2po")
 """Built-in advantage estimators."""
 Algorithm = Annotated[str, Choice(ALGORITHMS)]
 
@@ -37,6 +37,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
                 "kl_coef": 0.0,
             }
         },
+        "graphgpo": {"advantage": {"gamma": 0.1, "similarity_of": "graph"}},
     }
 )
 """Default by algorithm, section and field. An algorithm that is not listed sets nothing."""

@@ -143,6 +143,12 @@ async def test_the_step_limit_truncates(config: Config) -> None:
     assert trajectory.steps[-1].truncated
     assert not trajectory.steps[-1].terminated
     assert not trajectory.won
+    # The state that the last action led to: one that others may have acted in.
+    actions = [step.action for step in trajectory.steps]
+    count = actions.count("up") - actions.count("down")
+    met = {step.observation: step.anchor for step in trajectory.steps}
+    assert trajectory.final_anchor == met.get(f"The count is {count}, the target is 40.", trajectory.final_anchor)
+    assert trajectory.final_anchor is not None
 
 
 async def test_seeds_depend_on_ticket_and_step_alone(config: Config) -> None:
@@ -197,6 +203,7 @@ async def test_an_action_that_ends_its_environment_is_an_invalid_end(
     assert (first.valid, first.terminated) == (True, False)
     assert (last.action, last.reward, last.valid, last.terminated) == (client.killer, 0.0, False, True)
     assert trajectory.facts["won"] is False
+    assert trajectory.final_anchor is None
     assert decode(encode(trajectory)).facts == trajectory.facts
     assert client.resets == client.closes == episode.LOSSES + 2
 

@@ -191,6 +191,8 @@ def test_no_edge_passes_through_a_state_of_a_crowded_graph(open_page: Open) -> N
     [
         ("gigpo", "A = AE + ω AS", "does not compare"),
         ("hgpo", "after the same k states", "A = AE"),
+        ("graphgpo", "A = wE AE + ω AS", "does not compare"),
+        ("g2po", "AS = Lt + Dt", "does not compare"),
         ("grpo", "GRPO, which does not compare the actions within a state", "ω"),
         ("rloo", "AE = score − mean of the others", "ω"),
         ("reinforce_pp", "over all groups of the update", "ω"),

@@ -35,6 +35,42 @@ def test_rows_follow_groups_members_and_steps():
     assert rows.step.tolist() == [k for group in groups for e in group for k in range(len(e.steps))]
 
 
+def ending_in(group, *finals):
+    return [dataclasses.replace(episode, final_anchor=final) for episode, final in zip(group, finals, strict=True)]
+
+
+def test_rows_know_the_states_that_episodes_ended_in():
+    config = configured()
+    groups = [ending_in(group, None, "room 0", "room 1", "elsewhere") for group in groups_of(config)]
+    rows, plain = step_rows(groups, config), step_rows(groups_of(config), config)
+    assert rows.step_group.tolist() == plain.step_group.tolist()
+    played = [episode for group in groups for episode in group]
+    ends = np.flatnonzero(np.append(np.diff(rows.trajectory), 1))
+    seen = {(g, anchor): s for g, s, anchor in zip(rows.group, rows.step_group, anchors_of(played), strict=True)}
+    for end, episode in zip(ends, played, strict=True):
+        state = rows.next_state[end]
+        if episode.final_anchor is None:
+            assert state == -1
+        else:
+            assert state == seen.get((rows.group[end], episode.final_anchor), state)
+            assert ((rows.group[end], episode.final_anchor) in seen) == (state <= rows.step_group.max())
+    inner = np.setdiff1d(np.arange(len(rows)), ends)
+    assert rows.next_state[inner].tolist() == rows.step_group[inner + 1].tolist()
+
+
+def anchors_of(played):
+    return [step.anchor for episode in played for step in episode.steps]
+
+
+def test_similarity_of_the_graph_leaves_step_groups_exact():
+    config = configured(algorithm="graphgpo", advantage={"similarity": 0.5})
+    rows = step_rows(groups_of(config), config)
+    assert rows.step_group.tolist() == step_rows(groups_of(config), configured()).step_group.tolist()
+    # `room 0` and `room 1` are alike: one node in each group.
+    assert len(set(rows.state.tolist())) == len(set(rows.group.tolist()))
+    prepare(groups_of(config), config, 0)
+
+
 def test_rows_that_cannot_move_the_policy_are_left_out_but_counted():
     config = configured(algorithm="grpo", advantage={"invalid_action_penalty": 0.0})
     groups = groups_of(config, count=8)

@@ -76,6 +76,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         actor=draw(TEXT),
         started_at=draw(FLOAT),
         finished_at=draw(FLOAT),
+        final_anchor=draw(st.none() | TEXT),
     )
 
 
@@ -144,6 +145,13 @@ def test_documents_without_the_columns_of_agents_still_decode(column: str, defau
     del older["steps"][column]
     assert plain(decode(packed(older))) == plain(TRAJECTORY)
     assert getattr(decode(packed(older)).steps[0], column) is default or default == -1
+
+
+def test_documents_without_the_final_state_still_decode() -> None:
+    older = document()
+    del older["final_anchor"]
+    assert plain(decode(packed(older))) == plain(TRAJECTORY)
+    assert decode(packed(older)).final_anchor is None
 
 
 ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3)
@@ -284,6 +292,8 @@ def test_a_frame_without_a_size_is_refused() -> None:
         (("facts", "won"), b"bytes"),
         (("facts", "won"), msgpack.ExtType(5, b"x")),
         (("actor",), 3),
+        (("final_anchor",), 3),
+        (("final_anchor",), ["a"]),
     ],
 )
 def test_a_document_off_schema_is_refused(path: tuple[Any, ...], value: object) -> None:

@@ -13,12 +13,15 @@ from services.config import load_config
 CARDS = {
     "alfworld": "2x80",
     "alfworld-hgpo": "2x80",
+    "alfworld-graphgpo": "2x80",
+    "alfworld-g2po": "2x80",
     "alfworld-7b": "8x80",
     "alfworld-qwen3": "4x80",
     "alfworld-one-gpu": "1x80",
     "alfworld-24gb": "1x24",
     "webshop": "2x80",
     "webshop-hgpo": "2x80",
+    "webshop-graphgpo": "2x80",
     "webshop-7b": "8x80",
     "webshop-qwen3": "4x80",
 }

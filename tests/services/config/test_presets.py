@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.config import load_config
+from services.config import ConfigError, load_config
 from services.config.presets import PRESETS
 from services.config.tree import Config, LossConfig
 
@@ -14,6 +14,13 @@ def test_an_algorithm_alone_does_what_its_paper_says() -> None:
     assert (gspo.loss.ratio, gspo.loss.aggregation, gspo.loss.clip_high) == ("sequence", "sequence", 4e-4)
     assert (dr_grpo.loss.aggregation, dr_grpo.advantage.normalisation) == ("constant", "mean")
     assert load_config(None, ["algorithm=reinforce_pp"]).loss.kl_in == "reward"
+    graphgpo = load_config(None, ["algorithm=graphgpo"])
+    assert (graphgpo.advantage.gamma, graphgpo.advantage.similarity_of) == (0.1, "graph")
+
+
+def test_the_base_group_of_hgpo_is_refused_in_the_papers_form() -> None:
+    with pytest.raises(ConfigError, match=r"advantage\.base_group: requires advantage\.history_form=published"):
+        load_config(None, ["algorithm=hgpo", "advantage.base_group=true", "advantage.history_form=paper"])
 
 
 def test_what_is_given_wins_also_where_it_is_the_default() -> None:
