@@ -18,6 +18,7 @@ def run_control(
     Raises:
         ControlRefused: serving would be unsafe, or is impossible.
     """
+    from learner.comparison import compare
     from services.control.serve import serve
 
     require_writable(ready_file)
@@ -34,4 +35,5 @@ def run_control(
     serve(
         settings,
         on_ready=lambda url: console.print(f"dashboard at {url} ({tokens})", highlight=False, soft_wrap=True),
+        compare=compare,
     )

@@ -20,6 +20,7 @@ from services.buffer.commands import Command
 from services.control import events, exporter
 from services.control.access import Authenticator, Reader, caller
 from services.control.actions import Actions
+from services.control.comparison import Compare
 from services.control.headers import SecurityHeaders
 from services.control.problems import Problem, describe, install
 from services.control.requests import ActionRequest
@@ -35,8 +36,8 @@ DESCRIPTION = (
 )
 
 
-def create_app(settings: ControlSettings) -> FastAPI:
-    """Create the application over the runs in `settings.runs`."""
+def create_app(settings: ControlSettings, compare: Compare | None = None) -> FastAPI:
+    """Create the application over the runs in `settings.runs`. `compare`: the learner's estimators; None: without."""
     runs, actions, registry = Runs(settings.runs), Actions(), CollectorRegistry()
 
     @asynccontextmanager
@@ -48,7 +49,7 @@ def create_app(settings: ControlSettings) -> FastAPI:
     app = FastAPI(title=TITLE, description=DESCRIPTION, version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.runs, app.state.authenticator, app.state.actions = runs, Authenticator(settings), actions
     app.state.closing, app.state.streams, app.state.max_streams = asyncio.Event(), 0, settings.max_streams
-    app.state.registry = registry
+    app.state.registry, app.state.compare = registry, compare
     install(app)
     app.include_router(router)
     _add_actions(app)

@@ -109,7 +109,7 @@ def group_view(
 def trajectory_view(path: Path, summary: GroupSummary, entry: GroupEntry, member: MemberEntry) -> TrajectoryView:
     """One episode in detail. Raises what `services.archive.read_trajectory` raises."""
     trajectory = read_trajectory(path, member)
-    numbers, states = numbers_of(member), _state_numbers(entry)
+    numbers, states = numbers_of(member), state_numbers(entry)
     all_numbers = [numbers_of(other) for other in entry.members]
     sizes = Counter(np.concatenate([own.step_group[own.first_calls] for own in all_numbers]).tolist())
     return TrajectoryView(
@@ -153,7 +153,7 @@ def _step_view(
     )
 
 
-def _state_numbers(entry: GroupEntry) -> dict[int, int]:
+def state_numbers(entry: GroupEntry) -> dict[int, int]:
     """The number of a state in this group, by the step group's id in the update."""
     states: dict[int, int] = {}
     for member in entry.members:
@@ -164,7 +164,7 @@ def _state_numbers(entry: GroupEntry) -> dict[int, int]:
 
 
 def _rows(entry: GroupEntry, trajectories: Sequence[Trajectory]) -> list[_Row]:
-    states = _state_numbers(entry)
+    states = state_numbers(entry)
     rows = []
     for member, trajectory in zip(entry.members, trajectories, strict=True):
         numbers, turns = numbers_of(member), turns_of(trajectory.steps)

@@ -153,3 +153,42 @@ class GroupView(View):
     trajectories: list[TrajectorySummary]
     states: list[StateView]
     edges: list[EdgeView]
+
+
+class ComparedEstimator(View):
+    """An estimator beside the one that the group was trained with."""
+
+    name: str
+    correlation: float | None
+    """Pearson's, with the advantages that it was trained with, over the group's turns. None: one does not vary."""
+    opposite: int
+    """Turns to which it gives the other sign."""
+    deviation: float
+    """Standard deviation of its advantages."""
+
+
+class ComparedTurn(View):
+    """One turn with the advantage that every estimator gives it."""
+
+    member: int
+    number: int
+    state: int
+    action: str
+    recorded: float
+    """What it was trained with."""
+    advantages: list[float]
+    """In the order of the estimators."""
+
+
+class ComparisonView(View):
+    """One group by every estimator, with the run's settings and what each algorithm's preset sets of them."""
+
+    group: int
+    algorithm: str
+    """Of the run."""
+    estimators: list[ComparedEstimator]
+    deviation: float
+    """Standard deviation of the advantages that the group was trained with."""
+    correlations: list[list[float | None]]
+    """Pearson's, of each estimator with each."""
+    turns: list[ComparedTurn]

@@ -11,7 +11,8 @@ from services.archive import ArchiveDamaged, GroupEntry
 from services.control import environments, explorer, run_views
 from services.control.access import Authenticator, Reader, caller
 from services.control.audit import Audit
-from services.control.group_views import GroupView, TrajectoryView
+from services.control.comparison import Compare, comparison_view
+from services.control.group_views import ComparisonView, GroupView, TrajectoryView
 from services.control.problems import describe
 from services.control.runs import NAME_PATTERN, Run, Runs
 from services.control.views import (
@@ -164,6 +165,21 @@ def group_detail(run: OneRun, group: Number) -> GroupView:
         raise HTTPException(410, GONE) from None
 
 
+@router.get("/runs/{run}/groups/{group}/comparison", responses=RUN_REFUSALS | describe(409, 410))
+def group_comparison(request: Request, run: OneRun, group: Number) -> ComparisonView:
+    """One group by every estimator: what each would have said of its turns, beside what it was trained with."""
+    compare: Compare | None = request.app.state.compare
+    path, _, entry = _find_group(run, group)
+    if compare is None or run.config is None:
+        raise HTTPException(409, NOT_COMPARABLE)
+    try:
+        return comparison_view(path, entry, run.config, compare)
+    except (OSError, StopIteration):
+        raise HTTPException(410, GONE) from None
+    except ArchiveDamaged as error:
+        raise HTTPException(410, str(error)) from None
+
+
 @router.get("/runs/{run}/trajectories", responses=RUN_REFUSALS)
 def trajectories(
     run: OneRun,
@@ -219,6 +235,7 @@ def audit(run: OneRun, limit: Limit = 200) -> AuditList:
     return AuditList(entries=Audit(run.folder).entries(limit))
 
 
+NOT_COMPARABLE = "the run's configuration cannot be read by this version, or this server has no estimators"
 GONE = "the group is no longer kept: the oldest are deleted (telemetry.keep_groups_mib)"
 
 

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.control.app import create_app
+from services.control.comparison import Compare
 from services.control.settings import ControlRefused, ControlSettings
 from services.files import write_whole
 
@@ -19,18 +20,21 @@ GRACE_S = 5
 log = logging.getLogger(__name__)
 
 
-def serve(settings: ControlSettings, on_ready: Callable[[str], None] = lambda url: None) -> None:
+def serve(
+    settings: ControlSettings, on_ready: Callable[[str], None] = lambda url: None, compare: Compare | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; a second signal stops at once.
 
     Args:
         settings: options of the control plane.
         on_ready: called with the URL once connections are accepted.
+        compare: the learner's estimators; None: groups are shown without a comparison.
 
     Raises:
         ControlRefused: the settings are unsafe, the runs' folder is missing, or the address is in use.
     """
     settings.check()
-    app = create_app(settings)
+    app = create_app(settings, compare)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

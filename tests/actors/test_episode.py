@@ -147,7 +147,9 @@ async def test_the_step_limit_truncates(config: Config) -> None:
     actions = [step.action for step in trajectory.steps]
     count = actions.count("up") - actions.count("down")
     met = {step.observation: step.anchor for step in trajectory.steps}
-    assert trajectory.final_anchor == met.get(f"The count is {count}, the target is 40.", trajectory.final_anchor)
+    final = f"The count is {count}, the target is 42."
+    assert {final: trajectory.final_anchor}.items() <= met.items() or final not in met
+    assert trajectory.final_anchor not in [anchor for text, anchor in met.items() if text != final]
     assert trajectory.final_anchor is not None
 
 

@@ -212,6 +212,26 @@ def test_the_formula_is_that_of_the_algorithm(
     assert len(set(strokes)) > 1  # coloured by what the algorithm compares
 
 
+def test_all_algorithms_are_compared_side_by_side(open_page: Open) -> None:
+    page = open_page("finished/explorer/3")
+    section = page.get_by_role("region", name="Comparison of algorithms")
+    section.get_by_role("button", name="Compare all algorithms").click()
+    table = section.get_by_role("region", name="Advantages by algorithm")
+    expect(table).to_be_visible()
+    heads = [head.strip() for head in table.locator("thead th").all_text_contents()]
+    assert heads[:5] == ["Episode", "Step", "State", "Action", "trained"]
+    assert heads[5:] == ["gigpo", "grpo", "rloo", "reinforce_pp", "dr_grpo", "dapo", "gspo", "hgpo", "graphgpo", "g2po"]
+    # The run's own column is what was trained; another's differences have a colour.
+    for row in table.locator("tbody tr").all():
+        cells = row.locator("td").all_text_contents()
+        assert cells[4] == cells[5]
+    backgrounds = table.locator(".compared").evaluate_all("(all) => all.map((one) => one.style.background)")
+    assert len({one for one in backgrounds if one}) > 1
+    agreement = section.get_by_role("region", name="Correlation of the algorithms")
+    expect(agreement.locator("tbody tr").first).to_contain_text("gigpo")
+    assert agreement.locator("tbody tr").first.locator("td").nth(1).text_content() == "1.00"
+
+
 FOREIGN = """
 from learner.advantages import ESTIMATORS, describe
 

@@ -99,7 +99,26 @@ function statesTable(group, choose) {
   return h("details", null, h("summary", null, "The states as a table"), table("Anchor states", columns, rows));
 }
 
-function view(shared, place, group, startAt) {
+/** A section that compares the group by all algorithms when it is asked to. */
+function comparison(shared, group, visit) {
+  const result = h("div", { class: "stack", "aria-live": "polite" });
+  const load = async () => {
+    show(result, h("p", { class: "muted" }, "Computing …"));
+    const path = `/runs/${encodeURIComponent(shared.name)}/groups/${group.summary.group}/comparison`;
+    const shown = await visit.get(path).then(
+      (found) => lessons.comparison(found, shared.name),
+      (error) => {
+        if (visit.ended() || error.status === 401) throw error;
+        return h("p", { class: "error", role: "alert" }, error.message);
+      },
+    );
+    show(result, shown);
+  };
+  const button = h("button", { type: "button", onclick: () => visit.attempt(load()) }, "Compare all algorithms");
+  return h("section", { class: "card stack tight", "aria-label": "Comparison of algorithms" }, h("h2", null, "4 · What the other algorithms would have said"), h("div", { class: "row" }, button), result);
+}
+
+function view(shared, place, group, startAt, visit) {
   const chosen = { state: startAt ?? telling(group.states), member: null };
   const { summary } = group;
   const graph = h("div");
@@ -123,6 +142,7 @@ function view(shared, place, group, startAt) {
     h("div", { class: "levels" }, first, h("section", { class: "card stack tight" }, h("h2", null, "2 · The actions within one state"), lessons.returns(group), h("p", { class: "small muted" }, "In the graph, a state with several outgoing arrows is one in which the agent tried different actions. Blue arrows led to more than the average, orange ones to less. Choose a state to see its numbers."), example)),
     h("section", { class: "card stack tight", "aria-label": "Graph of anchor states" }, h("h2", null, "The group as a graph"), legend(group), graph, statesTable(group, choose)),
     panel,
+    comparison(shared, group, visit),
   );
   redraw();
 }
@@ -151,7 +171,7 @@ export async function render(main, shared, rest, visit) {
     list(current);
     if (current === undefined) return show(place, h("p", { class: "notice" }, "No kept group matches the filters."));
     const found = await visit.get(`${path}/${current}`);
-    if (turn === opened) view(shared, place, found, state === undefined ? undefined : Number(state));
+    if (turn === opened) view(shared, place, found, state === undefined ? undefined : Number(state), visit);
     return undefined;
   }
 

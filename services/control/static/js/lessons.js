@@ -2,7 +2,8 @@
 // estimator says of itself (`group.algorithm`), and the numbers are those of the group at hand.
 
 import { h, table } from "./dom.js";
-import { fixed } from "./format.js";
+import { clip, fixed, signed } from "./format.js";
+import { colour } from "./graph.js";
 import { advantage, level, outcome } from "./parts.js";
 
 const formula = (parts, why) => h("p", { class: "formula" }, parts, h("span", { class: "why" }, why));
@@ -93,6 +94,42 @@ export function returns(group) {
     !comparesSteps(group) &&
     h("p", { class: "notice" }, `This run was trained with ${about?.title ?? "an algorithm"}, which does not compare the actions within a state. The graph shows what could be compared, coloured by the steps' whole advantages.`);
   return [notice, about && explained(about, ["step", "total"])];
+}
+
+/** Share of a deviation from which a difference has its full colour. */
+const FULL = 1.5;
+
+/** The tables of a comparison: every estimator's advantages of each turn, and how they correlate. */
+export function comparison(found, run) {
+  const scaled = (value, deviation) => (deviation > 1e-9 ? value / deviation : 0);
+  const cell = (turn, one, i) => {
+    const value = turn.advantages[i];
+    const difference = scaled(value, one.deviation) - scaled(turn.recorded, found.deviation);
+    const box = h("span", { class: "compared", title: `${signed(difference)} deviations from what was trained` }, advantage(value));
+    if (Math.abs(difference) > 0.05) box.style.setProperty("background", `color-mix(in oklab, ${colour(difference, FULL)} 45%, transparent)`);
+    return box;
+  };
+  const columns = [
+    { title: "Episode", cell: (row) => h("a", { href: `#/${run}/trajectories/${found.group}/${row.member}` }, row.member + 1) },
+    { title: "Step", num: true, cell: (row) => row.number + 1 },
+    { title: "State", num: true, cell: (row) => row.state },
+    { title: "Action", cell: (row) => h("span", { class: "mono" }, clip(row.action, 60)) },
+    { title: "trained", num: true, cell: (row) => advantage(row.recorded) },
+    ...found.estimators.map((one, i) => ({ title: one.name, num: true, cell: (row) => cell(row, one, i) })),
+  ];
+  const shown = (value) => (value === null ? "–" : fixed(value));
+  const agreement = [
+    { title: "Algorithm", cell: (row) => row.name },
+    { title: "Correlation with what was trained", num: true, cell: (row) => shown(row.correlation) },
+    { title: "Steps with the other sign", num: true, cell: (row) => row.opposite },
+    ...found.estimators.map((one, i) => ({ title: one.name, num: true, cell: (row) => shown(found.correlations[row.place][i]) })),
+  ];
+  return [
+    muted("The advantage that every algorithm gives each step, from the same episodes, with the run's settings and what the algorithm's preset sets. Coloured by how far it is, in its own deviations, from what the run was trained with: blue above, orange below."),
+    table("Advantages by algorithm", columns, found.turns),
+    h("h3", null, "How far they agree"),
+    table("Correlation of the algorithms", agreement, found.estimators.map((one, place) => ({ ...one, place }))),
+  ];
 }
 
 const STEP = "A_S = (R_t − mean) / F";
