@@ -234,8 +234,8 @@ def numbers_of(entry: MemberEntry) -> StepNumbers:
         raise ArchiveDamaged(
             f"{entry.steps} steps need {5 * 8 * entry.steps} bytes of numbers, got {len(entry.numbers)}"
         )
-    table = np.frombuffer(entry.numbers, dtype="<f8").reshape(5, entry.steps)
-    return StepNumbers(table[0].astype(np.int64), *table[1:].astype(np.float64), turn)
+    step_group, returns, episode, step, total = np.frombuffer(entry.numbers, "<f8").reshape(5, -1).astype(np.float64)
+    return StepNumbers(step_group.astype(np.int64), returns, episode, step, total, turn)
 
 
 def _index_length(file: BinaryIO, path: Path) -> int:
