@@ -25,13 +25,14 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from actors.engine.interface import Sample, Sampler
+from actors.gateway.messages import Message
 from actors.parsing import ParsedAction
-from actors.prompts import Exchange, Prompt, PromptBuilder
+from actors.prompts import EpisodePrompts, Exchange, Prompt, Prompts
 from env_servers.client import (
     EnvironmentClient,
     EnvironmentFailed,
@@ -91,7 +92,7 @@ class Answerer(ABC):
 
 async def respond(
     engine: Sampler | Answerer,
-    prompts: PromptBuilder,
+    prompts: EpisodePrompts,
     config: Config,
     goal: str | None,
     history: Sequence[Exchange],
@@ -105,7 +106,7 @@ async def respond(
 
     Args:
         engine: samples the response, or answers the prompt.
-        prompts: builds the prompt.
+        prompts: of the episode.
         config: of the run; its prompt rules and response length are used.
         goal: of the episode, if it has one.
         history: earlier steps, oldest first.
@@ -121,9 +122,9 @@ async def respond(
     most, seed = config.model.max_response_tokens, step_seed(seed, state.step + 1)
     if isinstance(engine, Answerer):
         sample = await engine.answer(prompt, temperature=temperature, max_tokens=most, seed=seed)
-        return prompt, sample, prompts.parse(sample.text, state.admissible, form)
+        return prompt, sample, prompts.read(replace(prompt, begun=""), sample, state, form)
     sample = await engine.generate(prompt.ids, temperature=temperature, max_tokens=most, seed=seed)
-    return prompt, sample, prompts.parse(prompt.begun + sample.text, state.admissible, form)
+    return prompt, sample, prompts.read(prompt, sample, state, form)
 
 
 def is_won(facts: Mapping[str, object], last: StepResult, won_at: float | None) -> bool:
@@ -144,7 +145,7 @@ async def play(
     ticket: Ticket,
     client: EnvironmentClient,
     engine: Sampler | Answerer,
-    prompts: PromptBuilder,
+    prompts: Prompts,
     config: Config,
     *,
     actor: str = "",
@@ -278,7 +279,7 @@ class _Attempt:
     ticket: Ticket
     client: EnvironmentClient
     engine: Sampler | Answerer
-    prompts: PromptBuilder
+    prompts: Prompts
     config: Config
     form: ActionForm
 
@@ -295,14 +296,16 @@ class _Attempt:
                 raise EpisodeFailed("the environment ended before the first action")
             facts: dict[str, object] = dict(state.facts)
             goal = str(facts["goal"]) if facts.get("goal") else None
+            prompts = self.prompts.begin()
             history: list[Exchange] = []
             steps: list[Step] = []
             while not state.done:
-                step, after, failure = await self._step(state, goal, history)
+                step, answer, after, failure = await self._step(prompts, state, goal, history)
                 steps.append(step)
                 if failure is not None:
                     raise _LostAtAction(tuple(steps), facts, failure) from failure
-                history.append(Exchange(state.observation, step.action, step.response, step.response_ids.tolist()))
+                ids = step.response_ids.tolist()
+                history.append(Exchange(state.observation, step.action, step.response, ids, answer, state.admissible))
                 facts.update(after.facts)
                 state = after
             return _Played(tuple(steps), {**facts, "won": is_won(facts, state, env.won_at)}, state.anchor)
@@ -352,18 +355,19 @@ class _Attempt:
         )
 
     async def _step(
-        self, state: StepResult, goal: str | None, history: Sequence[Exchange]
-    ) -> tuple[Step, StepResult, Exception | None]:
+        self, prompts: EpisodePrompts, state: StepResult, goal: str | None, history: Sequence[Exchange]
+    ) -> tuple[Step, Message | None, StepResult, Exception | None]:
         """Take the next step.
 
         Returns:
-            The step, the state after it, and the error if the environment failed or lost the session at its action.
+            The step, its response where responses are messages, the state after it, and the error if the environment
+            failed or lost the session at its action.
         """
         config = self.config
         ticket = self.ticket
         prompt, sample, parsed = await respond(
             self.engine,
-            self.prompts,
+            prompts,
             config,
             goal,
             history,
@@ -395,7 +399,7 @@ class _Attempt:
             finished=sample.finished,
             prompt_truncated=prompt.truncated,
         )
-        return step, after, failure
+        return step, parsed.answer, after, failure
 
 
 def _ended_by_action(state: StepResult) -> StepResult:

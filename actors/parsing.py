@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from actors.gateway.messages import Message
 from env_servers import free_text
 from env_servers.protocol import ActionForm
 
@@ -42,8 +43,11 @@ PARSERS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class ParsedAction:
+    """An action, and whether the response was valid. `answer`: the response where it is a message."""
+
     action: str
     valid: bool
+    answer: Message | None = None
 
 
 Parser = Callable[[str, Sequence[str] | None, ActionForm], ParsedAction]
@@ -65,11 +69,20 @@ def parse_action(
         <think>hm</think><action>fly</action>    fly, valid only where `validity` is `well_formed`
     """
     parse = _BUILT_IN[parser] if isinstance(parser, str) else parser
-    found = parse(response, admissible, form)
+    return judged(parse(response, admissible, form), admissible, validity, form)
+
+
+def judged(
+    found: ParsedAction,
+    admissible: Sequence[str] | None,
+    validity: Literal["admissible", "well_formed"],
+    form: ActionForm,
+) -> ParsedAction:
+    """An action that was found in a response, by the environment's form and the run's rule of validity."""
     action = shaped(found.action, form)
     listed = admissible is not None and is_admissible(action, admissible)
     known = validity == "well_formed" or admissible is None or listed
-    return ParsedAction(action, found.valid and known and (listed or bool(action.strip())))
+    return replace(found, action=action, valid=found.valid and known and (listed or bool(action.strip())))
 
 
 def parse_think(response: str, admissible: Sequence[str] | None, form: ActionForm) -> ParsedAction:

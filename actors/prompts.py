@@ -22,8 +22,10 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from actors.engine.interface import Sample
+from actors.gateway.messages import Message
 from actors.parsing import ParsedAction, parse_action
 from actors.templates import Exchange as Exchange
 from actors.templates import History, Transcript, load_parser, load_template
@@ -61,8 +63,34 @@ class Prompt:
     turns: tuple[str, ...] = ()
 
 
+class EpisodePrompts(Protocol):
+    """The prompts of one episode."""
+
+    def build(self, goal: str | None, history: History, result: StepResult) -> Prompt:
+        """The prompt for the state `result`, reached after `history`, on the way to `goal`."""
+
+    def read(self, prompt: Prompt, sample: Sample, state: StepResult, form: ActionForm) -> ParsedAction:
+        """The action of what was sampled after a prompt."""
+
+    def answer(self, action: str) -> Message | None:
+        """What a policy without a thought answers to take `action`, where responses are messages."""
+
+    def response(self, action: str) -> str:
+        """The same as text, without its end. Raises PluginError where the template does not say."""
+
+    def response_ids(self, action: str) -> list[int]:
+        """Its ids."""
+
+
+class Prompts(Protocol):
+    """Makes the prompts of episodes, for one tokenizer."""
+
+    def begin(self) -> EpisodePrompts:
+        """The prompts of one episode."""
+
+
 class PromptBuilder:
-    """Renders prompts for one tokenizer.
+    """Renders prompts of texts for one tokenizer.
 
     Raises:
         PluginError: the template or the parser cannot be loaded.
@@ -72,6 +100,11 @@ class PromptBuilder:
     def __init__(self, config: PromptConfig, tokenizer: Any, max_prompt_tokens: int) -> None:
         self._config = config
         self._template = load_template(config)
+        if self._template.chat is not None:
+            raise PluginError(
+                f"{self._template.label}: writes messages with tool calls, which only local policies play; for API "
+                "models set think, compact or a template of texts"
+            )
         self._parser = load_parser(config)
         self._tokenizer = tokenizer
         self._tokens = PromptTokens(tokenizer)
@@ -87,6 +120,18 @@ class PromptBuilder:
         if (transcript := self._template.transcript) is not None:
             return self._continued(transcript, goal, history, result)
         return self._rendered(goal, history, result)
+
+    def begin(self) -> PromptBuilder:
+        """The prompts of one episode: these, since nothing is kept from one prompt to the next."""
+        return self
+
+    def read(self, prompt: Prompt, sample: Sample, state: StepResult, form: ActionForm) -> ParsedAction:
+        """The action of a sampled response."""
+        return self.parse(prompt.begun + sample.text, state.admissible, form)
+
+    def answer(self, action: str) -> Message | None:
+        """None: responses are texts, not messages."""
+        return None
 
     def parse(self, response: str, admissible: Sequence[str] | None, form: ActionForm) -> ParsedAction:
         """The action of a response (with what the prompt had begun of it); see `actors.parsing.parse_action`."""
@@ -321,6 +366,21 @@ def _fewer(actions: Sequence[str], count: int) -> list[str]:
 
 def _asked(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
+
+
+def make_prompts(config: PromptConfig, tokenizer: Any, max_prompt_tokens: int) -> Prompts:
+    """Prompts of messages or of texts, as the run's template has them.
+
+    Raises:
+        PluginError: the template, or what makes actions of responses, cannot be loaded.
+        ModelUnavailable: the model's chat template or tokenizer is unsuitable.
+        HistoryUndecided: the chat template drops thoughts, and `prompt.history` is not set.
+    """
+    if load_template(config).chat is None:
+        return PromptBuilder(config, tokenizer, max_prompt_tokens)
+    from actors.chat import ChatPrompts
+
+    return ChatPrompts(config, tokenizer, max_prompt_tokens)
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from actors.engine.interface import InferenceEngine
 from actors.episode import EpisodeFailed, action_form, play
-from actors.prompts import PromptBuilder
+from actors.prompts import Prompts
 from actors.weights import LockedSampler, WeightFollower
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, RequestRejected
 from env_servers.protocol import ActionForm
@@ -64,7 +64,7 @@ class Rollout:
         *,
         engine: InferenceEngine,
         environments: Mapping[str, EnvironmentClient],
-        prompts: PromptBuilder,
+        prompts: Prompts,
         buffer: Buffer,
         channel: WeightChannel,
     ) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.engine.interface import InferenceEngine
-from actors.prompts import PromptBuilder, load_tokenizer
+from actors.prompts import load_tokenizer, make_prompts
 from actors.replicas import Replicas
 from actors.rollout_actor import Rollout
 from env_servers.client import EnvironmentClient, open_client
@@ -120,7 +120,7 @@ class RolloutProcess:
                 config,
                 engine=engine,
                 environments={env.name: self._client(env) for env in config.environments},
-                prompts=PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens),
+                prompts=make_prompts(config.prompt, tokenizer, config.model.max_prompt_tokens),
                 buffer=buffer,
                 channel=channel,
             )

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from actors.engine.interface import Sampler
 from actors.episode import respond
-from actors.prompts import Exchange, PromptBuilder
+from actors.prompts import Exchange, Prompts
 from env_servers import free_text
 from env_servers.client import EnvironmentClient
 from env_servers.protocol import ActionForm, ResetRequest, StepResult
@@ -154,10 +154,10 @@ class PolicyPlayer:
     """
 
     def __init__(
-        self, sampler: Sampler, prompts: PromptBuilder, config: Config, seed: int, form: ActionForm = "as_written"
+        self, sampler: Sampler, prompts: Prompts, config: Config, seed: int, form: ActionForm = "as_written"
     ) -> None:
         self._sampler = sampler
-        self._prompts = prompts
+        self._prompts = prompts.begin()
         self._config = config
         self._seed = seed
         self._form = form
@@ -180,7 +180,8 @@ class PolicyPlayer:
             seed=self._seed,
             form=self._form,
         )
-        self._history.append(Exchange(result.observation, parsed.action, sample.text, sample.token_ids))
+        said = (sample.text, sample.token_ids, parsed.answer, result.admissible)
+        self._history.append(Exchange(result.observation, parsed.action, *said))
         return parsed.action
 
 
@@ -274,7 +275,7 @@ def renumbered(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
     return [renamed(turn) for turn in turns]
 
 
-def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, only_experts: bool) -> Iterator[Example]:
+def to_examples(turns: Sequence[Turn], prompts: Prompts, tokenizer: Any, only_experts: bool) -> Iterator[Example]:
     """Convert an episode to rows as the policy would see it. A prompt that continues the row before joins that row.
 
     Targets are the player's probabilities, or with `only_experts` the expert's choice, token by token along the action
@@ -295,15 +296,17 @@ def to_examples(turns: Sequence[Turn], prompts: PromptBuilder, tokenizer: Any, o
 
     @functools.cache
     def spelled(action: str) -> list[int]:
-        return [*prompts.response_ids(action), tokenizer.eos_token_id]
+        return [*episode.response_ids(action), tokenizer.eos_token_id]
 
+    episode = prompts.begin()
     history: list[Exchange] = []
     row: Example | None = None
     for turn in turns:
         result = turn.result
-        prompt = prompts.build(turn.goal, history, result)
+        prompt = episode.build(turn.goal, history, result)
         ids = spelled(turn.action)
-        history.append(Exchange(result.observation, turn.action, prompts.response(turn.action), ids))
+        said = (episode.response(turn.action), ids, episode.answer(turn.action), result.admissible)
+        history.append(Exchange(result.observation, turn.action, *said))
         if row is None or prompt.ids[: len(row.tokens)] != row.tokens:
             if row is not None:
                 yield row

@@ -4,7 +4,8 @@ A text template is a function `(goal, history, steps_taken, state) -> str`. It i
 `prompt.history_length` steps, and its text goes through the tokenizer's chat template where there is one. A transcript
 is a class with `opening(goal, observation) -> str` and `observation(observation) -> str`: what the prompt begins with,
 and what follows each response. Its prompts continue one another, so each token is computed once, and the chat template
-is not used. Either may take parameters of its own as `params`.
+is not used. A template of messages is a class with `messages(goal, history, memory, state) -> list[Message]` and
+`tools`; the model's chat template writes them (`actors.chat`). Each may take parameters of its own as `params`.
 
 `think` is the GiGPO paper's text template: task, the last observation–action pairs, the observation, the admissible
 actions, and the demand for `<think>…</think><action>…</action>`. `compact` is a transcript for small policies: the
@@ -23,13 +24,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
+from actors.gateway.messages import Message, Tool
 from actors.parsing import PARSERS, ParsedAction, Parser
 from env_servers.protocol import ActionForm, StepResult
+from services.config.references import is_reference
 from services.config.tree import PromptConfig
 from services.plugins import Plugin, PluginError, load, raised
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
-    {"think": "actors.templates:render_think", "compact": "actors.templates:Compact"}
+    {"think": "actors.templates:render_think", "compact": "actors.templates:Compact", "chat": "actors.chat:Chat"}
 )
 """Names that `prompt.template` may have instead of `module:name`."""
 
@@ -41,12 +44,17 @@ F = TypeVar("F", bound=Callable[..., str])
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An earlier step of the episode: what was seen, what was done, and the sampled response in text and tokens."""
+    """An earlier step of the episode: what was seen, what was done, and the sampled response in text and tokens.
+
+    For templates of messages also the response as a message, and which actions were admissible.
+    """
 
     observation: str
     action: str
     response: str = ""
     response_ids: Sequence[int] = ()
+    answer: Message | None = None
+    admissible: Sequence[str] | None = None
 
 
 History = Sequence[Exchange]
@@ -70,12 +78,46 @@ class Transcript(Protocol):
         """What follows a response: what came of it."""
 
 
+class MessageTemplate(Protocol):
+    """An episode as messages."""
+
+    tools: Sequence[Tool]
+    """What the policy may call; empty: nothing. Where the environment has tools of its own (fact `tools`), those."""
+
+    def messages(self, goal: str | None, history: History, memory: str, state: StepResult) -> list[Message]:
+        """The conversation up to the state.
+
+        Args:
+            goal: of the episode.
+            history: the exchanges to show, oldest first.
+            memory: what `prompt.memory` recalls; empty without one.
+            state: to act in.
+        """
+
+
+class Memory(Protocol):
+    """What is remembered of an episode; made anew for each."""
+
+    def observe(self, exchange: Exchange) -> None:
+        """Take notice of an exchange, each once, in order."""
+
+    def recall(self, state: StepResult) -> str:
+        """What a prompt for this state says of earlier exchanges."""
+
+
+class ActionReader(Protocol):
+    """Makes an action of an answer."""
+
+    def read(self, answer: Message, state: StepResult) -> ParsedAction:
+        """The action to take in a state, and whether the answer has the form that the template asks for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A loaded template: either a transcript, or a function that renders.
+    """A loaded template: a transcript, a template of messages, or a function that renders.
 
     Attributes:
-        label: for messages. transcript: None for a text template.
+        label: for messages. transcript, chat: None for a text template.
         response: of the template, see `responding`; None where it does not say.
     """
 
@@ -83,6 +125,7 @@ class Template:
     plugin: Plugin
     transcript: Transcript | None
     response: Response | None
+    chat: MessageTemplate | None = None
 
     def render(self, goal: str | None, history: History, steps_taken: int, state: StepResult) -> str:
         """The text of a text template's prompt. Raises PluginError where the template raises or returns no text."""
@@ -134,6 +177,8 @@ def load_template(config: PromptConfig) -> Template:
     if not inspect.isclass(plugin.target):
         return Template(plugin.label, plugin, None, getattr(plugin.target, "response", None))
     transcript = plugin.call()
+    if callable(getattr(transcript, "messages", None)):
+        return Template(plugin.label, plugin, None, None, cast(MessageTemplate, transcript))
     for method in ("opening", "observation"):
         if not callable(getattr(transcript, method, None)):
             raise PluginError(f"{plugin.label}: the class has no method {method!r}: it needs opening and observation")
@@ -144,8 +189,10 @@ def load_parser(config: PromptConfig) -> Parser:
     """The run's parser. It raises PluginError where the plug-in raises, or returns anything but a ParsedAction.
 
     Raises:
-        PluginError: see `services.plugins.load`.
+        PluginError: see `services.plugins.load`; there is none.
     """
+    if config.parser is None and is_reference(config.template):
+        raise PluginError(f"prompt.parser: required with prompt.template={config.template}, which writes a text")
     plugin = load(
         "prompt.parser",
         config.parser or config.template,
@@ -175,8 +222,17 @@ def _require_unicode(label: str, text: str) -> None:
 
 
 def check(config: PromptConfig) -> Iterator[str]:
-    """What is wrong with the run's template and parser, one line each: both are loaded and used on small examples."""
-    for look in (_check_template, _check_parser):
+    """What is wrong with the run's template, parser, memory and reader, one line each: used on small examples."""
+    from actors import chat
+
+    try:
+        of_messages = load_template(config).chat is not None
+    except PluginError:  # the check of the template says so
+        of_messages = False
+    for key in () if of_messages else ("reader", "memory", "history"):
+        if (value := getattr(config, key)) is not None:
+            yield f"prompt.{key}={value}: prompt.template={config.template} writes no messages; leave it out"
+    for look in (chat.check,) if of_messages else (_check_template, _check_parser):
         try:
             look(config)
         except PluginError as error:

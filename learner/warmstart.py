@@ -33,6 +33,33 @@ from services.errors import ModelUnavailable
 from services.model_folder import share_weights
 
 END_OF_TEXT = "<|endoftext|>"
+CHAT_MARKERS = ("<|system|>", "<|tools|>", "<|user|>", "<|tool|>", "<|assistant|>", "<tool_call>", "</tool_call>")
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|assistant|>' + message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {{- '<tool_call>{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- call.function.arguments | tojson }}
+            {{- '}</tool_call>' }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- else %}
+        {{- '<|' + message.role + '|>' + message.content }}
+    {%- endif %}
+    {%- if loop.first and tools %}
+        {{- '<|tools|>' }}
+        {%- for tool in tools %}
+            {{- ' ' + tool.function.name }}
+        {%- endfor %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|assistant|>' }}
+{%- endif %}
+"""
+"""Chat template of a new model: a marker before each message, calls as JSON in tags, EOS after an answer. Of the tools
+it writes the names only: a small model learns what they do from its examples."""
 _PROMPT_ROWS = 4
 _NUMBERED_NAME = re.compile(r" [a-z]+ \d+")
 _NAME_FREQUENCY = 5
@@ -71,11 +98,16 @@ class FitProgress:
     learning_rate: float
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, chat: bool = False) -> Any:
     """Train a byte-level BPE tokenizer of at most `vocab_size` entries, as transformers loads it for a Qwen2 model.
 
     A frequent name with its number (` desk 1`) is one token, so naming a thing means copying one token. These are added
     tokens, because transformers gives every Qwen2 model Qwen2's own splitting, which separates digits.
+
+    Args:
+        texts: that it has to write.
+        vocab_size: most entries.
+        chat: whether it gets the chat template and its markers.
     """
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
@@ -83,8 +115,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     texts = list(texts)
     counts = Counter(name for text in texts for name in _NUMBERED_NAME.findall(text))
     names = sorted(name for name, count in counts.items() if count >= _NAME_FREQUENCY)
-    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size - len(names), show_progress=False)
+    markers = CHAT_MARKERS if chat else ()
+    words = vocab_size - len(names) - len(markers)
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, words, show_progress=False)
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
+    if chat:
+        tokenizer.add_tokens([AddedToken(marker, normalized=False, special=True) for marker in markers])
+        tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.pad_token = tokenizer.eos_token = END_OF_TEXT
     return tokenizer
 

@@ -51,7 +51,7 @@ _CALLS: Mapping[str, Mapping[str, object]] = MappingProxyType(
             "repeats": True,
             "content": "xml-inline",
             "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>"},
-            "transform": {"name": "{name}", "arguments": "{content}"},
+            "transform": {"function": {"name": "{name}", "arguments": "{content}"}},
         },
         "llama3": {
             "open_pattern": r"\A\s*(?:<\|python_tag\|>)?(?=\s*\{\s*\"name\")",

@@ -189,6 +189,20 @@ class Renderer:
         text = self._template.tail(opening, answer, new, tools)
         return Rendered(text, self._template.begun_after(new[-1].role if new else "assistant"))
 
+    def written(self, answer: Message) -> str:
+        """What the chat template writes for an answer, from where a prompt ends to what ends the answer; escaped.
+
+        Raises:
+            TemplateRefused: the template cannot write it, or not behind what it begins of an answer.
+        """
+        begun = self._template.write([_USER], "")
+        text = self._template.write([_USER, answer], "", False)
+        if not text.startswith(begun):
+            raise TemplateRefused("the chat template writes an answer otherwise than it begins one")
+        text = text[len(begun) :]
+        ends = [text.rfind(end) for end in self.facts.ends]
+        return text[: max(ends)] if max(ends, default=-1) >= 0 else text
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a tail."""
         return self.tokens.encode(text)

@@ -32,6 +32,7 @@ from services import tracking
 from services.config.references import is_reference
 from services.config.tree import Config, EnvConfig
 from services.errors import (
+    AnchorageError,
     EnvironmentUnavailable,
     ModelUnavailable,
     PreflightFailed,
@@ -39,7 +40,7 @@ from services.errors import (
 )
 from services.folders import folder_problem, nearest_folder
 from services.model_folder import check_model_folder, check_tokenizer, stored_parameters
-from services.plugins import make_importable
+from services.plugins import PluginError, make_importable
 from services.run_folder import CHECKPOINTS_NAME
 from services.tasks import split_key, split_size, tasks_of_split
 
@@ -132,6 +133,26 @@ def models(start: Start) -> Iterator[str]:
             continue
         yield from tokenizer_problems(folder)
         yield from shape_problems(folder, start.config)
+
+
+def chat_templates(start: Start) -> Iterator[str]:
+    """Check each model's chat template where the prompts are messages; it decides what becomes of earlier thoughts."""
+    from actors import prompts, templates
+
+    make_importable(start.config.plugins.folders)
+    try:
+        if templates.load_template(start.config.prompt).chat is None:
+            return
+    except PluginError:  # reported by `plugins`
+        return
+    for folder in start.models:
+        try:
+            tokenizer = prompts.load_tokenizer(folder)
+            prompts.make_prompts(start.config.prompt, tokenizer, start.config.model.max_prompt_tokens)
+        except PluginError:
+            return
+        except AnchorageError as error:
+            yield str(error)
 
 
 def engine(start: Start) -> Iterator[str]:
@@ -295,7 +316,20 @@ def plugins(start: Start) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(plugins, run_folder, outputs, models, engine, adapters, disk_space, machine, driver, capacity, environments),
+    *(
+        plugins,
+        run_folder,
+        outputs,
+        models,
+        chat_templates,
+        engine,
+        adapters,
+        disk_space,
+        machine,
+        driver,
+        capacity,
+        environments,
+    ),
 )
 LAST: tuple[Check, ...] = (redis, ray_cluster)
 

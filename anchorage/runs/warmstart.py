@@ -71,13 +71,13 @@ def make_starter(
         raise PreflightFailed("\n".join(problems))
     import torch
 
-    from actors.prompts import PromptBuilder
+    from actors.prompts import make_prompts
     from learner import warmstart
 
     torch.set_num_threads(config.warmstart.threads)
     tokenizer, model = _fresh(config) if start is None else _continued(config, start)
     figures = [] if start is None else _earlier_phases(start)
-    prompts = PromptBuilder(config.prompt, tokenizer, config.model.max_prompt_tokens)
+    prompts = make_prompts(config.prompt, tokenizer, config.model.max_prompt_tokens)
     tokens = 0
     for number, phase in enumerate(config.warmstart.phases[first_phase - 1 :], start=first_phase):
         began = time.time()
@@ -101,9 +101,11 @@ def make_starter(
 
 def _fresh(config: Config) -> tuple[Any, Any]:
     """Return a tokenizer trained on scripted play, and a model with random weights."""
+    from actors.templates import load_template
     from learner import warmstart
 
-    tokenizer = warmstart.train_tokenizer(_texts(config), config.warmstart.vocab_size)
+    chat = load_template(config.prompt).chat is not None
+    tokenizer = warmstart.train_tokenizer(_texts(config, chat), config.warmstart.vocab_size, chat)
     limit = max(1024, config.model.max_prompt_tokens + config.model.max_response_tokens)
     model = warmstart.new_model(config.warmstart, len(tokenizer), tokenizer.eos_token_id, limit, config.run.seed)
     return tokenizer, model
@@ -260,8 +262,11 @@ class _OwnPlay:
         return PolicyPlayer(self.engine, self._prompts, self._config, rng.getrandbits(62), form)
 
 
-def _texts(config: Config) -> Iterator[str]:
-    """Yield the texts that the tokenizer is trained on: observations and actions of scripted episodes."""
+def _texts(config: Config, chat: bool) -> Iterator[str]:
+    """Yield the texts that the tokenizer is trained on: observations and actions of scripted episodes.
+
+    `chat`: actions are arguments of tool calls, with what the chat template writes around them.
+    """
     from actors.templates import render_observation, render_opening
 
     turns = _turns(config, config.warmstart.phases[0], "tokenizer")
@@ -269,7 +274,7 @@ def _texts(config: Config) -> Iterator[str]:
         for turn in next(turns):
             seen = turn.result.observation
             yield render_observation(seen) if turn.result.step else render_opening(turn.goal, seen)
-            yield f" {turn.action}"
+            yield json.dumps({"name": "act", "arguments": {"action": turn.action}}) if chat else f" {turn.action}"
 
 
 def _examples(

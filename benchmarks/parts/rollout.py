@@ -24,7 +24,7 @@ from typing import Any
 from actors.engine.interface import EngineStats, Sample
 from actors.engine.process import EngineProcess
 from actors.engine.vllm import VllmCore
-from actors.prompts import PromptBuilder, load_tokenizer
+from actors.prompts import load_tokenizer, make_prompts
 from actors.rollout_actor import Rollout
 from env_servers.client import HttpClient
 from env_servers.launch import start_server
@@ -151,7 +151,7 @@ async def play(config: Config, engine: Recorder, groups: int) -> None:
             config,
             engine=engine,
             environments={config.env.name: client},
-            prompts=PromptBuilder(config.prompt, load_tokenizer(config.model.path), config.model.max_prompt_tokens),
+            prompts=make_prompts(config.prompt, load_tokenizer(config.model.path), config.model.max_prompt_tokens),
             buffer=buffer,
             channel=channel,
         )

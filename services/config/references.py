@@ -97,7 +97,11 @@ def add_folders(tree: Tree, folders: Iterable[Path]) -> None:
         section["folders"] = [*dict.fromkeys(map(str, folders))]
 
 
-PLACES = (("algorithm",), ("prompt", "template"), ("prompt", "parser"), ("loss", "function"))
+PLACES = (
+    ("algorithm",),
+    *(("prompt", name) for name in ("template", "parser", "reader", "memory")),
+    ("loss", "function"),
+)
 """Keys of the tree whose value may be a reference. `LISTS` are those whose value is a list of them."""
 LISTS = (("telemetry", "trackers"),)
 

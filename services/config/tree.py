@@ -132,20 +132,37 @@ class EnvConfig(Section):
         return self
 
 
-Template = Annotated[str, Choice(("think", "compact"))]
+Template = Annotated[str, Choice(("think", "compact", "chat"))]
+Parser = Annotated[str, Choice(("think", "compact"))]
+Memory = Annotated[str, Choice()]
+ActionReader = Annotated[str, Choice(("tool",))]
 
 
 class PromptConfig(Section):
     template: Template = "think"
     """`think`: the published prompt, whose response is `<think>…</think><action>…</action>`. `compact`: for small
-    policies, whose response is the action only. Or a plug-in (`module:name`, `./file.py:name`)."""
-    parser: Template | None = None
+    policies, whose response is the action only. `chat`: the model's own chat template, with tool calls. Or a plug-in
+    (`module:name`, `./file.py:name`)."""
+    parser: Parser | None = None
     """Parser that extracts the action from a response: `think`, `compact` or a plug-in. `null`: the parser with the
     template's name."""
     params: Params = Field(default_factory=dict)
-    """Parameters of a template that is a plug-in."""
+    """Parameters of a template: of a plug-in, or `system` and `admissible` of `chat`."""
     parser_params: Params = Field(default_factory=dict)
     """Parameters of a parser that is a plug-in."""
+    reader: ActionReader | None = None
+    """Templates of messages: what makes an action of an answer, instead of a parser. `tool`: the call of the tool
+    `act`, or of a tool of the environment. Or a plug-in. `null`: `tool`."""
+    reader_params: Params = Field(default_factory=dict)
+    """Parameters of a reader that is a plug-in."""
+    memory: Memory | None = None
+    """Templates of messages: a plug-in that recalls what happened earlier. With one, a prompt holds the last
+    `history_length` exchanges; without one as many as fit."""
+    memory_params: Params = Field(default_factory=dict)
+    """Parameters of the memory."""
+    history: Literal["sampled", "template"] | None = None
+    """Templates of messages: what the model reads of its earlier answers. `sampled`: what it wrote. `template`: what
+    the chat template leaves of it. `null`: `sampled`, but invalid if the chat template drops thoughts."""
     history_length: int = Field(2, ge=0)
     """Number of earlier observation–action pairs in a `think` prompt. A `compact` prompt holds as many as fit."""
     thinking: bool | None = None
@@ -155,10 +172,20 @@ class PromptConfig(Section):
     also admissible."""
 
     @model_validator(mode="after")
-    def _parser_is_known(self) -> PromptConfig:
-        if self.parser is None and is_reference(self.template):
+    def _answers_can_be_read(self) -> PromptConfig:
+        if self.parser is None and self.reader is None and is_reference(self.template):
             raise ValueError(
-                f"prompt.parser: required with prompt.template={self.template}; set think, compact or your own parser"
+                f"prompt.parser: required with prompt.template={self.template}; set think, compact or your own parser; "
+                "for a template of messages set prompt.reader=tool or your own reader"
+            )
+        if self.template in ("think", "compact") and (wrong := self.reader or self.memory or self.history):
+            raise ValueError(
+                f"{wrong}: prompt.reader, prompt.memory and prompt.history are for templates of messages, such as "
+                f"chat, got prompt.template={self.template}"
+            )
+        if self.template == "chat" and self.parser is not None:
+            raise ValueError(
+                f"prompt.parser={self.parser}: prompt.template=chat has answers with tool calls; set prompt.reader"
             )
         return self
 

@@ -19,6 +19,7 @@ from learner.advantages import estimator_of
 from learner.advantages.loading import synthetic_rows
 from learner.rank.losses import check as check_loss
 from services.config import Config, load_config
+from services.config.tree import PromptConfig
 from services.errors import PreflightFailed
 from services.telemetry import open_metrics
 from tests.processes import ROOT
@@ -53,6 +54,8 @@ def test_each_example_does_what_the_page_says(config: Config, tmp_path: Path) ->
     assert prompts.parse(" look", ["look"], "as_written") == ParsedAction("look", True)
     transcript = config.prompt.model_copy(update={"template": f"{tmp_path}/mine.py:Transcript", "params": {}})
     assert list(check_prompts(transcript)) == []
+    briefing = {"template": f"{tmp_path}/mine.py:Briefing", "reader": "tool", "memory": f"{tmp_path}/mine.py:Summary"}
+    assert list(check_prompts(PromptConfig.model_validate(briefing))) == []
     with open_metrics(tmp_path / "run", config.telemetry) as metrics:
         metrics.write(1, {"rollout/success_rate": 0.5})
     assert (tmp_path / "run" / "lines.txt").read_text() == "1 0.5\n"

@@ -65,8 +65,9 @@ class Agent:
     """One episode's random client and policy."""
 
     def __init__(self, family: str, tokenizer: Any, seed: int) -> None:
-        self.family, self._tokenizer = family, tokenizer
+        self.family = family
         self._added = tokenizer.get_added_vocab()
+        self._backend = tokenizer.backend_tokenizer
         self._marker = re.compile("(" + "|".join(map(re.escape, sorted(self._added, key=len, reverse=True))) + ")")
         self._random = random.Random(seed)
         self._words = 0
@@ -100,7 +101,7 @@ class Agent:
             text = text[: rng.randrange(len(word), len(text) + 1)]
         ids = self._scattered(text)
         if finished:
-            ids.append(self._tokenizer.convert_tokens_to_ids(stop(family, bool(calls))))
+            ids.append(self._added[stop(family, bool(calls))])
         return Turn(ids, finished, word, whole)
 
     def went_on(self, branch: Branch, number: int, answer: Message, turn: Turn) -> None:
@@ -131,7 +132,7 @@ class Agent:
                 continue
             while part:
                 length = self._random.choice([1, 2, 5, 100])
-                ids += self._tokenizer.encode(part[:length], add_special_tokens=False)
+                ids += self._backend.encode(part[:length], add_special_tokens=False).ids
                 part = part[length:]
         return ids
 
