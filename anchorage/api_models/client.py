@@ -98,6 +98,8 @@ class ApiModel:
         self._most_tokens = most_tokens
         self._thoughts = thoughts
         self._length_key = LENGTH_KEYS[0]
+        key = "" if endpoint.key is None else endpoint.key.get_secret_value()
+        self._secret = key if len(key) >= SHORTEST_SECRET else ""
         self._http: aiohttp.ClientSession | None = None
         self._answered = False
         self._failures = 0
@@ -214,21 +216,23 @@ class ApiModel:
                 self._http.post(url, data=orjson.dumps(sent), allow_redirects=False, proxy=_proxy(str(url))) as answer,
             ):
                 if 300 <= answer.status < 400:
-                    where = masked(one_line(answer.headers.get("Location", "")))
+                    where = masked(self._line(answer.headers.get("Location", "")))
                     raise self._failed(
                         f"status {answer.status}: redirects to {where or 'nowhere'}; is --api-url right?"
                     )
-                return answer.status, retry_after(answer.headers.get("Retry-After", "")), await read_body(answer)
+                # Before anything is cut from it: a part of a key is not found.
+                body = await self._hidden(answer)
+                return answer.status, retry_after(answer.headers.get("Retry-After", "")), body
         except TimeoutError:
             raise _Retry(f"no answer within {timeout_s:g} s") from None
         except AnswerTooLong as error:
             raise _Retry(str(error), foreign=True) from None
         except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
-            raise self._failed(self._public(one_line(error))) from None
+            raise self._failed(self._line(error)) from None
         except aiohttp.ClientConnectorError as error:
-            raise _Retry(f"{self._public(one_line(error))}; is the server running?", foreign=True) from None
+            raise _Retry(f"{self._line(error)}; is the server running?", foreign=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            reason = self._public(one_line(error)) or type(error).__name__
+            reason = self._line(error) or type(error).__name__
             raise _Retry(reason, foreign=isinstance(error, aiohttp.ClientResponseError)) from None
 
     def _error(self, status: int, problem: Problem, after_s: float) -> Exception:
@@ -259,10 +263,18 @@ class ApiModel:
     def _label(self) -> str:
         return f"{self.name} at {self._endpoint.shown}"
 
+    async def _hidden(self, answer: aiohttp.ClientResponse) -> bytes:
+        """The body of an answer without the key."""
+        body = await read_body(answer)
+        return body.replace(self._secret.encode(), HIDDEN.encode()) if self._secret else body
+
     def _public(self, text: str) -> str:
         """A server's text without the key."""
-        key = "" if self._endpoint.key is None else self._endpoint.key.get_secret_value()
-        return text.replace(key, HIDDEN) if len(key) >= SHORTEST_SECRET else text
+        return text.replace(self._secret, HIDDEN) if self._secret else text
+
+    def _line(self, text: object) -> str:
+        """As `_public`, as one line."""
+        return one_line(self._public(str(text)))
 
 
 def _proxy(url: str) -> str | None:

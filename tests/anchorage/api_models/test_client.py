@@ -13,7 +13,8 @@ from aiohttp import web
 from anchorage.api_models import client
 from anchorage.api_models.client import ApiModel, NoAnswer
 from anchorage.api_models.settings import ApiOptions, endpoint
-from anchorage.api_models.wire import Reply
+from anchorage.api_models.wire import SHOWN, Reply
+from env_servers.errors import SHOWN_CHARS
 from services.backoff import Backoff
 from services.errors import AnchorageError, ModelUnavailable
 from tests.anchorage.api_models.foreign_api import Asked, ForeignApi, Handler, fails, foreign_api, says
@@ -24,7 +25,6 @@ KEY = "sk-secret-0123456789"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BACKOFF", Backoff(0.01, 0.05))
-    monkeypatch.setattr(client, "FIRST_PATIENCE_S", 0.3)
 
 
 async def ask(url: str, times: int = 1, timeout_s: float = 60.0, **options: object) -> list[Reply | AnchorageError]:
@@ -207,7 +207,8 @@ async def test_a_prompt_that_is_refused_is_an_empty_reply(status: int) -> None:
     assert "the prompt is too long" in reply.refused
 
 
-async def test_refused_connections_and_rubbish_are_found_out_within_seconds() -> None:
+async def test_refused_connections_and_rubbish_are_found_out_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_PATIENCE_S", 0.3)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -221,6 +222,7 @@ async def test_refused_connections_and_rubbish_are_found_out_within_seconds() ->
 
 
 async def test_a_huge_body_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_PATIENCE_S", 0.3)
     monkeypatch.setattr("env_servers.clients.bodies.MAX_ANSWER_BYTES", 1 << 20)
     huge = lambda asked: web.Response(body=b" " * (3 << 20))  # noqa: E731
     with foreign_api(answered_by(huge)) as api:
@@ -233,14 +235,17 @@ async def test_the_key_is_in_no_reply_and_no_log_line(caplog: pytest.LogCaptureF
     answers = (
         lambda asked: fails(500, f"while serving {asked.headers['Authorization']}"),
         lambda asked: fails(503, f"while serving {asked.headers['Authorization']}"),
-        lambda asked: says(f"your key is {KEY}"),
+        lambda asked: fails(503, "x" * (SHOWN_CHARS - 9) + KEY),  # messages are cut in the middle of the key
+        lambda asked: web.Response(text="x" * (SHOWN - 9) + KEY),
+        lambda asked: says("your key is " + KEY),
     )
     with foreign_api(answered_by(*answers)) as api:
         (reply,) = await ask(api.url)
     assert isinstance(reply, Reply)
     assert reply.text == "your key is (hidden)"
     assert "retrying: status 503: while serving Bearer (hidden)" in caplog.text
-    assert KEY not in caplog.text
+    assert "xxx" in caplog.text
+    assert KEY[:4] not in caplog.text
 
 
 async def test_a_text_goes_to_the_other_route() -> None:

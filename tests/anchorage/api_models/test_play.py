@@ -43,7 +43,6 @@ SMALL = ("evaluation.episodes=6", "env.max_steps=8", "prompt.template=think", "e
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BACKOFF", Backoff(0.01, 0.05))
-    monkeypatch.setattr(client, "FIRST_PATIENCE_S", 0.5)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
