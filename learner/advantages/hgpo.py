@@ -88,10 +88,9 @@ def _levels(rows: StepRows, config: AdvantageConfig) -> Iterator[_Level]:
         base = episode_advantages(rows, config)
         yield _Level(np.arange(len(rows)), base, _counts(base), 1.0)
     for depth, (members, group) in enumerate(history_groups(rows, config.history)):
-        values = returns[members]
-        of = moments(values, group, rows=members)
-        found = normalised(values, of.population if published else of, rows, config)
-        counts = _counts(found) if published else np.ones(len(members))
+        of = moments(returns[members], group, rows=members)
+        found = normalised(returns[members], of.population if published else of, rows, config)
+        counts = _counts(found) if published else (of.row_count > 1).astype(np.float64)
         yield _Level(members, counts * found, counts, (depth + (2.0 if published else 1.0)) ** config.history_power)
 
 
@@ -101,39 +100,40 @@ def _counts(level: Floats) -> Floats:
 
 
 def history_groups(rows: StepRows, history: int) -> list[tuple[Ids, Ids]]:
-    """G_0 … G_K without lone steps: for each the rows that are in one with another, int64 [M], and its number [M].
+    """G_0 … G_K: for each the rows in it, int64 [M] in any order, and the number of each row's group [M].
 
-    A row that is alone in G_k is alone in deeper ones too, so each level looks only at the rows of the one before.
+    G_0 has all rows. Deeper ones have only those that share their group: a row that is alone in one is alone in all
+    that are deeper.
 
     Example, K = 1: trajectories A B C and D B C, rows 0 1 2 and 3 4 5.
 
-        G_0    rows 1 4 (B) and 2 5 (C)
-        G_1    rows 2 5 (C after B); B came after A and after D
+        G_0    A: 0   B: 1 4   C: 2 5   D: 3
+        G_1    C after B: 2 5            B came after A and after D
     """
-    before, state = earlier_rows(rows), dense(rows.step_group)
-    members, ancestor, group = _together(np.arange(len(rows)), np.arange(len(rows)), state)
+    before = earlier_rows(rows)
+    state = dense(rows.step_group)
+    members = ancestor = np.arange(len(rows))
+    group = state
     levels = [(members, group)]
     for _ in range(history):
         earlier = before[ancestor]
         has = earlier >= 0
-        members, ancestor = members[has], earlier[has]
-        members, ancestor, group = _together(members, ancestor, _pairs(group[has], state[ancestor]))
+        members, ancestor, group = members[has], earlier[has], group[has]
+        shared, group = _shared(group, state[ancestor])
+        members, ancestor = members[shared], ancestor[shared]
         levels.append((members, group))
     return levels
 
 
-def _together(*columns: Ids) -> tuple[Ids, ...]:
-    """The entries of all columns whose value in the last one, a group's number, occurs more than once."""
-    group = columns[-1]
-    kept = (np.bincount(group) > 1)[group]
-    return tuple(column[kept] for column in columns)
+def _shared(first: Ids, second: Ids) -> tuple[Ids, Ids]:
+    """The entries that agree in both numbers with another one: their places, and the same number for those that agree.
 
-
-def _pairs(first: Ids, second: Ids) -> Ids:
-    """Numbers from 0, the same for entries that agree in both; int64 [M]. Faster than `joint_ids`, in no order."""
+    Example: `first` 3 3 5 3 and `second` 7 8 7 7 give the places 0 3 and the numbers 0 0.
+    """
     codes = first * (int(second.max(initial=0)) + 1) + second
     order = np.argsort(codes)
     ordered = codes[order]
-    out = np.empty(len(codes), dtype=np.int64)
-    out[order] = np.cumsum(np.append(False, ordered[1:] != ordered[:-1])[: len(codes)])
-    return out
+    same = ordered[1:] == ordered[:-1]
+    as_before = np.append(False, same)[: len(codes)]
+    kept = as_before | np.append(same, False)[: len(codes)]
+    return order[kept], np.cumsum(~as_before[kept]) - 1
