@@ -88,10 +88,14 @@ class LockedSampler:
         self._engine = engine
         self._lock = lock
 
-    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+    async def generate(
+        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int, stop: Sequence[str] = ()
+    ) -> Sample:
         """As `InferenceEngine.generate`."""
         async with self._lock.shared():
-            return await self._engine.generate(prompt_ids, temperature=temperature, max_tokens=max_tokens, seed=seed)
+            return await self._engine.generate(
+                prompt_ids, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop
+            )
 
 
 class WeightFollower:

@@ -37,6 +37,8 @@ class Sample:
         versions: policy versions of the tokens, in order; their token counts sum to R.
         text: the decoded response without EOS and padding, but with other special tokens.
         finished: whether the response ended by itself, not at the token limit.
+        stopped_by: the text of `stop` that ended the response (its tokens are the last ones, and `text` has it), or the
+            stop token if that is not end-of-sequence; else None.
 
     Example: the policy says `go left`; version 8 was loaded after the first token.
 
@@ -45,6 +47,7 @@ class Sample:
         versions    (VersionSpan(7, 1), VersionSpan(8, 2))
         text        "go left"
         finished    True
+        stopped_by  None
     """
 
     token_ids: list[int]
@@ -52,6 +55,7 @@ class Sample:
     versions: tuple[VersionSpan, ...]
     text: str
     finished: bool
+    stopped_by: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Sampler(Protocol):
     """The part of an engine that episodes use; see `InferenceEngine.generate`."""
 
     async def generate(
-        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int
+        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int, stop: Sequence[str] = ()
     ) -> Sample: ...
 
 
@@ -105,7 +109,9 @@ class InferenceEngine(ABC):
         """
 
     @abstractmethod
-    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+    async def generate(
+        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int, stop: Sequence[str] = ()
+    ) -> Sample:
         """Sample one response. Cancelling the call drops the request.
 
         Args:
@@ -113,6 +119,7 @@ class InferenceEngine(ABC):
             temperature: of sampling.
             max_tokens: longest response.
             seed: of sampling, in [0, 2^63).
+            stop: texts that end the response once it contains one of them. The tokens that complete it are kept.
 
         Raises:
             ValueError: the prompt does not fit the model's context.

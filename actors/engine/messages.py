@@ -8,16 +8,17 @@ The first member of a message is its kind.
 
 Example: two requests, and a weight update in between.
 
-    actor     ["start", model, rollout, 0, 30]   ["generate", 0, [5, 9], 1.0, 24, 77]   ["generate", 1, ...]
+    actor     ["start", model, rollout, 0, 30]   ["generate", 0, [5, 9], 1.0, 24, 77, []]   ["generate", 1, ...]
     process   ["done", stats]
     actor     ["load", 8, {"memory": ...}]
-    process   ["responses", [[1, [4, 2], [-0.1, -0.2], [[7, 2]], true]], stats]
+    process   ["responses", [[1, [4, 2], [-0.1, -0.2], [[7, 2]], true, null]], stats]
     process   ["done", stats]
-    process   ["responses", [[0, [91, 407, 2], [...], [[7, 1], [8, 2]], true]], stats]
+    process   ["responses", [[0, [91, 407, 2], [...], [[7, 1], [8, 2]], true, null]], stats]
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -32,6 +33,7 @@ class Request(NamedTuple):
         temperature: of sampling.
         max_tokens: longest response.
         seed: of sampling.
+        stop: texts that end the response once it contains one of them.
     """
 
     id: int
@@ -39,6 +41,7 @@ class Request(NamedTuple):
     temperature: float
     max_tokens: int
     seed: int
+    stop: Sequence[str] = ()
 
 
 class Response(NamedTuple):
@@ -50,6 +53,7 @@ class Response(NamedTuple):
         logprobs: their log-probabilities (nats).
         versions: (version, tokens) pairs.
         finished: whether the response ended by itself.
+        stopped_by: the text of `stop` that ended it, or the stop token other than end-of-sequence; else None.
     """
 
     id: int
@@ -57,6 +61,7 @@ class Response(NamedTuple):
     logprobs: list[float]
     versions: list[tuple[int, int]]
     finished: bool
+    stopped_by: int | str | None = None
 
 
 def pack(kind: str, *members: object) -> bytes:

@@ -135,12 +135,14 @@ class EngineProcess(InferenceEngine):
             raise
         return reader
 
-    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+    async def generate(
+        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int, stop: Sequence[str] = ()
+    ) -> Sample:
         self._require_working()
         context = self._model.max_prompt_tokens + self._model.max_response_tokens
         if not 0 < len(prompt_ids) <= context - max_tokens:
             raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} to sample exceed {context} tokens")
-        request = Request(next(self._ids), list(prompt_ids), temperature, max_tokens, seed)
+        request = Request(next(self._ids), list(prompt_ids), temperature, max_tokens, seed, list(stop))
         future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = future
         try:
@@ -272,12 +274,14 @@ class EngineProcess(InferenceEngine):
 
     def _deliver(self, response: Response) -> None:
         """Decode a response and return it to its caller."""
+        by_text = isinstance(response.stopped_by, str)  # then the last token belongs to the text
         sample = Sample(
             token_ids=response.token_ids,
             logprobs=response.logprobs,
             versions=tuple(VersionSpan(version, tokens) for version, tokens in response.versions),
-            text=decode_response(self._tokenizer, response.token_ids, response.finished),
+            text=decode_response(self._tokenizer, response.token_ids, response.finished and not by_text),
             finished=response.finished,
+            stopped_by=response.stopped_by,
         )
         _settle(self._waiting.get(response.id), sample)
 

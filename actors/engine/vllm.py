@@ -151,7 +151,10 @@ class VllmCore:
                 logprobs=0,
                 flat_logprobs=True,
                 skip_clone=True,
-                detokenize=False,
+                # vLLM looks for `stop` in its own text. With special tokens, which the text of a response has, too.
+                stop=list(request.stop) or None,
+                detokenize=bool(request.stop),
+                skip_special_tokens=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self.engine.add_request(str(request.id), tokens_input(request.prompt_ids), params)
@@ -189,6 +192,7 @@ class VllmCore:
             logprobs=completion.logprobs.logprobs,
             versions=[(int(span.version), span.end - span.start) for span in completion.weight_versions],
             finished=completion.finish_reason == "stop",
+            stopped_by=completion.stop_reason,
         )
 
     def receive(self, version: int, init: Mapping[str, Any], update: Mapping[str, Any]) -> None:

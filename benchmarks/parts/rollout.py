@@ -75,10 +75,14 @@ class Recorder(EngineProcess):
         if not self._ended:
             self._ended, self._counted = time.perf_counter(), self.stats()
 
-    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+    async def generate(
+        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int, stop: Sequence[str] = ()
+    ) -> Sample:
         self._began = self._began or time.perf_counter()
         number, prompt = next(self._numbers), list(prompt_ids)
-        sample = await super().generate(prompt, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        sample = await super().generate(
+            prompt, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop
+        )
         if not self._ended:
             self._recorded[number] = (prompt, len(sample.token_ids))
         return sample

@@ -51,7 +51,9 @@ class ScriptedEngine(InferenceEngine):
     async def start(self) -> None:
         self._version = 0
 
-    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+    async def generate(
+        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int, stop: Sequence[str] = ()
+    ) -> Sample:
         self.seeds.append(seed)
         self._running += 1
         try:

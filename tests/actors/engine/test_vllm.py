@@ -220,6 +220,64 @@ async def test_the_end_of_sequence_is_part_of_the_response_but_not_of_its_text(s
     assert "<end>" not in sample.text
 
 
+async def test_a_stop_text_ends_the_response_with_the_tokens_that_complete_it(setup: Setup) -> None:
+    """Ids, log-probabilities and versions are those of the same response without it, cut behind its first letter."""
+    letters = 0
+    for prompt, whole in await sample_all(setup.engine, count=24, tokens=48):
+        seed = prompt[-1]
+        place = next((n for n, token in enumerate(whole.token_ids) if n > 2 and _is_letter(setup, token)), None)
+        if place is None:
+            continue
+        letter = _letter(setup, whole.token_ids[place])
+        first = next(n for n, token in enumerate(whole.token_ids) if _letter(setup, token) == letter)
+        sample = await setup.engine.generate(
+            prompt, temperature=TEMPERATURE, max_tokens=48, seed=seed, stop=["never said", letter]
+        )
+        assert sample.token_ids == whole.token_ids[: first + 1]
+        assert sample.logprobs == pytest.approx(whole.logprobs[: first + 1], abs=1e-4)
+        assert sum(span.tokens for span in sample.versions) == first + 1
+        assert (sample.finished, sample.stopped_by) == (True, letter)
+        assert sample.text.endswith(letter)
+        letters += 1
+    assert letters > 3
+
+
+async def test_a_stop_text_cuts_version_spans_and_log_probabilities_alike(setup: Setup) -> None:
+    policies = {version: setup.models[version % 2] for version in (30, 31)}
+    await setup.engine.load_weights(30, weights_of(policies[30]))
+    letters = [chr(number) for number in range(ord("a"), ord("e"))]
+    running = asyncio.gather(
+        *(
+            setup.engine.generate([*PROMPT, n], temperature=TEMPERATURE, max_tokens=100, seed=n, stop=letters)
+            for n in range(LONG)
+        )
+    )
+    await in_flight(setup.engine, LONG)
+    await asyncio.sleep(0.1)
+    await setup.engine.load_weights(31, weights_of(policies[31]))
+    stopped = 0
+    for number, sample in enumerate(await running):
+        assert sum(span.tokens for span in sample.versions) == len(sample.token_ids) == len(sample.logprobs)
+        start = 0
+        for span in sample.versions:
+            prompt = [*PROMPT, number]
+            wanted = reference_logprobs(policies[span.version], prompt, sample.token_ids, TEMPERATURE)
+            for token in range(start, start + span.tokens):
+                assert abs(sample.logprobs[token] - wanted[token]) < 1e-4
+            start += span.tokens
+        stopped += sample.stopped_by in letters
+    assert stopped > 10
+
+
+def _letter(setup: Setup, token: int) -> str:
+    return str(setup.engine._tokenizer.decode([token]))
+
+
+def _is_letter(setup: Setup, token: int) -> bool:
+    text = _letter(setup, token)
+    return text.isascii() and text.isalpha() and len(text) == 1
+
+
 @pytest.mark.parametrize("after_s", [0.0, 0.05])
 async def test_cancelling_drops_the_requests(setup: Setup, after_s: float) -> None:
     task = asyncio.create_task(sample_all(setup.engine, count=LONG, tokens=100))
