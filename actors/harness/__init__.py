@@ -1,0 +1,1 @@
+"""Runs the user's agent program: a process for each episode."""
