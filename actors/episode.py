@@ -376,7 +376,7 @@ class _Attempt:
             seed=ticket.seed,
             form=self.form,
         )
-        _check_sampled(sample)
+        check_sampled(sample)
         failure = None
         try:
             after = await self.client.step(state.session, state.step + 1, parsed.action)
@@ -392,7 +392,7 @@ class _Attempt:
             prompt=prompt.text,
             response=sample.text,
             action=parsed.action,
-            reward=_scaled_reward(after.reward, config.environment(ticket.task.env)),
+            reward=scaled_reward(after.reward, config.environment(ticket.task.env)),
             valid=parsed.valid and after.accepted,
             terminated=after.terminated,
             truncated=after.truncated,
@@ -408,7 +408,7 @@ def _ended_by_action(state: StepResult) -> StepResult:
     return state.model_copy(update=end)
 
 
-def _check_sampled(sample: Sample) -> None:
+def check_sampled(sample: Sample) -> None:
     """Raise EpisodeFailed if a sampled token has no finite log-probability to train with."""
     wrong = next((value for value in sample.logprobs if not math.isfinite(value)), None)
     if wrong is not None:
@@ -419,7 +419,7 @@ def _check_sampled(sample: Sample) -> None:
         )
 
 
-def _scaled_reward(reward: float, env: EnvConfig) -> float:
+def scaled_reward(reward: float, env: EnvConfig) -> float:
     """Reward times `env.success_reward`. Raises EpisodeFailed if that is not a finite number."""
     scaled = reward * env.success_reward
     if not math.isfinite(scaled):

@@ -16,20 +16,19 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from actors.engine.interface import InferenceEngine
-from actors.episode import EpisodeFailed, action_form, play
-from actors.prompts import Prompts
+from actors.engine.interface import InferenceEngine, Sampler
+from actors.episode import EpisodeFailed
+from actors.players import Player, TicketReturned
 from actors.weights import LockedSampler, WeightFollower
 from env_servers.client import EnvironmentClient, EnvironmentUnavailableError, RequestRejected
-from env_servers.protocol import ActionForm
 from services.backoff import Patience
 from services.buffer import Buffer, Stored
 from services.codec import CodecError
 from services.config.tree import Config
 from services.errors import AnchorageError
-from services.schemas import Ticket, Trajectory
+from services.schemas import Ticket
 from services.weights import WeightChannel
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class Rollout:
         config: of the run.
         engine: samples responses; started and stopped here.
         environments: a client for each environment, by name; closed here.
-        prompts: builds prompts.
+        player: makes what plays the tickets, from what samples responses.
         buffer: the run's.
         channel: of the run's policy versions.
     """
@@ -64,7 +63,7 @@ class Rollout:
         *,
         engine: InferenceEngine,
         environments: Mapping[str, EnvironmentClient],
-        prompts: Prompts,
+        player: Callable[[Sampler], Player],
         buffer: Buffer,
         channel: WeightChannel,
     ) -> None:
@@ -72,12 +71,9 @@ class Rollout:
         self._config = config
         self._engine = engine
         self._environments = environments
-        self._forms: dict[str, ActionForm] = {}
-        self._alone = {name: asyncio.Lock() for name in environments}
-        self._prompts = prompts
         self._buffer = buffer
         self._weights = WeightFollower(channel, engine, config.weights)
-        self._sampler = LockedSampler(engine, self._weights.responses)
+        self._player = player(LockedSampler(engine, self._weights.responses))
         self._episodes: dict[str, asyncio.Task[None]] = {}
         self._awaiting_weights: set[str] = set()
         self._settling: set[str] = set()
@@ -132,6 +128,7 @@ class Rollout:
             "update_seconds": round(stats.update_seconds, 3),
             "kv_use": None if stats.kv_use is None else round(stats.kv_use, 4),
             **self._outcomes,
+            **self._player.status(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
@@ -145,6 +142,7 @@ class Rollout:
             await self._release_all()
         except AnchorageError as error:
             logger.warning("cannot release tickets, their leases will expire: %s", error)
+        await self._player.close()
         try:
             async with asyncio.timeout(CLOSING_S):
                 await self._engine.stop()
@@ -164,7 +162,8 @@ class Rollout:
                 await asyncio.wait(held.values(), timeout=CLOSING_S)
 
     async def _follow_weights(self) -> None:
-        """Start the engine, load the first version, then follow newer ones."""
+        """Start player and engine, load the first version, then follow newer ones."""
+        await self._player.start()
         await self._engine.start()
         self._state = "waiting for weights"
         await self._weights.first()
@@ -181,7 +180,8 @@ class Rollout:
             room = self._config.rollout.episodes_in_flight - len(self._episodes)
             closing = self._stopping or self._draining or self._ended.is_set()
             may_begin = not closing and self._weights.episodes.open
-            tickets = await self._lease_tickets(room) if room > 0 and may_begin else []
+            room = self._player.room(room) if room > 0 and may_begin else 0
+            tickets = await self._lease_tickets(room) if room > 0 else []
             if tickets:
                 leased_at = time.monotonic()
                 tickets = await self._catch_up(tickets)
@@ -276,11 +276,11 @@ class Rollout:
         Raises:
             AnchorageError: from the engine, the weights or Redis; the ticket is not settled.
         """
-        limit = self._config.rollout.episode_timeout_s
+        limit = self._player.limit_s
         try:
             try:
                 async with self._weights.episodes.shared(), asyncio.timeout(limit):
-                    trajectory = await self._play_through(ticket)
+                    trajectory = await self._player.play(ticket)
             finally:
                 self._settling.add(ticket.id)
             stored = await asyncio.to_thread(self._buffer.store, trajectory)
@@ -288,7 +288,7 @@ class Rollout:
             raise
         except TimeoutError:
             reason = f"the episode took longer than {limit:g} s"
-        except EnvironmentUnavailableError as error:
+        except (EnvironmentUnavailableError, TicketReturned) as error:
             return await self._return(ticket, error)
         except (EpisodeFailed, RequestRejected, CodecError) as error:
             reason = f"{ticket.task.env}: {error}"
@@ -305,29 +305,7 @@ class Rollout:
         await asyncio.sleep(FAILURE_DELAY_S)
         return "failed"
 
-    async def _play_through(self, ticket: Ticket) -> Trajectory:
-        """Play a ticket to its end. Raises as `actors.episode.play`."""
-        client, env = self._client(ticket), ticket.task.env
-        if env not in self._forms:
-            self._forms[env] = await action_form(client, self._config, env)
-        return await play(
-            ticket,
-            client,
-            self._sampler,
-            self._prompts,
-            self._config,
-            actor=self.name,
-            form=self._forms[env],
-            alone=self._alone[env],
-        )
-
-    def _client(self, ticket: Ticket) -> EnvironmentClient:
-        client = self._environments.get(ticket.task.env)
-        if client is None:
-            raise EpisodeFailed(f"this run has no environment {ticket.task.env}")
-        return client
-
-    async def _return(self, ticket: Ticket, error: EnvironmentUnavailableError) -> str:
+    async def _return(self, ticket: Ticket, error: Exception) -> str:
         """Release a ticket after a pause, in which its place stays taken: an unavailable server is not flooded."""
         logger.warning("ticket %s: releasing it in %g s: %s", ticket.id, UNAVAILABLE_DELAY_S, error)
         await asyncio.sleep(UNAVAILABLE_DELAY_S)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.engine.interface import InferenceEngine
+from actors.engine.interface import InferenceEngine, Sampler
+from actors.players import Player, TemplatePlayer
 from actors.prompts import load_tokenizer, make_prompts
 from actors.replicas import Replicas
 from actors.rollout_actor import Rollout
@@ -115,12 +116,13 @@ class RolloutProcess:
             width=config.rollout.tensor_parallel,
         )
         try:
+            environments = {env.name: self._client(env) for env in config.environments}
             self._rollout = Rollout(
                 self._name,
                 config,
                 engine=engine,
-                environments={env.name: self._client(env) for env in config.environments},
-                prompts=make_prompts(config.prompt, tokenizer, config.model.max_prompt_tokens),
+                environments=environments,
+                player=lambda sampler: self._player(environments, sampler, tokenizer),
                 buffer=buffer,
                 channel=channel,
             )
@@ -129,6 +131,11 @@ class RolloutProcess:
         finally:
             channel.close()
             buffer.close()
+
+    def _player(self, environments: Mapping[str, EnvironmentClient], sampler: Sampler, tokenizer: Any) -> Player:
+        config = self._config
+        prompts = make_prompts(config.prompt, tokenizer, config.model.max_prompt_tokens)
+        return TemplatePlayer(self._name, config, environments, sampler, prompts)
 
     def _client(self, env: EnvConfig) -> EnvironmentClient:
         """A client over all servers of an environment."""

@@ -31,11 +31,12 @@ from typing import Any
 
 from actors.harness import zygote
 from services.config.agent import AgentConfig
+from services.errors import AnchorageError
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0
-READY_S = 120.0
+READY_S = 300.0
 OUTPUT_BYTES = 64 * 1024
 OUTPUT_S = 2.0
 """How long the rest of a process's output is read after it has exited."""
@@ -47,8 +48,8 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
-class AgentUnavailable(Exception):
-    """No agent process can be started; the message is one line."""
+class AgentUnavailable(AnchorageError):
+    """No agent process can be started on this machine; the message is one line."""
 
 
 class AgentProcess:
@@ -113,7 +114,8 @@ class Launcher:
             variables: environment variables of the episode.
 
         Raises:
-            AgentUnavailable: the zygote cannot start, or there is no room for a process.
+            AgentUnavailable: the interpreter cannot be executed, or cannot import `agent.preload`.
+            OSError: there is no room for a process.
         """
         link = await self._link()
         process = AgentProcess(str(next(self._runs)), Path(tempfile.mkdtemp(prefix="anchorage-agent-")))
@@ -131,10 +133,8 @@ class Launcher:
                 },
                 write,
             )
-        except BaseException as error:
+        except BaseException:
             self._ended(process.run, None)
-            if isinstance(error, OSError):
-                raise AgentUnavailable(f"cannot start an agent process: {error.strerror or error}") from error
             raise
         finally:
             os.close(write)

@@ -24,6 +24,7 @@ from typing import Any
 from actors.engine.interface import EngineStats, Sample
 from actors.engine.process import EngineProcess
 from actors.engine.vllm import VllmCore
+from actors.players import TemplatePlayer
 from actors.prompts import load_tokenizer, make_prompts
 from actors.rollout_actor import Rollout
 from env_servers.client import HttpClient
@@ -80,9 +81,7 @@ class Recorder(EngineProcess):
     ) -> Sample:
         self._began = self._began or time.perf_counter()
         number, prompt = next(self._numbers), list(prompt_ids)
-        sample = await super().generate(
-            prompt, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop
-        )
+        sample = await super().generate(prompt, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop)
         if not self._ended:
             self._recorded[number] = (prompt, len(sample.token_ids))
         return sample
@@ -150,12 +149,14 @@ async def play(config: Config, engine: Recorder, groups: int) -> None:
         channel.publish(0, _weights(config))
         dispatcher = Dispatcher(config, splits)
         buffer.issue(dispatcher.tickets(range(groups)))
+        prompts = make_prompts(config.prompt, load_tokenizer(config.model.path), config.model.max_prompt_tokens)
+        clients = {config.env.name: client}
         rollout = Rollout(
             "actor",
             config,
             engine=engine,
-            environments={config.env.name: client},
-            prompts=make_prompts(config.prompt, load_tokenizer(config.model.path), config.model.max_prompt_tokens),
+            environments=clients,
+            player=lambda sampler: TemplatePlayer("actor", config, clients, sampler, prompts),
             buffer=buffer,
             channel=channel,
         )

@@ -15,6 +15,7 @@ import torch
 
 from actors import rollout_actor, weights
 from actors.engine.interface import EngineFailed
+from actors.players import TemplatePlayer
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.replicas import Replicas
 from actors.rollout_actor import Rollout
@@ -47,15 +48,17 @@ class Scene:
     channel: WeightChannel
     client: EnvironmentClient = field(default_factory=lambda: LocalClient(Counting))
     rollout: Rollout = field(init=False)
+    environments: dict[str, EnvironmentClient] = field(init=False)
 
     def __post_init__(self) -> None:
         prompts = PromptBuilder(self.config.prompt, load_tokenizer(self.config.model.path), 200)
+        self.environments = {"counting": self.client}
         self.rollout = Rollout(
             "actor-1",
             self.config,
             engine=self.engine,
-            environments={"counting": self.client},
-            prompts=prompts,
+            environments=self.environments,
+            player=lambda sampler: TemplatePlayer("actor-1", self.config, self.environments, sampler, prompts),
             buffer=self.buffer,
             channel=self.channel,
         )
@@ -248,7 +251,7 @@ async def test_an_ended_episode_makes_room_at_once_whatever_the_others_do(
             return await super().step(session, step, action)
 
     scene = make(rollout={"episodes_in_flight": SIZE})
-    scene.rollout._environments = {"counting": FirstHangs(Counting)}
+    scene.environments["counting"] = FirstHangs(Counting)
     scene.publish(0)
     scene.buffer.issue([ticket for number in range(5) for ticket in group(number)])
     async with scene.playing():

@@ -14,6 +14,7 @@ import torch
 from actors.engine.interface import EngineStats, InferenceEngine, Sample
 from actors.engine.process import EngineProcess
 from actors.episode import play
+from actors.players import TemplatePlayer
 from actors.prompts import PromptBuilder, load_tokenizer
 from actors.rollout_actor import Rollout
 from env_servers.clients.local import LocalClient
@@ -118,12 +119,13 @@ class Bench:
             done.append((played, report.loss, self.ranks.weights()))
 
         channel = open_channel(self.config.weights, self.config.run.name, self.config.run.folder)
+        clients = {self.config.env.name: self.client}
         rollout = Rollout(
             "actor",
             self.config,
             engine=Kept(self.engine),
-            environments={self.config.env.name: self.client},
-            prompts=self.prompts,
+            environments=clients,
+            player=lambda sampler: TemplatePlayer("actor", self.config, clients, sampler, self.prompts),
             buffer=buffer,
             channel=channel,
         )
