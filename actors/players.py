@@ -1,4 +1,4 @@
-"""Who plays an actor's tickets. `TemplatePlayer`: the run's prompt template.
+"""Who plays an actor's tickets: the prompt template (`TemplatePlayer`), or an agent program (`gateway/player.py`).
 
 Invariants
 - A ticket is played to a trajectory, or an error says what becomes of it; a player stores and settles nothing.

@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class VllmCore:
 
         try:
             params = SamplingParams(
+                **_detokenized(request.stop),
                 temperature=request.temperature,
                 top_p=1.0,
                 top_k=0,
@@ -151,10 +152,6 @@ class VllmCore:
                 logprobs=0,
                 flat_logprobs=True,
                 skip_clone=True,
-                # vLLM looks for `stop` in its own text. With special tokens, which the text of a response has, too.
-                stop=list(request.stop) or None,
-                detokenize=bool(request.stop),
-                skip_special_tokens=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self.engine.add_request(str(request.id), tokens_input(request.prompt_ids), params)
@@ -269,6 +266,11 @@ def _fit_to_cpu(arguments: Any) -> None:
     if not (model.use_mla or model.is_attention_free) and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         raise ValueError(f"attention heads of size {size}: vLLM on CPU can do {sizes}; take another model, or a GPU")
+
+
+def _detokenized(stop: Sequence[str]) -> dict[str, Any]:
+    """How vLLM decodes a response: not at all, unless it has to look for `stop`, also in special tokens."""
+    return {"stop": list(stop), "detokenize": True, "skip_special_tokens": False} if stop else {"detokenize": False}
 
 
 def _cause(folder: str, error: Exception) -> str:

@@ -5,6 +5,7 @@ Report, API, dashboard, log lines and error messages all use the one function `m
 Invariants
 - A URL keeps its scheme, host, port and path; user, password, query and fragment are removed. A URL whose parts are
   ambiguous is hidden entirely.
+- Keys of episodes that agents play are hidden in any text.
 - A value whose name ends in password, secret, token or key is hidden, whatever it is.
 """
 
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 HIDDEN = "(hidden)"
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
+_EPISODE_KEY = re.compile(r"anc_[A-Za-z0-9_-]{43}")
 _CLOSING = "'\")]}>,;:."
 _SECRET_NAME = re.compile(r"(^|_)(password|passwd|secret|token|credentials|key)$", re.IGNORECASE)
 
@@ -37,7 +39,7 @@ def masked(value: object) -> Any:
         case str():
             if _ADDRESS.match(value) and "@" in value and any(map(str.isspace, value.strip())):
                 return HIDDEN  # a password with a space in it would end the URL early
-            return _ADDRESS.sub(lambda found: _public(found[0]), value)
+            return _EPISODE_KEY.sub(HIDDEN, _ADDRESS.sub(lambda found: _public(found[0]), value))
         case Mapping():
             return {name: HIDDEN if _is_secret(name, inner) else masked(inner) for name, inner in value.items()}
         case list() | tuple():

@@ -24,6 +24,7 @@ from services.config.masking import HIDDEN, masked
         ("at http://[::1]:8001: refused", "at http://[::1]:8001: refused"),
         ("['http://a:1','http://me:word@b:2']", "['(hidden)']"),
         ("nothing to hide, me@example", "nothing to hide, me@example"),
+        (f"invalid key anc_{'x-' * 21}y: stop", f"invalid key {HIDDEN}: stop"),
     ],
 )
 def test_an_address_is_shown_without_its_credentials(text: str, shown: str) -> None:
