@@ -8,7 +8,7 @@ DEVICE ?= cpu
 # Number of tests that run in parallel.
 WORKERS ?= 2
 ENV_TESTS := tests/env_servers tests/services/config tests/services/test_packaged.py tests/services/test_redis_server.py
-# What `make bench` measures. webshop_search, the index of a million products, is left out because it takes long.
+# What `make bench` measures. Left out because they take long: webshop_search, a million products; scale, 1,000 actors.
 BENCHMARKS ?= alfworld webshop env_servers advantages learner system
 
 # Without compiled modules every process of a run would compile the modules of torch, vLLM and DeepSpeed again.

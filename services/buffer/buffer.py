@@ -49,6 +49,12 @@ _REMOVE_CHUNK = 32
 _EXPIRE_CHUNK = 500
 _CLOSED_CHUNK = 1000
 """A script blocks Redis for every client, so none handles more tickets (issue, expire) or groups than this at once."""
+_MENDED = (
+    *("sizes", "reasons", "complete", "closed", "counts", "trajectories", "given_up"),
+    *("tickets", "holders", "attempts", "queue", "leases"),
+)
+"""What `mend` looks at, in this order."""
+_MEND_GROUPS, _MEND_ENTRIES = 16, 1000
 FROM_THE_START = -1
 """For `Buffer.closed`: every group that is closed."""
 _MAX_REASON_CHARS = 500
@@ -341,9 +347,18 @@ class Buffer:
         Also removes entries that belong to no group and corrects the count of stored bytes. Call `check` first: this
         expects valid keys.
         """
-        removed = self._run("mend")
-        with self._parsing():
-            return sorted(map(keys.parse_group, removed))
+        removed: list[tuple[str, int]] = []
+        for name in _MENDED:
+            at_once = _MEND_GROUPS if name == "sizes" else _MEND_ENTRIES
+            listing = ("hkeys", name) if keys.KINDS[name] == "hash" else ("zrange", name, 0, -1)
+            fields = self._call(*listing)
+            for start in range(0, len(fields), at_once):
+                dropped = self._run("mend", name, *fields[start : start + at_once])
+                if name == "sizes":
+                    with self._parsing():
+                        removed += map(keys.parse_group, dropped)
+        self._run("mend_totals")
+        return sorted(removed)
 
     def set_manifest(self, text: str) -> None:
         """Store the run's manifest, JSON."""

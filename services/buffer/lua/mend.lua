@@ -1,12 +1,13 @@
--- Removes every inconsistent open group, so that it is issued again, and every entry that belongs to no group. Returns
--- the fields of the removed groups. For data that a damaged disk has changed: no script leaves such a group behind.
+-- ARGV: a key's name, some of its fields. Of `sizes`: removes the inconsistent ones of these open groups, so that they are
+-- issued again, and returns their fields. Of other keys: removes the entries that belong to no group. For data that a
+-- damaged disk has changed: no script leaves such a group behind. A run has many tickets, so it is done in parts.
 --
 -- Example: a group of 3 whose ticket 2 was lost (x: an entry)
 --   member   TICKETS  QUEUE  LEASES+HOLDERS  TRAJECTORIES  GIVEN_UP
 --   0        x                               x                        stored: one place
 --   1        x        x                                               queued: one place
 --   2        x                                                        in no place: nobody would ever play it
--- The group is removed, then everything that its tickets have left in the other keys, then BYTES is counted again.
+-- The group is removed, then everything that its tickets have left in the other keys, then `mend_totals` counts again.
 local function has(hash, ticket)
   return redis.call('HEXISTS', hash, ticket) == 1
 end
@@ -42,30 +43,6 @@ local function is_consistent(group)
   return stored + given_up < size and tonumber(redis.call('HGET', COUNTS, group) or 0) == stored
 end
 
-local function keep(key, read, drop, belongs)
-  for _, field in ipairs(redis.call(unpack(read))) do
-    if not belongs(field) then
-      redis.call(drop, key, field)
-    end
-  end
-end
-
-local function keep_fields(hash, belongs)
-  keep(hash, { 'HKEYS', hash }, 'HDEL', belongs)
-end
-
-local function keep_members(set, belongs)
-  keep(set, { 'ZRANGE', set, 0, -1 }, 'ZREM', belongs)
-end
-
-local removed = {}
-for _, group in ipairs(redis.call('HKEYS', SIZES)) do
-  if not is_closed(group) and not is_consistent(group) then
-    redis.call('HDEL', SIZES, group)
-    removed[#removed + 1] = group
-  end
-end
-
 local function is_known(group)
   return size_of(group) > 0
 end
@@ -75,54 +52,36 @@ end
 local function is_member(ticket)
   return tonumber(string.sub(ticket, -6)) < size_of(group_of(ticket))
 end
+local function is_open_member(ticket)
+  return is_member(ticket) and not is_closed(group_of(ticket))
+end
 local function is_out(ticket)
   return has(TICKETS, ticket)
 end
 
-keep_fields(REASONS, is_known)
-keep_members(COMPLETE, is_known)
-keep_members(CLOSED, is_known)
-keep_fields(COUNTS, is_open)
-keep_fields(TRAJECTORIES, is_member)
-keep_fields(GIVEN_UP, is_member)
-keep_fields(TICKETS, function(ticket)
-  return is_member(ticket) and not is_closed(group_of(ticket))
-end)
-keep_fields(HOLDERS, is_out)
-keep_fields(ATTEMPTS, is_out)
-keep_members(QUEUE, is_out)
-keep_members(LEASES, is_out)
-
--- What the scripts count and list as they go, from the groups themselves.
-local right, newest = {}, ''
-for _, group in ipairs(redis.call('HKEYS', SIZES)) do
-  local complete, cancelled = redis.call('ZSCORE', COMPLETE, group), has(REASONS, group)
-  for state, holds in pairs({ known = true, complete = complete, cancelled = cancelled }) do
-    local field = stream_of(group) .. ' ' .. state
-    right[field] = holds and (right[field] or 0) + 1 or right[field]
-  end
-  if not complete and not cancelled then
-    redis.call('ZREM', CLOSED, group)
-  elseif not redis.call('ZSCORE', CLOSED, group) then
-    announce(group)
+-- By name: the key, the command that removes an entry, and which entries belong there.
+local RULES = {
+  sizes = { SIZES, 'HDEL', function(group)
+    return is_closed(group) or is_consistent(group)
+  end },
+  reasons = { REASONS, 'HDEL', is_known },
+  complete = { COMPLETE, 'ZREM', is_known },
+  closed = { CLOSED, 'ZREM', is_known },
+  counts = { COUNTS, 'HDEL', is_open },
+  trajectories = { TRAJECTORIES, 'HDEL', is_member },
+  given_up = { GIVEN_UP, 'HDEL', is_member },
+  tickets = { TICKETS, 'HDEL', is_open_member },
+  holders = { HOLDERS, 'HDEL', is_out },
+  attempts = { ATTEMPTS, 'HDEL', is_out },
+  queue = { QUEUE, 'ZREM', is_out },
+  leases = { LEASES, 'ZREM', is_out },
+}
+local key, drop, belongs = unpack(RULES[table.remove(ARGV, 1)])
+local removed = {}
+for _, field in ipairs(ARGV) do
+  if not belongs(field) then
+    redis.call(drop, key, field)
+    removed[#removed + 1] = field
   end
 end
-for _, group in ipairs(redis.call('HKEYS', COUNTS)) do
-  newest = is_training(group) and group > newest and group or newest
-end
-note_begun(newest)
-keep_fields(GROUP_COUNTS, function(field)
-  return right[field] ~= nil
-end)
-for field, count in pairs(right) do
-  if tonumber(redis.call('HGET', GROUP_COUNTS, field) or 0) ~= count then
-    redis.call('HSET', GROUP_COUNTS, field, string.format('%d', count))
-  end
-end
-
-local bytes = 0
-for _, ticket in ipairs(redis.call('HKEYS', TRAJECTORIES)) do
-  bytes = bytes + redis.call('HSTRLEN', TRAJECTORIES, ticket)
-end
-redis.call('SET', BYTES, string.format('%d', bytes))
 return removed
