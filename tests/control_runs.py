@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,25 @@ def make_finished(runs: Path, name: str = "finished", *, updates: int = UPDATES,
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text(json.dumps({"version": updates, "seconds": 61.5}))
     return config
+
+
+def make_agents(runs: Path, name: str = "agents") -> Config:
+    """A finished run of an agent program with one group: some turns took several calls, one call was not trained on."""
+    config = make_config(runs, name)
+    config.run.folder.mkdir(parents=True)
+    (config.run.folder / "config.yaml").write_text(dump_config(config))
+    record_algorithm(config.run.folder, config)
+    group = [_by_an_agent(episode) for episode in play_group(0, 0)]
+    GroupArchive(config.run.folder, 2**24).append(1, group_records({0: group}, prepare([group], config, 0), config))
+    return config
+
+
+def _by_an_agent(episode: Trajectory) -> Trajectory:
+    """The episode with a frozen call and a plan before its first action: steps 1 to 3 are of its first state."""
+    first, *later = episode.steps
+    frozen = replace(first, trained=False, reward=0.0)
+    plan = replace(first, turn=0, action="think", reward=0.0, extends=0)
+    return replace(episode, steps=(frozen, plan, replace(first, turn=0), *later))
 
 
 def make_live(runs: Path, name: str, redis_url: str) -> tuple[Config, Buffer]:

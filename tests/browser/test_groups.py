@@ -12,7 +12,7 @@ import pytest
 
 from services.buffer import Buffer
 from tests import needs
-from tests.control_runs import TASK_TYPES, make_finished
+from tests.control_runs import TASK_TYPES, make_agents, make_finished
 from tests.control_server import ADMIN
 
 expect = pytest.importorskip("playwright.sync_api", reason=needs.PLAYWRIGHT).expect
@@ -210,6 +210,23 @@ def test_the_formula_is_that_of_the_algorithm(
     assert page.locator(".worked").count() == (algorithm == "gigpo")
     strokes = page.locator(".graph .edge").evaluate_all("(all) => all.map((one) => getComputedStyle(one).stroke)")
     assert len(set(strokes)) > 1  # coloured by what the algorithm compares
+
+
+def test_a_turn_lists_its_calls(open_page: Open, folder: Path, buffer: Buffer) -> None:
+    make_agents(folder)
+    page = open_page("agents/trajectories/0/0")
+    steps = page.locator("article .step")
+    expect(steps.nth(0)).to_contain_text("not trained on")
+    expect(steps.nth(0)).to_contain_text("no advantage")
+    for place in (1, 2):
+        expect(steps.nth(place)).to_contain_text(f"turn 1, call {place} of 2")
+    expect(steps.nth(1)).to_contain_text("continues step 1")
+    one, other = (steps.nth(place).locator(".adv").text_content() for place in (1, 2))
+    assert one == other
+    page = open_page("agents/explorer/0/0")
+    taken = page.get_by_role("region", name="Steps taken in state 0")
+    expect(taken.locator("thead")).to_contain_text("Calls")
+    expect(taken.locator("tbody tr").first).to_contain_text("2, 3")
 
 
 def test_all_algorithms_are_compared_side_by_side(open_page: Open) -> None:

@@ -16,7 +16,7 @@ from services.control import exporter
 from services.control.json_lines import JsonLines
 from services.run_folder import WARNINGS_NAME
 from services.schemas import Task, Ticket, Trajectory
-from tests.control_runs import GROUP_SIZE, HOSTILE, UPDATES, beat, make_config, make_finished
+from tests.control_runs import GROUP_SIZE, HOSTILE, UPDATES, beat, make_agents, make_config, make_finished
 
 
 def get(api, path, status=200, **query):
@@ -344,3 +344,16 @@ def test_a_run_whose_data_cannot_be_read_says_why(api, live, run_name):
     assert found["live"] is False
     assert f"Redis key anchorage:{{{run_name}}}:leases is a string" in found["note"]
     assert "leases is a string" in get(api, f"/runs/{run_name}/leases", 409)["detail"]
+
+
+def test_an_agents_turns_are_told_from_its_calls(api, runs):
+    make_agents(runs)
+    group, episode = get(api, "/runs/agents/groups/0"), get(api, "/runs/agents/trajectories/0/0")
+    told = episode["summary"]
+    assert told["steps"] == told["turns"] + 2 == len(episode["steps"])
+    assert [step["turn"] for step in episode["steps"][:4]] == [None, 0, 0, 1]
+    assert [step["extends"] for step in episode["steps"][:3]] == [None, 0, None]
+    assert group["summary"]["turns"] == sum(len(state["steps"]) for state in group["states"])
+    first = next(step for step in group["states"][0]["steps"] if step["member"] == 0)
+    assert (first["number"], first["calls"]) == (0, [1, 2])
+    assert "think" not in {edge["action"] for edge in group["edges"]}
