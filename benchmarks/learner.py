@@ -13,8 +13,7 @@ same rows with the same model in float32: forward and backward pass over every r
 Tokens are the prompt and response tokens of the rows, counted once per row for every side. Tokens that ours does not
 compute again, because rows share a prefix, count too; padding does not count for any side.
 
-`--gpu` instead measures bfloat16 updates of a randomly initialised Qwen2.5-1.5B on one GPU: tokens/s, MFU (the FLOPs of
-the tokens actually computed over the GPU's peak), and the peak memory with GiGPO and with GRPO.
+Updates on a GPU are measured by `benchmarks.gpu_check`.
 """
 
 from __future__ import annotations
@@ -41,31 +40,17 @@ from torch import Tensor
 from actors.prompts import Exchange, PromptBuilder, load_tokenizer
 from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted
 from benchmarks import record
+from benchmarks.parts.updates import GROUP, apply
 from env_servers.clients.local import LocalClient
 from env_servers.registry import load_environment
-from learner.batching import MicroBatch, Row, plan
-from learner.prepare import prepare
+from learner.batching import Row, plan
+from learner.prepare import OptimizerStep
 from learner.rank.engine_deepspeed import DeepSpeedEngine, connect
-from learner.rank.losses import TokenBatch, policy_loss
 from services.config.tree import Config
-from services.schemas import Step, Task, Ticket, Trajectory, VersionSpan
+from services.schemas import Task
 
-GROUP = 8
 STEPS = {"compact": 20, "think": 50}
 PROMPT_TOKENS = {"compact": 1000, "think": 2048}
-QWEN: dict[str, Any] = {
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": True,
-}
-H100_TFLOPS = 989.0
-
 Update = Callable[[], None]
 
 
@@ -109,22 +94,9 @@ def ours(rows: Sequence[Row], model: Path, budget: int, folder: Path) -> Update:
 
     def update() -> None:
         (batches,) = plan(rows, 1, budget)
-        for batch in batches:
-
-            def loss(logprob: Tensor, entropy: Tensor, batch: Any = batch) -> Any:
-                return policy_loss(token_batch(batch, logprob, entropy), config.loss, total)
-
-            engine.accumulate(batch, loss)
-        engine.step()
+        apply(engine, config, OptimizerStep(total, batches))
 
     return update
-
-
-def token_batch(batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> TokenBatch:
-    """Return the input of the loss for a micro-batch."""
-    arrays = (batch.behaviour, batch.advantage, batch.weight)
-    behaviour, advantage, weight = (torch.tensor(array, device=logprob.device) for array in arrays)
-    return TokenBatch(logprob, behaviour, advantage, weight, entropy=entropy)
 
 
 def padded_batches(rows: Sequence[Row], size: int) -> Iterator[dict[str, Tensor]]:
@@ -262,117 +234,16 @@ def compare(options: argparse.Namespace, folder: Path, console: Console) -> dict
     return figures
 
 
-def made_up_groups(groups: int, rng: np.random.Generator) -> list[list[Trajectory]]:
-    """Return groups of random tokens: 10 to 19 steps an episode, prompts of 300 to 899, responses of 50 to 249."""
-
-    def step(last: bool, won: bool) -> Step:
-        length = int(rng.integers(50, 250))
-        return Step(
-            prompt_ids=rng.integers(0, QWEN["vocab_size"], int(rng.integers(300, 900))).astype(np.int32),
-            response_ids=rng.integers(0, QWEN["vocab_size"], length).astype(np.int32),
-            logprobs=np.full(length, -12.0, np.float32),
-            versions=(VersionSpan(0, length),),
-            anchor=f"room {int(rng.integers(0, 5))}",
-            observation="",
-            prompt="",
-            response="",
-            action="",
-            reward=10.0 if won and last else 0.0,
-            valid=True,
-            terminated=won and last,
-        )
-
-    def episode(group: int, member: int) -> Trajectory:
-        count, won = int(rng.integers(10, 20)), bool(rng.random() < 0.5)
-        task = Task(env="alfworld", split="train", index=group)
-        ticket = Ticket(group=group, member=member, group_size=GROUP, task=task, seed=0)
-        steps = tuple(step(number == count - 1, won) for number in range(count))
-        return Trajectory(ticket=ticket, steps=steps, facts={"won": won})
-
-    return [[episode(group, member) for member in range(GROUP)] for group in range(groups)]
-
-
-def flops(batches: Sequence[Any]) -> float:
-    """Return FLOPs of a forward and backward pass of Qwen2.5-1.5B: matrices, causal attention, head on responses."""
-    hidden, inner, layers = QWEN["hidden_size"], QWEN["intermediate_size"], QWEN["num_hidden_layers"]
-    kv = hidden * QWEN["num_key_value_heads"] // QWEN["num_attention_heads"]
-    matrices = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner)
-    total = 0.0
-    for batch in batches:
-        own, read = np.diff(batch.starts).astype(float), np.diff(batch.path_starts).astype(float)
-        pairs = float((own * read - own * (own - 1) / 2).sum())
-        head = len(batch.targets) * hidden * QWEN["vocab_size"]
-        total += 2 * (batch.tokens * matrices + head) + 4 * pairs * hidden * layers
-    return 3 * total
-
-
-def gpu(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
-    """Measure updates in bfloat16 on one GPU."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    if not torch.cuda.is_available():
-        raise SystemExit("--gpu: no CUDA GPU found")
-    model = folder / "model"
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**QWEN)).to(torch.bfloat16).save_pretrained(model)
-    (model / "tokenizer.json").write_text("{}")
-    groups = made_up_groups(options.episodes // GROUP, np.random.default_rng(0))
-    figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name()}
-    settings = {
-        "model": {"path": model, "dtype": "bfloat16"},
-        "loss": {"kl_coef": 0.0, "importance_cap": None},
-        "learner": {"microbatch_tokens": options.budget, "activation_checkpointing": options.checkpointing},
-    }
-    engine = DeepSpeedEngine(Config.model_validate(settings))
-    for algorithm in ("gigpo", "grpo"):
-        config = Config.model_validate(settings | {"algorithm": algorithm})
-
-        def update(config: Config = config) -> list[Any]:
-            ((step,),) = prepare(groups, config, 0).work
-
-            for batch in step.batches:
-
-                def loss(logprob: Tensor, entropy: Tensor, batch: Any = batch) -> Any:
-                    return policy_loss(token_batch(batch, logprob, entropy), config.loss, step.total_tokens)
-
-                engine.accumulate(batch, loss)
-            engine.step()
-            torch.cuda.synchronize()
-            return step.batches
-
-        update()
-        torch.cuda.reset_peak_memory_stats()
-        taken = []
-        for _ in range(options.repeats):
-            started = time.perf_counter()
-            batches = update()
-            taken.append(time.perf_counter() - started)
-        duration = statistics.median(taken)
-        figures[algorithm] = {
-            "seconds": taken,
-            "tokens_per_second": sum(batch.tokens for batch in batches) / duration,
-            "mfu": flops(batches) / duration / (options.peak_tflops * 1e12),
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(),
-        }
-        console.print(algorithm, figures[algorithm])
-    figures["memory_ratio"] = figures["gigpo"]["peak_memory_bytes"] / figures["grpo"]["peak_memory_bytes"]
-    return figures
-
-
 def main() -> None:
     parser = record.parser("Measure the speed of a policy update.")
     parser.add_argument("--template", choices=sorted(STEPS), default="compact")
     parser.add_argument("--episodes", type=int, default=16, help=f"a multiple of {GROUP}")
     parser.add_argument("--model", type=Path, default=Path("models/starter"))
-    parser.add_argument("--budget", type=int, default=None, help="learner.microbatch_tokens (2048; on a GPU 16384)")
+    parser.add_argument("--budget", type=int, default=2048, help="learner.microbatch_tokens")
     parser.add_argument("--rows", type=int, default=8, help="rows of a padded micro-batch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing (--gpu)")
-    parser.add_argument("--peak-tflops", type=float, default=H100_TFLOPS, help="dense bfloat16 peak of the GPU (--gpu)")
     options = parser.parse_args()
-    options.budget = options.budget or (16384 if options.gpu else 2048)
     torch.set_num_threads(options.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with socket.socket() as probe:
@@ -381,7 +252,7 @@ def main() -> None:
     connect(0, 1, "127.0.0.1", port)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        figures = (gpu if options.gpu else compare)(options, Path(folder), console)
+        figures = compare(options, Path(folder), console)
     figures |= {"threads": options.threads, "python": platform.python_version(), "torch": torch.__version__}
     record.keep(figures, options.json)
 

@@ -41,8 +41,17 @@ class Group:
 GROUPS: MappingProxyType[str, Group] = MappingProxyType(
     {
         "machine": Group("driver, cards, compiler, shared memory, peer-to-peer", 180, f"{HERE}.machine:CHECKS"),
-        "packages": Group("versions, imports", 300, f"{HERE}.packages:CHECKS"),
+        "packages": Group("versions, imports", 600, f"{HERE}.packages:CHECKS"),
         "kernels": Group("a Triton kernel; packed attention with gradients", 600, f"{HERE}.kernels:CHECKS"),
+        "zero-2": Group("a learner rank in ZeRO stage 2", 1500, f"{HERE}.learner:ZERO_2"),
+        "resume-2": Group("a restored rank in ZeRO stage 2", 900, f"{HERE}.learner:RESUME_2"),
+        "zero-3": Group("a learner rank in ZeRO stage 3", 1500, f"{HERE}.learner:ZERO_3"),
+        "resume-3": Group("a restored rank in ZeRO stage 3", 900, f"{HERE}.learner:RESUME_3"),
+        "engine": Group("vLLM: start, speed, seeds, gap to the learner", 2400, f"{HERE}.engine:CHECKS"),
+        "weights": Group("every weight channel by stage", 1200, f"{HERE}.weights:CHECKS"),
+        "two-cards": Group("NCCL, two ranks, two workers of an engine", 1800, f"{HERE}.two_cards:CHECKS"),
+        "end-to-end": Group("three updates", 1800, f"{HERE}.end_to_end:CHECKS"),
+        "algorithms": Group("GiGPO beside GRPO", 1200, f"{HERE}.algorithms:CHECKS"),
     }
 )
 """By name, in the order in which they run."""

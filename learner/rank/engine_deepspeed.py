@@ -156,6 +156,13 @@ class DeepSpeedEngine:
     def device(self) -> torch.device:
         return self._device
 
+    @property
+    def optimizer_name(self) -> str:
+        """Class of the optimizer below ZeRO's, with its package."""
+        zero = self._engine.optimizer
+        kind = type(getattr(zero, "optimizer", zero))
+        return f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+
     @torch.no_grad()
     def logprobs(self, batch: MicroBatch, *, adapted: bool = True) -> Tensor:
         """Log-probabilities of the batch's response tokens, without a gradient.
