@@ -1,6 +1,6 @@
 """Simulated rollout actors, many in one process: everything of a real one but the engine and the environment.
 
-Leases, renewals, heartbeats, looks for new weights, encoding and storing are those of `actors.rollout_actor.Rollout`
+Leases, renewals, heartbeats, looks for new weights, encoding and storing are those of `actors.rollout_actor.Rollout`,
 with a buffer and a weight channel of its own. An episode is a wait, as long as a recorded one took, after which a
 trajectory as large as the recorded ones is stored.
 """
@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from actors.engine.interface import EngineFailed, EngineStats, InferenceEngine, Sample
 from actors.rollout_actor import Rollout
-from benchmarks.parts.recorded import episode, kind_of
+from benchmarks.parts.recorded import RECORDED, episode, kind_of
 from services.buffer import Buffer, Stored
 from services.buffer.connection import FEW
 from services.buffer.owner import Owner
@@ -31,8 +31,6 @@ from services.weights.directory import DirectoryChannel
 
 if TYPE_CHECKING:
     import torch
-
-    from actors.prompts import PromptBuilder
 
 THREADS = 32
 END_S = 120.0
@@ -135,7 +133,9 @@ class SimulatedEngine(InferenceEngine):
     async def start(self) -> None:
         """There is no model to load."""
 
-    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+    async def generate(
+        self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int, stop: Sequence[str] = ()
+    ) -> Sample:
         raise EngineFailed("a simulated engine samples nothing")
 
     async def load_weights(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -152,23 +152,48 @@ class SimulatedEngine(InferenceEngine):
         return EngineStats()
 
 
-class SimulatedRollout(Rollout):
-    """A rollout actor whose episodes are waits.
+class SimulatedPlayer:
+    """Plays a ticket by waiting as long as the recorded episode took.
 
     The first episodes end after a part of their time that grows with the number of their group, as in a run that has
     gone on for long. Otherwise all would end after the same few seconds.
+
+    Args:
+        actor: name of the actor.
+        config: of the run.
+        engine: of the actor; its version is that of the trajectories.
+        pace: recorded times are multiplied by it.
     """
 
-    pace: float
-    first_groups: int
+    def __init__(self, actor: str, config: Config, engine: SimulatedEngine, pace: float) -> None:
+        self._actor = actor
+        self._engine = engine
+        self._pace = pace
+        self._first_groups = config.rollout.actors * config.rollout.episodes_in_flight // config.learner.group_size
 
-    async def _play_through(self, ticket: Ticket) -> Trajectory:
-        part = (ticket.group + 1) / self.first_groups if ticket.group < self.first_groups else 1.0
-        await asyncio.sleep(self.pace * part * kind_of(ticket).seconds)
-        return await asyncio.to_thread(episode, ticket, self.name, self._engine.version)
+    @property
+    def limit_s(self) -> float:
+        return END_S + self._pace * max(kind.seconds for kind in RECORDED)
+
+    async def start(self) -> None:
+        """There is nothing to prepare."""
+
+    async def play(self, ticket: Ticket) -> Trajectory:
+        part = (ticket.group + 1) / self._first_groups if ticket.group < self._first_groups else 1.0
+        await asyncio.sleep(self._pace * part * kind_of(ticket).seconds)
+        return await asyncio.to_thread(episode, ticket, self._actor, self._engine.version)
+
+    def room(self, free: int) -> int:
+        return free
+
+    def status(self) -> dict[str, object]:
+        return {}
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
-def _actor(crowd: Crowd, config: Config, number: int, figures: Figures) -> SimulatedRollout:
+def _actor(crowd: Crowd, config: Config, number: int, figures: Figures) -> Rollout:
     buffer = TimedBuffer.connect(
         crowd.redis_url,
         config.run.name,
@@ -180,18 +205,16 @@ def _actor(crowd: Crowd, config: Config, number: int, figures: Figures) -> Simul
     assert isinstance(buffer, TimedBuffer)
     channel = CountingChannel(config.run.folder / "weights", config.weights.timeout_s)
     buffer.figures = channel.figures = figures
-    actor = SimulatedRollout(
-        f"{config.run.name}-rollout-{number}",
+    name, engine = f"{config.run.name}-rollout-{number}", SimulatedEngine(figures)
+    return Rollout(
+        name,
         config,
-        engine=SimulatedEngine(figures),
+        engine=engine,
         environments={},
-        prompts=cast("PromptBuilder", None),  # nothing is played
+        player=lambda sampler: SimulatedPlayer(name, config, engine, crowd.pace),
         buffer=buffer,
         channel=channel,
     )
-    actor.pace = crowd.pace
-    actor.first_groups = config.rollout.actors * config.rollout.episodes_in_flight // config.learner.group_size
-    return actor
 
 
 async def _play(crowd: Crowd, pipe: Connection) -> None:
