@@ -96,7 +96,7 @@ class MessageTemplate(Protocol):
 
 
 class Memory(Protocol):
-    """What is remembered of an episode; made anew for each."""
+    """What is remembered of an episode; each has its own."""
 
     def observe(self, exchange: Exchange) -> None:
         """Take notice of an exchange, each once, in order."""

@@ -4,7 +4,7 @@
       prompt.reader=tool prompt.memory=./examples/custom_memory.py:Summary prompt.history_length=2
 
 Each prompt has the goal and the summary, then the last two exchanges as they were. The classes are checked before a run
-starts; the memory is made anew for each episode. See docs/extending.md.
+starts; each episode has a memory of its own. See docs/extending.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The calls of one episode: recognise the policy's own answers in a conversation, and put their sampled ids in place.
 
 Clients send the whole conversation with each call, and rewrite the policy's answers in it: thoughts are dropped, ids of
-tool calls renumbered, arguments formatted anew. So answers are recognised by fingerprints: `h` after each message is a
-hash of the tools and of all messages so far. A conversation extends the call whose `h` is found deepest in it.
+tool calls renumbered, arguments reformatted. So answers are recognised by fingerprints: `h` after each message is a
+hash of all messages so far. A conversation extends the call with the same tools whose `h` is found deepest in it.
 
 Example: call 0 asks [s, u] and is answered a; call 1 asks [s, u, a', t], where a' has the identity of a.
 

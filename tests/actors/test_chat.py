@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ import pytest
 
 from actors.chat import ChatPrompts
 from actors.engine.interface import Sample
+from actors.episode import play
 from actors.gateway.messages import Message, ToolCall
 from actors.gateway.render import HistoryUndecided
 from actors.parsing import ParsedAction
 from actors.prompts import PromptBuilder, make_prompts
 from actors.scripted import Turn, to_examples
 from actors.templates import Exchange, check
+from env_servers.clients.local import LocalClient
 from env_servers.protocol import StepResult
 from learner.warmstart import train_tokenizer
 from services.config import ConfigError, load_config
 from services.config.tree import PromptConfig
-from services.schemas import VersionSpan
+from services.schemas import Task, Ticket, VersionSpan
 from tests.actors.gateway.families import tokenizer
+from tests.env_servers.counting import Counting
 
 GOAL = "find a pen"
 CALL_OF_OPEN = ToolCall("open", '{"action": "door"}')
@@ -161,6 +165,33 @@ def test_a_warm_started_policy_gets_whole_conversations_to_imitate() -> None:
     answer = '<|assistant|><tool_call>{"name": "act", "arguments": {"action": "open desk 1"}}</tool_call><|endoftext|>'
     assert f"{answer}<|tool|>You see desk 2.<|assistant|>" in text
     assert [max(target, key=target.__getitem__) for target in row.targets if target].count(tokens.eos_token_id) == 3
+
+
+class Caller:
+    """Samples the call of `up` whatever it reads; keeps the prompts."""
+
+    def __init__(self, tokens: Any) -> None:
+        self._tokens = tokens
+        self.saw: list[list[int]] = []
+
+    async def generate(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int) -> Sample:
+        self.saw.append([*prompt_ids])
+        return sample(self._tokens, call("up"))
+
+
+async def test_an_episode_holds_what_the_engine_saw() -> None:
+    config = load_config(None, ["env.name=counting", "prompt.template=chat"])
+    tokens = tokenizer("chatml")
+    engine, client = Caller(tokens), LocalClient(Counting)
+    ticket = Ticket(group=0, member=0, group_size=2, task=Task(env="counting", split="train", index=1), seed=7)
+    trajectory = await play(ticket, client, engine, make_prompts(config.prompt, tokens, 2000), config)
+    assert trajectory.won
+    assert [step.prompt_ids.tolist() for step in trajectory.steps] == engine.saw
+    assert {(step.action, step.valid) for step in trajectory.steps} == {("up", True)}
+    for before, after in itertools.pairwise(trajectory.steps):
+        begun = [*before.prompt_ids, *before.response_ids]
+        assert after.prompt_ids[: len(begun)].tolist() == begun
+        assert tokens.decode(after.prompt_ids) == after.prompt
 
 
 def test_texts_keep_their_builder() -> None:

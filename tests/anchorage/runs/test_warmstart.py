@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from actors.chat import ChatPrompts
+from actors.prompts import load_tokenizer, make_prompts
 from actors.scripted import PolicyPlayer
 from anchorage.runs import warmstart
 from anchorage.runs.warmstart import make_starter
 from env_servers.alfworld.environment import game_source
 from env_servers.protocol import StepResult
 from services.config import Config, load_config
+from services.config.tree import PromptConfig
 from services.errors import PreflightFailed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,6 +44,20 @@ def test_phases_can_be_done_apart(tmp_path: Path) -> None:
     recipe = json.loads((tmp_path / "second" / "warmstart.json").read_text())
     assert [phase["phase"] for phase in recipe["phases"]] == [1, 2, 2]
     assert {path.name for path in (tmp_path / "second").iterdir()} >= {"config.json", "tokenizer.json"}
+
+
+def test_a_policy_that_chats_gets_a_chat_template(tmp_path: Path) -> None:
+    overrides = {"template": "chat", "params": {"admissible": False}}
+    config = small("starter.yaml")
+    config = config.model_copy(update={"prompt": PromptConfig.model_validate(overrides)})
+    make_starter(config, tmp_path / "chat", lambda tokens, loss: None)
+    tokenizer = load_tokenizer(tmp_path / "chat")
+    prompts = make_prompts(config.prompt, tokenizer, 1000)
+    assert isinstance(prompts, ChatPrompts)
+    assert (prompts.renderer.facts.stub, prompts.answers.name) == (True, "hermes")
+    action = tokenizer.decode(prompts.response_ids("open drawer 2"))
+    assert action == '<tool_call>{"name": "act", "arguments": {"action": "open drawer 2"}}</tool_call>'
+    assert len(prompts.response_ids("open drawer 2")) < 24
 
 
 def test_the_shops_expert_makes_data_too(tmp_path: Path) -> None:
