@@ -31,6 +31,7 @@ from redis.exceptions import ResponseError
 
 from services.backoff import Backoff
 from services.buffer import keys
+from services.buffer.card import Card
 from services.buffer.commands import CommandLog
 from services.buffer.connection import MANY, Arg, Connection
 from services.buffer.contents import GroupContents, Lease, parse_contents, parse_leases
@@ -110,6 +111,7 @@ class Buffer:
         self._script = cache(lambda name: connection.script(name, self._keys))
         self._cap_bytes = config.max_mib * 2**20
         self.commands = CommandLog(self._run, self._parsing)
+        self.card = Card(self._run, self._parsing)
         self._limits = (max_attempts, fewest_members)
         self._seen: dict[str, int] = {}
         self._seen_lock = threading.Lock()

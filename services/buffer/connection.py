@@ -35,7 +35,9 @@ _T = TypeVar("_T")
 MANY, FEW = 32, 4
 """Number of connections of one process: of one that serves many threads, and of one of many (an actor)."""
 _BACKOFF = Backoff(0.05, 2.0, jitter=True)
-_ALSO = {"take": ("install_owner",), "restore_owner": ("install_owner",)}
+_ALSO = {"take": ("install_owner",), "restore_owner": ("install_owner",)} | dict.fromkeys(
+    ("card", "card_take", "card_renew", "card_give"), ("card_state",)
+)
 """Lua that some scripts share, in addition to the prelude of all."""
 _NO_ROOM = re.compile(r"maxmemory|MISCONF")
 # Matched by text as well: the error of a command inside a script reaches the client as an error of the script.

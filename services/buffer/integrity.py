@@ -179,7 +179,7 @@ def _first_wrong(client: Any, name: str, key: str) -> bytes | None:
         return None if value is None else _wrong_of([value], _VALUES[name])
     if name == "metrics":
         return _wrong_of((fields.get(b"json", b"") for _, fields in client.xrange(key)), _is_object)
-    return None  # clock and owner are rewritten by the scripts when they are invalid
+    return None  # card, clock and owner are rewritten by the scripts when they are invalid
 
 
 def _wrong_score(scores: Mapping[bytes, float], name: str) -> bytes | None:

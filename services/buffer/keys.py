@@ -50,6 +50,7 @@ KINDS: Mapping[str, str] = {
     "weights_announced": "string",  # JSON: the newest policy version of a collective weight channel
     "weights_wishes": "hash",  # reader -> JSON of its request for a version
     "weights_round": "string",  # JSON: the latest transfer round
+    "card": "hash",  # turn on a shared card: `number`, `holder`, `id`, `phase`, `ends`, `wanted` (both ms of its clock)
     "clock": "hash",  # `server`: time of Redis when it was read last, `steady`: the run's own time then (both ms)
     "owner": "hash",  # who runs the run: `token`, `lineage`, `record` (JSON), `beats`, `released`
 }

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from services.buffer import FROM_THE_START, Buffer
+from services.buffer.card import Bid
 from services.buffer.commands import Action, Answer, Command
 from services.buffer.keys import KINDS, NAMES, Keys
 from services.buffer.owner import take
@@ -76,6 +77,8 @@ class Scene:
         buffer.heartbeat("a", {"state": "playing"}, 600.0)
         buffer.set_state("running")
         buffer.set_manifest("{}")
+        self.turn = buffer.card.take(Bid("a"), 600.0)
+        buffer.card.take(Bid("b", first=True), 600.0)
         buffer.set_desired_actors(2)
         buffer.append_metrics({"step": 1})
         for number in range(2):
@@ -130,6 +133,10 @@ class Scene:
             "request_weights": lambda: coordination.request(Request("reader", "v1", 1)),
             "withdraw": lambda: coordination.withdraw("reader"),
             "announce_round": lambda: coordination.announce_round(Round(1, "v1", "e", "h", 1, 2, 2, {"reader": 1})),
+            "card": buffer.card.state,
+            "take_card": lambda: buffer.card.take(Bid("c"), 600.0),
+            "renew_card": lambda: buffer.card.renew(self.turn, 600.0, "phase"),
+            "give_card": lambda: buffer.card.give(self.turn),
             "mend": buffer.mend,
             "release_owner": buffer.release_owner,
         }
