@@ -151,6 +151,14 @@ class InferenceEngine(ABC):
         """
         raise EngineFailed("this inference engine does not support weights.channel=nccl")
 
+    async def sleep(self) -> None:
+        """Give memory back until the next load, which wakes the engine. Requests in flight, and new ones, wait for it.
+
+        Raises:
+            EngineFailed: this engine does not support it, or it failed.
+        """
+        raise EngineFailed("this inference engine does not support rollout.share_gpus=turns")
+
     @abstractmethod
     async def stop(self) -> None:
         """Drop requests in flight and release the model. Idempotent."""

@@ -2,8 +2,8 @@
 
 The first member of a message is its kind.
 
-    actor to process   start, generate, drop, load, receive, stop
-    process to actor   done or failed, one for each start, load and receive, in their order;
+    actor to process   start, generate, drop, load, receive, sleep, stop
+    process to actor   done or failed, one for each start, load, receive and sleep, in their order;
                        responses (finished ones and statistics), refused (one request), broken (the engine)
 
 Example: two requests, and a weight update in between.

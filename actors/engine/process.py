@@ -174,6 +174,10 @@ class EngineProcess(InferenceEngine):
         await self._call("load", version, {"memory": asdict(memory)})
         self._version = version
 
+    async def sleep(self) -> None:
+        self._require_working()
+        await self._call("sleep")
+
     async def receive_weights(self, incoming: Incoming) -> None:
         self._require_working()
         version = incoming.version.version

@@ -1,7 +1,8 @@
 """Process of one engine: `python -m actors.engine.server DESCRIPTOR`, started by `engine/process.py`.
 
 One thread does everything: before a step it handles the messages that have arrived, after it it sends finished
-responses; an idle engine blocks on the socket. So nothing competes with a step for the interpreter lock.
+responses; an engine that is idle or sleeps blocks on the socket. So nothing competes with a step for the interpreter
+lock.
 
 Invariants
 - The process ends with its parent, however that ends: the kernel kills it, or the socket is closed.
@@ -47,12 +48,12 @@ class EngineServer:
     def serve(self) -> None:
         """Serve until `stop`, the end of the link, or a failure."""
         while self._receive():
-            if self._core is not None and self._core.busy and not self._step(self._core):
+            if self._core is not None and self._core.may_step and not self._step(self._core):
                 return
 
     def _receive(self) -> bool:
         """Handle all messages that have arrived; block if the engine is idle. Returns whether to continue."""
-        waits = self._core is None or not self._core.busy
+        waits = self._core is None or not self._core.may_step
         while True:
             try:
                 data = self._link.recv(RECEIVE_BYTES, 0 if waits else socket.MSG_DONTWAIT)
@@ -80,6 +81,8 @@ class EngineServer:
                 return self._reply(core.load, members)
             case "receive":
                 return self._reply(core.receive, members)
+            case "sleep":
+                return self._reply(core.sleep, members)
             case "stop":
                 core.stop()
                 return False

@@ -1,4 +1,5 @@
-"""Adapter to vLLM, the only file that depends on it besides `weight_transfer.py`, the workers' end of an update.
+"""Adapter to vLLM, the only file that depends on it besides the workers' ends: `weight_transfer.py` of an update, and
+`cache_memory.py` of giving memory back.
 
 All calls are synchronous: requests are added, weights are changed and versions are labelled between two steps, never
 during one. It runs in a process of its own (`server.py`), because it would otherwise share one interpreter lock with
@@ -10,6 +11,7 @@ Invariants
   the parameters alone would leave the CPU kernels, which read packed copies, on the old weights without an error.
 - The reset also recomputes the cache of running requests: each token is sampled wholly under the version in its span.
 - Async scheduling is off: a batch launched before an update would be labelled with the version after it.
+- An engine that sleeps keeps its requests and does no step. Only a weight update wakes it: on a GPU it has no weights.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 8192
 """Most tokens of one step on a GPU, prompts in parts included. vLLM's default for an engine on its own is 2,048: with
 prompts of thousands of tokens a step would sample few requests beside one prompt."""
+CACHE_MEMORY = "actors.engine.cache_memory.CacheMemory"
 MOST_SEQUENCES = CPU_BATCH_TOKENS
 """Most sequences that vLLM runs at the same time, others wait: it requires at least one batch token for each."""
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -67,6 +70,7 @@ class VllmCore:
     Attributes:
         engine: vLLM's own engine, once started.
         busy: whether requests are unfinished.
+        asleep: whether its memory is given back.
     """
 
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, seed: int = 0) -> None:
@@ -76,6 +80,13 @@ class VllmCore:
         self._stats = EngineStats()
         self.engine: Any = None
         self.busy = False
+        self.asleep = False
+        self._cpu = False
+
+    @property
+    def may_step(self) -> bool:
+        """Whether there is something to compute, and memory for it."""
+        return self.busy and not self.asleep
 
     def stats(self) -> EngineStats:
         """Counters, except the number of running requests, which the caller knows."""
@@ -91,7 +102,7 @@ class VllmCore:
         # It warns about every layer without parameters on every update; missing parameters are an error here anyway.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         register_weight_transfer()
-        cpu = current_platform.is_cpu()
+        cpu = self._cpu = current_platform.is_cpu()
         if cpu:
             # Otherwise small functions of its sampler are compiled, which needs a C++ compiler.
             torch._dynamo.config.disable = True
@@ -113,11 +124,16 @@ class VllmCore:
             generation_config="vllm",
             use_tqdm_on_load=False,
             weight_transfer_config={"backend": BACKEND},
+            **(self._sleeping(cpu=cpu) if self._rollout.share_gpus == "turns" else {}),
         )
         if cpu:
             _fit_to_cpu(arguments)
         self.engine = LLMEngine.from_engine_args(arguments)
         self.engine.set_weight_version("0")
+
+    def _sleeping(self, *, cpu: bool) -> dict[str, Any]:
+        """Arguments of an engine that can give its memory back."""
+        return {"worker_extension_cls": CACHE_MEMORY} if cpu else {"enable_sleep_mode": True}
 
     def _further(self, *, cpu: bool) -> dict[str, Any]:
         """Arguments that `rollout.engine` may change."""
@@ -209,8 +225,21 @@ class VllmCore:
             raise TransferLost(f"the transfer of version {version} did not start: {first_line(error)}") from error
         self.load(version, update)
 
+    def sleep(self) -> None:
+        """Give memory back: that of the KV cache, on a GPU that of the weights too. `load` wakes the engine.
+
+        Requests in flight are kept; their keys and values are computed again afterwards. Requests may be added.
+        """
+        if self._cpu:
+            self.engine.sleep(level=0, mode="keep")
+            self.engine.reset_prefix_cache(reset_running_requests=True)
+            self._call_workers("give_cache_back")
+        else:
+            self.engine.sleep(level=2, mode="keep")
+        self.asleep = True
+
     def load(self, version: int, update: Mapping[str, Any]) -> None:
-        """Replace the weights; requests in flight continue.
+        """Replace the weights; requests in flight continue. Wakes an engine that sleeps.
 
         Example: what becomes of a request that is being sampled.
 
@@ -226,13 +255,18 @@ class VllmCore:
         """
         started = time.monotonic()
         engine = self.engine
-        engine.sleep(level=0, mode="keep")
+        emptied = self.asleep and not self._cpu
+        if emptied:
+            engine.wake_up(tags=["weights"])
+        elif not self.asleep:
+            engine.sleep(level=0, mode="keep")
         self._call_workers("start_weight_update")
         self._call_workers("update_weights", update_info=dict(update))
         self._call_workers("finish_weight_update")
         engine.reset_prefix_cache(reset_running_requests=True)
         engine.set_weight_version(str(version))
-        engine.wake_up(tags=["scheduling"])
+        engine.wake_up(tags=["kv_cache" if emptied else "scheduling"])
+        self.asleep = False
         elapsed = time.monotonic() - started
         self._stats = replace(
             self._stats, updates=self._stats.updates + 1, update_seconds=self._stats.update_seconds + elapsed

@@ -97,8 +97,8 @@ def _lines(details: Any, tree: type[BaseModel]) -> Iterator[str]:
         for line in str(context["error"]).splitlines():
             yield line if not key or line.startswith(key) else f"{key}: {line}"
     elif kind == "literal_error":
-        options = re.findall(r"'([^']*)'|(\d+)", context["expected"])
-        names = [text or number for text, number in options]
+        options = re.findall(r"'([^']*)'|(\d+|True|False)", context["expected"])
+        names = [text or other.lower() for text, other in options]
         value = details["input"]
         hint = did_you_mean(value, names) if isinstance(value, str) else ""
         yield f"{key}: must be one of {', '.join(names)}, got {shown(str(location[-1]), value)}{hint}"

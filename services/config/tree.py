@@ -217,9 +217,10 @@ class RolloutConfig(Section):
     engine: Params = Field(default_factory=dict)
     """Further arguments of vLLM's engine by the names of its `EngineArgs`, as in `rollout.engine.kv_cache_dtype=fp8` or
     `rollout.engine.max_num_batched_tokens=16384`. Those that other keys set are invalid here."""
-    share_gpus: bool = False
+    share_gpus: Literal[False, True, "turns"] = False
     """Request no GPUs from Ray: actors see every GPU of their node and share them with the learner, which is necessary
-    with only one GPU. Lower `gpu_memory_utilization` to leave memory for the learner."""
+    with only one GPU. `true`: at the same time; lower `gpu_memory_utilization` to leave memory for the learner.
+    `turns`: one after the other, each with the whole GPU, for models that leave no room for both."""
 
     @property
     def fewest_members(self) -> int:
@@ -483,6 +484,24 @@ class Config(Section):
             yield f"learner.offload_parameters: requires learner.zero_stage=3, got {learner.zero_stage}"
         if self.weights.channel == "nccl" and self.model.lora is not None:
             yield "weights.channel: nccl does not support model.lora; use ray or directory"
+        if self.rollout.share_gpus == "turns":
+            yield from self._conflicts_of_turns()
+
+    def _conflicts_of_turns(self) -> Iterator[str]:
+        learner, sharded = self.learner, self.learner.reference == "sharded"
+        if learner.zero_stage < 2:
+            yield f"learner.zero_stage: must be 2 or 3 with rollout.share_gpus=turns, got {learner.zero_stage}"
+        if learner.offload_parameters:
+            yield "learner.offload_parameters: must be false with rollout.share_gpus=turns, got true"
+        if sharded and self.loss.kl_coef > 0 and self.model.lora is None:
+            yield "learner.reference: must be resident or offloaded with rollout.share_gpus=turns, got sharded"
+        if self.rollout.actors > 1:
+            yield (
+                f"rollout.actors: must be 1 with rollout.share_gpus=turns, got {self.rollout.actors}; for an engine on "
+                "several GPUs set rollout.tensor_parallel"
+            )
+        if self.weights.channel == "nccl":
+            yield "weights.channel: must be ray or directory with rollout.share_gpus=turns, got nccl"
 
     @property
     def environments(self) -> tuple[EnvConfig, ...]:

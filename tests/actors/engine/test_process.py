@@ -9,11 +9,12 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
 
-from actors.engine.interface import EngineFailed
+from actors.engine.interface import EngineFailed, Sample
 from actors.engine.process import EngineProcess
 from services.config.tree import ModelConfig, RolloutConfig
 from services.process import ReservedPort
@@ -197,3 +198,41 @@ def test_an_engine_does_not_outlive_a_killed_actor(model: ModelConfig, when: str
         finally:
             parent.kill()
     until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 30)
+
+
+CACHE_MIB = 128
+
+
+async def test_an_engine_that_sleeps_gives_its_cache_back_and_samples_the_same_afterwards(model: ModelConfig) -> None:
+    """Requests in flight wait for the weights that wake it; their tokens are labelled with both versions."""
+    engine = EngineProcess(model, RolloutConfig(episodes_in_flight=4, kv_cache_mib=CACHE_MIB, share_gpus="turns"))
+
+    async def sample(seed: int, tokens: int = 40) -> Sample:
+        return await engine.generate(PROMPT, temperature=1.0, max_tokens=tokens, seed=seed)
+
+    await engine.start()
+    try:
+        before = [await sample(seed) for seed in range(3)]
+        in_flight = [asyncio.create_task(sample(seed, tokens=400)) for seed in range(8)]
+        while not engine.stats().kv_use:  # noqa: ASYNC110 - the engine tells no one
+            await asyncio.sleep(0.01)
+        process = process_of(engine)
+        resident = process.memory_info().rss
+        await engine.sleep()
+        assert resident - process.memory_info().rss >= CACHE_MIB * 2**20
+        sampled, busy = engine.stats().response_tokens, process.cpu_times().user
+        later = asyncio.create_task(sample(0))
+        await asyncio.sleep(0.5)
+        assert process.cpu_times().user - busy < 0.25  # it waits for a message
+        assert not later.done()
+        assert engine.stats().response_tokens == sampled
+        await engine.load_weights(5, weights_of(MODEL))
+        after = [await later, *[await sample(seed) for seed in range(1, 3)]]
+        for ours, theirs in zip(after, before, strict=True):
+            assert ours.token_ids == theirs.token_ids
+            np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+        spans = {tuple(span.version for span in (await each).versions) for each in in_flight}
+        assert (0, 5) in spans
+        assert spans <= {(0,), (0, 5), (5,)}
+    finally:
+        await engine.stop()

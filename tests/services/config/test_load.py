@@ -75,6 +75,12 @@ def mistakes(*overrides: str, recipe: Path | None = None) -> list[str]:
             "learner.offload_optimizer: requires learner.zero_stage >= 1,",
         ),
         ("learner.offload_parameters=true", "learner.offload_parameters: requires learner.zero_stage=3, got 1"),
+        (
+            "rollout.share_gpus=turn",
+            "rollout.share_gpus: must be one of false, true, turns, got 'turn', did you mean tu",
+        ),
+        ("rollout.share_gpus=5", "rollout.share_gpus: must be one of false, true, turns, got 5"),
+        ("rollout.share_gpus=turns", "learner.zero_stage: must be 2 or 3 with rollout.share_gpus=turns, got 1"),
         ("run.seed=-1", "run.seed: must be >= 0, got -1"),
         ("run.seed=4294967296", "run.seed: must be <= 2147483647, got 4294967296"),
         ("run.name=7", "run.name: must be text (quote it if it looks like a number), got 7"),
@@ -112,6 +118,16 @@ def test_a_mistake_is_one_line_that_names_the_key(override: str, line: str) -> N
     [said] = mistakes(override)
     assert line in said
     assert said.startswith(line) or line.startswith(",")
+
+
+def test_what_cannot_go_together_with_turns_is_told_all_at_once() -> None:
+    wrong = ["learner.offload_parameters=true", "rollout.actors=2", "weights.channel=nccl", "learner.reference=sharded"]
+    found = mistakes("rollout.share_gpus=turns", "learner.zero_stage=3", "loss.kl_coef=0.01", *wrong)
+    assert [line.partition(":")[0] for line in found] == sorted(each.partition("=")[0] for each in wrong)
+    assert found[2] == (
+        "rollout.actors: must be 1 with rollout.share_gpus=turns, got 2; for an engine on several GPUs set "
+        "rollout.tensor_parallel"
+    )
 
 
 def numbers(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
