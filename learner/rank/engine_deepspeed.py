@@ -305,6 +305,44 @@ class DeepSpeedEngine:
             raise CheckpointFailed(f"cannot read the checkpoint in {folder}: {_brief(error)}") from error
         self._engine.global_steps = steps
 
+    def leave_device(self) -> None:
+        """Move all states to host memory. Only `return_to_device` may be called next. Collective."""
+        from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
+
+        pinned = torch.cuda.is_available()
+        include = None
+        if self._stage == 3:
+            # DeepSpeed itself moves masters and moments of its FusedAdam only, which needs a compiler for CUDA.
+            include = set(OffloadStateTypeEnum) - {OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.optim_states}
+        for tensor in self._moved_here():
+            host = tensor.data.to("cpu")
+            tensor.data = host.pin_memory() if pinned else host
+        self._engine.offload_states(include=include, device=OffloadDeviceEnum.cpu, pin_memory=pinned)
+        if pinned:
+            torch.cuda.empty_cache()
+
+    def return_to_device(self) -> None:
+        """Undo `leave_device`. Collective."""
+        for tensor in self._moved_here():
+            tensor.data = tensor.data.to(self._device)
+        self._engine.reload_states()
+        zero = self._engine.optimizer
+        if self._stage < 3:
+            # The moments are new tensors now, which what reads them by parameter does not know.
+            zero._hp_optimizer_states_linked = False
+            if self.steps > 0:
+                zero._lazy_init_hp_params_optimizer_state()
+
+    def _moved_here(self) -> list[Tensor]:
+        """What DeepSpeed does not move: frozen parameters; in stage 3 this rank's parts of masters and moments."""
+        if self._stage < 3:
+            return [parameter for parameter in self._engine.module.parameters() if not parameter.requires_grad]
+        if self._config.learner.offload_optimizer:  # they are in host memory all the time
+            return []
+        zero = self._engine.optimizer
+        states = (zero.optimizer.state.get(master, {}) for master in zero.fp32_partitioned_groups_flat)
+        return [*zero.fp32_partitioned_groups_flat, *(s[moment] for s in states for moment in MOMENTS if moment in s)]
+
     def close(self) -> None:
         """Leave the process group."""
         if torch.distributed.is_initialized():

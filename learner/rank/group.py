@@ -164,6 +164,9 @@ class RankGroup:
         """Weights for the actors on the CPU: the whole model in its form on disk, or its adapters. Do not write."""
         return unpack(self._call("weights")[0])
 
+    def rest(self) -> None:
+        """Say that nothing is asked of the ranks until the actors have played; see `learner.card_turns`."""
+
     def save(self, folder: Path) -> None:
         """Write the engine's checkpoint into a folder that all ranks can reach. Raises CheckpointFailed."""
         self._call("save", folder.resolve())
@@ -204,7 +207,11 @@ class RankGroup:
 
 def start_ranks(config: Config) -> RankGroup:
     """Start the learner's ranks; see `RankGroup.start`."""
-    group = RankGroup(config)
+    return started(RankGroup(config))
+
+
+def started(group: RankGroup) -> RankGroup:
+    """The group, once its ranks have started; whatever interrupts that leaves none behind. Raises as its `start`."""
     try:
         group.start()
     except BaseException:

@@ -168,6 +168,18 @@ class Rank:
         except OSError as error:
             raise CheckpointFailed(f"cannot write the policy to {folder}: {write_failure(error)}") from error
 
+    def leave_device(self) -> None:
+        """Move all states to host memory: until `return_to_device` the device is another's."""
+        self._engine.leave_device()
+        if self._reference is not None:
+            self._reference.leave_device()
+
+    def return_to_device(self) -> None:
+        """Move them back."""
+        self._engine.return_to_device()
+        if self._reference is not None:
+            self._reference.return_to_device()
+
     def load(self, folder: Path) -> None:
         """Restore a checkpoint. Raises CheckpointFailed."""
         self._engine.load(folder)

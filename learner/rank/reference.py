@@ -38,6 +38,16 @@ class Reference:
         elif self._kind == "sharded":
             self._policy = sharded(frozen, config)
 
+    def leave_device(self) -> None:
+        """Move a resident policy to host memory. One that is sharded cannot be moved, and is refused before."""
+        if self._kind == "resident":
+            self._policy.to("cpu")
+
+    def return_to_device(self) -> None:
+        """Move it back."""
+        if self._kind == "resident":
+            self._policy.to(self._engine.device)
+
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """A context in which an off-loaded policy is on the engine's device."""

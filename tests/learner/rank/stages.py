@@ -2,7 +2,9 @@
 
 FOLDER holds `cases.json`, a list of configurations. Without `resume` the rank makes an update with each of them, writes
 a checkpoint (`N/middle`), makes two more and writes another (`N/end`). With `resume` it goes on from the first
-checkpoint and writes `N/resumed`. Rank 0 prints a line of JSON for each update: its number and the loss figures.
+checkpoint and writes `N/resumed`; from stage 2 on it moves its states to host memory and back before each update and
+before the checkpoint, as where it shares its device. Rank 0 prints a line of JSON for each update: its number and the
+loss figures.
 """
 
 from __future__ import annotations
@@ -41,12 +43,19 @@ def train(config: Config, number: int, folder: Path, *, resume: bool) -> None:
     groups = [[play(ticket) for ticket in tickets if ticket.group == group] for group in range(GROUPS)]
     if resume:
         rank.load(folder / "middle")
+    moves = resume and config.learner.zero_stage > 1
     for update in range(1 if resume else 0, UPDATES):
+        if moves:
+            rank.leave_device()
+            rank.return_to_device()
         figures = rank.update(prepare(groups, config, update).work[number])
         if number == 0:
             print(json.dumps({"update": update, **figures}), flush=True)
         if update == 0:
             rank.save(folder / "middle")
+    if moves:
+        rank.leave_device()
+        rank.return_to_device()
     rank.save(folder / ("resumed" if resume else "end"))
 
 

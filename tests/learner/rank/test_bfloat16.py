@@ -1,4 +1,7 @@
-"""Training in bfloat16 under each ZeRO stage goes on after a restart as if there had been none: difference 0.0."""
+"""Training in bfloat16 under each ZeRO stage goes on after a restart as if there had been none: difference 0.0.
+
+So it does, from stage 2 on, after the states were in host memory for another's turn on the device.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from tests.processes import ROOT
 from tests.tiers import long
 
 STAGES = (1, 2, 3)
+ADAPTERS = {"rank": 4, "alpha": 8.0}
 
 
 def on_ranks(folder: Path, ranks: int, *arguments: str) -> list[dict[str, float]]:
@@ -59,24 +63,26 @@ def test_training_goes_on_after_a_restart_with_difference_zero(tiny_config: Conf
     tree = tiny_config.model_dump(mode="json")
     tree["model"]["dtype"] = "bfloat16"
     trees = [{**tree, "learner": tree["learner"] | {"ranks": ranks, "zero_stage": stage}} for stage in STAGES]
+    trees.append({**trees[1], "model": tree["model"] | {"lora": ADAPTERS}})
     (tmp_path / "cases.json").write_text(json.dumps(trees))
-    for case in range(len(STAGES)):
+    for case in range(len(trees)):
         for part in ("middle", "end", "resumed"):
             (tmp_path / str(case) / part).mkdir(parents=True)
 
     straight = on_ranks(tmp_path, ranks)
     resumed = on_ranks(tmp_path, ranks, "resume")
 
-    assert [figures["update"] for figures in straight] == [0, 1, 2] * len(STAGES)
+    assert [figures["update"] for figures in straight] == [0, 1, 2] * len(trees)
     assert resumed == [figures for figures in straight if figures["update"] > 0]
     initial = read_weights(tiny_config.model.path)
-    ends = [tensors(tmp_path / str(case) / "end") for case in range(len(STAGES))]
+    ends = [tensors(tmp_path / str(case) / "end") for case in range(len(trees))]
     for case, end in enumerate(ends):
         assert difference(tensors(tmp_path / str(case) / "resumed"), end) == 0.0
         assert difference(tensors(tmp_path / str(case) / "middle"), end) > 1e-4
+    for end in ends[: len(STAGES)]:
         masters = {name.removeprefix("master/"): t for name, t in end.items() if name.startswith("master/")}
         assert all(tensor.dtype == torch.float32 for tensor in masters.values())
         assert any(not torch.equal(t, t.bfloat16().float()) for t in masters.values())  # more than bfloat16 holds
         assert difference({n: initial[n].float() for n in masters}, masters) > 1e-3
     # Stage 1 sums gradients after the passes and stages 2 and 3 during them: the same but for rounding.
-    assert all(difference(ends[0], end) < 2e-3 for end in ends[1:])
+    assert all(difference(ends[0], end) < 2e-3 for end in ends[1 : len(STAGES)])
