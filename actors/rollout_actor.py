@@ -4,6 +4,7 @@ Invariants
 - A leased ticket is either stored, failed, released or abandoned (its lease was lost). An actor that ends, for whatever
   reason, releases the tickets it still holds.
 - A finished episode makes room for the next ticket at once.
+- Where learner and actors take turns on a card, nothing is leased or begun while the engine sleeps.
 - An error of an episode fails its ticket; an error of the engine, the weights or Redis ends the actor. If no server of
   an environment is usable, its tickets go back without a failed attempt, after a pause.
 """
@@ -18,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
+from actors.card_turns import EpisodeLimits, Turns
 from actors.engine.interface import InferenceEngine, Sampler
 from actors.episode import EpisodeFailed
 from actors.players import Player, TicketReturned
@@ -74,11 +76,12 @@ class Rollout:
         self._buffer = buffer
         self._weights = WeightFollower(channel, engine, config.weights)
         self._player = player(LockedSampler(engine, self._weights.responses))
+        self._limits = EpisodeLimits()
         self._episodes: dict[str, asyncio.Task[None]] = {}
         self._awaiting_weights: set[str] = set()
         self._settling: set[str] = set()
-        self._ready = asyncio.Event()
         self._room = asyncio.Event()
+        self._turns = self._own_turns()
         self._ended = asyncio.Event()
         self._error: AnchorageError | None = None
         self._stopping = False
@@ -118,8 +121,9 @@ class Rollout:
     def status(self) -> dict[str, object]:
         """State for heartbeats, as plain JSON data."""
         stats = self._engine.stats()
+        doing = self._state if self._turns is None or self._draining else self._turns.phase
         return {
-            "state": "stopping" if self._stopping else self._state,
+            "state": "stopping" if self._stopping else doing,
             "version": self._engine.version,
             "episodes": len(self._episodes),
             "tokens_per_s": round(self._tokens_per_s, 1),
@@ -148,6 +152,8 @@ class Rollout:
                 await self._engine.stop()
         except TimeoutError:
             logger.warning("engine not stopped within %g s; it ends with this process", CLOSING_S)
+        else:
+            await self._leave_card()
         for client in self._environments.values():
             await client.close()
 
@@ -161,21 +167,40 @@ class Rollout:
                 await asyncio.to_thread(self._buffer.release, self.name, list(held))
                 await asyncio.wait(held.values(), timeout=CLOSING_S)
 
+    def _own_turns(self) -> Turns | None:
+        """This actor's turns on a card that it shares with the learner; None if its engine has one all the time."""
+        rollout = self._config.rollout
+        if rollout.share_gpus != "turns":
+            return None
+        parts = self._engine, self._weights, self._limits
+        return Turns(self.name, self._buffer.card, *parts, rollout.lease_s, on_wake=self._room.set)
+
+    async def _leave_card(self) -> None:
+        if self._turns is not None:
+            try:
+                await self._turns.leave()
+            except AnchorageError as error:
+                logger.warning("card not given back, its lease will expire: %s", error)
+
     async def _follow_weights(self) -> None:
         """Start player and engine, load the first version, then follow newer ones."""
         await self._player.start()
+        if self._turns is not None:
+            await self._turns.run()
+            return
         await self._engine.start()
         self._state = "waiting for weights"
         await self._weights.first()
         self._state = "playing"
-        self._ready.set()
         await self._weights.follow()
 
     async def _lease(self) -> None:
         """Keep as many episodes in flight as configured."""
-        await self._ready.wait()
         leased_at = time.monotonic()
         while True:
+            if not self._weights.awake.is_set():
+                await self._weights.awake.wait()
+                leased_at = time.monotonic()
             self._room.clear()
             room = self._config.rollout.episodes_in_flight - len(self._episodes)
             closing = self._stopping or self._draining or self._ended.is_set()
@@ -279,7 +304,7 @@ class Rollout:
         limit = self._player.limit_s
         try:
             try:
-                async with self._weights.episodes.shared(), asyncio.timeout(limit):
+                async with self._weights.episodes.shared(), self._limits.limit(limit):
                     trajectory = await self._player.play(ticket)
             finally:
                 self._settling.add(ticket.id)

@@ -85,14 +85,17 @@ class RolloutProcess:
         """Build the parts and play until drained. Raises as `Rollout.run`."""
         check_model_folder(self._config.model.path)
         engine = self._spec.engine(self._config)
-        # Started first, because it takes longest and has a process of its own. `Rollout.run` raises its error.
-        starting = asyncio.create_task(engine.start())
-        starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        starting: asyncio.Task[None] | None = None
+        if self._config.rollout.share_gpus != "turns":  # otherwise it starts when the actor has the card
+            # Started first, because it takes longest and has a process of its own. `Rollout.run` raises its error.
+            starting = asyncio.create_task(engine.start())
+            starting.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             tokenizer = await asyncio.to_thread(load_tokenizer, self._config.model.path)
             await self._play(engine, tokenizer)
         finally:
-            starting.cancel()
+            if starting is not None:
+                starting.cancel()
             await engine.stop()
 
     async def _play(self, engine: InferenceEngine, tokenizer: Any) -> None:

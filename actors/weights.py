@@ -6,6 +6,8 @@ Invariants
 - A version that is unavailable is an error, unless a newer one has replaced it, which is then loaded.
 - `in_flight` interrupts nothing; `at_step` waits until no response is being sampled, `at_episode` until no episode is
   being played, and both hold new ones back meanwhile.
+- An engine that sleeps (`actors/card_turns.py`) loads nothing but the version that wakes it. What `at_step` and
+  `at_episode` wait for is then waited for before it falls asleep.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TypeVar
 
 from actors.engine.interface import EngineFailed, InferenceEngine, Sample
@@ -109,6 +111,7 @@ class WeightFollower:
     Attributes:
         responses: held shared by each response.
         episodes: held shared by each episode.
+        awake: set while the engine has a version and memory to sample with it.
     """
 
     def __init__(
@@ -124,8 +127,10 @@ class WeightFollower:
         self._loaded: WeightVersion | None = None
         self._loaded_at = time.monotonic()
         self._loading = asyncio.Lock()
+        self._asleep = AsyncExitStack()
         self.responses = SharedLock()
         self.episodes = SharedLock()
+        self.awake = asyncio.Event()
 
     async def first(self) -> None:
         """Wait for an announced version and load the newest.
@@ -137,6 +142,7 @@ class WeightFollower:
             await self._load_newest()
             if self._loaded is None:
                 await asyncio.sleep(POLL_S)
+        self.awake.set()
 
     async def follow(self) -> None:
         """Load each newer version soon after it is announced. Ends only by an error, as `first`."""
@@ -148,22 +154,59 @@ class WeightFollower:
         """Load the newest version now, unless it is loaded. Raises as `first`.
 
         A ticket is issued after the version it relies on was announced. So an actor that catches up between leasing a
-        ticket and playing it plays with that version or a newer one.
+        ticket and playing it plays with that version or a newer one. Waits while the engine sleeps.
         """
-        async with self._loading:
-            await self._load_newest()
+        while True:
+            await self.awake.wait()
+            async with self._loading:
+                if self.awake.is_set():
+                    await self._load_newest()
+                    return
 
-    async def _load_newest(self) -> None:
+    async def announced(self) -> bool:
+        """Whether there is a version to load. Raises EngineFailed if the channel is unavailable."""
+
+        async def newest() -> WeightVersion | None:
+            return await asyncio.to_thread(self._channel.latest)
+
+        return await self._retry(newest) is not None
+
+    async def sleep(self) -> None:
+        """Let the engine give its memory back, at a moment that `weights.update` allows. Raises EngineFailed."""
+        self.awake.clear()
+        await self._asleep.enter_async_context(self._update_moment())
+        async with self._loading:
+            await self.put_to_sleep()
+
+    async def put_to_sleep(self) -> None:
+        """As `sleep`, for an engine that samples nothing yet."""
+        await self._bounded(self._engine.sleep(), "to give its memory back")
+
+    async def wake(self) -> bool:
+        """Load the newest version, even if it was loaded before, which wakes the engine. False: none is announced."""
+        async with self._loading:
+            self._loaded = None
+            await self._load_newest(nullcontext())
+            if self._loaded is None:
+                return False
+        await self._asleep.aclose()
+        self.awake.set()
+        return True
+
+    async def _load_newest(self, moment: AbstractAsyncContextManager[None] | None = None) -> None:
+        """Load the newest version, unless it is loaded; `moment`: in which to, else when `weights.update` allows."""
         if isinstance(self._channel, CollectiveChannel):
             loaded = await self._join_newest(self._channel)
         else:
             assert isinstance(self._channel, StoringChannel)
-            loaded = await self._fetch_newest(self._channel)
+            loaded = await self._fetch_newest(self._channel, moment)
         if loaded is not None:
             self._loaded, self._loaded_at = loaded, time.monotonic()
             logger.info("loaded policy version %d (%.1f MB)", loaded.version, loaded.nbytes / 1e6)
 
-    async def _fetch_newest(self, channel: StoringChannel) -> WeightVersion | None:
+    async def _fetch_newest(
+        self, channel: StoringChannel, moment: AbstractAsyncContextManager[None] | None
+    ) -> WeightVersion | None:
         """Fetch and load the newest version. Returns it; None if it was loaded already or none is announced."""
 
         async def bring() -> Delivery | None:
@@ -173,8 +216,8 @@ class WeightFollower:
         delivery = await self._retry(bring)
         if delivery is None:
             return None
-        async with self._update_moment():
-            await self._bounded(self._engine.load_delivery(delivery), delivery.version)
+        async with moment or self._update_moment():
+            await self._bounded(self._engine.load_delivery(delivery), f"to load version {delivery.version.version}")
         return delivery.version
 
     async def _join_newest(self, channel: CollectiveChannel) -> WeightVersion | None:
@@ -187,7 +230,7 @@ class WeightFollower:
             wanted = await self._newer()
             if wanted is not None:
                 incoming = await asyncio.to_thread(channel.receive, wanted)
-                await self._bounded(self._engine.receive_weights(incoming), wanted)
+                await self._bounded(self._engine.receive_weights(incoming), f"to load version {wanted.version}")
             return wanted
 
         if await self._retry(self._newer) is None:
@@ -208,15 +251,14 @@ class WeightFollower:
             return self.episodes.exclusive()
         return nullcontext()
 
-    async def _bounded(self, loading: Awaitable[None], wanted: WeightVersion) -> None:
-        """Wait for a version to be loaded. Raises EngineFailed after `weights.timeout_s`."""
+    async def _bounded(self, call: Awaitable[None], what: str) -> None:
+        """Wait for a call of the engine. Raises EngineFailed after `weights.timeout_s`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await loading
+                await call
         except TimeoutError:
             raise EngineFailed(
-                f"the engine took longer than {self._timeout_s:g} s to load version {wanted.version} "
-                "(weights.timeout_s)"
+                f"the engine took longer than {self._timeout_s:g} s {what} (weights.timeout_s)"
             ) from None
 
     async def _retry(self, call: Callable[[], Awaitable[_T]]) -> _T:

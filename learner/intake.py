@@ -54,6 +54,7 @@ class Intake:
         prefetch: reads complete groups.
         announced: whether the actors can get the learner's version; new groups are issued only then.
         reread_s: how often to read all groups, in seconds.
+        waiting: called before each wait for the actors.
 
     Attributes:
         issued: whether the groups of the present version have been issued.
@@ -67,6 +68,7 @@ class Intake:
         prefetch: Prefetcher,
         announced: Callable[[], bool] = lambda: True,
         reread_s: float = REREAD_S,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._buffer = buffer
@@ -78,6 +80,7 @@ class Intake:
         self._complete: set[int] = set()
         self._upto = FROM_THE_START
         self._may_miss = True
+        self._waiting = waiting
         self.issued = False
 
     def collect(self, version: int, interrupted: Callable[[], bool]) -> Collected | None:
@@ -101,6 +104,7 @@ class Intake:
             collected.check_waste(self._config, self._dispatcher.capacity)
             if not self.issued:
                 continue  # the version is announced in a moment
+            self._waiting()
             if self._buffer.wait(TRAIN_STREAM, POLL_S):
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > self._config.group_timeout_s:

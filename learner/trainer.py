@@ -56,6 +56,7 @@ class Ranks(Protocol):
     def finite(self, work: Sequence[Sequence[OptimizerStep]]) -> bool: ...
     def publish(self, version: int, channel: WeightChannel) -> None: ...
     def published(self) -> bool: ...
+    def rest(self) -> None: ...
     def weights(self) -> dict[str, Tensor]: ...
     def save(self, folder: Path) -> None: ...
     def export(self, folder: Path) -> None: ...
@@ -152,6 +153,7 @@ class Trainer:
                     if self._over():
                         self._publication.wait()
                         self._save_last()
+                        self._ranks.rest()
                         return
                     self._update()
                 except RankFailed as failure:
@@ -162,6 +164,7 @@ class Trainer:
     def _call_on_start(self) -> None:
         """Call `on_start`, once, also if the ranks had to be restarted first."""
         if self._on_start is not None and not self._stopping():
+            self._ranks.rest()
             self._on_start(self._version)
         self._on_start = None
 
@@ -187,7 +190,8 @@ class Trainer:
         """Do one update; none if stopped or interrupted by a command while waiting."""
         started = time.monotonic()
         announced = self._publication.announced
-        intake = Intake(self._config.learner, self._buffer, self._dispatcher, self._prefetch, announced)
+        rest = self._ranks.rest
+        intake = Intake(self._config.learner, self._buffer, self._dispatcher, self._prefetch, announced, waiting=rest)
         collected = intake.collect(self._version, self._interrupted)
         if collected is None:
             return
@@ -343,6 +347,7 @@ class Trainer:
 
     def _stopping_panel(self) -> bool:
         self._publication.keep()
+        self._ranks.rest()
         return self._stopping()
 
     def _record_panel(self, version: int, figures: Mapping[str, float]) -> None:

@@ -178,6 +178,11 @@ def adapters(start: Start) -> Iterator[str]:
 def machine(start: Start) -> Iterator[str]:
     """Check this machine's memory and devices for a Ray cluster of the run's own; other clusters are not checked."""
     config = start.config
+    if start.models and os.environ.get("RAY_ADDRESS") and config.rollout.share_gpus == "turns":
+        yield (
+            "rollout.share_gpus=turns: learner and actor take turns on the GPUs of one machine, not of the cluster at "
+            "RAY_ADDRESS: unset it, or give them GPUs of their own (rollout.share_gpus=false)"
+        )
     if not start.models or os.environ.get("RAY_ADDRESS"):
         return
     cores = os.cpu_count() or 1

@@ -61,7 +61,7 @@ def run_demo(config: Config, *, on_progress: OnProgress, should_stop: ShouldStop
     reports: list[UpdateReport] = []
     with Stack(config, announcer(on_progress)) as stack:
         stack.publish_initial()
-        starting = _RanksStarting(config)
+        starting = _RanksStarting(stack)
         try:
             before = _evaluate(stack, "before training", 0, on_progress, should_stop)
             ranks = starting.result()
@@ -103,10 +103,10 @@ def _set_aside(folder: Path, announce: Callable[[str], None]) -> None:
 class _RanksStarting:
     """The learner's ranks, started in the background while the starter policy is being evaluated."""
 
-    def __init__(self, config: Config) -> None:
-        from learner.rank.group import RankGroup
+    def __init__(self, stack: Stack) -> None:
+        from learner.card_turns import learner_ranks
 
-        self._group = RankGroup(config)
+        self._group = learner_ranks(stack.config, stack.buffer)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._start, name="start ranks", daemon=True)
         self._thread.start()

@@ -215,7 +215,7 @@ class Stack:
                 ray.init(**where, **quiet)
             except Exception as error:  # ray raises bare Exceptions when a part of it does not come up
                 raise RayUnavailable(f"Ray cannot be started or reached: {first_line(error)}") from None
-        if (problem := clash(ray.nodes(), share=self.config.rollout.share_gpus)) is not None:
+        if (problem := clash(ray.nodes(), share=bool(self.config.rollout.share_gpus))) is not None:
             raise RayUnavailable(problem)
 
     def _start_pool(self, redis_url: str, env_urls: Mapping[str, tuple[str, ...]], owner: Owner) -> None:
@@ -373,11 +373,16 @@ def _own_cluster(config: Config) -> dict[str, Any]:
         "address": "local",
         "num_cpus": os.cpu_count(),
         "num_gpus": None if _uses_gpus() else 0,
-        "resources": {"rollout": max(MOST_ACTORS, config.rollout.actors), "learner": config.learner.ranks},
+        "resources": {"rollout": _places(config), "learner": config.learner.ranks},
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
         "job_config": JobConfig(_py_driver_sys_path=_OursOnly()),
     }
+
+
+def _places(config: Config) -> int:
+    """Return the number of places for rollout actors: one where it takes turns with the learner."""
+    return 1 if config.rollout.share_gpus == "turns" else max(MOST_ACTORS, config.rollout.actors)
 
 
 def _uses_gpus() -> bool:

@@ -31,11 +31,11 @@ def run_training(config: Config, *, resume: Resume, on_progress: OnProgress, sho
         return True
     plays_panels = config.evaluation.every is not None
     preflight(Start(config, models=(config.model.path,), trains=True, plays_panels=plays_panels))
-    from learner.rank.group import start_ranks
+    from learner.card_turns import start_learner
 
     with Stack(config, announce, resume=resumes) as stack:
         announce("starting the learner")
-        ranks = start_ranks(config)
+        ranks = start_learner(config, stack.buffer)
         announce(ranks.parity.line())
         try:
             train_on(stack, ranks, resume=resumes, on_progress=on_progress, should_stop=should_stop)

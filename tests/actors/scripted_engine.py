@@ -24,6 +24,7 @@ class ScriptedEngine(InferenceEngine):
 
     Attributes:
         seeds: of all requests, in order. loads: version and number of requests in flight, of every load.
+        sleeps: number of requests in flight, of every time it fell asleep; they wait for the load that wakes it.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class ScriptedEngine(InferenceEngine):
     hangs: bool = False
     seeds: list[int] = field(default_factory=list)
     loads: list[tuple[int, int]] = field(default_factory=list)
+    sleeps: list[int] = field(default_factory=list)
     stopped: bool = False
 
     def __post_init__(self) -> None:
@@ -39,6 +41,8 @@ class ScriptedEngine(InferenceEngine):
         self.answering.set()
         self.loading = asyncio.Event()
         self.loading.set()
+        self.awake = asyncio.Event()
+        self.awake.set()
         self._version = -1
         self._running = 0
         self._tokens = 0
@@ -59,6 +63,7 @@ class ScriptedEngine(InferenceEngine):
         try:
             await asyncio.sleep(self.delay_s)
             await self.answering.wait()
+            await self.awake.wait()
         finally:
             self._running -= 1
         if self.broken:
@@ -76,6 +81,11 @@ class ScriptedEngine(InferenceEngine):
         await self.loading.wait()
         self.loads.append((version, self._running))
         self._version = version
+        self.awake.set()
+
+    async def sleep(self) -> None:
+        self.sleeps.append(self._running)
+        self.awake.clear()
 
     async def stop(self) -> None:
         self.stopped = True

@@ -183,6 +183,7 @@ async def test_a_plugin_that_ends_an_actor_fails_the_run_at_once(
         (4.0, {"tensor_parallel": 2}, 2),
         (1.0, {}, 1),
         (1.0, {"share_gpus": True}, 0),
+        (1.0, {"share_gpus": "turns"}, 0),
     ],
 )
 def test_an_engine_holds_as_many_gpus_as_it_has_workers(

@@ -43,5 +43,8 @@ class Publishing:
     def published(self):
         return True
 
+    def rest(self):
+        pass
+
     def export(self, folder):
         folder.mkdir()

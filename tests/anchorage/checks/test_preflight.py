@@ -256,6 +256,17 @@ def test_more_ranks_than_cores_are_refused_in_a_cluster_of_the_runs_own(
     preflight(Start(made(tmp_path, learner={"ranks": 1000}), models=(STARTER,), trains=True))
 
 
+def test_turns_on_the_gpus_of_a_cluster_are_refused_before_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    config = made(tmp_path, rollout={"share_gpus": "turns"}, learner={"zero_stage": 2})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    preflight(Start(config, models=(STARTER,), trains=True))
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    (line,) = problems(config, models=(STARTER,))
+    assert line.startswith("rollout.share_gpus=turns: learner and actor take turns on the GPUs of one machine")
+
+
 def test_a_lora_target_that_matches_nothing_is_told_before_the_start(tmp_path: Path) -> None:
     model = {"path": STARTER, "lora": {"targets": ["q_proj", "query"]}}
     (line,) = problems(made(tmp_path, model=model))
