@@ -79,7 +79,7 @@ def _problem(plan: Plan) -> str | None:
     rank = plan.rank_total - (0 if plan.shape.kind in COUNTED else plan.rank["activations"])
     if rank > plan.card:
         return f"a learner rank needs {gib(rank)} GiB, and a GPU has {gib(plan.card)}"
-    if config.rollout.share_gpus and rank + config.rollout.actors * plan.engine.share > plan.card:
+    if config.rollout.share_gpus is True and rank + config.rollout.actors * plan.engine.share > plan.card:
         share = config.rollout.gpu_memory_utilization
         return (
             f"a learner rank needs {gib(rank)} GiB of a GPU with {gib(plan.card)}, of which "

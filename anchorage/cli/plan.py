@@ -89,7 +89,8 @@ def show(plan: Plan, console: Console, note: str = "") -> None:
         _say(console, f"note: {note}")
     if plan.cards.count:
         ranks, actors = config.learner.ranks, config.rollout.actors
-        together = "sharing cards" if config.rollout.share_gpus else f"{used} used"
+        shared = "taking turns on cards" if plan.turns else "sharing cards"
+        together = shared if config.rollout.share_gpus else f"{used} used"
         _say(console, f"GPUs: {plan.cards}, {together}: {ranks} learner rank(s), {actors} actor(s)")
     console.print(_table(plan))
     engine = plan.engine
@@ -108,10 +109,11 @@ def show(plan: Plan, console: Console, note: str = "") -> None:
     _say(console, f"disk: {gib(host.disk)} GiB in {config.run.dir}")
     if plan.timing is not None:
         timing = plan.timing
+        moving = f", moving states {timing.moving:,.0f}" if plan.turns else ""
         _say(
             console,
             f"an update: {timing.update:,.0f} s (rollout {timing.rollout:,.0f}, learner {timing.learner:,.0f}, "
-            f"weights {timing.weights:,.0f}); the longest episode: {timing.longest:,.0f} s",
+            f"weights {timing.weights:,.0f}{moving}); the longest episode: {timing.longest:,.0f} s",
         )
     figures = ", ".join(f"{name}={value:g}" for name, value in plan.assumed.record().items())
     _say(console, f"assumed (--assume): {figures}")

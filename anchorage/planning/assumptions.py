@@ -35,6 +35,7 @@ class Assumptions:
         decode_share: share of `memory_gb_s` that vLLM reaches while it samples.
         step_ms: of one step of vLLM besides reading memory.
         weights_gb_s: of a weight update, from the learner to an actor.
+        host_gb_s: of copies between a card and host memory.
         environment_s: of one action in the environment.
         steps: mean length of an episode, as a share of `env.max_steps`.
         prompt: mean length of a prompt, as a share of `model.max_prompt_tokens`.
@@ -58,6 +59,7 @@ class Assumptions:
     decode_share: float = 0.5
     step_ms: float = 8.0
     weights_gb_s: float = 1.0
+    host_gb_s: float = 10.0
     environment_s: float = 0.05
     steps: float = 0.5
     prompt: float = 0.4

@@ -88,6 +88,7 @@ def _placements(plan: Plan) -> Iterator[dict[str, Any]]:
 
         as configured       4 ranks, 2 actors of 1 card
         all cards           6 ranks, 2 actors of 1 card
+        one card            shared at the same time; then in turns
         wider engines       6 ranks, 1 actor of 2 cards; then 4 ranks, 1 actor of 4 cards
     """
     config, cards = plan.config, plan.cards.count
@@ -97,6 +98,9 @@ def _placements(plan: Plan) -> Iterator[dict[str, Any]]:
     elif cards == 1:
         shared = {"rollout.share_gpus": True, "rollout.actors": 1, "rollout.tensor_parallel": 1, "learner.ranks": 1}
         yield _differing(config, shared)
+        if config.weights.channel != "nccl" and not config.learner.offload_parameters:
+            turns: dict[str, Any] = {**shared, "rollout.share_gpus": "turns", "learner.max_staleness": 0}
+            yield _differing(config, turns | ({"learner.zero_stage": 2} if config.learner.zero_stage < 2 else {}))
     else:
         # Half of the cards at most, a power of two.
         ranks = min(ranks, 2 ** int(math.log2(cards // 2)))
@@ -149,7 +153,7 @@ def _share_that_fits(plan: Plan) -> float | None:
     for share in SHARES:
         tried = planned(plan, {"rollout.gpu_memory_utilization": share})
         room = tried.card - tried.rank_total
-        if plan.config.rollout.share_gpus and tried.config.rollout.actors * tried.engine.share > room:
+        if plan.config.rollout.share_gpus is True and tried.config.rollout.actors * tried.engine.share > room:
             continue
         return share if tried.fits else None
     return None

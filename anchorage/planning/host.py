@@ -24,7 +24,8 @@ class Host:
 
     Attributes:
         processes: of the run, actors, engines, ranks and environment servers, without data.
-        learner: off-loaded states, or everything of the ranks on CPUs.
+        learner: off-loaded states, or everything of the ranks on CPUs; also the states of ranks that take turns with an
+            engine on a GPU, while it has the GPU.
         engines: weights and caches on CPUs; 0 on GPUs.
         weights: versions on their way to the actors; with adapters also the base weights that each actor adds them to.
         loading: the model, once for each rank while it is loaded.
@@ -55,7 +56,8 @@ def host_of(
     servers = sum(not env.addresses for env in config.environments)
     processes = (1 + config.rollout.actors) * assumed.process_gib + (ranks + engines) * library
     processes += servers * assumed.environment_gib
-    rank, engine = (states.host, 0) if on_cpu is None else on_cpu
+    away = states.movable if config.rollout.share_gpus == "turns" else 0
+    rank, engine = (states.host + away, 0) if on_cpu is None else on_cpu
     trained = trained_parameters(shape, config)
     whole, adapted = number_bytes(config) * shape.parameters, config.model.lora is not None
     sent = number_bytes(config) * trained if adapted else whole

@@ -102,8 +102,23 @@ class Plan:
         return max(ranks, self.config.rollout.tensor_parallel) if self.config.rollout.share_gpus else ranks + engines
 
     @property
+    def turns(self) -> bool:
+        """Whether ranks and engine have the cards one after the other."""
+        return self.config.rollout.share_gpus == "turns"
+
+    @property
+    def resting(self) -> int:
+        """Bytes on a card of a process that waits for its turn."""
+        return int(self.assumed.context_gib * GIB)
+
+    @property
     def on_first_card(self) -> int:
-        """Bytes on the fullest card where ranks and actors share cards: a rank, and every actor's engine."""
+        """Bytes on the fullest card where ranks and actors share cards: a rank, and every actor's engine.
+
+        If they take turns, those of the larger of the two, and of the other while it waits.
+        """
+        if self.turns:
+            return max(self.rank_total, self.engine.share) + self.resting
         return self.rank_total + self.config.rollout.actors * self.engine.share
 
     @property
@@ -128,9 +143,15 @@ class Plan:
                 f"{config.rollout.tensor_parallel} GPU(s) each need {self.cards_needed} GPUs, there are "
                 f"{self.cards.count}"
             )
-        shared = config.rollout.share_gpus
+        shared = bool(config.rollout.share_gpus)
         if self.rank_total > self.card:
             yield f"a learner rank needs {gib(self.rank_total)} of a card's {gib(self.card)} GiB"
+        elif self.turns and self.on_first_card > self.card:
+            whose = "a learner rank" if self.rank_total > engine.share else "an engine"
+            yield (
+                f"{whose} ({gib(self.on_first_card - self.resting)} GiB) and the other's process while it waits "
+                f"({gib(self.resting)}) do not fit a card of {gib(self.card)} GiB"
+            )
         elif shared and self.on_first_card > self.card:
             yield (
                 f"a learner rank ({gib(self.rank_total)}) and {config.rollout.actors} engine(s) of "
@@ -165,6 +186,16 @@ class Plan:
 
     def _quality(self) -> Iterator[str]:
         engine, rollout = self.engine, self.config.rollout
+        if self.config.learner.zero_stage == 1 and number_bytes(self.config) == 2:
+            second = self.config.learner.model_copy(update={"zero_stage": 2})
+            less = states_of(self.shape, self.config.model_copy(update={"learner": second}))
+            more = states_of(self.shape, self.config).gradients - less.gradients
+            yield f"learner.zero_stage=1 takes {gib(more)} GiB more than 2 in bfloat16, which keeps gradients once"
+        if self.turns and self.config.learner.max_staleness > 0:
+            yield (
+                f"learner.max_staleness={self.config.learner.max_staleness}: with rollout.share_gpus=turns nothing is "
+                "sampled during an update, and episodes in flight wait for its end; 0 costs nothing"
+            )
         if self.cards.count and engine.context <= engine.tokens < engine.context * rollout.episodes_in_flight:
             yield (
                 f"the KV cache holds {engine.episodes} episodes of {engine.context:,} tokens, and "

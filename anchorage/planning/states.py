@@ -62,6 +62,11 @@ class States:
     host: int
     loading: int
 
+    @property
+    def movable(self) -> int:
+        """What a rank moves to host memory where it takes turns on its device."""
+        return self.parameters + self.gradients + self.optimizer + self.reference
+
 
 def number_bytes(config: Config) -> int:
     """Bytes of a number in `model.dtype`."""

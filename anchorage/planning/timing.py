@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from anchorage.planning.assumptions import Assumptions
 from anchorage.planning.shapes import Shape
-from anchorage.planning.states import number_bytes, trained_parameters
+from anchorage.planning.states import number_bytes, states_of, trained_parameters
 from services.config.tree import Config
 
 
@@ -25,7 +25,8 @@ class Timing:
         learner: of one update on the ranks.
         weights: until the new version samples.
         longest: of an episode with the most steps, each with the longest response.
-        update: of one update: the longer of rollout and learner if they overlap, else both; with the weights.
+        update: of one update: the longer of rollout and learner if they overlap, else both; with weights and moving.
+        moving: of a rank's states to host memory and back, where ranks and engine take turns on the cards.
     """
 
     rollout: float
@@ -33,6 +34,7 @@ class Timing:
     weights: float
     longest: float
     update: float
+    moving: float
 
 
 def timing_of(shape: Shape, config: Config, assumed: Assumptions) -> Timing:
@@ -51,8 +53,11 @@ def timing_of(shape: Shape, config: Config, assumed: Assumptions) -> Timing:
     update = trained * _operations(shape, config) / _flops(assumed, assumed.learner_share, learner.ranks)
     sent = shape.parameters if model.lora is None else trained_parameters(shape, config)
     weights = number_bytes(config) * sent / (assumed.weights_gb_s * 1e9)
-    both = max(decode + prefill, update) if learner.max_staleness > 0 else decode + prefill + update
-    return Timing(decode + prefill, update, weights, _longest(shape, config, assumed), both + weights)
+    turns = rollout.share_gpus == "turns"
+    moving = 2 * states_of(shape, config).movable / (assumed.host_gb_s * 1e9) if turns else 0.0
+    overlap = learner.max_staleness > 0 and not turns
+    both = (max(decode + prefill, update) if overlap else decode + prefill + update) + weights + moving
+    return Timing(decode + prefill, update, weights, _longest(shape, config, assumed), both, moving)
 
 
 def _longest(shape: Shape, config: Config, assumed: Assumptions) -> float:

@@ -66,6 +66,51 @@ def test_on_a_shared_card_rank_and_engines_are_added() -> None:
     assert not plan_of("alfworld", "1x80", *shared, "rollout.gpu_memory_utilization=0.85").fits
 
 
+TURNS = ("rollout.share_gpus=turns", "learner.max_staleness=0", "learner.activation_checkpointing=true")
+
+
+def test_on_a_card_with_turns_the_larger_counts_and_states_need_host_memory() -> None:
+    turns, apart = plan_of("alfworld", "1x48", *TURNS), plan_of("alfworld", "2x48", *TURNS[1:])
+    assert turns.fits
+    assert turns.cards_needed == 1
+    assert (turns.rank, turns.engine) == (apart.rank, apart.engine)
+    assert turns.on_first_card == max(turns.rank_total, turns.engine.share) + GIB
+    states = sum(turns.rank[name] for name in ("parameters", "gradients", "optimizer", "reference"))
+    assert turns.host.learner == states
+    assert turns.timing is not None
+    assert apart.timing is not None
+    assert turns.timing.update == pytest.approx(apart.timing.update + 2 * states / 10e9)
+    assert not turns.warnings
+
+
+@pytest.mark.parametrize(("share", "whose"), [("0.99", "an engine"), ("0.3", "a learner rank")])
+def test_who_does_not_fit_a_card_with_turns_is_named(share: str, whose: str) -> None:
+    plan = plan_of("alfworld", "1x35.2", *TURNS, f"rollout.gpu_memory_utilization={share}", usable=1.0)
+    (problem,) = plan.problems
+    assert problem.startswith(f"{whose} (")
+    assert "while it waits (1.0) do not fit a card of 35.2 GiB" in problem
+
+
+def test_stage_1_in_bfloat16_is_warned_of() -> None:
+    (line,) = plan_of("alfworld", "2x80", "learner.zero_stage=1").warnings
+    assert line.startswith("learner.zero_stage=1 takes 2.9 GiB more than 2 in bfloat16")
+    assert not plan_of("alfworld", "2x80", "learner.zero_stage=1", "model.dtype=float32").warnings
+
+
+def test_with_turns_stale_groups_save_nothing() -> None:
+    (line,) = plan_of("alfworld", "1x48", *TURNS, "learner.max_staleness=1").warnings
+    assert "nothing is sampled during an update" in line
+
+
+def test_a_model_that_no_card_holds_twice_gets_turns() -> None:
+    plan = plan_of("alfworld-7b", "1x24")
+    changes: Any = fixes(plan)
+    assert changes["rollout.share_gpus"] == "turns"
+    assert planned(plan, changes).fits
+    again = plan_of("alfworld-7b", "1x24", *as_overrides(changes))
+    assert again.record() == planned(plan, changes).record()
+
+
 def test_a_share_without_room_for_one_episode_is_a_problem() -> None:
     small = plan_of("alfworld-7b", "8x24", "rollout.gpu_memory_utilization=0.5")
     assert any("for one episode of 2,560 tokens" in line for line in small.problems)

@@ -18,6 +18,7 @@ CARDS = {
     "alfworld-7b": "8x80",
     "alfworld-qwen3": "4x80",
     "alfworld-one-gpu": "1x80",
+    "alfworld-qwen3-one-gpu": "1x80",
     "alfworld-24gb": "1x24",
     "webshop": "2x80",
     "webshop-hgpo": "2x80",
