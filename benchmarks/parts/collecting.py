@@ -43,7 +43,7 @@ class Collecting(threading.Thread):
         dispatcher: of the run.
         updates: number of updates.
         tickets: all whose trajectories were taken; each once, or `error` says so.
-        published: when each was announced, by locator, on the machine's monotonic clock.
+        published: when each version was sent, by locator, on the machine's monotonic clock.
         error: why it has ended before `stop`.
     """
 
@@ -71,8 +71,8 @@ class Collecting(threading.Thread):
         with self._publishing:
             file = MemoryFile(WEIGHTS_BYTES)
             file.payload[:8] = np.frombuffer(len(self.published).to_bytes(8, "little"), dtype=np.uint8)
-            announced = self._channel.send(self.updates, file)
-            self.published[announced.locator] = time.monotonic()
+            began = time.monotonic()  # an actor may have loaded it before `send` returns
+            self.published[self._channel.send(self.updates, file).locator] = began
             file.close()
 
     def run(self) -> None:
