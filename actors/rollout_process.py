@@ -115,6 +115,7 @@ class RolloutProcess:
             config.run.name,
             config.run.folder,
             redis_url=spec.redis_url,
+            buffer=config.buffer,
             reader=self._name,
             width=config.rollout.tensor_parallel,
         )

@@ -126,6 +126,7 @@ class WeightFollower:
         self._timeout_s = config.timeout_s
         self._loaded: WeightVersion | None = None
         self._loaded_at = time.monotonic()
+        self._as_started = True
         self._loading = asyncio.Lock()
         self._asleep = AsyncExitStack()
         self.responses = SharedLock()
@@ -180,6 +181,7 @@ class WeightFollower:
 
     async def put_to_sleep(self) -> None:
         """As `sleep`, for an engine that samples nothing yet."""
+        self._as_started = False
         await self._bounded(self._engine.sleep(), "to give its memory back")
 
     async def wake(self) -> bool:
@@ -195,14 +197,27 @@ class WeightFollower:
 
     async def _load_newest(self, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Load the newest version, unless it is loaded; `moment`: in which to, else when `weights.update` allows."""
+        newest = await self._retry(self._newer)
+        if newest is None:
+            return
+        if newest.initial:
+            await self._load_initial(newest, moment)
+            return
         if isinstance(self._channel, CollectiveChannel):
             loaded = await self._join_newest(self._channel)
         else:
             assert isinstance(self._channel, StoringChannel)
             loaded = await self._fetch_newest(self._channel, moment)
         if loaded is not None:
-            self._loaded, self._loaded_at = loaded, time.monotonic()
+            self._loaded, self._loaded_at, self._as_started = loaded, time.monotonic(), False
             logger.info("loaded policy version %d (%.1f MB)", loaded.version, loaded.nbytes / 1e6)
+
+    async def _load_initial(self, initial: WeightVersion, moment: AbstractAsyncContextManager[None] | None) -> None:
+        """Load the weights of the model's folder, unless the engine has them since its start."""
+        if not self._as_started:
+            async with moment or self._update_moment():
+                await self._bounded(self._engine.load_initial(), "to load the weights of model.path")
+        self._loaded, self._loaded_at = initial, time.monotonic()
 
     async def _fetch_newest(
         self, channel: StoringChannel, moment: AbstractAsyncContextManager[None] | None
@@ -233,8 +248,6 @@ class WeightFollower:
                 await self._bounded(self._engine.receive_weights(incoming), f"to load version {wanted.version}")
             return wanted
 
-        if await self._retry(self._newer) is None:
-            return None
         async with self._update_moment():
             return await self._retry(join)
 

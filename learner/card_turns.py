@@ -25,8 +25,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from learner.batching import Row
 from learner.prepare import OptimizerStep
 from learner.rank.group import RankGroup, started
@@ -167,10 +165,6 @@ class RanksInTurns(RankGroup):
     def publish(self, version: int, channel: WeightChannel) -> None:
         self._ready("publishing")
         super().publish(version, channel)
-
-    def weights(self) -> dict[str, Tensor]:
-        self._ready("publishing")
-        return super().weights()
 
     def save(self, folder: Path) -> None:
         self._ready("saving")

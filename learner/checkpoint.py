@@ -252,15 +252,14 @@ def best(folder: Path) -> tuple[Path, float] | None:
     return max(((found, _score(found)) for found in _kept_as_best(folder)), key=lambda each: each[1], default=None)
 
 
-def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, Tensor], model: Path) -> None:
+def keep_best(folder: Path, version: int, success: float, policy: Callable[[Path], None]) -> None:
     """Write the policy of `version` as the best so far. The one before stays until a checkpoint covers this one.
 
     Args:
         folder: of all checkpoints.
         version: policy version.
         success: its success rate.
-        weights: the policy under its Hugging Face names, or its adapters.
-        model: folder that completes the exported policy.
+        policy: writes it as a Hugging Face folder.
 
     Raises:
         CheckpointFailed: it cannot be written.
@@ -268,7 +267,7 @@ def keep_best(folder: Path, version: int, success: float, weights: Mapping[str, 
     final = folder / f"{_BEST}{version:06d}"
     try:
         with new_folder(final, durable=True) as partial:
-            export_policy(partial, whole_policy(weights, model), model)
+            policy(partial)
             (partial / _SCORE).write_text(json.dumps({"update": version, "success_rate": success}))
             manifest.write(partial, {"kind": "policy", "update": version})
             if final.exists():

@@ -2,26 +2,20 @@
 
 Invariants
 - A panel is recorded only after its policy has been kept, if it is the best: a recorded panel is not played again, so a
-  crash between the two costs a panel, never the best policy.
+  crash between the two, or of the ranks during the panel, costs a panel, never the best policy.
 - After a return to an older checkpoint, panels and best policies of later versions count as not played.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Protocol
-
-from torch import Tensor
 
 from learner import checkpoint
 from learner.record import SUCCESS, evaluated_versions
 from services.config.tree import Config
 from services.run_folder import CHECKPOINTS_NAME
-from services.weights import WeightChannel, WeightsError
-
-log = logging.getLogger(__name__)
 
 Evaluate = Callable[[int, Callable[[], bool]], Mapping[str, float]]
 """(policy version, should_stop) to the panel's figures by name; empty if the panel was cut short."""
@@ -29,10 +23,10 @@ Record = Callable[[int, Mapping[str, float]], None]
 """Writes the figures of a policy version to the run's metrics."""
 
 
-class WeightSource(Protocol):
-    """Where the current weights come from if the channel has lost them; `learner.rank.group.RankGroup`."""
+class Exporter(Protocol):
+    """What writes the evaluated policy; `learner.rank.group.RankGroup`."""
 
-    def weights(self) -> dict[str, Tensor]: ...
+    def export(self, folder: Path) -> None: ...
 
 
 def is_due(config: Config, version: int, played: Container[int]) -> bool:
@@ -47,8 +41,7 @@ class Panels:
     Args:
         config: of the run.
         folder: the run's folder.
-        channel: where the evaluated weights were published.
-        ranks: fallback for weights that the channel has lost.
+        ranks: have the policy that is evaluated.
         evaluate: plays a panel.
         record: writes the figures of a panel that was played to its end.
     """
@@ -57,15 +50,13 @@ class Panels:
         self,
         config: Config,
         folder: Path,
-        channel: WeightChannel,
-        ranks: WeightSource,
+        ranks: Exporter,
         evaluate: Evaluate,
         record: Record,
     ) -> None:
         self._config = config
         self._folder = folder
         self._checkpoints = folder / CHECKPOINTS_NAME
-        self._channel = channel
         self._ranks = ranks
         self._evaluate = evaluate
         self._record = record
@@ -92,13 +83,14 @@ class Panels:
 
         Raises:
             CheckpointFailed: the best policy cannot be written.
+            RankFailed: the ranks, which should write it, have died.
         """
         figures = self._evaluate(version, should_stop)
         if figures:
-            self._played.add(version)
             # Keep before recording: a recorded panel is not played again after a crash.
             self._keep_if_best(version, figures)
             self._record(version, figures)
+            self._played.add(version)
         return figures
 
     def _keep_if_best(self, version: int, figures: Mapping[str, float]) -> None:
@@ -108,15 +100,4 @@ class Panels:
         before = checkpoint.best(self._checkpoints)
         if before is not None and not success > before[1]:  # NaN is never better
             return
-        weights = self._weights(version)
-        checkpoint.keep_best(self._checkpoints, version, success, weights, self._config.model.path)
-
-    def _weights(self, version: int) -> Mapping[str, Tensor]:
-        """The evaluated weights: from the channel, because the ranks may have died during the panel, else from them."""
-        try:
-            published = self._channel.latest()
-            if published is not None:
-                return self._channel.fetch(published)
-        except WeightsError as error:
-            log.warning("cannot fetch version %d from the weight channel, asking the ranks: %s", version, error)
-        return self._ranks.weights()
+        checkpoint.keep_best(self._checkpoints, version, success, self._ranks.export)

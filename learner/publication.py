@@ -67,6 +67,11 @@ class Publication:
             self._under_way = newest is None or newest.version != self._version
         return not self._under_way
 
+    def forget(self) -> None:
+        """Take back what the ranks, which have died, cannot send any more. Raises WeightsUnavailable, RunTaken."""
+        self._channel.forget()
+        self._under_way = False
+
     def keep(self) -> None:
         """Publish again if the channel has lost the version with a node: no actor could play without it."""
         if not self.announced():

@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
-
 from learner import checkpoint
 from learner.batching import Sharing
 from learner.commands import Commands, NotDone
@@ -57,7 +55,6 @@ class Ranks(Protocol):
     def publish(self, version: int, channel: WeightChannel) -> None: ...
     def published(self) -> bool: ...
     def rest(self) -> None: ...
-    def weights(self) -> dict[str, Tensor]: ...
     def save(self, folder: Path) -> None: ...
     def export(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
@@ -104,7 +101,7 @@ class Trainer:
         self._splits = splits
         self._on_start: Callable[[int], None] | None = on_start
         self._on_update = on_update
-        self._panels = Panels(config, folder, channel, ranks, evaluate, self._record_panel)
+        self._panels = Panels(config, folder, ranks, evaluate, self._record_panel)
         self._should_stop = should_stop
         work = {Action.CHECKPOINT: self._checkpoint_now, Action.EVALUATE: self._evaluate_now}
         self._commands = Commands(buffer, work, should_stop)
@@ -184,6 +181,7 @@ class Trainer:
             raise RunStalled(f"{failure}; the ranks have been restarted {self._restarts} times (learner.max_restarts)")
         self._restarts += 1
         log.warning("%s; restarting the ranks from the last checkpoint", failure)
+        self._publication.forget()
         self._ranks.restart()
 
     def _update(self) -> None:

@@ -142,6 +142,10 @@ class InferenceEngine(ABC):
         """Replace the weights by a version that is in this node's memory; otherwise as `load_weights`."""
         await self.load_weights(delivery.version.version, delivery.tensors())
 
+    async def load_initial(self) -> None:
+        """Replace the weights by those of the model's folder, as version 0; otherwise as `load_weights`."""
+        raise EngineFailed("this inference engine cannot load the weights of model.path again")
+
     async def receive_weights(self, incoming: Incoming) -> None:
         """Join a collective transfer and replace the weights by those received; requests in flight continue.
 
@@ -149,7 +153,7 @@ class InferenceEngine(ABC):
             TransferLost: the transfer did not start; nothing has changed.
             EngineFailed: this engine does not support it, or the weights do not fit; it is unusable from then on.
         """
-        raise EngineFailed("this inference engine does not support weights.channel=nccl")
+        raise EngineFailed("this inference engine does not support weights.channel=nccl or gloo")
 
     async def sleep(self) -> None:
         """Give memory back until the next load, which wakes the engine. Requests in flight, and new ones, wait for it.

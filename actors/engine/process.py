@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from actors.engine.interface import EngineFailed, EngineStats, InferenceEngine, Sample
 from actors.engine.messages import Messages, Request, Response, pack
 from actors.engine.vllm import engine_environment
-from actors.engine.weight_transfer import update_facts
+from actors.engine.weight_transfer import joining_facts, update_facts
 from actors.prompts import load_tokenizer
 from actors.tokens import decode_response
 from services import process
@@ -162,9 +162,9 @@ class EngineProcess(InferenceEngine):
             await self._load(version, file.name)
 
     async def load_delivery(self, delivery: Delivery) -> None:
-        version, tensors = delivery.version.version, delivery.tensors()
-        if is_adapter(tensors):
-            await self.load_weights(version, tensors)
+        version = delivery.version.version
+        if await asyncio.to_thread(delivery.adapters):
+            await self.load_weights(version, delivery.tensors())
             return
         self._require_working()
         with self._loading(version):
@@ -178,11 +178,14 @@ class EngineProcess(InferenceEngine):
         self._require_working()
         await self._call("sleep")
 
+    async def load_initial(self) -> None:
+        await self.load_weights(0, await asyncio.to_thread(read_weights, self._model.path))
+
     async def receive_weights(self, incoming: Incoming) -> None:
         self._require_working()
         version = incoming.version.version
         with self._loading(version):
-            await self._call("receive", version, asdict(incoming.membership), update_facts(incoming))
+            await self._call("receive", version, joining_facts(incoming), update_facts(incoming))
         self._version = version
 
     @contextlib.contextmanager

@@ -213,7 +213,7 @@ class VllmCore:
 
         Args:
             version: policy version of the weights.
-            init: fields of a `services.weights.rounds.Membership`.
+            init: from `weight_transfer.joining_facts`.
             update: from `weight_transfer.update_facts`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The workers' end of a weight update in vLLM's weight-transfer protocol: from memory that is shared, or through NCCL.
+"""The workers' end of a weight update in vLLM's weight-transfer protocol: from shared memory, or through NCCL or gloo.
 
 vLLM's layer-wise reload loads each layer as at start, processes it for its kernels, and copies the result to where the
 kernels and CUDA graphs read it. What vLLM derives from weights elsewhere, and only once, is derived again here.
@@ -8,19 +8,24 @@ Invariants
   model's loader that bypasses the reload. Parts of a larger model beside its language model (a vision tower), which are
   not trained, are loaded from the model's folder again.
 - After an update nothing that is computed from weights is older than the update (`_Derived`).
-- A receiver through NCCL checks in first, and verifies the digest of what it received before the update is finished.
+- A receiver of a collective transfer checks in first. Over NCCL each bucket is loaded as it arrives, and the digest is
+  verified before the update is finished. Over gloo all of it arrives, in host memory, and is verified before the model
+  is touched: a transfer that is lost changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from services.model_folder import read_others
+from services.model_folder import read_others, read_weights
+from services.weights.adapter import is_adapter, merging
 from services.weights.collective import Incoming
 from services.weights.digest import Digest
+from services.weights.gloo import GlooReceiver
+from services.weights.ipc import IpcReceiver
 from services.weights.memory import Mappings, MemoryName
 from services.weights.nccl import group_facts
 from services.weights.payload import unpack
@@ -40,6 +45,15 @@ def update_facts(incoming: Incoming) -> dict[str, Any]:
         "dtype_names": [meta.dtype for meta in incoming.tensors],
         "shapes": [list(meta.shape) for meta in incoming.tensors],
         "checksum": incoming.version.checksum,
+    }
+
+
+def joining_facts(incoming: Incoming) -> dict[str, Any]:
+    """Fields of the workers' `JoinInfo`, as plain data."""
+    return {
+        "membership": asdict(incoming.membership),
+        "update": update_facts(incoming),
+        "timeout_s": incoming.timeout_s,
     }
 
 
@@ -72,35 +86,42 @@ class UpdateInfo:
     shapes: list[list[int]] = field(default_factory=list)
     checksum: str = ""
 
+    def forms(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, in the order of arrival, on the meta device."""
+        import torch
+
+        kinds = zip(self.names, self.dtype_names, self.shapes, strict=True)
+        return {name: torch.empty(shape, dtype=getattr(torch, kind), device="meta") for name, kind, shape in kinds}
+
+
+@dataclass
+class JoinInfo:
+    """What a worker needs to take part in a collective transfer.
+
+    Attributes:
+        membership: fields of the engine's `services.weights.rounds.Membership`.
+        update: fields of the `UpdateInfo` of what will be sent.
+        timeout_s: of the transfer, in seconds.
+    """
+
+    membership: dict[str, Any]
+    update: dict[str, Any]
+    timeout_s: float
+
 
 class Loading:
     """Passes tensors to the model's own loader, and records which parameters were loaded.
 
     Args:
         model: vLLM's.
-        checked: whether to compute the digest of the tensors.
-
-    Attributes:
-        digest: of the tensors so far.
     """
 
-    def __init__(self, model: Any, *, checked: bool) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
-        self._checked = checked
         self._loaded: set[str] | None = set()
-        self.digest = Digest()
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load tensors of the update, by checkpoint names."""
-        arrived = list(tensors) if self._checked else tensors
-        if self._checked:
-            for name, tensor in arrived:
-                self.digest.add(name, tensor)
-        loaded = self._model.load_weights(arrived)
-        self._loaded = None if loaded is None or self._loaded is None else self._loaded | loaded
-
-    def complete(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load tensors that the update does not contain; they do not count for the digest."""
+        """Load tensors, by checkpoint names."""
         loaded = self._model.load_weights(tensors)
         self._loaded = None if loaded is None or self._loaded is None else self._loaded | loaded
 
@@ -133,7 +154,7 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     class WeightTransfer(WeightTransferEngine[Any, Any]):  # type: ignore[misc]
-        init_info_cls = Membership
+        init_info_cls = JoinInfo
         update_info_cls = UpdateInfo
         supports_draft_weight_update = False
 
@@ -144,37 +165,58 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
             self._derived = _Derived(model)
             self._folder = Path(vllm_config.model_config.model)
             self._epoch = ""
-            self._receiver: Any = None
+            self._receiver: _Receiver | None = None
             self._mappings = Mappings()
 
-        def init_transfer_engine(self, init_info: Membership) -> None:
-            rank = init_info.first_rank + self.parallel_config.rank
-            check_in(init_info.host, init_info.check_in_port, rank, init_info.world, init_info.check_in_timeout_s)
-            if init_info.epoch != self._epoch:
-                self.shutdown()
-                self._receiver = _nccl_receiver(config, vllm_config, device, model, init_info)
-                self._epoch = init_info.epoch
+        def init_transfer_engine(self, init_info: JoinInfo) -> None:
+            us = Membership(**init_info.membership)
+            rank = us.first_rank + self.parallel_config.rank
+            check_in(us.host, us.check_in_port, rank, us.world, us.check_in_timeout_s)
+            try:
+                if us.epoch != self._epoch:
+                    self.shutdown()
+                    if us.transport == "nccl":
+                        self._receiver = _NcclReceiver(config, vllm_config, device, model, us)
+                    elif us.transport == "ipc":
+                        self._receiver = _IpcReceiver(us, rank, init_info.timeout_s)
+                    else:
+                        self._receiver = _GlooReceiver(us, rank, init_info.timeout_s)
+                    self._epoch = us.epoch
+                assert self._receiver is not None
+                self._receiver.prepare(UpdateInfo(**init_info.update))
+            except Exception:
+                self.shutdown()  # the group is lost
+                raise
 
         def start_weight_update(self) -> None:
             self._derived.forget()
             initialize_layerwise_reload(self.model)
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
-            loading = Loading(self.model, checked=update_info.memory is None)
+            loading = Loading(self.model)
             names = self._load(update_info, loading)
             loading.require(self._trained)
             if self._trained != self._expected:
-                loading.complete(read_others(self._folder, names))
+                loading.load_weights(read_others(self._folder, names))
                 loading.require(self._expected)
             loading.require_reloaded()
 
-        def _load(self, update: UpdateInfo, loading: Loading) -> list[str]:
-            if update.memory is None:
-                return _receive(self._receiver, update, loading)
-            payload, _ = self._mappings.open(MemoryName(**update.memory))
-            tensors = unpack(payload)
-            loading.load_weights(tensors.items())
-            return list(tensors)
+        def _load(self, update: UpdateInfo, loading: Loading) -> set[str]:
+            """Load what the update has, or the model with its adapters. Returns the names of the tensors."""
+            if update.memory is not None:
+                payload, _ = self._mappings.open(MemoryName(**update.memory))
+                tensors = unpack(payload)
+                loading.load_weights(tensors.items())
+                return set(tensors)
+            assert self._receiver is not None
+            if not is_adapter(update.names):
+                self._receiver.receive(update, loading.load_weights)
+                return set(update.names)
+            adapter: dict[str, torch.Tensor] = {}
+            self._receiver.receive(update, adapter.update)
+            base = read_weights(self._folder)
+            loading.load_weights(merging(adapter, base))
+            return set(base)
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
@@ -188,25 +230,114 @@ def weight_transfer(config: Any, vllm_config: Any, device: Any, model: Any) -> A
     return WeightTransfer()
 
 
-def _nccl_receiver(config: Any, vllm_config: Any, device: Any, model: Any, info: Membership) -> Any:
-    """vLLM's NCCL engine, in the group of an epoch."""
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
-
-    receiver = NCCLWeightTransferEngine(config, vllm_config, device, model)
-    facts = group_facts(info.host, info.port, info.world)
-    receiver.init_transfer_engine(NCCLWeightTransferInitInfo(rank_offset=info.first_rank, **facts))
-    return receiver
+Load = Callable[[list[tuple[str, "torch.Tensor"]]], object]
+"""Loads some tensors, by checkpoint names."""
 
 
-def _receive(receiver: Any, update: UpdateInfo, loading: Loading) -> list[str]:
-    """Load the tensors that arrive; return their names. Raises ValueError if their digest is wrong."""
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
+class _Receiver(Protocol):
+    """A worker's end of a process group."""
 
-    receiver.model = loading
-    receiver.receive_weights(NCCLWeightTransferUpdateInfo(update.names, update.dtype_names, update.shapes))
-    if loading.digest.hex() != update.checksum:
+    def prepare(self, update: UpdateInfo) -> None:
+        """Called before the model is touched: an error here changes nothing."""
+
+    def receive(self, update: UpdateInfo, load: Load) -> None:
+        """Receive the update and load it. Raises ValueError if its digest is wrong."""
+
+    def shutdown(self) -> None:
+        """Leave the group."""
+
+
+class _NcclReceiver:
+    """vLLM's NCCL engine, in the group of an epoch. What arrives is in the card's memory, so it is loaded at once."""
+
+    def __init__(self, config: Any, vllm_config: Any, device: Any, model: Any, us: Membership) -> None:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
+
+        self._engine = NCCLWeightTransferEngine(config, vllm_config, device, model)
+        facts = group_facts(us.host, us.port, us.world)
+        self._engine.init_transfer_engine(NCCLWeightTransferInitInfo(rank_offset=us.first_rank, **facts))
+
+    def prepare(self, update: UpdateInfo) -> None:
+        pass
+
+    def receive(self, update: UpdateInfo, load: Load) -> None:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
+
+        seen = Digest()
+        self._engine.model = _Checked(seen, load)
+        self._engine.receive_weights(NCCLWeightTransferUpdateInfo(update.names, update.dtype_names, update.shapes))
+        _require(seen, update)
+
+    def shutdown(self) -> None:
+        self._engine.shutdown()
+
+
+class _Checked:
+    """A model, as vLLM's NCCL engine sees it: computes the digest of what it loads."""
+
+    def __init__(self, seen: Digest, load: Load) -> None:
+        self._seen = seen
+        self._load = load
+
+    def load_weights(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
+        self._seen.include(tensors)
+        self._load(tensors)
+
+
+class _GlooReceiver:
+    """Receives into host memory: of the whole update before the model is touched."""
+
+    def __init__(self, us: Membership, rank: int, timeout_s: float) -> None:
+        self._receiver = GlooReceiver(us, rank, timeout_s)
+        self._arrived: list[tuple[str, torch.Tensor]] = []
+
+    def prepare(self, update: UpdateInfo) -> None:
+        self._arrived = []
+        seen = Digest()
+        for bucket in self._receiver.receive(update.forms()):
+            seen.include(bucket)
+            self._arrived += bucket
+        _require(seen, update)
+
+    def receive(self, update: UpdateInfo, load: Load) -> None:
+        arrived, self._arrived = self._arrived, []
+        load(arrived)
+
+    def shutdown(self) -> None:
+        self._receiver.shutdown()
+
+
+class _IpcReceiver:
+    """Maps the learner's snapshot in the memory of the card that both use, and verifies it before loading it."""
+
+    def __init__(self, us: Membership, rank: int, timeout_s: float) -> None:
+        self._receiver = IpcReceiver(us, rank, timeout_s)
+        self._mapped: list[tuple[str, torch.Tensor]] = []
+
+    def prepare(self, update: UpdateInfo) -> None:
+        self._mapped = self._receiver.receive(update.forms())
+        seen = Digest()
+        seen.include(self._mapped)
+        _require(seen, update)
+
+    def receive(self, update: UpdateInfo, load: Load) -> None:
+        import torch
+
+        mapped, self._mapped = self._mapped, []
+        if is_adapter(update.names):  # they are read after this
+            mapped = [(name, tensor.clone()) for name, tensor in mapped]
+        load(mapped)
+        torch.accelerator.synchronize()
+        del mapped
+        self._receiver.loaded()
+
+    def shutdown(self) -> None:
+        self._receiver.shutdown()
+
+
+def _require(seen: Digest, update: UpdateInfo) -> None:
+    if seen.hex() != update.checksum:
         raise ValueError("damaged weights: the checksum does not match")
-    return update.names
 
 
 class _Derived:

@@ -193,8 +193,9 @@ def machine(start: Start) -> Iterator[str]:
         )
     if not engine_is_on_cpu():
         return
-    if config.weights.channel == "nccl":
-        yield "weights.channel=nccl needs GPUs, and this machine's vLLM is for CPUs: use ray or directory"
+    if config.weights.channel in ("nccl", "ipc"):
+        channel = config.weights.channel
+        yield f"weights.channel={channel} needs GPUs, and this machine's vLLM is for CPUs: use ray, directory or gloo"
     asked = config.rollout.actors * config.rollout.kv_cache_mib * 2**20
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if asked > memory:

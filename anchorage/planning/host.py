@@ -11,7 +11,7 @@ from services.config.tree import Config
 
 GIB = 2**30
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Ray's store in a cluster of the run's own (`anchorage/runs/stack.py`); larger weights are spilled."""
+"""Ray's store in a cluster of the run's own (`anchorage/runs/stack.py`); weights do not go through it on one node."""
 PUBLISHED_COPIES = 2
 """Versions of the weights that are in memory while one is published: the newest, and the one being written."""
 BYTES_IN_CHECKPOINT = 12

@@ -17,7 +17,7 @@ from anchorage.planning.assumptions import Assumptions
 from anchorage.planning.engine import Engine, engine_of
 from anchorage.planning.host import Host, host_of
 from anchorage.planning.shapes import COUNTED, Shape
-from anchorage.planning.states import States, number_bytes, states_of
+from anchorage.planning.states import States, number_bytes, states_of, trained_parameters
 from anchorage.planning.timing import Timing, timing_of
 from services.config.tree import Config
 from services.errors import AnchorageError
@@ -275,6 +275,7 @@ def _rank(shape: Shape, config: Config, states: States, assumed: Assumptions, *,
     passing = activations + whole.logits_at_once + bucket + states.transient
     scoring = states.reference_alone + whole.logits_at_once + whole.a_layer
     held = max(passing, scoring, states.step)
+    published = number_bytes(config) * trained_parameters(shape, config) if config.weights.channel == "ipc" else 0
     overhead = 0 if on_cpu else int(assumed.context_gib * GIB + assumed.fragmentation * passing)
     return {
         "parameters": states.parameters,
@@ -285,6 +286,7 @@ def _rank(shape: Shape, config: Config, states: States, assumed: Assumptions, *,
         "logits": whole.logits_at_once,
         "buffers": bucket + states.transient + (max(0, states.step - passing) if held == states.step else 0),
         "overhead": overhead,
+        **({"published": published} if published else {}),
     }
 
 

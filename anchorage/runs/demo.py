@@ -60,7 +60,7 @@ def run_demo(config: Config, *, on_progress: OnProgress, should_stop: ShouldStop
     _set_aside(config.run.folder, announcer(on_progress))
     reports: list[UpdateReport] = []
     with Stack(config, announcer(on_progress)) as stack:
-        stack.publish_initial()
+        stack.channel.announce_initial()
         starting = _RanksStarting(stack)
         try:
             before = _evaluate(stack, "before training", 0, on_progress, should_stop)

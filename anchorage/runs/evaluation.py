@@ -190,7 +190,7 @@ def _evaluate(
     with without_progress_bars():
         check_small_folder(model, config)
     with Stack(config, announcer(on_progress)) as stack:
-        stack.publish_initial()
+        stack.channel.announce_initial()
         _check_sampler(stack, on_progress, watched(stack, should_stop))
         return evaluate_on(stack, name, 0, on_progress=on_progress, should_stop=should_stop)
 

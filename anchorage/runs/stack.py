@@ -114,10 +114,12 @@ class Stack:
         supervisor.start()
         self._exit.callback(supervisor.pause)
         self._start_ray()
-        self.channel = open_channel(config.weights, config.run.name, folder, redis_url=redis_url)
+        self.channel = open_channel(
+            config.weights, config.run.name, folder, redis_url=redis_url, buffer=config.buffer, owner=owner
+        )
         self._exit.callback(self.channel.close)
         self._exit.callback(self._close_weights)
-        self.channel.latest()  # what the channel keeps its weights in is made here, not on a node that may leave
+        self.channel.open_run()  # what the channel keeps its weights in is made here, not on a node that may leave
         self.buffer.set_manifest(config.model_dump_json())
         self.buffer.set_state("running")
         self._start_pool(redis_url, env_urls, owner)
@@ -272,12 +274,6 @@ class Stack:
 
         status = ray.get(self.pool.status.remote(), timeout=STOP_TIMEOUT_S)
         return str(status["failing"]) if status["failing"] else None
-
-    def publish_initial(self) -> None:
-        """Publish the weights of `model.path` as version 0, so that actors can play before a learner runs."""
-        from services.model_folder import read_weights
-
-        self.channel.publish(0, read_weights(self.config.model.path))
 
     def wait_for_version(self, version: int, timeout_s: float, should_stop: Callable[[], bool]) -> None:
         """Wait until every rollout actor that is alive serves `version` or a newer one.

@@ -20,7 +20,7 @@ import torch
 from actors.engine.interface import InferenceEngine
 from actors.weights import WeightFollower
 from services.config.tree import WeightsConfig
-from services.weights import WeightChannel, open_channel
+from services.weights import StoringChannel, WeightChannel, open_channel
 
 TENSORS = 16
 TIMEOUT_S = 300.0
@@ -55,6 +55,7 @@ class Reader:
     def fetch(self) -> None:
         wanted = self._channel.latest()
         assert wanted is not None
+        assert isinstance(self._channel, StoringChannel)
         self._channel.fetch(wanted)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,10 @@ from learner.rank.policy import DTYPES, LOGITS_PER_MIB, Policy, Route, inputs, l
 from learner.rank.schedule import rate_factor
 from learner.rank.shards import ShardReader, ShardWriter
 from services.config.tree import Config
-from services.errors import CheckpointFailed, UpdateNotFinite
+from services.errors import AnchorageError, CheckpointFailed, UpdateNotFinite
 from services.model_folder import stored_parameters
-from services.weights import WeightsError
-from services.weights.memory import MemoryFile
+from services.weights.digest import Digest
+from services.weights.memory import Snapshot
 from services.weights.payload import Layout, fill
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
@@ -49,6 +49,8 @@ LOT_BYTES = 256 * 2**20
 """Sharded parameters that are gathered together for a snapshot."""
 
 log = logging.getLogger(__name__)
+
+Room = TypeVar("Room", bound=Snapshot)
 
 LossFunction = Callable[[Tensor, Tensor], LossTerms]
 """(log-probability, entropy), float32 [T] each, of a micro-batch's response tokens to its loss."""
@@ -208,37 +210,40 @@ class DeepSpeedEngine:
         return {"learning_rate": rate} | ({} if norm is None else {"grad_norm": float(norm)})
 
     @torch.no_grad()
-    def snapshot(self, room: Callable[[int], MemoryFile]) -> MemoryFile | None:
-        """Copy the weights for the actors, in `model.dtype`, into a file in memory.
+    def snapshot(self, room: Callable[[int], Room], seen: Digest | None = None) -> Room | None:
+        """Copy the weights for the actors, in `model.dtype`, into memory of their own.
 
         Args:
-            room: returns a file of so many bytes; called on rank 0.
+            room: returns memory of so many bytes; called on rank 0.
+            seen: gets every tensor of rank 0, where it is before the copy.
 
         Returns:
-            On rank 0 a payload (`services.weights.payload`): all weights in their form on disk, or the adapters in the
-            form of `services.weights.adapter`. None on the other ranks.
+            On rank 0 that memory, filled: all weights in their form on disk, or the adapters in the form of
+            `services.weights.adapter`. None on the other ranks.
 
         Raises:
-            WeightsError: there is no room. The other ranks are not affected.
+            AnchorageError: what `room` raised. The other ranks are not affected.
         """
-        file: MemoryFile | None = None
+        taken: Room | None = None
         places: dict[str, Tensor] = {}
-        failure: WeightsError | None = None
+        failure: AnchorageError | None = None
         for tensors in self._published():
-            if file is None and failure is None and tensors:
+            if taken is None and failure is None and tensors:
                 forms = tensors if self._adapters else self._disk.form(DTYPES[self._config.model.dtype])
                 layout = Layout.of(forms)
                 try:
-                    file = room(layout.nbytes)
-                except WeightsError as error:  # the other ranks still gather
+                    taken = room(layout.nbytes)
+                except AnchorageError as error:  # the other ranks still gather
                     failure = error
                     continue
-                places = layout.write_header(file.payload)
-            if file is not None:
+                places = taken.places(layout)
+            if taken is not None:
                 fill(places, tensors.items())
+                if seen is not None:
+                    seen.include(tensors.items())
         if failure is not None:
             raise failure
-        return file
+        return taken
 
     def _published(self) -> Iterator[dict[str, Tensor]]:
         """On rank 0 the weights for the actors, some at a time; each lot is valid until the next. Collective."""

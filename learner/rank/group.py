@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from learner.batching import Row, Sharing, plan
 from learner.prepare import OptimizerStep
@@ -23,8 +22,7 @@ from learner.rank.parity import Parity
 from learner.rank.rank import Rank
 from services.config.tree import Config
 from services.errors import AnchorageError, RunStalled, UpdateNotFinite, first_line
-from services.weights import StoringChannel, WeightChannel
-from services.weights.payload import unpack
+from services.weights import WeightChannel
 
 PLACEMENT_TIMEOUT_S = 120.0
 CALL_TIMEOUT_S = 3600.0
@@ -142,27 +140,18 @@ class RankGroup:
         return max(largest), sum(totals) / max(1, sum(counts))
 
     def publish(self, version: int, channel: WeightChannel) -> None:
-        """Begin to publish the weights as `version`: returns once they may change again.
-
-        Rank 0 sends them in the background, by the channel itself. Through NCCL it is this process that sends, and
-        they are announced when this returns.
+        """Begin to publish the weights as `version`: returns once they may change again. Rank 0 sends them.
 
         Raises:
             WeightsUnavailable: there is no room for them, or those before could not be published.
+            RunTaken: those before were not announced because another process owns the run.
         """
-        if isinstance(channel, StoringChannel):
-            self._call("publish", version, channel)
-        else:
-            channel.publish(version, self.weights())
+        self._call("publish", version, channel)
 
     def published(self) -> bool:
-        """Whether the last version is announced; waits a moment for it. Raises WeightsUnavailable if it cannot be."""
+        """Whether the last version is announced; waits a moment for it. Raises as `publish` if it cannot be."""
         announced: bool = _gather([self._actors[0].published.remote(PUBLISHED_WAIT_S)])[0]
         return announced
-
-    def weights(self) -> dict[str, Tensor]:
-        """Weights for the actors on the CPU: the whole model in its form on disk, or its adapters. Do not write."""
-        return unpack(self._call("weights")[0])
 
     def rest(self) -> None:
         """Say that nothing is asked of the ranks until the actors have played; see `learner.card_turns`."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future, wait
 
-from services.weights import StoringChannel, WeightVersion
-from services.weights.memory import MemoryFile, MemoryPool
+from services.weights import WeightChannel, WeightVersion
+from services.weights.memory import MemoryFile, Snapshot
+from services.weights.pinning import pin
 
 
 class Outbox:
@@ -25,28 +26,31 @@ class Outbox:
         channel: the same.
     """
 
-    def __init__(self, channel: StoringChannel) -> None:
+    def __init__(self, channel: WeightChannel) -> None:
         self.channel = channel
-        self._pool = MemoryPool()
+        self._pool = channel.pool()
         self._sending: Future[WeightVersion] | None = None
 
-    def room(self, nbytes: int) -> MemoryFile:
-        """Memory for the next snapshot, once the last one is announced. Raises WeightsUnavailable."""
+    def room(self, nbytes: int) -> Snapshot:
+        """Memory for the next snapshot, once the last one is announced. Raises WeightsUnavailable, RunTaken."""
         self.announced(None)
         self.channel.make_room()
-        return self._pool.take(nbytes)
+        snapshot = self._pool.take(nbytes)
+        if isinstance(snapshot, MemoryFile):
+            pin(snapshot.payload)
+        return snapshot
 
-    def send(self, version: int, snapshot: MemoryFile) -> None:
-        """Begin to send what `room` returned, filled."""
+    def send(self, version: int, snapshot: Snapshot, digest: str | None = None) -> None:
+        """Begin to send what `room` returned, filled, with the digest of its tensors if that is known already."""
         snapshot.unlock()
         self._sending = Future()
         # Not of an executor: the interpreter waits for an executor's threads before it ends.
-        arguments = (self._sending, version, snapshot)
+        arguments = (self._sending, version, snapshot, digest)
         threading.Thread(target=self._send, args=arguments, name="weights", daemon=True).start()
 
-    def _send(self, sending: Future[WeightVersion], version: int, snapshot: MemoryFile) -> None:
+    def _send(self, sending: Future[WeightVersion], version: int, snapshot: Snapshot, digest: str | None) -> None:
         try:
-            sending.set_result(self.channel.send(version, snapshot))
+            sending.set_result(self.channel.send(version, snapshot, digest))
         except BaseException as error:
             sending.set_exception(error)
 
@@ -55,6 +59,7 @@ class Outbox:
 
         Raises:
             WeightsUnavailable: it could not be stored.
+            RunTaken: another process owns the run by now; the version is not announced.
         """
         sending = self._sending
         if sending is None:
@@ -64,3 +69,7 @@ class Outbox:
         self._sending = None
         sending.result()
         return True
+
+    def close(self) -> None:
+        """Stop to send. What the channel stores stays."""
+        self.channel.close()

@@ -27,9 +27,12 @@ from services.config.tree import Config
 from services.errors import CheckpointFailed, UpdateNotFinite
 from services.plugins import make_importable
 from services.process import ReservedPort
-from services.weights import StoringChannel
+from services.weights import WeightChannel
 from services.weights.channel import new_file
-from services.weights.payload import Payload, unpack
+from services.weights.collective import CollectiveChannel
+from services.weights.digest import Digest
+from services.weights.payload import unpack
+from services.weights.processors import all_processors
 
 
 class Rank:
@@ -128,17 +131,24 @@ class Rank:
             total, count = total + float(off.sum()), count + len(off)
         return largest, total, count
 
-    def publish(self, version: int, channel: StoringChannel) -> None:
+    def publish(self, version: int, channel: WeightChannel) -> None:
         """Take a snapshot of the weights and begin to send it; rank 0 does that in the background.
 
         Raises:
             WeightsUnavailable: on rank 0, if there is no room for it, or the snapshot before could not be sent.
+            RunTaken: on rank 0, if the snapshot before was not announced because another process owns the run.
         """
         if self._outbox is None or not self._outbox.channel.same(channel):
+            if self._outbox is not None:
+                self._outbox.announced(None)
+                self._outbox.close()
             self._outbox = Outbox(channel)
-        snapshot = self._engine.snapshot(self._outbox.room)
+        # On a GPU the digest costs next to nothing there, and no second passage of the weights later.
+        seen = Digest() if isinstance(channel, CollectiveChannel) and self._engine.device.type == "cuda" else None
+        with all_processors():
+            snapshot = self._engine.snapshot(self._outbox.room, seen)
         if snapshot is not None:
-            self._outbox.send(version, snapshot)
+            self._outbox.send(version, snapshot, None if seen is None else seen.hex())
 
     def published(self, timeout_s: float) -> bool:
         """Whether the last snapshot is announced; waits up to `timeout_s` for it. Not collective.
@@ -147,11 +157,6 @@ class Rank:
             WeightsUnavailable: it could not be sent.
         """
         return self._outbox is None or self._outbox.announced(timeout_s)
-
-    def weights(self) -> Payload | None:
-        """Weights for the actors on rank 0, None on the others; see the engine."""
-        snapshot = self._engine.snapshot(new_file)
-        return None if snapshot is None else snapshot.payload
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint. Raises CheckpointFailed."""

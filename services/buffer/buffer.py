@@ -333,6 +333,10 @@ class Buffer:
         """Record a heartbeat of the owner; this also checks that it still is the owner."""
         self._run("beat")
 
+    def check_owner(self) -> None:
+        """Raise RunTaken if another process owns the run; unlike `beat`, this is no sign of life of the owner."""
+        self._run("check_owner")
+
     def release_owner(self) -> None:
         """Release the run's name. Data in Redis stay."""
         self._run("release_owner")
@@ -371,6 +375,14 @@ class Buffer:
         reply = self._call("get", "manifest")
         with self._parsing():
             return None if reply is None else reply.decode()
+
+    def announce_weights(self, announcement: str | bytes) -> None:
+        """Set the announcement of a collective weight channel, JSON; empty: remove it."""
+        self._run("announce_weights", announcement)
+
+    def call_weight_round(self, round_: str | bytes) -> None:
+        """Set the latest round of a collective weight channel, JSON."""
+        self._run("call_weight_round", round_)
 
     def set_state(self, state: str) -> None:
         """Store the run's state, which actors follow: `running`, `paused` or `stopping`."""

@@ -182,6 +182,11 @@ def take(
         time.sleep(POLL_S)
 
 
+def number_of(token: str) -> int:
+    """Number of an owner, by its token (`NUMBER-ID`). ValueError if it is no token."""
+    return int(token.partition("-")[0])
+
+
 def in_use(run: str, record: Record | None) -> str:
     """The message for a process that cannot take over the run."""
     whom = f"by {record}" if record is not None else "by another process"

@@ -370,11 +370,16 @@ class BufferConfig(Section):
     name."""
 
 
+COLLECTIVE = ("nccl", "gloo", "ipc")
+"""Weight channels that send a version to all actors at once."""
+
+
 class WeightsConfig(Section):
-    channel: Literal["ray", "directory", "nccl"] = "ray"
+    channel: Literal["ray", "directory", "nccl", "gloo", "ipc"] = "ray"
     """How weights reach the actors. `ray`: shared memory on the learner's node, the object store between nodes.
-    `directory`: safetensors in a folder that all processes can read. `nccl`: vLLM's weight transfer, from the first GPU
-    that `anchorage train` sees to the actors' GPUs, which must be others; not with LoRA."""
+    `directory`: safetensors in a folder that all processes can read. `nccl`: vLLM's weight transfer, from the GPU of
+    learner rank 0 to the actors' GPUs, which must be others. `gloo`: the same way of sending, for engines on CPUs.
+    `ipc`: engines map a copy of the weights that rank 0 keeps on the card that they share (`rollout.share_gpus`)."""
     directory: Path | None = None
     """Folder of the `directory` channel. `null`: `weights` in the run's folder."""
     update: Literal["in_flight", "at_step", "at_episode"] = "in_flight"
@@ -482,8 +487,12 @@ class Config(Section):
             yield "learner.offload_optimizer: requires learner.zero_stage >= 1, got 0"
         if learner.zero_stage < 3 and learner.offload_parameters:
             yield f"learner.offload_parameters: requires learner.zero_stage=3, got {learner.zero_stage}"
-        if self.weights.channel == "nccl" and self.model.lora is not None:
-            yield "weights.channel: nccl does not support model.lora; use ray or directory"
+        if self.weights.channel == "nccl" and self.rollout.share_gpus is True:
+            yield "weights.channel: nccl cannot connect a card to itself (rollout.share_gpus); use ray or ipc"
+        if self.weights.channel == "ipc" and self.rollout.share_gpus is False:
+            yield "weights.channel: ipc requires rollout.share_gpus; use nccl or ray"
+        if self.weights.channel == "ipc" and max(self.learner.ranks, self.rollout.tensor_parallel) > 1:
+            yield "weights.channel: ipc requires learner.ranks=1 and rollout.tensor_parallel=1; use ray"
         if self.rollout.share_gpus == "turns":
             yield from self._conflicts_of_turns()
 
@@ -500,8 +509,9 @@ class Config(Section):
                 f"rollout.actors: must be 1 with rollout.share_gpus=turns, got {self.rollout.actors}; for an engine on "
                 "several GPUs set rollout.tensor_parallel"
             )
-        if self.weights.channel == "nccl":
-            yield "weights.channel: must be ray or directory with rollout.share_gpus=turns, got nccl"
+        if self.weights.channel in COLLECTIVE:
+            channel = self.weights.channel
+            yield f"weights.channel: must be ray or directory with rollout.share_gpus=turns, got {channel}"
 
     @property
     def environments(self) -> tuple[EnvConfig, ...]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from services.config.tree import BufferConfig, WeightsConfig
+from services.config.tree import COLLECTIVE, BufferConfig, WeightsConfig
 from services.weights.channel import Delivery, StoringChannel, WeightChannel, WeightVersion
 from services.weights.errors import TransferLost, WeightsCorrupt, WeightsError, WeightsGone, WeightsUnavailable
+
+if TYPE_CHECKING:
+    from services.buffer.owner import Owner
 
 __all__ = [
     "Delivery",
@@ -28,6 +32,8 @@ def open_channel(
     folder: Path,
     *,
     redis_url: str | None = None,
+    buffer: BufferConfig | None = None,
+    owner: Owner | None = None,
     reader: str | None = None,
     width: int = 1,
 ) -> WeightChannel:
@@ -37,30 +43,31 @@ def open_channel(
         config: the `weights` section of the configuration.
         run: name of the run.
         folder: folder of the run, used if no `directory` is configured; that gets one folder per run.
-        redis_url: address of the run's Redis, for `nccl`.
-        reader: name of this reader, for `nccl`; None for the publisher.
-        width: number of workers of the reader's engine, for `nccl`.
+        redis_url: address of the run's Redis; for collective channels, and for publishers with an `owner`.
+        buffer: limits and timeouts of the connection to Redis.
+        owner: of the run's name, for the publisher: it announces nothing once it has lost the name.
+        reader: name of this reader, for collective channels; None for the publisher.
+        width: number of workers of the reader's engine, for collective channels.
 
     Raises:
-        WeightsError: `nccl` without `redis_url`.
+        WeightsError: a collective channel without `redis_url`.
     """
+    from services.weights.fence import Fence
+
+    limits = buffer or BufferConfig()
+    if config.channel in COLLECTIVE:
+        from services.weights.collective import CollectiveChannel
+
+        if redis_url is None:
+            raise WeightsError(f"weights.channel={config.channel} needs the run's Redis: set buffer.redis_url")
+        named = (owner, reader or "publisher", width)
+        return CollectiveChannel(redis_url, run, limits, config.channel, config.timeout_s, *named)
+    fence = Fence(redis_url, run, limits, owner) if owner is not None and redis_url is not None else None
     if config.channel == "ray":
         from services.weights.ray_store import RayChannel
 
-        return RayChannel(run, config.timeout_s)
-    if config.channel == "nccl":
-        from services.weights.collective import CollectiveChannel
-        from services.weights.coordination import Coordination
-        from services.weights.nccl import NcclSender
-
-        if redis_url is None:
-            raise WeightsError("weights.channel=nccl needs the run's Redis: set buffer.redis_url")
-        coordination = Coordination(redis_url, run, BufferConfig())
-        if reader is None:
-            coordination.clear()
-        return CollectiveChannel(
-            coordination, NcclSender, reader=reader or "publisher", width=width, timeout_s=config.timeout_s
-        )
+        return RayChannel(run, config.timeout_s, fence)
     from services.weights.directory import DirectoryChannel
 
-    return DirectoryChannel(config.directory / run if config.directory else folder / "weights", config.timeout_s)
+    versions = config.directory / run if config.directory else folder / "weights"
+    return DirectoryChannel(versions, config.timeout_s, fence)

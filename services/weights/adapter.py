@@ -10,7 +10,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from services.weights.errors import WeightsCorrupt
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 A, B, DELTA = ".lora_A", ".lora_B", ".lora_delta"
 
 
-def is_adapter(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the tensors are adapters, not a whole model."""
-    return bool(tensors) and all(name.endswith((A, B, DELTA)) for name in tensors)
+def is_adapter(names: Collection[str]) -> bool:
+    """Whether tensors of these names are adapters, not a whole model."""
+    return bool(names) and all(name.endswith((A, B, DELTA)) for name in names)
 
 
 def merged(adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -34,16 +34,18 @@ def merged(adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
 def merging(
     adapter: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """As `merged`, tensor by tensor.
+    """As `merged`, tensor by tensor, on the adapters' device.
 
     Raises:
         WeightsCorrupt: the adapters do not fit the base model.
     """
-    dtype = next(iter(adapter.values())).dtype
+    some = next(iter(adapter.values()))
+    dtype, device = some.dtype, some.device
     names = {name.removesuffix(A).removesuffix(DELTA) for name in adapter if not name.endswith(B)}
     if strange := sorted(names - base.keys()):
         raise WeightsCorrupt(f"adapters of another model: model.path has no {strange[0]}")
-    for name, weight in base.items():
+    for name, stored in base.items():
+        weight = stored.to(device)
         if name in names:
             yield name, (weight.float() + _delta(name, adapter, weight.shape)).to(dtype)
         else:

@@ -1,13 +1,15 @@
 """Weight channel through collective transfers: the publisher broadcasts a version to all waiting readers at once.
 
 A broadcast needs all receivers at the same time. So `receive` does not return tensors: it waits until the publisher
-announces a round with this reader and returns how to join it; the engine then joins and receives. The publisher keeps
-the announced version and serves rounds from its own thread, so that a reader may come late.
+announces a round with this reader and returns how to join it; the engine then joins and receives. The publisher,
+learner rank 0, keeps the snapshot of the announced version in host memory and serves rounds from its own thread: the
+first readers and late ones get the same bytes, while the learner goes on.
 
 Invariants
 - A round ends within the timeout. One that does not is abandoned with its group. Its readers repeat their requests,
   except for those that hang, which are dropped that way.
 - Publishing never waits for a reader.
+- A snapshot is under a lock (`services.weights.memory`) while it is announced or sent, so it is not written over.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.errors import AnchorageError, RedisUnavailable
+from services.buffer.owner import Owner
+from services.config.tree import BufferConfig
+from services.errors import AnchorageError, RedisUnavailable, RunTaken
 from services.process import ReservedPort
-from services.weights.channel import WeightChannel, WeightVersion
+from services.weights.channel import INITIAL, WeightChannel, WeightVersion
 from services.weights.coordination import Announcement, Coordination, TensorMeta
-from services.weights.digest import digest
+from services.weights.digest import digest as digest_of
 from services.weights.errors import WeightsGone, WeightsUnavailable
+from services.weights.memory import Snapshot, SnapshotPool
 from services.weights.rendezvous import CHECK_IN_SHARE, check_in
 from services.weights.rounds import Epochs, Group, Membership, Request, Round
 
@@ -52,11 +57,28 @@ class Incoming:
         version: its `checksum` is the `digest` of the tensors.
         tensors: what will come, in this order.
         membership: how to take part. Whoever joins checks in first (`services.weights.rendezvous`).
+        timeout_s: of the round, in seconds.
     """
 
     version: WeightVersion
     tensors: tuple[TensorMeta, ...]
     membership: Membership
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class _Published:
+    """The version that this process sends to those who ask for it.
+
+    Attributes:
+        announcement: of the version.
+        tensors: views of the snapshot, in the order of the announcement.
+        kept: keeps the snapshot from being written over, until the last reference to this object is gone.
+    """
+
+    announcement: Announcement
+    tensors: Mapping[str, torch.Tensor]
+    kept: object
 
 
 class Sender(ABC):
@@ -79,53 +101,90 @@ class CollectiveChannel(WeightChannel):
     """Weight channel with one publisher, which keeps the newest version, and any number of readers."""
 
     def __init__(
-        self, coordination: Coordination, sender: Callable[[], Sender], *, reader: str, width: int, timeout_s: float
+        self,
+        redis_url: str,
+        run: str,
+        config: BufferConfig,
+        transport: str,
+        timeout_s: float,
+        owner: Owner | None = None,
+        reader: str = "publisher",
+        width: int = 1,
     ) -> None:
-        """Open one end of the channel.
+        """Open one end of the channel. Does not connect yet.
 
         Args:
-            coordination: the run's keys in Redis; closed with the channel.
-            sender: makes the publisher's end of a new group.
+            redis_url: address of the run's Redis.
+            run: name of the run.
+            config: limits and timeouts of the connection to Redis.
+            transport: `nccl`, `gloo` or `ipc`.
+            timeout_s: timeout of every call and every round, in seconds.
+            owner: of the run's name, for the publisher.
             reader: name of this process among the readers.
             width: number of workers of its engine.
-            timeout_s: timeout of every call and every round, in seconds.
         """
-        self._coordination = coordination
-        self._sender = sender
+        super().__init__(redis_url, run, config, transport, timeout_s, owner, reader, width)
+        self._coordination = Coordination(redis_url, run, config, owner)
+        self._transport = transport
         self._reader = f"{reader}-{uuid.uuid4().hex[:8]}"
         self._width = width
         self._timeout_s = timeout_s
         self._seen_round = ("", 0)
-        self._published: tuple[Announcement, dict[str, torch.Tensor]] | None = None
+        self._published: _Published | None = None
         self._stopping = threading.Event()
         self._server: threading.Thread | None = None
 
-    def publish(self, version: int, tensors: Mapping[str, torch.Tensor]) -> WeightVersion:
-        kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        checksum = digest(kept.items())
-        nbytes = sum(tensor.nbytes for tensor in kept.values())
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._transport}, {self._reader})"  # without the address, which has a password
+
+    def open_run(self) -> None:
+        self._announcing("cannot begin the run", self._coordination.clear)
+
+    def forget(self) -> None:
+        self._announcing("cannot take back the announcement", self._coordination.clear)
+
+    def announce_initial(self) -> None:
+        announcement = Announcement(INITIAL, ())
+        self._announcing("cannot announce version 0", lambda: self._coordination.announce(announcement))
+
+    def pool(self) -> SnapshotPool:
+        if self._transport != "ipc":
+            return super().pool()
+        from services.weights.ipc import CardPool
+
+        return CardPool(self._timeout_s)
+
+    def make_room(self) -> None:
+        if self._transport == "ipc":  # the next snapshot takes the place of this one
+            self._published = None
+            self.forget()
+
+    def send(self, version: int, snapshot: Snapshot, digest: str | None = None) -> WeightVersion:
+        tensors = snapshot.tensors()
+        checksum = digest or digest_of(tensors.items())
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
         announced = WeightVersion(version, nbytes, checksum, f"{version}-{checksum}-{uuid.uuid4().hex[:8]}")
-        metas = tuple(TensorMeta(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in kept.items())
-        announcement = Announcement(announced, metas)
-        self._published = (announcement, kept)
+        metas = tuple(TensorMeta(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items())
+        self._published = _Published(Announcement(announced, metas), tensors, snapshot.keep())
         if self._server is None:
             self._server = threading.Thread(target=self._serve, name="weight-rounds", daemon=True)
             self._server.start()
-        try:
-            self._coordination.announce(announcement)
-        except AnchorageError as error:
-            raise WeightsUnavailable(f"cannot announce version {version}: {error}") from None
+        announcement = self._published.announcement
+        self._announcing(f"cannot announce version {version}", lambda: self._coordination.announce(announcement))
         return announced
+
+    @staticmethod
+    def _announcing(failure: str, announce: Callable[[], None]) -> None:
+        try:
+            announce()
+        except RunTaken:
+            raise
+        except AnchorageError as error:
+            raise WeightsUnavailable(f"{failure}: {error}") from None
 
     def latest(self) -> WeightVersion | None:
         announcement = self._announced()
         return None if announcement is None else announcement.version
-
-    def fetch(self, wanted: WeightVersion) -> dict[str, torch.Tensor]:
-        """The tensors, for the publisher itself; readers call `receive`."""
-        if self._published is None or self._published[0].version != wanted:
-            raise WeightsGone(f"weights of version {wanted.version} are not in this process")
-        return dict(self._published[1])
 
     def receive(self, wanted: WeightVersion) -> Incoming:
         """Request a version and wait for a round with this reader.
@@ -185,21 +244,40 @@ class CollectiveChannel(WeightChannel):
         return round_
 
     def _incoming(self, announcement: Announcement, round_: Round) -> Incoming:
-        membership = round_.membership(self._reader, CHECK_IN_SHARE * self._timeout_s)
-        return Incoming(announcement.version, announcement.tensors, membership)
+        membership = round_.membership(self._reader, self._transport, CHECK_IN_SHARE * self._timeout_s)
+        return Incoming(announcement.version, announcement.tensors, membership, self._timeout_s)
 
     def _serve(self) -> None:
         """Serve rounds, one after the other; the publisher's thread."""
-        server = _Rounds(self._coordination, self._sender, self._timeout_s)
+        server = _Rounds(self._coordination, sender_of(self._transport), self._timeout_s)
         while not self._stopping.wait(POLL_S):
             try:
-                assert self._published is not None
-                server.turn(*self._published)
+                if (published := self._published) is not None:
+                    server.turn(published)
+                del published
+            except RunTaken as error:
+                log.warning("sending no more weights: %s", error)
+                break
             except AnchorageError as error:
                 log.warning("weight transfer unavailable; retrying: %s", error)
             except Exception:
                 log.exception("weight transfer failed; retrying")
         server.end()
+
+
+def sender_of(transport: str) -> Callable[[], Sender]:
+    """What makes the publisher's end of a new group."""
+    if transport == "gloo":
+        from services.weights.gloo import GlooSender
+
+        return GlooSender
+    if transport == "ipc":
+        from services.weights.ipc import IpcSender
+
+        return IpcSender
+    from services.weights.nccl import NcclSender
+
+    return NcclSender
 
 
 class _Rounds:
@@ -213,11 +291,10 @@ class _Rounds:
         self._sender: Sender | None = None
         self._first_request: float | None = None
 
-    def turn(self, announcement: Announcement, tensors: Mapping[str, torch.Tensor]) -> None:
+    def turn(self, published: _Published) -> None:
         """Serve one round if there are requests for the announced version."""
-        requests = [
-            request for request in self._coordination.requests() if request.locator == announcement.version.locator
-        ]
+        locator = published.announcement.version.locator
+        requests = [request for request in self._coordination.requests() if request.locator == locator]
         if not requests:
             self._first_request = None
             return
@@ -235,13 +312,13 @@ class _Rounds:
                 self._epochs.open(requests, _own_address(), reserved.enter_context(ReservedPort()).number)
                 self._sender = self._make()
             check_in_port = reserved.enter_context(ReservedPort()).number
-            round_ = self._epochs.round(announcement.version.locator, check_in_port)
-            work = (self._sender, round_, None if whole else self._epochs.group, tensors, outcome)
+            round_ = self._epochs.round(locator, check_in_port)
+            work = (self._sender, round_, None if whole else self._epochs.group, published, outcome)
             self._coordination.announce_round(round_)
             self._coordination.withdraw(*readers)
             # In a thread of its own: a broadcast whose receiver has died may never return.
             threading.Thread(target=self._send, args=work, name=f"weights-{round_.epoch}", daemon=True).start()
-            self._await_outcome(round_, announcement, outcome, began)
+            self._await_outcome(round_, published.announcement, outcome, began)
 
     def end(self) -> None:
         """Leave the current group."""
@@ -252,14 +329,14 @@ class _Rounds:
         sender: Sender,
         round_: Round,
         group: Group | None,
-        tensors: Mapping[str, torch.Tensor],
+        published: _Published,
         outcome: queue.Queue[Exception | None],
     ) -> None:
         try:
             check_in(round_.host, round_.check_in_port, 0, round_.world, CHECK_IN_SHARE * self._timeout_s)
             if group is not None:
                 sender.open(group, self._timeout_s)
-            sender.send(tensors, self._timeout_s)
+            sender.send(published.tensors, self._timeout_s)
         except Exception as error:  # after any error the group is lost
             outcome.put(error)
         else:

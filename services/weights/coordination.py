@@ -2,6 +2,7 @@
 
 Invariants
 - A request expires unless its reader repeats it within `REQUEST_TTL_S`, so that a dead reader is in no round.
+- The publisher announces as the owner of the run: one that has lost the name raises RunTaken.
 - Times are those of Redis. A request from the future, as after a clock was set back, is invalid: its reader repeats it.
 """
 
@@ -13,9 +14,11 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import ResponseError
 
+from services.buffer import Buffer
 from services.buffer.connection import Connection
 from services.buffer.integrity import damaged, damaged_value
 from services.buffer.keys import Keys
+from services.buffer.owner import Owner
 from services.config.tree import BufferConfig
 from services.weights.channel import WeightVersion
 from services.weights.rounds import Request, Round
@@ -60,23 +63,31 @@ _POSTED = TypeAdapter(_Posted)
 
 
 class Coordination:
-    """The coordination keys of one run. Thread-safe. Every call raises RedisUnavailable while Redis is unreachable."""
+    """The coordination keys of one run. Thread-safe. Every call raises RedisUnavailable while Redis is unreachable.
 
-    def __init__(self, url: str, run: str, config: BufferConfig) -> None:
+    Args:
+        url: address of the run's Redis.
+        run: name of the run.
+        config: limits and timeouts.
+        owner: for the publisher; None for readers.
+    """
+
+    def __init__(self, url: str, run: str, config: BufferConfig, owner: Owner | None = None) -> None:
         self._connection = Connection(url, config)
         self._keys = Keys(run)
+        self._buffer = Buffer(self._connection, run, config, max_attempts=1, owner=owner)
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
     def announce(self, announcement: Announcement) -> None:
-        """Announce the newest version."""
-        self._call("set", "weights_announced", _ANNOUNCEMENT.dump_json(announcement))
+        """Announce the newest version. Raises RunTaken."""
+        self._buffer.announce_weights(_ANNOUNCEMENT.dump_json(announcement))
 
     def clear(self) -> None:
-        """Remove the announcement of an earlier publisher, which cannot be sent any more."""
-        self._call("delete", "weights_announced")
+        """Remove the announcement of an earlier publisher, which cannot be sent any more. Raises RunTaken."""
+        self._buffer.announce_weights("")
 
     def announced(self) -> Announcement | None:
         """The newest version, None before the first."""
@@ -107,8 +118,8 @@ class Coordination:
         return current
 
     def announce_round(self, round_: Round) -> None:
-        """Announce a round to its readers."""
-        self._call("set", "weights_round", _ROUND.dump_json(round_))
+        """Announce a round to its readers. Raises RunTaken."""
+        self._buffer.call_weight_round(_ROUND.dump_json(round_))
 
     def round(self) -> Round | None:
         """The round announced last."""

@@ -20,9 +20,18 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from services.files import PARTIAL, replacing
-from services.weights.channel import KEPT_VERSIONS, Delivery, StoringChannel, WeightVersion, new_file
+from services.weights.channel import (
+    INITIAL,
+    KEPT_VERSIONS,
+    Delivery,
+    StoringChannel,
+    WeightVersion,
+    in_memory,
+    new_file,
+)
 from services.weights.errors import WeightsCorrupt, WeightsGone, WeightsUnavailable
-from services.weights.memory import MemoryFile
+from services.weights.fence import Fence
+from services.weights.memory import Snapshot
 from services.weights.payload import Checksum, Payload, checksum
 
 _LATEST = "latest.json"
@@ -32,29 +41,50 @@ _KEPT = TypeAdapter(list[WeightVersion])
 
 
 class DirectoryChannel(StoringChannel):
-    """Weight channel with one publisher at a time and any number of readers."""
+    """Weight channel with one publisher at a time and any number of readers.
 
-    def __init__(self, folder: Path, timeout_s: float) -> None:
-        super().__init__(folder, timeout_s)
+    Args:
+        folder: that all of them reach.
+        timeout_s: timeout of every call, in seconds.
+        fence: of the publisher; None: nobody else can own the run, and for readers.
+    """
+
+    def __init__(self, folder: Path, timeout_s: float, fence: Fence | None = None) -> None:
+        super().__init__(folder, timeout_s, fence)
         self._folder = folder
         self._timeout_s = timeout_s
+        self._fence = fence
 
-    def send(self, version: int, file: MemoryFile) -> WeightVersion:
-        deadline = time.monotonic() + self._timeout_s
-        digest = checksum(file.payload)
-        published = WeightVersion(version, file.payload.nbytes, digest, f"{version:08d}-{digest[:16]}{_SUFFIX}")
+    def announce_initial(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            earlier = [kept for kept in self._kept() if kept.locator != published.locator]
-            kept = [published, *earlier][:KEPT_VERSIONS]
+            self._list(INITIAL, time.monotonic() + self._timeout_s)
+        except OSError as error:
+            raise WeightsUnavailable(f"cannot write to {self._folder}: {error.strerror}") from None
+
+    def send(self, version: int, snapshot: Snapshot, digest: str | None = None) -> WeightVersion:
+        file = in_memory(snapshot)
+        deadline = time.monotonic() + self._timeout_s
+        found = checksum(file.payload)
+        published = WeightVersion(version, file.payload.nbytes, found, f"{version:08d}-{found[:16]}{_SUFFIX}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._write(published.locator, file.payload, deadline)
-            self._write(_LATEST, np.frombuffer(_KEPT.dump_json(kept), dtype=np.uint8), deadline)
-            self._prune(kept)
+            self._prune(self._list(published, deadline))
         except OSError as error:
             raise WeightsUnavailable(
                 f"cannot write weights of version {version} to {self._folder}: {error.strerror}"
             ) from None
         return published
+
+    def _list(self, published: WeightVersion, deadline: float) -> list[WeightVersion]:
+        """Announce a version as the newest. Returns all that are kept."""
+        earlier = [kept for kept in self._kept() if kept.locator != published.locator]
+        kept = [published, *earlier][:KEPT_VERSIONS]
+        if self._fence is not None:
+            self._fence.check()
+        self._write(_LATEST, np.frombuffer(_KEPT.dump_json(kept), dtype=np.uint8), deadline)
+        return kept
 
     def latest(self) -> WeightVersion | None:
         try:

@@ -20,10 +20,14 @@ import os
 import threading
 import weakref
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from services.weights.payload import Payload
+from services.weights.payload import Layout, Payload, unpack
+
+if TYPE_CHECKING:
+    import torch
 
 _KEPT = 2
 """Files that a publisher keeps for its next versions, and files that a reader keeps mapped."""
@@ -44,6 +48,33 @@ class MemoryName:
     lasting: bool
 
 
+class Snapshot(Protocol):
+    """Memory for the weights of one version, on the host or on a card."""
+
+    def places(self, layout: Layout) -> dict[str, torch.Tensor]:
+        """The tensors to fill, in the layout's order."""
+        ...
+
+    def unlock(self) -> None:
+        """Called once all of them are filled: others may read them."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors, filled."""
+        ...
+
+    def keep(self) -> object:
+        """Keep them from being written over as long as the returned object is referenced."""
+        ...
+
+
+class SnapshotPool(Protocol):
+    """The memory of a publisher, for version after version."""
+
+    def take(self, nbytes: int) -> Snapshot:
+        """Memory of this size that nobody reads. Raises WeightsUnavailable."""
+        ...
+
+
 class MemoryFile:
     """A file that this process made and may write. Its memory is freed once no process has it open.
 
@@ -62,6 +93,18 @@ class MemoryFile:
         os.ftruncate(self._descriptor, nbytes)
         self.payload: Payload = np.frombuffer(mmap.mmap(self._descriptor, nbytes), dtype=np.uint8)
         self.name = _name(self._descriptor, lasting)
+
+    def places(self, layout: Layout) -> dict[str, torch.Tensor]:
+        """Write the header of a version; the tensors to fill, views of the payload."""
+        return layout.write_header(self.payload)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that it holds, views of the payload. Raises WeightsCorrupt."""
+        return unpack(self.payload)
+
+    def keep(self) -> Opened:
+        """A shared lock on it, which ends with the returned object."""
+        return Opened(self.name)
 
     def lock(self) -> bool:
         """Take the exclusive lock. Returns whether that is possible: no other process has a lock."""

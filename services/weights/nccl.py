@@ -1,5 +1,8 @@
 """The publisher's end of a transfer over NCCL: vLLM's weight-transfer engine. The only file here that knows it.
 
+Learner rank 0 sends from its own card. The snapshot is in host memory that CUDA has pinned, so that two buckets are
+under way at any time: one is copied to the card while the one before it is broadcast.
+
 Invariants
 - Wire format and buffers are vLLM's: the other end, in the actors, is its receiving engine.
 """
@@ -47,7 +50,7 @@ class NcclSender(Sender):
         )
 
         if not torch.cuda.is_available():
-            raise WeightsUnavailable("weights.channel=nccl needs a GPU in the process that publishes weights")
+            raise WeightsUnavailable("weights.channel=nccl needs a GPU in the process of learner rank 0")
         info = NCCLTrainerInitInfo(rank=0, **group_facts(group.host, group.port, group.world))
         with torch.cuda.device(self._gpu):
             self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_NoClient(), source=_Source())
@@ -81,12 +84,12 @@ class _NoClient:
     def update_weights(self, update_info: object) -> None:
         """The tensors were announced with the version."""
 
-    def finish_weight_update(self) -> None:
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Each engine does it by itself."""
 
 
 class _Source:
-    """vLLM's source of weights: the tensors of a version, moved to the GPU one by one."""
+    """vLLM's source of weights: the tensors of a version, copied to the GPU by the stream that sends their bucket."""
 
     def __init__(self) -> None:
         self.tensors: Mapping[str, torch.Tensor] = {}

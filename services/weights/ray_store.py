@@ -9,7 +9,8 @@ has it open, and every reader maps the same memory. To another node it goes in c
 and every reader there has its own file.
 
 Invariants
-- The holder lists a version only after all of it is in its memory.
+- The holder lists a version only after all of it is in its memory. Once a later owner of the run's name has opened the
+  channel, the holder lists nothing of an earlier one: what such a publisher sends arrives in vain.
 - Every wait on Ray has a timeout. The holder's methods are idempotent: Ray calls them again after it has restarted the
   holder. A restarted holder is empty until the next publication.
 """
@@ -25,14 +26,26 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from services.errors import first_line
-from services.weights.channel import KEPT_VERSIONS, Delivery, StoringChannel, WeightVersion, new_file, verify
+from services.errors import RunTaken, first_line
+from services.weights.channel import (
+    INITIAL,
+    KEPT_VERSIONS,
+    Delivery,
+    StoringChannel,
+    WeightVersion,
+    in_memory,
+    new_file,
+    verify,
+)
 from services.weights.errors import WeightsCorrupt, WeightsGone, WeightsUnavailable
-from services.weights.memory import Mappings, MemoryFile, MemoryName, Opened
+from services.weights.fence import Fence
+from services.weights.memory import Mappings, MemoryFile, MemoryName, Opened, Snapshot
 from services.weights.payload import Payload, checksum
 
 NAMESPACE = "anchorage"
 CHUNK_BYTES = 64 * 2**20
+HELD, MISSING, TAKEN = "held", "missing", "taken"
+"""What the holder says about a version that it should keep."""
 _SENDING_ATTEMPTS = 3
 
 _T = TypeVar("_T")
@@ -44,14 +57,14 @@ class _Kept:
 
     Attributes:
         version: which one.
-        file: its memory, opened under the shared lock.
+        file: its memory, opened under the shared lock; None for `INITIAL`, which every engine has.
         own: its memory, if the holder made it.
         chunks: references of the chunks that a reader on another node has asked for, by their first byte.
     """
 
     version: WeightVersion
-    file: Opened
-    own: MemoryFile | None
+    file: Opened | None = None
+    own: MemoryFile | None = None
     chunks: dict[int, Any] = field(default_factory=dict)
 
 
@@ -67,6 +80,7 @@ class _Holder:
     """The Ray actor that keeps the versions published last."""
 
     def __init__(self) -> None:
+        self._owner = 0
         self._kept: dict[str, _Kept] = {}
         self._arriving: MemoryFile | None = None
         self._arrived = 0
@@ -75,30 +89,53 @@ class _Holder:
         """Id of this node."""
         return _own_node()
 
-    def hold(self, version: WeightVersion, memory: MemoryName | None) -> bool:
+    def own(self, owner: int) -> bool:
+        """Begin the run of an owner of the name, by its number. Returns False if there is a later one.
+
+        What earlier owners published is dropped; the same owner may begin again, as after a lost reply.
+        """
+        if owner > self._owner:
+            self._owner = owner
+            self.trim(0)
+        return owner == self._owner
+
+    def hold_initial(self, owner: int) -> bool:
+        """List `INITIAL` as the newest version. Returns False if there is a later owner."""
+        if owner < self._owner:
+            return False
+        self._drop(INITIAL.locator)
+        self._kept[INITIAL.locator] = _Kept(INITIAL)
+        return True
+
+    def hold(self, owner: int, version: WeightVersion, memory: MemoryName | None) -> str:
         """Keep a version, and drop all but the newest `KEPT_VERSIONS`.
 
         Args:
+            owner: number of the publisher's owner.
             version: which one.
             memory: it is in the memory of a process on this node; None: its chunks have been written here.
 
         Returns:
-            False: this process cannot open the memory, or was restarted since the first chunk.
+            `TAKEN`: there is a later owner. `MISSING`: this process cannot open the memory, or was restarted since the
+            first chunk. Else `HELD`.
         """
+        if owner < self._owner:
+            return TAKEN
+        self._owner = owner
         own = None
         if memory is None:
             own, self._arriving = self._arriving, None
             if own is None or self._arrived != version.nbytes:
-                return version.locator in self._kept  # asked again
+                return HELD if version.locator in self._kept else MISSING  # asked again
             memory = own.name
         try:
             file = Opened(memory)
         except FileNotFoundError:
-            return False
+            return MISSING
         self._drop(version.locator)
         self._kept[version.locator] = _Kept(version, file, own)
         self.trim(KEPT_VERSIONS)
-        return True
+        return HELD
 
     def write(self, nbytes: int, offset: int, chunk: Payload) -> bool:
         """Receive a chunk of a version of `nbytes` bytes. Returns whether the ones before it are here."""
@@ -112,7 +149,7 @@ class _Holder:
 
     def trim(self, count: int) -> None:
         """Drop all but the newest `count` versions."""
-        for locator in list(self._kept)[:-count]:
+        for locator in list(self._kept)[: max(0, len(self._kept) - count)]:
             self._drop(locator)
 
     def latest(self) -> WeightVersion | None:
@@ -122,14 +159,14 @@ class _Holder:
     def place(self, locator: str) -> _Place | None:
         """Where a version is; None if it is not kept."""
         kept = self._kept.get(locator)
-        return None if kept is None else _Place(_own_node(), kept.file.name)
+        return None if kept is None or kept.file is None else _Place(_own_node(), kept.file.name)
 
     def chunk(self, locator: str, start: int, nbytes: int) -> list[Any]:
         """The reference of a chunk in a list, since Ray would resolve a bare one. Empty if it is not kept."""
         import ray
 
         kept = self._kept.get(locator)
-        if kept is None:
+        if kept is None or kept.file is None:
             return []
         if start not in kept.chunks:
             # Stored from here, it is sent to each node once, however many readers ask for it.
@@ -139,25 +176,51 @@ class _Holder:
 
     def _drop(self, locator: str) -> None:
         kept = self._kept.pop(locator, None)
-        if kept is not None:
+        if kept is not None and kept.file is not None:
             kept.file.close()
 
 
 class RayChannel(StoringChannel):
-    """Weight channel for processes of one Ray cluster that are connected before the first call."""
+    """Weight channel for processes of one Ray cluster that are connected before the first call.
 
-    def __init__(self, run: str, timeout_s: float) -> None:
-        super().__init__(run, timeout_s)
+    Args:
+        run: name of the run.
+        timeout_s: timeout of every call, in seconds.
+        fence: of the publisher; None: nobody else can own the run, and for readers.
+    """
+
+    def __init__(self, run: str, timeout_s: float, fence: Fence | None = None) -> None:
+        super().__init__(run, timeout_s, fence)
+        self._run = run
         self._name = f"weights-{run}"
         self._timeout_s = timeout_s
+        self._fence = fence
+        self._owner = 0 if fence is None else fence.number
         self._holder: Any = None
         self._mappings = Mappings()
 
-    def send(self, version: int, file: MemoryFile) -> WeightVersion:
-        digest = checksum(file.payload)
-        published = WeightVersion(version, file.payload.nbytes, digest, f"{version}-{digest}")
+    def open_run(self) -> None:
+        """Create the holder, on this node if possible, and begin the owner's run in it."""
+        if not self._bounded(lambda left: self._ask("own", left(), self._owner)):
+            raise self._taken()
+
+    def announce_initial(self) -> None:
+        if self._fence is not None:
+            self._fence.check()
+        if not self._bounded(lambda left: self._ask("hold_initial", left(), self._owner)):
+            raise self._taken()
+
+    def send(self, version: int, snapshot: Snapshot, digest: str | None = None) -> WeightVersion:
+        file = in_memory(snapshot)
+        found = checksum(file.payload)
+        published = WeightVersion(version, file.payload.nbytes, found, f"{version}-{found}")
+        if self._fence is not None:
+            self._fence.check()
         self._bounded(lambda left: self._give(published, file, left))
         return published
+
+    def _taken(self) -> RunTaken:
+        return RunTaken(f"run {self._run} is in use by another process, which has opened its weight channel")
 
     def make_room(self) -> None:
         self._bounded(lambda left: self._ask("trim", left(), 1))
@@ -185,10 +248,17 @@ class RayChannel(StoringChannel):
 
     def _give(self, published: WeightVersion, file: MemoryFile, left: Callable[[], float]) -> None:
         """Make the holder keep a version: by its memory, or by its chunks if the holder cannot open that."""
-        if self._ask("node", left()) == _own_node() and self._ask("hold", left(), published, file.name):
+
+        def held(memory: MemoryName | None) -> bool:
+            reply = self._ask("hold", left(), self._owner, published, memory)
+            if reply == TAKEN:
+                raise self._taken()
+            return bool(reply == HELD)
+
+        if self._ask("node", left()) == _own_node() and held(file.name):
             return
         for _ in range(_SENDING_ATTEMPTS):
-            if self._give_chunks(file.payload, left) and self._ask("hold", left(), published, None):
+            if self._give_chunks(file.payload, left) and held(None):
                 return
         raise WeightsUnavailable(f"weight channel {self._name} was restarted again and again")
 

@@ -42,6 +42,7 @@ class Membership:
     """What one receiver needs to take part in a round.
 
     Attributes:
+        transport: `nccl`, `gloo` or `ipc`.
         epoch: name of the process group.
         host: address at which the group and the round gather, the publisher's.
         port: where the group is formed.
@@ -51,6 +52,7 @@ class Membership:
         world: number of ranks of the group, the publisher's rank 0 included.
     """
 
+    transport: str
     epoch: str
     host: str
     port: int
@@ -84,9 +86,10 @@ class Round:
     world: int
     first_ranks: Mapping[str, int]
 
-    def membership(self, reader: str, check_in_timeout_s: float) -> Membership:
+    def membership(self, reader: str, transport: str, check_in_timeout_s: float) -> Membership:
         """What `reader`, one of `first_ranks`, needs to take part."""
         return Membership(
+            transport=transport,
             epoch=self.epoch,
             host=self.host,
             port=self.port,

@@ -87,6 +87,9 @@ class ScriptedEngine(InferenceEngine):
         self.sleeps.append(self._running)
         self.awake.clear()
 
+    async def load_initial(self) -> None:
+        await self.load_weights(0, {})
+
     async def stop(self) -> None:
         self.stopped = True
 

@@ -122,6 +122,22 @@ async def test_all_tickets_of_all_groups_are_played_with_the_newest_weights(make
         assert all(trajectory.won and trajectory.actor == "actor-1" for trajectory in played)
 
 
+async def test_the_initial_version_is_played_without_loading_it(make: MakeScene) -> None:
+    """Every engine starts with the weights of `model.path`. One that has others by now loads them again."""
+    scene = make()
+    scene.channel.announce_initial()
+    scene.buffer.issue(group(0))
+    async with scene.playing():
+        await until(lambda: scene.buffer.complete(TRAIN_STREAM) == [0])
+        assert scene.engine.loads == []
+        scene.publish(1)
+        await until(lambda: scene.engine.loads == [(1, 0)])
+        scene.channel.announce_initial()
+        await until(lambda: scene.engine.loads == [(1, 0), (0, 0)])
+    played = scene.buffer.read(TRAIN_STREAM, 0)
+    assert {span.version for t in played for step in t.steps for span in step.versions} == {0}
+
+
 async def test_a_ticket_is_played_with_the_version_announced_before_it_was_leased(
     make: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from services.buffer import Buffer
 from services.config.tree import Config
 from services.schemas import TRAIN_STREAM, Trajectory
 from services.weights import open_channel
+from tests.learner.published import published
 
 UPDATES = 3
 SPLITS = {"train": 50}
@@ -107,7 +108,7 @@ class Bench:
         """Play a group's episodes one after the other, train, load, again."""
         dispatcher, done = Dispatcher(self.config, SPLITS), []
         for version in range(UPDATES):
-            await self.engine.load_weights(version, self.ranks.weights())
+            await self.engine.load_weights(version, published(self.ranks))
             dispatcher.advance(UPDATES - version)
             window = dispatcher.window()
             played = [
@@ -117,7 +118,7 @@ class Bench:
             groups = [[t for t in played if t.ticket.group == group] for group in window]
             loss = self.ranks.update(prepare(groups, self.config, version).work)
             dispatcher.settle(window)
-            done.append((played, loss, self.ranks.weights()))
+            done.append((played, loss, published(self.ranks)))
         return done
 
     async def asynchronous(self, config: Config, buffer: Buffer, engine: InferenceEngine) -> list[Update]:
@@ -128,7 +129,7 @@ class Bench:
             first = (report.update - 1) * config.learner.groups_per_update
             groups = range(first, first + config.learner.groups_per_update)
             played = [trajectory for group in groups for trajectory in buffer.read(TRAIN_STREAM, group)]
-            done.append((played, report.loss, self.ranks.weights()))
+            done.append((played, report.loss, published(self.ranks)))
 
         channel = open_channel(config.weights, config.run.name, config.run.folder)
         clients = {config.env.name: LocalClient(load_environment(config.env.name))}

@@ -47,4 +47,4 @@ class Publishing:
         pass
 
     def export(self, folder):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)

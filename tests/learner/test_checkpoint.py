@@ -29,14 +29,18 @@ from services.errors import CheckpointFailed, ModelUnavailable
 from services.model_folder import check_model_folder, read_weights
 
 
+def writes(weights, model):
+    """What writes a policy with these weights into a folder."""
+    return lambda path: write_policy(path, whole_policy(weights, model), model)
+
+
 def write(folder, config, version=2, *, engine=lambda path: None, nbytes=0, keep=2, weights=None):
     state = TrainerState(version, {"cursor": 3, "outstanding": [1]}, 1.5, identity(config))
-    whole, model = whole_policy(weights or {"weight": torch.ones(2)}, config.model.path), config.model.path
     return save(
         folder,
         state,
         engine=engine,
-        policy=lambda path: write_policy(path, whole, model),
+        policy=writes(weights or {"weight": torch.ones(2)}, config.model.path),
         nbytes=nbytes,
         keep=keep,
         run=config.run.name,
@@ -79,7 +83,7 @@ def test_best_policy_is_kept_until_a_checkpoint_covers_a_better_one(tmp_path, ti
     write(folder, tiny_config, 2)
     assert best(folder) is None
     for version, success in ((2, 0.25), (5, 0.5), (6, 0.75)):
-        keep_best(folder, version, success, weights, model)
+        keep_best(folder, version, success, writes(weights, model))
         assert best(folder) == (folder / f"best-{version:06d}", success)
     assert names(folder) == ["000002", "best-000002", "best-000006"]  # update 5's would be done again with update 6
     assert latest(folder).name == "000002"
@@ -90,10 +94,10 @@ def test_best_policy_is_kept_until_a_checkpoint_covers_a_better_one(tmp_path, ti
     forget_best(folder, after=4)  # as a run does that goes on from update 4
     assert best(folder) == (folder / "best-000002", 0.25)
 
-    keep_best(folder, 5, 0.5, weights, model)
+    keep_best(folder, 5, 0.5, writes(weights, model))
     write(folder, tiny_config, 6)
     assert names(folder) == ["000004", "000006", "best-000005"]
-    keep_best(folder, 6, 0.6, weights, model)
+    keep_best(folder, 6, 0.6, writes(weights, model))
     assert names(folder) == ["000004", "000006", "best-000006"]
 
 
@@ -114,7 +118,7 @@ def test_export(tmp_path, tiny_config):
     weights = read_weights(tiny_config.model.path)
     for version in (2, 4):
         checkpoint = write(tmp_path / "run" / "checkpoints", tiny_config, version, weights=weights)
-    keep_best(tmp_path / "run" / "checkpoints", 2, 0.5, weights, tiny_config.model.path)
+    keep_best(tmp_path / "run" / "checkpoints", 2, 0.5, writes(weights, tiny_config.model.path))
     run = tmp_path / "run"
     played = Config.model_validate(
         {"env": {"url": "http://elsewhere:1", "max_steps": 7}, "buffer": {"redis_url": "redis://:secret@there"}}
@@ -323,13 +327,13 @@ def test_damaged_checkpoints_make_way_for_those_that_come(two_checkpoints, tmp_p
 def test_a_damaged_score_is_no_best_policy(tmp_path, tiny_config, caplog):
     folder, model = tmp_path / "c", tiny_config.model.path
     weights = read_weights(model)
-    keep_best(folder, 2, 0.5, weights, model)
+    keep_best(folder, 2, 0.5, writes(weights, model))
     score = folder / "best-000002" / "best.json"
     for content in ("{", '{"update": 2, "success_rate": 0.9}', "[]"):
         score.write_text(content)
         assert best(folder) is None
         assert "ignoring a best policy" in caplog.text
-    keep_best(folder, 4, 0.25, weights, model)
+    keep_best(folder, 4, 0.25, writes(weights, model))
     assert best(folder) == (folder / "best-000004", 0.25)
     assert names(folder) == ["best-000004", "damaged-best-000002"]
 
@@ -358,7 +362,7 @@ def test_damaged_policies_are_not_exported(tmp_path, tiny_config):
     weights, run = read_weights(tiny_config.model.path), tmp_path / "run"
     for version in (2, 4):
         written = write(run / "checkpoints", tiny_config, version, weights=weights)
-    keep_best(run / "checkpoints", 4, 0.5, weights, tiny_config.model.path)
+    keep_best(run / "checkpoints", 4, 0.5, writes(weights, tiny_config.model.path))
     flip_middle(written / "policy" / "model.safetensors", None)
     flip_middle(run / "checkpoints" / "best-000004" / "model.safetensors", None)
     for source, of_best in ((written, False), (run, True)):

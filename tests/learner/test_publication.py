@@ -22,14 +22,14 @@ class Announced(WeightChannel):
 
     version = None
 
-    def publish(self, version, tensors):
+    def announce_initial(self):
+        raise NotImplementedError
+
+    def send(self, version, file, digest=None):
         raise NotImplementedError
 
     def latest(self):
         return None if self.version is None else WeightVersion(self.version, 1, "", "")
-
-    def fetch(self, wanted):
-        raise NotImplementedError
 
 
 class SlowRanks:

@@ -25,9 +25,9 @@ from services.buffer.keys import Keys
 from services.config.tree import Config
 from services.errors import CheckpointFailed, RunStalled
 from services.model_folder import read_weights
-from services.weights import WeightsGone
 from services.weights.directory import DirectoryChannel
 from tests.learner.actors import Actors
+from tests.learner.published import published
 from tests.learner.synthetic import Publishing, play
 
 SPLITS = {"train": 5}
@@ -124,12 +124,8 @@ def test_a_full_buffer_brings_a_checkpoint_forward_while_the_next_update_waits(
 ):
     """Only groups that were trained on can make room, and only a checkpoint lets go of them."""
     config = Config.model_validate(tiny_config.model_dump() | {"checkpoint": {"every": 100}})
-    stats, reports = buffer.stats, []
-
-    def full_while_the_second_update_waits():
-        return dataclasses.replace(stats(), cap_bytes=-1) if len(reports) == 1 else stats()
-
-    monkeypatch.setattr(buffer, "stats", full_while_the_second_update_waits)
+    reports = []
+    monkeypatch.setattr(buffer, "full", lambda: len(reports) == 1)  # while the second update waits
     with Actors(buffer, channel):
         trainer(with_learner(config, updates=2), buffer, channel, ranks, on_update=reports.append).train()
     assert sorted(path.name for path in (config.run.folder / "checkpoints").iterdir()) == ["000001", "000002"]
@@ -245,8 +241,9 @@ def test_killed_and_resumed_run_trains_each_group_once_and_ends_with_the_same_we
     assert all(first == second for first, second in by_update.values())
     newest = channel.latest()
     assert newest.version == 7
+    now = published(ranks)
     for name, tensor in channel.fetch(newest).items():
-        assert torch.equal(tensor, ranks.weights()[name])
+        assert torch.equal(tensor, now[name])
     steps = [json.loads(line)["step"] for line in (config.run.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 8))
     assert latest(config.run.folder / "checkpoints").name == "000007"
@@ -316,28 +313,23 @@ def test_a_kill_at_a_checkpoint_does_not_lose_the_figures_of_its_update(tiny_con
     assert records(config, "rollout/success_rate") == [1, 2, 3, 4]
 
 
-def test_a_best_policy_that_cannot_be_fetched_is_asked_of_the_ranks(tiny_config, buffer, channel, ranks, caplog):
-    config = with_panels(tiny_config, 4)
+def test_ranks_that_die_in_a_panel_cost_the_panel_and_not_the_best_policy(tiny_config, buffer, channel, ranks):
+    """The ranks write the best policy: after their restart the panel is played again."""
+    config, panels = with_panels(tiny_config, 4), []
 
-    class FailsOnce(DirectoryChannel):
-        fetches = 0
+    def play_panel(version, should_stop):
+        panels.append(version)
+        if panels == [0, 2]:
+            os.kill(ranks.pids[0], signal.SIGKILL)
+        return {"evaluation/success_rate": {0: 0.1, 2: 0.9, 4: 0.2}[version]}
 
-        def fetch(self, wanted):
-            self.fetches += 1
-            if self.fetches == 1:
-                raise WeightsGone("the holder is away")
-            return super().fetch(wanted)
-
-    faulty = FailsOnce(config.run.folder / "weights", 30.0)
     with Actors(buffer, channel):
-        run = trainer(
-            config, buffer, faulty, ranks, evaluate=lambda version, should_stop: {"evaluation/success_rate": 0.5}
-        )
+        run = trainer(config, buffer, channel, ranks, evaluate=play_panel)
         run.train()
     assert run.version == 4
-    assert "cannot fetch version 0 from the weight channel, asking the ranks: the holder is away" in caplog.text
-    assert best(config.run.folder / "checkpoints")[0].name == "best-000000"
+    assert panels == [0, 2, 2, 4]
     assert records(config, "evaluation/success_rate") == [0, 2, 4]
+    assert best(config.run.folder / "checkpoints")[0].name == "best-000002"
 
 
 def test_a_synchronous_run_that_was_killed_ends_with_the_same_bits(tiny_config, redis_url, started):

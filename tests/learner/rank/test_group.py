@@ -25,6 +25,7 @@ from services.errors import CheckpointFailed, ModelUnavailable, RunStalled, Upda
 from services.model_folder import read_weights
 from services.weights.adapter import is_adapter, merged
 from services.weights.directory import DirectoryChannel
+from tests.learner.published import published
 from tests.learner.rank.architectures import PACKED, ROWS, write_architecture
 from tests.learner.synthetic import play
 from tests.waiting import until
@@ -97,7 +98,7 @@ def plain_pytorch(config, rates, route=None):
 def assert_plain_pytorch(config, group, metrics, rates, route=None):
     """Weights to 1e-5, and the gradient's scale, which AdamW's step does not depend on."""
     weights, moments, norm = plain_pytorch(config, rates, route)
-    assert_same(group.weights(), weights, 1e-5)
+    assert_same(published(group), weights, 1e-5)
     if config.learner.zero_stage > 0:
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     return moments
@@ -125,7 +126,7 @@ def assert_random_states_survive(group, folder, again):
 
 def assert_published(group, folder):
     """The ranks publish the weights that they have, and export them as a model; what they published stays as it was."""
-    channel, weights = DirectoryChannel(folder, 60.0), group.weights()
+    channel, weights = DirectoryChannel(folder, 60.0), published(group)
     for version in (1, 2):
         group.publish(version, channel)
         until(group.published)
@@ -151,9 +152,9 @@ def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(t
     config = changed(tiny_config, loss=TERMS)
     work = [prepare(groups(config), config, update).work for update in range(3)]
     group = ranks(config)
-    before = group.weights()
+    before = published(group)
     metrics = group.update(work[0])
-    after = group.weights()
+    after = published(group)
     assert_plain_pytorch(config, group, metrics, [1e-3])
     assert max(float((after[name] - before[name]).abs().max()) for name in after) > 5e-4
     assert metrics["ratio"] == pytest.approx(1.0)
@@ -167,12 +168,12 @@ def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(t
     assert written < group.checkpoint_bytes + 200_000
     for own in work[1:]:
         group.update(own)
-    expected = group.weights()
+    expected = published(group)
     group.restart()
     group.load(folder)
     for own in work[1:]:
         group.update(own)
-    assert_same(group.weights(), expected, 0)
+    assert_same(published(group), expected, 0)
     with pytest.raises(CheckpointFailed, match="checkpoint"):
         group.load(tmp_path / "nowhere")
 
@@ -182,7 +183,7 @@ def test_one_rank_is_plain_pytorch_and_resumes_bit_identically_or_on_two_ranks(t
     group.load(folder)
     for update in (1, 2):
         group.update(prepare(groups(wider), wider, update).work)
-    assert_same(group.weights(), expected, 1e-5)
+    assert_same(published(group), expected, 1e-5)
     assert_random_states_survive(group, folder, tmp_path / "again")
 
 
@@ -271,7 +272,7 @@ def test_two_ranks_of_sharded_parameters_take_several_optimizer_steps_and_resume
     assert len(list(tmp_path.glob("random-*.safetensors"))) == 2
     assert_published(group, tmp_path / "channel")
     group.update(prepare(groups(config), config, 1).work)
-    expected = group.weights()
+    expected = published(group)
     group.stop()
     narrower = changed(
         config, learner={"ranks": 1, "zero_stage": 0, "offload_parameters": False, "microbatch_tokens": 100}
@@ -279,7 +280,7 @@ def test_two_ranks_of_sharded_parameters_take_several_optimizer_steps_and_resume
     group = ranks(narrower)
     group.load(tmp_path)
     group.update(prepare(groups(narrower), narrower, 1).work)
-    assert_same(group.weights(), expected, 1e-5)
+    assert_same(published(group), expected, 1e-5)
 
 
 def test_adapters_alone_are_trained_broadcast_and_saved(tiny_config, ranks, tmp_path):
@@ -290,7 +291,7 @@ def test_adapters_alone_are_trained_broadcast_and_saved(tiny_config, ranks, tmp_
     work = [prepare(groups(config), config, update).work for update in range(2)]
     group = ranks(config)
     base = read_weights(config.model.path)
-    first = group.weights()
+    first = published(group)
     assert is_adapter(first)
     assert_same(merged(first, base), base, 0)
     assert_published(group, tmp_path / "channel")
@@ -298,19 +299,19 @@ def test_adapters_alone_are_trained_broadcast_and_saved(tiny_config, ranks, tmp_
     assert metrics["kl"] == pytest.approx(0.0, abs=1e-6)  # the reference is the model without its adapters
     group.save(tmp_path)
     assert group.update(work[1])["kl"] > 1e-6
-    expected = group.weights()
+    expected = published(group)
     moved = merged(expected, base)
     assert max(float((moved[name] - base[name]).abs().max()) for name in base) > 1e-5
     group.load(tmp_path)
     metrics = group.update(work[1])
-    assert_same(group.weights(), expected, 0)
+    assert_same(published(group), expected, 0)
 
     group.stop()
     wider = changed(config, learner={"ranks": 2, "zero_stage": 2})
     group = ranks(wider)
     group.load(tmp_path)
     on_two = group.update(prepare(groups(wider), wider, 1).work)
-    assert_same(group.weights(), expected, 1e-5)
+    assert_same(published(group), expected, 1e-5)
     assert on_two["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-4)
     assert on_two["kl"] == pytest.approx(metrics["kl"], rel=1e-4)
 
@@ -359,19 +360,19 @@ def test_an_update_that_is_not_finite_changes_nothing(tiny_config, ranks, tmp_pa
     work = [prepare(groups(config), config, update).work for update in range(2)]
     group = ranks(config)
     group.update(work[0])
-    before = group.weights()
+    before = published(group)
     (tmp_path / "start").mkdir()
     group.save(tmp_path / "start")
     for bad in (float("nan"), float("inf"), 3e38):
         with pytest.raises(UpdateNotFinite, match="not finite"):
             group.update(poisoned(work[1], bad, step=0))
-        assert_same(group.weights(), before, 0)
+        assert_same(published(group), before, 0)
     assert group.finite(work[1])
     after_all = group.update(work[1])
-    weights = group.weights()
+    weights = published(group)
     group.load(tmp_path / "start")
     without = group.update(work[1])
-    assert_same(weights, group.weights(), 0)
+    assert_same(weights, published(group), 0)
     assert after_all == without
     assert after_all["learning_rate"] == pytest.approx(config.optimizer.lr * rate_factor(3, config))
     with pytest.raises(RankFailed, match="optimizer step 2 of 2"):

@@ -85,7 +85,9 @@ import threading
 from learner.rank.outbox import Outbox
 
 class Endless:
-    def send(self, version, snapshot):
+    def pool(self): ...
+
+    def send(self, version, snapshot, digest):
         begun.set()
         threading.Event().wait()
 

@@ -21,7 +21,7 @@ from services.weights.digest import digest
 from services.weights.rendezvous import check_in
 from services.weights.rounds import Request
 from tests.actors.scripted_engine import ScriptedEngine, tokenizer_folder
-from tests.services.weights.gloo import GlooReceiver, GlooSender
+from tests.services.weights.receiver import Receiver
 from tests.waiting import until
 
 TIMEOUT_S = 20.0
@@ -53,8 +53,10 @@ class GatheringCoordination(Coordination):
 
 
 def channel_of(url: str, run: str, reader: str, timeout_s: float = TIMEOUT_S) -> CollectiveChannel:
-    coordination = GatheringCoordination(url, run, BufferConfig())
-    return CollectiveChannel(coordination, GlooSender, reader=reader, width=1, timeout_s=timeout_s)
+    channel = CollectiveChannel(url, run, BufferConfig(), "gloo", timeout_s, None, reader)
+    channel._coordination.close()
+    channel._coordination = GatheringCoordination(url, run, BufferConfig())
+    return channel
 
 
 def expect(publisher: CollectiveChannel, readers: int) -> None:
@@ -81,7 +83,7 @@ class Reader:
 
     def __init__(self, channel: CollectiveChannel) -> None:
         self.channel = channel
-        self.receiver = GlooReceiver(TIMEOUT_S)
+        self.receiver = Receiver()
 
     def newest(self) -> dict[str, torch.Tensor]:
         wanted = self.channel.latest()
@@ -96,7 +98,7 @@ def all_at_once(readers: list[Reader]) -> list[dict[str, torch.Tensor]]:
 
 def read_for_ever(url: str, run: str, name: str, pipe: Connection) -> None:
     """A reader's process: a line for every version that it has loaded."""
-    channel, receiver, loaded = channel_of(url, run, name), GlooReceiver(TIMEOUT_S), None
+    channel, receiver, loaded = channel_of(url, run, name), Receiver(), None
     while True:
         wanted = channel.latest()
         if wanted is None or wanted == loaded:
@@ -127,7 +129,7 @@ def test_processes_receive_every_version_and_one_that_is_killed_is_left_out(
 
     def next_of(pipe: Connection, version: int) -> str:
         while True:
-            assert pipe.poll(60), f"version {version} never came"
+            assert pipe.poll(300), f"version {version} never came"
             loaded, epoch, intact = pipe.recv()
             if loaded == version:
                 assert intact
@@ -202,9 +204,7 @@ def test_a_version_that_was_replaced_is_gone(open_one: Opener) -> None:
     second = publisher.publish(2, tensors(2))
     with pytest.raises(WeightsGone, match="version 1"):
         reader.receive(first)
-    with pytest.raises(WeightsGone, match="version 1"):
-        publisher.fetch(first)
-    assert same(publisher.fetch(second), tensors(2))
+    assert reader.latest() == second
 
 
 def test_without_a_publisher_there_is_no_round(open_one: Opener) -> None:
@@ -261,7 +261,7 @@ class GlooEngine(ScriptedEngine):
         if self.lost:
             self.lost -= 1
             raise TransferLost("a member was missing")
-        self.received = await asyncio.to_thread(GlooReceiver(TIMEOUT_S).load, incoming)
+        self.received = await asyncio.to_thread(Receiver().load, incoming)
 
 
 @pytest.mark.parametrize("update", ["in_flight", "at_step", "at_episode"])
@@ -286,16 +286,19 @@ async def test_an_engine_without_transfers_says_so(open_one: Opener, tmp_path: P
         await follower.first()
 
 
+@pytest.mark.parametrize("transport", ["nccl", "gloo"])
 def test_the_configured_channel_needs_a_redis_and_forgets_earlier_publishers(
-    open_one: Opener, redis_url: str, run_name: str, tmp_path: Path
+    open_one: Opener, redis_url: str, run_name: str, tmp_path: Path, transport: str
 ) -> None:
-    config = WeightsConfig(channel="nccl")
+    config = WeightsConfig.model_validate({"channel": transport})
     with pytest.raises(WeightsError, match="Redis"):
         open_channel(config, run_name, tmp_path)
     open_one("publisher").publish(1, tensors(1))
     reader = open_channel(config, run_name, tmp_path, redis_url=redis_url, reader="actor")
     assert reader.latest() is not None
     publisher = open_channel(config, run_name, tmp_path, redis_url=redis_url)
+    assert publisher.latest() is not None
+    publisher.open_run()
     assert publisher.latest() is None
     assert reader.latest() is None
     reader.close()

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from services.config.tree import BufferConfig, Config, ModelConfig, RolloutConfig
-from services.weights import WeightsUnavailable
+from services.weights import WeightsUnavailable, collective
 from services.weights.collective import CollectiveChannel
-from services.weights.coordination import Coordination
 from services.weights.nccl import NcclSender, _Source
 from services.weights.rounds import Epochs, Request
 from tests import needs
@@ -36,14 +35,16 @@ def test_the_source_describes_what_it_sends() -> None:
     assert told == [("a", torch.float32, (2, 3)), ("b", torch.bfloat16, (4,))]
 
 
-def test_adapters_do_not_travel_by_it() -> None:
-    with pytest.raises(ValueError, match=r"weights\.channel: nccl does not support model\.lora"):
-        Config.model_validate({"weights": {"channel": "nccl"}, "model": {"lora": {"rank": 4}}})
+def test_a_card_that_is_shared_is_refused_before_the_start() -> None:
+    with pytest.raises(ValueError, match=r"weights\.channel: nccl cannot connect a card to itself"):
+        Config.model_validate({"weights": {"channel": "nccl"}, "rollout": {"share_gpus": True}})
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason=needs.GPUS)
-async def test_an_engine_samples_with_the_weights_that_were_sent(redis_url: str, run_name: str, tmp_path: Path) -> None:
+async def test_an_engine_samples_with_the_weights_that_were_sent(
+    redis_url: str, run_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The engine on the first GPU, the publisher on the second."""
     from actors.engine.process import EngineProcess
 
@@ -53,11 +54,8 @@ async def test_an_engine_samples_with_the_weights_that_were_sent(redis_url: str,
         RolloutConfig(episodes_in_flight=4, gpu_memory_utilization=0.2),
     )
     await engine.start()
-    coordinations = [Coordination(redis_url, run_name, BufferConfig()) for _ in range(2)]
-    sender = partial(NcclSender, 1)
-    ends = [
-        CollectiveChannel(coordination, sender, reader="one", width=1, timeout_s=60) for coordination in coordinations
-    ]
+    monkeypatch.setattr(collective, "sender_of", lambda transport: partial(NcclSender, 1))
+    ends = [CollectiveChannel(redis_url, run_name, BufferConfig(), "nccl", 60.0) for _ in range(2)]
     for version, model in enumerate([models[1], models[0]], start=1):
         wanted = ends[0].publish(version, weights_of(model))
         await engine.receive_weights(await asyncio.to_thread(ends[1].receive, wanted))

@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 
 from services.weights import WeightsCorrupt
-from services.weights.payload import Checksum, Layout, checksum, pack, unpack
+from services.weights.payload import Checksum, Layout, checksum, names_in, pack, unpack
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -81,3 +81,10 @@ def test_what_is_no_safetensors_file_is_corrupt(header: bytes) -> None:
     payload = np.frombuffer(len(header).to_bytes(8, "little") + header + b"\0" * 8, dtype=np.uint8)
     with pytest.raises(WeightsCorrupt):
         unpack(payload)
+
+
+def test_names_are_read_without_the_tensors() -> None:
+    assert names_in(pack(tensors())) == list(unpack(pack(tensors())))
+    for broken in (b"{", b"[]"):
+        with pytest.raises(WeightsCorrupt):
+            names_in(np.frombuffer(len(broken).to_bytes(8, "little") + broken, dtype=np.uint8))

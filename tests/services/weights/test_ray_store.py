@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import time
+import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,12 @@ import pytest
 import ray
 import torch
 
-from services.config.tree import WeightsConfig
+from services.buffer import Buffer
+from services.buffer.owner import Owner
+from services.config.tree import BufferConfig, WeightsConfig
+from services.errors import RunTaken
 from services.weights import WeightsCorrupt, WeightsGone, WeightsUnavailable, WeightVersion, open_channel, ray_store
+from services.weights.fence import Fence
 from services.weights.ray_store import NAMESPACE, RayChannel
 from tests.waiting import until
 
@@ -148,3 +154,41 @@ def test_runs_do_not_see_each_other_and_end_apart(channel: RayChannel, tmp_path:
     latest = channel.latest()
     assert latest is not None
     assert latest.version == 1
+
+
+def test_a_publisher_whose_run_another_process_owns_announces_nothing(redis_url: str, run_name: str) -> None:
+    """Redis says so; where Redis was asked just before, the holder does."""
+
+    class Asked(Fence):
+        """As if the name was lost between the question and the announcement."""
+
+        def check(self) -> None:
+            pass
+
+    with closing(Buffer.connect(redis_url, run_name, BufferConfig())) as buffer:
+
+        def take(kind: type[Fence]) -> Fence:
+            token = buffer.take(buffer.owner(), uuid.uuid4().hex, "lineage", "{}")
+            assert token is not None
+            return kind(redis_url, run_name, BufferConfig(), Owner(token, "lineage", "{}"))
+
+        first, careless, second = (RayChannel(run_name, 60.0, take(kind)) for kind in (Fence, Asked, Fence))
+        try:
+            second.open_run()
+            assert second.latest() is None
+            mine = second.publish(3, tensors(3))
+            for late in (first, careless):
+                for announce in (lambda late=late: late.publish(4, tensors(4)), late.announce_initial, late.open_run):
+                    with pytest.raises(RunTaken, match=f"run {run_name} is in use"):
+                        announce()
+                    assert second.latest() == mine
+            second.open_run()  # its reply was lost
+            assert second.latest() == mine
+            second.announce_initial()
+            newest = second.latest()
+            assert newest is not None
+            assert newest.initial
+            with pytest.raises(WeightsGone):
+                second.fetch(newest)
+        finally:
+            second.close_run()
