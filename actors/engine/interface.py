@@ -71,6 +71,7 @@ class EngineStats:
         updates: number of weight updates.
         update_seconds: total time in which generation was paused for them.
         kv_use: share of the KV cache in use after the last step, 0 to 1; None if the engine does not report it.
+        attention: name of the attention back end; empty if the engine does not report it.
     """
 
     responses: int = 0
@@ -81,6 +82,7 @@ class EngineStats:
     updates: int = 0
     update_seconds: float = 0.0
     kv_use: float | None = None
+    attention: str = ""
 
 
 class Sampler(Protocol):

@@ -130,6 +130,8 @@ class VllmCore:
             _fit_to_cpu(arguments)
         self.engine = LLMEngine.from_engine_args(arguments)
         self.engine.set_weight_version("0")
+        backends: list[str] = self.engine.collective_rpc(_attention)
+        self._stats = replace(self._stats, attention=backends[0])
 
     def _sleeping(self, *, cpu: bool) -> dict[str, Any]:
         """Arguments of an engine that can give its memory back."""
@@ -280,6 +282,12 @@ class VllmCore:
     def _call_workers(self, method: str, **arguments: object) -> None:
         """Call a method of every worker and wait for all of them."""
         self.engine.collective_rpc(method, kwargs=arguments)
+
+
+def _attention(worker: Any) -> str:
+    """The attention back ends of a worker's layers, by name."""
+    groups = getattr(worker.model_runner, "attn_groups", [])
+    return ", ".join(dict.fromkeys(group.backend.get_name() for some in groups for group in some))
 
 
 def _fit_to_cpu(arguments: Any) -> None:

@@ -29,7 +29,7 @@ TIME = 0.005
 """Largest further share that is accepted; the claim is a mean over a longer run."""
 MEMORY = 0.99, 1.01
 HOST_MEMORY = 1.25
-REPEATS = 5
+REPEATS, DRY_REPEATS = 5, 1
 
 Groups = list[list[Trajectory]]
 
@@ -46,7 +46,7 @@ def gigpo_beside_grpo(settings: Settings) -> Iterator[Row]:
     host = {name: prepare_bytes(groups, config) for name, config in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ALGORITHMS}
     peaks: dict[str, int] = {}
-    for number in range(1 + REPEATS):
+    for number in range(1 + (DRY_REPEATS if settings.dry else REPEATS)):
         for name, config in configs.items():
             ((step,),) = prepare(groups, config, 0).work
             if cards():

@@ -24,7 +24,7 @@ from actors.engine.interface import Sample
 from actors.engine.process import EngineProcess
 from anchorage.checks.engine_parity import change
 from benchmarks.gpu_check.models import SIZES, folder_of
-from benchmarks.gpu_check.rows import Row, at_least, at_most, measured, skipped
+from benchmarks.gpu_check.rows import Row, at_least, at_most, holds, measured, skipped
 from benchmarks.gpu_check.settings import CARD_NEEDED, Settings, cards
 from learner.batching import MicroBatch, plan
 from learner.batching import Row as Response
@@ -151,6 +151,8 @@ def of_model(settings: Settings) -> Iterator[Row]:
             yield measured("cold start, s", engine.start())
     with Engine(settings, folder) as engine:
         yield measured("warm start, s", engine.start())
+        attention = engine.process.stats().attention
+        yield holds("attention back end", attention, bool(attention), "the engine names it")
         yield from speed(engine, DRY_SPEED if settings.dry else SPEED)
         yield from repeatability(engine, DRY_REPEAT if settings.dry else REPEAT)
         samples = engine.sample(DRY_GAP if settings.dry else GAP, temperature=TEMPERATURE)

@@ -44,7 +44,7 @@ STEP_BOUND = 0.01
 """Of the learning rate: the error of an optimizer step."""
 MEMORY = 0.7, 1.05
 """Measured peak over planned. Above, a run that should fit would not; below, cards are left empty."""
-REPEATS = 5
+REPEATS, DRY_REPEATS = 5, 1
 DRY_TOKENS, MOST_TOKENS = 1024, 2**20
 PEAKS = (
     *(("H200", 989.0), ("GH200", 989.0), ("H100 PCIe", 756.0), ("H100", 989.0), ("B200", 2250.0), ("A100", 312.0)),
@@ -282,7 +282,10 @@ def speed(learner: Learner) -> Iterator[Row]:
     updates.apply(engine, learner.config, step)
     if cards():
         torch.cuda.reset_peak_memory_stats()
-    taken = [timed(partial(updates.apply, engine, learner.config, step)) for _ in range(REPEATS)]
+    taken = [
+        timed(partial(updates.apply, engine, learner.config, step))
+        for _ in range(DRY_REPEATS if learner.settings.dry else REPEATS)
+    ]
     seconds = statistics.median(taken)
     tokens = sum(batch.tokens for batch in step.batches)
     yield measured("tokens of an update", tokens)
