@@ -38,8 +38,6 @@ from services.redis_server import EmbeddedRedis
 from services.weights import StoringChannel, WeightChannel, WeightsUnavailable, WeightVersion, open_channel
 
 CHANNELS: tuple[str, ...] = get_args(WeightsConfig.model_fields["channel"].annotation)
-APART = ("nccl",)
-"""Channels whose two ends must be on different cards."""
 SAMPLED = Load(64, 12, 12)
 IN_THE_BACKGROUND = 8
 ROUNDS = 3
@@ -180,8 +178,8 @@ def _measured(settings: Settings, actor: Actor, runner: asyncio.Runner, nbytes: 
     work = changes(actor.ranks, configured(settings))
     try:
         for name in CHANNELS:
-            if name in APART and cards() < 2:
-                yield skipped(name, f"needs two cards, there are {cards()}")
+            if reason := lacking(name, cards()):
+                yield skipped(name, reason)
                 continue
             try:
                 yield from through(name, actor, runner, work, nbytes)
@@ -189,6 +187,17 @@ def _measured(settings: Settings, actor: Actor, runner: asyncio.Runner, nbytes: 
                 yield failed(name, f"{type(error).__name__}: {first_line(error)[:300]}")
     finally:
         runner.run(actor.engine.stop())
+
+
+def lacking(name: str, count: int) -> str:
+    """Why a channel cannot be used with so many cards, on which the engine has the second; empty if it can."""
+    if name == "nccl" and count < 2:
+        return f"needs two cards, there are {count}"
+    if name == "ipc" and count != 1:
+        return "needs one card that rank and engine share (CUDA_VISIBLE_DEVICES=0)"
+    if name == "gloo" and count:
+        return "is for engines on CPUs"
+    return ""
 
 
 def through(name: str, actor: Actor, runner: asyncio.Runner, work: Callable[[], None], nbytes: int) -> Iterator[Row]:

@@ -1,7 +1,8 @@
 """`gpu-check --dry`: groups run on the CPU, and nothing fails.
 
 Left out is what takes long and is tested elsewhere: `anchorage.train` in tests/integration, two workers in
-tests/actors/engine, two ranks and resuming in tests/learner/rank, the kernels beside this file.
+tests/actors/engine, two ranks and resuming in tests/learner/rank, channels in tests/services/weights, the kernels
+beside this file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 from tests.processes import ROOT
 from tests.tiers import long
 
-GROUPS_HERE = ("machine", "zero-2", "engine", "weights", "algorithms")
+GROUPS_HERE = ("machine", "zero-2", "engine", "algorithms")
 
 
 @long
@@ -37,8 +38,6 @@ def test_groups_run_on_a_cpu(tmp_path: Path) -> None:
         ("engine", "gap of changed weights, mean, nats"),
         ("engine", "attention back end"),
         ("engine", "gap to the learner, k3, nats"),
-        ("weights", "ray: gap after the transfer, nats"),
-        ("weights", "directory: gap after the transfer, nats"),
         ("algorithms", "host memory of preparing, GiGPO over GRPO"),
     ):
         assert rows[name]["verdict"] == "ok", name

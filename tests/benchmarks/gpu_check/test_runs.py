@@ -37,6 +37,9 @@ def test_weights_that_do_not_arrive_are_noticed(before: float, after: float, fou
 
 def test_every_channel_of_the_configuration_is_measured() -> None:
     assert {"ray", "directory", "nccl"} <= set(weights.CHANNELS)
+    possible = [{name for name in weights.CHANNELS if not weights.lacking(name, count)} for count in (0, 1, 2)]
+    assert all({"ray", "directory"} <= names for names in possible)
+    assert [names & {"nccl", "ipc", "gloo"} for names in possible] == [{"gloo"}, {"ipc"}, {"nccl"}]
 
 
 @pytest.mark.parametrize(
