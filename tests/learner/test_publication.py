@@ -58,6 +58,9 @@ class SlowRanks:
             self.log.append(("announced", version))
         return self.travelling is None
 
+    def rest(self):
+        """They wait as they are."""
+
     def update(self, work, meanwhile):
         self.log.append(("update", None))
         self.doing = "updating"
