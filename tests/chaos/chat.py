@@ -1,4 +1,9 @@
-"""A run whose messages and memory come from a package outside of the repository, from warm start to trained policy."""
+"""A run whose messages and memory come from a package outside of the repository, from warm start to trained policy.
+
+    python -m pytest tests/chaos/chat.py
+
+Too long for the suite, and so not collected with it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,8 @@ from services.config import load_config
 from services.control.group_index import GroupIndex
 from services.schemas import Step
 from tests.processes import ROOT, Command
-from tests.tiers import long
 
-pytestmark = [long, pytest.mark.timeout(2400)]
+pytestmark = pytest.mark.timeout(2400)
 
 RECIPE = """
     extends: {root}/configs/demo.yaml
