@@ -101,7 +101,10 @@ def main() -> None:
     else:
         app = create_app(ToolEcho, CallToolAction, CallToolObservation, env_name="echo", max_concurrent_envs=most)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    options.ready_file.write_text(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    # Renamed into place: whoever waits for the file never reads half of it.
+    written = options.ready_file.with_suffix(".new")
+    written.write_text(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    written.replace(options.ready_file)
     uvicorn.Server(uvicorn.Config(app, log_level="critical")).run([listener])
 
 
