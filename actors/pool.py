@@ -282,6 +282,7 @@ def start_pool(
     engine: EngineFactory = vllm_engine,
     default_actors: int | None = None,
     owner: Owner | None = None,
+    agent_token: str | None = None,
 ) -> tuple[Any, Any]:
     """Start the supervisor in the connected Ray cluster.
 
@@ -295,6 +296,7 @@ def start_pool(
         engine: makes the inference engine of an actor.
         default_actors: pool size if none was requested; None: as many as there are places.
         owner: the run's hold on its name in Redis, for its actors.
+        agent_token: bearer token of outside services that play episodes.
 
     Returns:
         Handle of the supervisor, and a reference that is ready when it ends.
@@ -306,7 +308,9 @@ def start_pool(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     gpus = engine_gpus(config.rollout, ray.cluster_resources())
-    spec = RolloutSpec(config.model_dump_json(), redis_url, env_urls, env_token, engine, default_actors, gpus, owner)
+    spec = RolloutSpec(
+        config.model_dump_json(), redis_url, env_urls, env_token, engine, default_actors, gpus, owner, agent_token
+    )
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     handle = ray.remote(Pool).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(spec)
     return handle, handle.run.remote()

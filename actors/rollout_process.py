@@ -52,6 +52,7 @@ class RolloutSpec:
         default_actors: pool size if none was requested; None: as many as there are places.
         gpus: number of GPUs that an actor requests from Ray, as determined at the start of the run.
         owner: the run's hold on its name in Redis, sent with every write of an actor.
+        agent_token: bearer token of outside services that play episodes.
     """
 
     config: str
@@ -62,6 +63,7 @@ class RolloutSpec:
     default_actors: int | None = None
     gpus: int = 0
     owner: Owner | None = None
+    agent_token: str | None = field(default=None, repr=False)
 
 
 class RolloutProcess:
@@ -138,6 +140,11 @@ class RolloutProcess:
 
     def _player(self, environments: Mapping[str, EnvironmentClient], sampler: Sampler, tokenizer: Any) -> Player:
         config = self._config
+        if config.agent is not None:
+            from actors.gateway.player import AgentPlayer
+
+            token = self._spec.agent_token
+            return AgentPlayer(self._name, config, config.agent, environments, sampler, tokenizer, token)
         prompts = make_prompts(config.prompt, tokenizer, config.model.max_prompt_tokens)
         return TemplatePlayer(self._name, config, environments, sampler, prompts)
 

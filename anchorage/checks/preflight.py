@@ -22,6 +22,7 @@ from pathlib import Path
 
 from actors.engine import arguments
 from actors.engine.vllm import MOST_SEQUENCES
+from anchorage.checks.agent import agent_problems
 from anchorage.checks.capacity import capacity_problems, cards_here, memory_here
 from anchorage.checks.cards import driver_problem
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
@@ -160,6 +161,13 @@ def engine(start: Start) -> Iterator[str]:
     if start.models:
         sequences = min(start.config.rollout.episodes_in_flight, MOST_SEQUENCES)
         yield from arguments.problems(start.config.rollout.engine, sequences, on_cpu=engine_is_on_cpu())
+
+
+def agent(start: Start) -> Iterator[str]:
+    """Check the agent's program, the gateway's address and token, and what the chat template needs to be told."""
+    if start.config.agent is not None and start.models:
+        found = [folder for folder in start.models if not _lacks_tokenizer(folder)]
+        yield from agent_problems(start.config.agent, tuple(found))
 
 
 def adapters(start: Start) -> Iterator[str]:
@@ -322,22 +330,20 @@ def plugins(start: Start) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(
-        plugins,
-        run_folder,
-        outputs,
-        models,
-        chat_templates,
-        engine,
-        adapters,
-        disk_space,
-        machine,
-        driver,
-        capacity,
-        environments,
-    ),
+    *(plugins, run_folder, outputs, models, chat_templates, engine, agent, adapters),
+    *(disk_space, machine, driver, capacity, environments),
 )
 LAST: tuple[Check, ...] = (redis, ray_cluster)
+
+
+def _lacks_tokenizer(folder: Path) -> bool:
+    """Return whether a folder's tokenizer cannot be loaded, which `models` reports."""
+    try:
+        check_model_folder(folder)
+        check_tokenizer(folder)
+    except ModelUnavailable:
+        return True
+    return False
 
 
 def _lacking(splits: dict[str, int], env: EnvConfig) -> Iterator[str]:

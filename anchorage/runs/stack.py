@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anchorage.checks.agent import agent_token
 from anchorage.checks.cards import clash
 from anchorage.runs.environments import info_of, make_data_known, serve
 from anchorage.runs.leases import LeaseKeeper
@@ -233,6 +234,7 @@ class Stack:
             env_token=os.environ.get(TOKEN_VARIABLE),
             default_actors=None if os.environ.get("RAY_ADDRESS") else self.config.rollout.actors,
             owner=owner,
+            agent_token=agent_token() if self.config.agent is not None else None,
         )
         self.pool = pool
 

@@ -80,6 +80,18 @@ def absolute(reference: str, folder: Path) -> str:
 def anchor(tree: Tree, folder: Path) -> None:
     """Make the files of all references in a tree of plain data absolute. Changes the tree."""
     _each(tree, lambda value: absolute(value, folder))
+    agent = _section(tree, ["agent"])
+    if agent is not None and isinstance(agent.get("command"), list | tuple):
+        agent["command"] = [_absolute_file(one, folder) for one in agent["command"]]
+
+
+def _absolute_file(argument: object, folder: Path) -> object:
+    """A member of a command: the absolute path of a script, or of a file that exists in the recipe's folder."""
+    if not isinstance(argument, str) or not argument or argument.startswith("-") or Path(argument).is_absolute():
+        return argument
+    path = folder / argument
+    is_file = argument.endswith(".py") or ("/" in argument and path.is_file())
+    return str(path.resolve()) if is_file else argument
 
 
 def add_folders(tree: Tree, folders: Iterable[Path]) -> None:
@@ -100,6 +112,7 @@ def add_folders(tree: Tree, folders: Iterable[Path]) -> None:
 PLACES = (
     ("algorithm",),
     *(("prompt", name) for name in ("template", "parser", "reader", "memory")),
+    ("agent", "reader"),
     ("loss", "function"),
 )
 """Keys of the tree whose value may be a reference. `LISTS` are those whose value is a list of them."""

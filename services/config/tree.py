@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.config.addresses import HttpAddress, RedisAddress
+from services.config.agent import AgentConfig as AgentConfig
 from services.config.objective import AdvantageConfig as AdvantageConfig
 from services.config.objective import LossConfig as LossConfig
 from services.config.presets import Algorithm, with_preset
@@ -456,6 +457,9 @@ class Config(Section):
     """Several environments in one run, instead of `env`. Groups are divided among them in proportion to their
     weights."""
     prompt: PromptConfig = PromptConfig()
+    agent: AgentConfig | None = None
+    """Let an agent program play the episodes, through an OpenAI-compatible gateway ([agents.md](agents.md)). `null`:
+    the run's own prompt template does."""
     rollout: RolloutConfig = RolloutConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
