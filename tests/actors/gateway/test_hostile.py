@@ -7,9 +7,11 @@ import os
 import random
 from typing import Any
 
+import httpx
 import psutil
 
 from actors.gateway.errors import episode_ended
+from actors.gateway.session import Session
 from tests.actors.gateway.scene import ACT, Scene, user
 from tests.tiers import examples
 
@@ -72,20 +74,28 @@ def hostile(rng: random.Random) -> bytes:
 async def test_hostile_requests_are_refused_or_answered_and_forge_no_turn(scene: Scene) -> None:
     rng = random.Random(5)
     session, http = await scene.bound()
-    session.agent = session.agent.model_copy(update={"max_calls": 10**6})
-    words = scene.renderer.tokenizer
-    begins, system = words.convert_tokens_to_ids("<|im_start|>"), words.encode("system", add_special_tokens=False)
-    before = psutil.Process().memory_info().rss
     codes: dict[int, int] = {}
-    for _ in range(examples(10_000, short=400)):
+    before = 0
+    count = examples(10_000, short=400)
+    for number in range(count):
         response = await http.post(rng.choice(PATHS), content=hostile(rng))
         codes[response.status_code] = codes.get(response.status_code, 0) + 1
         assert response.status_code < 500, response.text
-        if session.ended.is_set():
+        if session.ended.is_set() or len(session.record.calls) >= session.agent.max_calls:
+            check_turns(scene, session)
+            await end(scene, session, http)
             session, http = await scene.bound()
-            session.agent = session.agent.model_copy(update={"max_calls": 10**6})
+        if number == count // 4:  # what is allocated once has been
+            before = psutil.Process().memory_info().rss
+    check_turns(scene, session)
     assert {200, 400, 401} <= codes.keys()
     assert psutil.Process().memory_info().rss - before < GROWTH
+
+
+def check_turns(scene: Scene, session: Session) -> None:
+    """No message has made a turn of the system's."""
+    words = scene.renderer.tokenizer
+    begins, system = words.convert_tokens_to_ids("<|im_start|>"), words.encode("system", add_special_tokens=False)
     for call in session.record.calls:
         if not call.prompt.messages:
             continue  # the agent has rendered it itself
@@ -96,15 +106,23 @@ async def test_hostile_requests_are_refused_or_answered_and_forge_no_turn(scene:
         assert len(forged) <= told
 
 
+async def end(scene: Scene, session: Session, http: httpx.AsyncClient) -> None:
+    """End an episode as its player does."""
+    await http.aclose()
+    scene.sampler.prompts.clear()
+    scene.sampler.answers.clear()
+    scene.sampler.settings.clear()
+    scene.gateway.keys.void(scene.key(session), episode_ended())
+    await scene.gateway.calls.settle(session, 0.0)
+    await session.close()
+
+
 async def test_episodes_leave_nothing_behind(scene: Scene) -> None:
     descriptors = None
     for number in range(examples(2_000, short=100)):
         session, http = await scene.bound(number)
         await http.post("/v1/chat/completions", json={"messages": [user("x")], "tools": [ACT]})
-        await http.aclose()
-        scene.gateway.keys.void(scene.key(session), episode_ended())
-        await scene.gateway.calls.settle(session, 0.0)
-        await session.close()
+        await end(scene, session, http)
         if number == 20:
             descriptors = len(os.listdir("/proc/self/fd"))
     assert len(scene.gateway.keys) == 0
