@@ -74,6 +74,8 @@ class Listening:
             raise GatewayUnavailable(
                 f"the gateway cannot listen on {self._host}:{self._port}: {error.strerror or error} (agent.listen)"
             ) from None
+        # asyncio sets it for sockets that it has made itself only; without it, each answer waits 40 ms for an ACK.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._bound = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
