@@ -98,8 +98,8 @@ async def test_answers_that_cannot_be_read_fail_their_callers(
 async def test_a_transfer_that_does_not_begin_changes_nothing(engine: EngineProcess) -> None:
     """A round's membership reaches the worker, which checks in where no publisher is."""
     with ReservedPort("127.0.0.1") as port:
-        membership = Membership("p-1", "127.0.0.1", port.number, port.number, 0.5, 1, 2)
-        incoming = Incoming(WeightVersion(1, 0, "", "v"), (TensorMeta("weight", "float32", (1,)),), membership)
+        membership = Membership("gloo", "p-1", "127.0.0.1", port.number, port.number, 0.5, 1, 2)
+        incoming = Incoming(WeightVersion(1, 0, "", "v"), (TensorMeta("weight", "float32", (1,)),), membership, 30.0)
         with pytest.raises(TransferLost, match=r"version 1 did not start: .*not all 2 ranks checked in within 0.5 s"):
             await engine.receive_weights(incoming)
     assert engine.version == 0
