@@ -64,6 +64,11 @@ def episode_ended() -> Refused:
     return Refused(400, "episode_ended", "the episode has ended: stop, its result is recorded")
 
 
+def session_lost() -> Refused:
+    """The refusal once the environment has lost the episode's session."""
+    return Refused(503, "session_lost", "the environment lost the session: this attempt is over, stop")
+
+
 def moved() -> Refused:
     """The refusal where the episode is no longer this actor's."""
     return Refused(401, "invalid_api_key", "this key's episode went to another actor: stop")

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actors.episode import EpisodeFailed, is_won, scaled_reward
 from actors.gateway.conversation import Conversation
-from actors.gateway.errors import Refused, episode_ended
+from actors.gateway.errors import Refused, episode_ended, session_lost
 from actors.gateway.record import Record, Transition, digest_of
 from actors.gateway.wire import Request
 from actors.parsing import is_admissible, shaped
@@ -147,7 +147,7 @@ class Session(ABC):
         if not self.ended.is_set():
             return
         if self.cause == "lost":
-            raise Refused(503, "session_lost", "the environment lost the session: this attempt is over, stop")
+            raise session_lost()
         raise episode_ended()
 
     def finish(self, cause: Cause, reason: str = "", error: Exception | None = None) -> None:
@@ -321,7 +321,7 @@ class Bound(Session):
             after = await self._client.step(before.session, before.step + 1, action)
         except (SessionLost, EnvironmentFailed, EnvironmentUnavailableError) as error:
             self.finish("lost", error=SessionLost(str(error)))
-            raise Refused(503, "session_lost", "the environment lost the session: this attempt is over, stop") from None
+            raise session_lost() from None
         except RequestRejected as error:
             raise Refused(400, "action_rejected", f"the environment rejected the action: {error}") from None
         self._action, self._state = written, after
