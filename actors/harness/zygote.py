@@ -62,16 +62,23 @@ class Zygote:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._running: dict[str, int] = {}  # process ids that have not been waited for
+        self._stopped = False
         self._wake, wake = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        # A dying actor closes the link and has SIGTERM sent at almost the same time. A handler that raised could cut
+        # short the killing of the agents, so this one only ends the loop.
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._stopped = True
 
     def serve(self) -> None:
-        """Serve until the actor closes its end of the link."""
+        """Serve until the actor closes its end of the link, or SIGTERM."""
         try:
-            while True:
+            while not self._stopped:
                 ready, _, _ = select.select([self._link.fileno(), self._wake], [], [])
                 if self._wake in ready:
                     self._drain_wake()
@@ -228,13 +235,13 @@ def _preload(modules: list[str]) -> str | None:
     return None
 
 
-def _stop(number: int, frame: object) -> None:
+def _exit_at_once(number: int, frame: object) -> None:
     raise SystemExit(0)
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _exit_at_once)  # there are no agents yet
     with socket.socket(fileno=int(sys.argv[1])) as link:
         link.set_inheritable(False)
         _die_with_parent(signal.SIGTERM, int(sys.argv[2]))

@@ -261,7 +261,7 @@ MISTAKES: list[tuple[str, int, list[str]]] = [
     (
         "eval configs/demo.yaml --policy randm",
         1,
-        ["no such policy: randm is neither a folder nor a baseline (random, expert), did you mean random?"],
+        ["no such policy: randm is neither a folder, a baseline (random, expert) nor api:NAME, did you mean random?"],
     ),
     ("eval configs/demo.yaml --policy {}/empty", 1, ["holds no config.json"]),
     ("eval configs/demo.yaml --policy random --episodes 0", 2, ["evaluation.episodes: must be >= 1, got 0"]),

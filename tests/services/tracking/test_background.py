@@ -145,11 +145,9 @@ def test_it_may_say_that_it_cannot_work(tmp_path):
 def test_parameters_of_the_built_in_ones_are_checked():
     wrong = TelemetryConfig(trackers=("wandb",), params={"wandb": {"mode": "offlin", "projet": "x"}})
     assert list(check(wrong)) == [
-        "telemetry.params.wandb.projet: telemetry.trackers=wandb has no such parameter, did you mean project?"
+        "telemetry.params.wandb.projet: telemetry.trackers=wandb has no such parameter, did you mean project?",
+        "telemetry.params.wandb.mode: must be one of online, offline, got 'offlin', did you mean offline?",
     ]
-    wrong = TelemetryConfig(trackers=("wandb",), params={"wandb": {"mode": "offlin"}})
-    [line] = check(wrong)
-    assert line.startswith("telemetry.params.wandb.mode: must be one of online, offline, got 'offlin'")
     with pytest.raises(PluginError):
         open_metrics(None, wrong)
 
