@@ -58,6 +58,12 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+def movement(initial: dict[str, torch.Tensor], end: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What training has added to the parameters, as one vector in float32."""
+    masters = {name.removeprefix("master/"): tensor for name, tensor in end.items() if name.startswith("master/")}
+    return torch.cat([(masters[name] - initial[name].float()).flatten() for name in sorted(masters)])
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=long)])
 def test_training_goes_on_after_a_restart_with_difference_zero(tiny_config: Config, tmp_path: Path, ranks: int) -> None:
     tree = tiny_config.model_dump(mode="json")
@@ -80,9 +86,11 @@ def test_training_goes_on_after_a_restart_with_difference_zero(tiny_config: Conf
         assert difference(tensors(tmp_path / str(case) / "resumed"), end) == 0.0
         assert difference(tensors(tmp_path / str(case) / "middle"), end) > 1e-4
     for end in ends[: len(STAGES)]:
-        masters = {name.removeprefix("master/"): t for name, t in end.items() if name.startswith("master/")}
-        assert all(tensor.dtype == torch.float32 for tensor in masters.values())
-        assert any(not torch.equal(t, t.bfloat16().float()) for t in masters.values())  # more than bfloat16 holds
-        assert difference({n: initial[n].float() for n in masters}, masters) > 1e-3
-    # Stage 1 sums gradients after the passes and stages 2 and 3 during them: the same but for rounding.
-    assert all(difference(ends[0], end) < 2e-3 for end in ends[1 : len(STAGES)])
+        masters = [tensor for name, tensor in end.items() if name.startswith("master/")]
+        assert all(tensor.dtype == torch.float32 for tensor in masters)
+        assert any(not torch.equal(t, t.bfloat16().float()) for t in masters)  # more than bfloat16 holds
+        assert movement(initial, end).abs().max() > 1e-3
+    # Stage 1 sums gradients after the passes and stages 2 and 3 during them: the same but for rounding. AdamW makes a
+    # full step even of a gradient that is all rounding, so single weights differ, by how much the processor decides.
+    way, *others = [movement(initial, end) for end in ends[: len(STAGES)]]
+    assert all(torch.cosine_similarity(way, other, dim=0) > 0.99 for other in others)
