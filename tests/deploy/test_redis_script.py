@@ -120,5 +120,6 @@ def test_damaged_data_are_set_aside(data: Path, damage: Callable[[Path], None]) 
         assert client.get("goes") == b"on"
         assert "damaged" not in said.read_text()
     (aside,) = data.glob("damaged-*")
-    kept = {path.name: path.read_bytes() for path in aside.rglob("*") if path.is_file()}
-    assert {name: kept[name] for name in before} == before
+    # Where the repair failed there are two files of a name: the copy, and what the repair has left.
+    kept = {(path.name, path.read_bytes()) for path in aside.rglob("*") if path.is_file()}
+    assert before.items() <= kept

@@ -16,6 +16,7 @@ from services.weights.digest import Digest
 from services.weights.memory import MemoryFile
 from services.weights.payload import Layout, fill
 from tests.services.weights.receiver import Receiver
+from tests.waiting import until
 
 CONFIG = WeightsConfig.model_validate({"channel": "gloo", "timeout_s": 120.0})
 
@@ -48,6 +49,8 @@ def test_versions_are_sent_from_two_files_and_the_announced_one_is_not_written_o
     outbox, receiver, files = Outbox(publisher), Receiver(), []
     for version in range(1, 5):
         seen = Digest()
+        if version > 2:  # the thread that serves rounds may be looking at it still, for a moment
+            until(files[version - 3].lock)
         files.append(snapshot(outbox, version, seen))
         if version > 1:  # the next snapshot is written already: who asks now still gets the one before
             before = reader.latest()
