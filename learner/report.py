@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from learner.agents import agent_scalars
 from learner.prepare import PreparedUpdate
 from services.schemas import Trajectory
 
@@ -59,6 +60,8 @@ class UpdateReport:
         timings: seconds of the update's parts.
         loss: metrics of the ranks, averaged over the tokens trained on.
         prompt_truncated: share of prompts that were shortened to fit.
+        calls_per_turn: trained calls of a turn.
+        agents: figures of agent programs, by the name of the metric; empty without them.
     """
 
     update: int
@@ -85,6 +88,7 @@ class UpdateReport:
     loss: dict[str, float]
     prompt_truncated: float = 0.0
     calls_per_turn: float = 1.0
+    agents: dict[str, float] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """The report as named numbers."""
@@ -110,8 +114,9 @@ class UpdateReport:
             "time/tokens_per_second": self.tokens_per_second,
         }
         out |= {f"time/{name}_s": getattr(self.timings, name) for name in ("wait", "prepare", "update", "publish")}
-        if self.calls_per_turn != 1.0:
+        if self.agents or self.calls_per_turn != 1.0:
             out["agent/calls_per_turn"] = self.calls_per_turn
+        out |= self.agents
         groups = sum(self.step_group_sizes.values())
         for name, (low, high) in SIZE_CLASSES.items():
             of_class = sum(count for size, count in self.step_group_sizes.items() if low <= size <= high)
@@ -165,6 +170,7 @@ def describe(
         advantage_deviation=prepared.advantage_deviation,
         prompt_truncated=sum(step.prompt_truncated for step in calls) / len(calls),
         calls_per_turn=len(calls) / turns,
+        agents=agent_scalars(episodes),
         cut_fraction=prepared.cut_fraction,
         staleness_mean=sum(ages) / len(ages),
         staleness_max=max(ages),

@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from learner.advantages import estimator_of
+import numpy as np
+
+from learner.advantages import StepRows, estimator_of
 from learner.dynamic_sampling import has_equal_rewards
 from services.config.tree import Config
 from services.errors import RunStalled
@@ -37,6 +39,8 @@ STALE_UPDATES = 5
 """Updates in a row without tokens of the current version after which the gap of all tokens is judged."""
 EQUAL_UPDATES = 5
 ANCHOR_UPDATES = 3
+SELDOM = 0.05
+"""Share of the turns after an episode's first, below which it counts as seldom that their state occurs twice."""
 MOST = 0.5
 """Share of responses above which most of them count as cut."""
 
@@ -52,7 +56,9 @@ class Figures:
         valid: number of turns whose action was valid.
         cut: number of responses that ended at the sampling limit.
         equal_groups: whether in every group all episodes have the same reward.
-        repeated_anchors: number of turns whose state another turn of the group was taken in.
+        repeated_anchors: number of turns whose state another turn of the group was taken in; not of the first turns of
+            episodes, which all begin in the same state.
+        later: number of turns that are not the first of their episode.
         gap: mean |log π − log μ| in nats over tokens of the current version; None without such tokens.
         stale_gap: the same over the tokens of all versions; None if unknown.
         responses: number of responses trained on; None: one a turn.
@@ -63,6 +69,7 @@ class Figures:
     cut: int
     equal_groups: bool
     repeated_anchors: int
+    later: int
     gap: float | None = None
     stale_gap: float | None = None
     responses: int | None = None
@@ -73,21 +80,21 @@ class Figures:
         return self.steps if self.responses is None else self.responses
 
 
-def figures(
-    groups: Iterable[Sequence[Trajectory]], step_group_sizes: Sequence[int], loss: Mapping[str, float]
-) -> Figures:
-    """Collect the figures of an update from its groups, the sizes of its step groups, and its loss metrics."""
+def figures(groups: Iterable[Sequence[Trajectory]], table: StepRows, loss: Mapping[str, float]) -> Figures:
+    """Collect the figures of an update from its groups, the table of their turns, and its loss metrics."""
     played = list(groups)
     episodes = [trajectory for group in played for trajectory in group]
     turns = [turns_of(trajectory.steps) for trajectory in episodes]
     finished = [step.finished for trajectory in episodes for step in trajectory.steps if step.trained]
+    later = table.step > 0
     return Figures(
         steps=sum(map(len, turns)),
         valid=sum(sum(own.valid) for own in turns),
         cut=len(finished) - sum(finished),
         responses=len(finished),
         equal_groups=all(has_equal_rewards(group) for group in played),
-        repeated_anchors=sum(size for size in step_group_sizes if size > 1),
+        repeated_anchors=int((later & (np.bincount(table.step_group)[table.step_group] > 1)).sum()),
+        later=int(later.sum()),
         gap=loss.get("fresh_gap"),
         stale_gap=loss.get("logprob_gap"),
     )
@@ -100,7 +107,7 @@ class Signal:
     Attributes:
         given: names of warnings that were given already.
         equal: updates in a row in which all groups had equal rewards.
-        lone: updates in a row without a repeated anchor.
+        lone: updates in a row in which anchors were seldom repeated.
         wide: updates in a row above the largest allowed gap.
         stale: updates in a row without a token of the current version.
     """
@@ -123,7 +130,7 @@ class Signal:
             RunStalled: sampler and learner are too far apart, see `learner.max_logprob_gap`.
         """
         self.equal = self.equal + 1 if seen.equal_groups else 0
-        self.lone = self.lone + 1 if seen.repeated_anchors == 0 else 0
+        self.lone = self.lone + 1 if seen.repeated_anchors < SELDOM * seen.later else 0
         self.stale = self.stale + 1 if seen.gap is None else 0
         if self.stale >= STALE_UPDATES:
             seen = replace(seen, gap=seen.stale_gap)
@@ -200,8 +207,17 @@ def _lone_anchors(seen: Figures, config: Config) -> str:
     }
     effect = effects.get(config.algorithm, f"the step level of {config.algorithm} has nothing to compare")
     return (
-        f"{effect}: no state occurred twice within a group in the last {ANCHOR_UPDATES} updates. Does the observation "
-        "contain a step counter or the history? See env.anchor and advantage.similarity"
+        f"{effect}: in the last {ANCHOR_UPDATES} updates a state after the first seldom occurred twice within a group "
+        f"({seen.repeated_anchors} of {seen.later} turns). {_anchor_advice(config)}"
+    )
+
+
+def _anchor_advice(config: Config) -> str:
+    if config.agent is None or config.agent.environment == "bound":
+        return "Does the observation contain a step counter or the history? See env.anchor and advantage.similarity"
+    return (
+        f"Is what the agent is told unique to each episode? Send an anchor with /episode/observe or the header "
+        f"X-Anchorage-Anchor, or see agent.anchor={config.agent.anchor} and advantage.similarity"
     )
 
 

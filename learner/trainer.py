@@ -266,7 +266,7 @@ class Trainer:
 
     def _warn(self, groups: Groups, prepared: PreparedUpdate, loss: Mapping[str, float]) -> None:
         """Log and record new warnings about the training signal. Raises RunStalled if the sampler is not the policy."""
-        seen = figures(groups.values(), prepared.step_group_sizes.tolist(), loss)
+        seen = figures(groups.values(), prepared.table, loss)
         for name, text in self._signal.judge(self._version, seen, self._config).items():
             log.warning("%s", text)
             self._warned.append(self._version, name, text)

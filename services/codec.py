@@ -73,11 +73,12 @@ _PLAIN = (
     "turn",
     "trained",
     "extends",
+    "tool_calls",
 )
 """Fields of a step that are stored unchanged, in the order of `Step`'s arguments after the arrays."""
 
 
-_LATER = ("finished", "prompt_truncated", "turn", "trained", "extends")
+_LATER = ("finished", "prompt_truncated", "turn", "trained", "extends", "tool_calls")
 """Columns that older documents of this schema version do not have: their steps have the defaults of `Step`."""
 _DEFAULTS = {field.name: field.default for field in fields(Step) if field.name in _LATER}
 
@@ -117,6 +118,7 @@ class _WireSteps(BaseModel):
     turn: list[Annotated[int, Field(ge=-1)]] | None = None
     trained: list[bool] | None = None
     extends: list[Annotated[int, Field(ge=-1)]] | None = None
+    tool_calls: list[str] | None = None
 
 
 class _WireTrajectory(BaseModel):

@@ -102,6 +102,7 @@ class Step:
         turn: calls of an episode with the same number >= 0 are one turn; −1: a turn of its own.
         trained: whether it is trained on. An untrained call has no advantage and opens no turn.
         extends: number of the earlier step whose prompt and response begin this prompt; −1: none is known.
+        tool_calls: of the response, as JSON: a list of objects with the texts `name` and `arguments`; empty: none.
     """
 
     prompt_ids: IntArray
@@ -122,6 +123,7 @@ class Step:
     turn: int = -1
     trained: bool = True
     extends: int = -1
+    tool_calls: str = ""
 
 
 @dataclass(frozen=True, slots=True)

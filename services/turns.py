@@ -28,6 +28,9 @@ from dataclasses import dataclass
 
 from services.schemas import Step
 
+SHORT_STATE_CHARS = 16
+"""What the policy was told in a state is short below this: other states probably say the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turns:
@@ -72,6 +75,15 @@ def turns_of(steps: Sequence[Step]) -> Turns:
         found.valid[number] &= step.valid
     _add_rewards(steps, found, named)
     return found
+
+
+def short_states(steps: Sequence[Step]) -> int:
+    """Number of turns in whose state the policy was told fewer than `SHORT_STATE_CHARS` characters."""
+    opening: dict[int, str] = {}
+    for step, number in zip(steps, turns_of(steps).number, strict=True):
+        if number >= 0:
+            opening.setdefault(number, step.observation)
+    return sum(len(text.strip()) < SHORT_STATE_CHARS for text in opening.values())
 
 
 def _add_rewards(steps: Sequence[Step], found: Turns, named: dict[int, int]) -> None:

@@ -73,11 +73,19 @@ def make_agents(runs: Path, name: str = "agents") -> Config:
 
 
 def _by_an_agent(episode: Trajectory) -> Trajectory:
-    """The episode with a frozen call and a plan before its first action: steps 1 to 3 are of its first state."""
+    """The episode with a frozen call and a plan before its first action: steps 1 to 3 are of its first state.
+
+    The plan calls two tools, one of them hostile; the others act by text.
+    """
     first, *later = episode.steps
     frozen = replace(first, trained=False, reward=0.0)
-    plan = replace(first, turn=0, action="think", reward=0.0, extends=0)
-    return replace(episode, steps=(frozen, plan, replace(first, turn=0), *later))
+    tools = [{"name": "find", "arguments": '{"what": "pen"}'}, {"name": HOSTILE, "arguments": HOSTILE}]
+    plan = replace(first, turn=0, action="think", reward=0.0, extends=0, tool_calls=json.dumps(tools))
+    facts = {
+        **episode.facts,
+        "agent": {"cause": "crash", "calls": len(later) + 4, "exit": 3, "refused": 2, "orphaned": 1},
+    }
+    return replace(episode, steps=(frozen, plan, replace(first, turn=0), *later), facts=facts)
 
 
 def make_live(runs: Path, name: str, redis_url: str) -> tuple[Config, Buffer]:
@@ -98,8 +106,15 @@ def make_live(runs: Path, name: str, redis_url: str) -> tuple[Config, Buffer]:
 
 def beat(buffer: Buffer, name: str) -> None:
     facts: dict[str, object] = {"state": "playing", "version": 5, "episodes": 3, "tokens_per_s": 812.5, "kv_use": 0.25}
-    facts |= {"stored": 4, "host": HOSTILE}
+    facts |= {"stored": 4, "host": HOSTILE, "agents": agents()}
     buffer.heartbeat(f"{name}-rollout-0", facts, 600.0)
+
+
+def agents() -> dict[str, object]:
+    """What an actor's heartbeat says of its agent programs."""
+    counts: dict[str, object] = {"playing": 3, "waiting": 0, "processes": 4, "calls_per_s": 12.5, "calls_per_turn": 1.5}
+    shares = {"extended_fraction": 0.995, "short_anchor_fraction": None}
+    return {"gateway": "http://127.0.0.1:8100", "template": ["tools: yes", HOSTILE], **counts, **shares}
 
 
 def ticket(group: int, member: int) -> Ticket:

@@ -175,6 +175,7 @@ class Gateway:
             asked = anthropic.messages_request(wire.read_json(body), request.headers, rules_of(session))
             count = self.calls.count_tokens(session, asked)
         except Refused as refused:
+            session.counts["refused"] += 1
             return self.refusal(refused, MESSAGES.refusal(refused))
         return _json({"input_tokens": count})
 
@@ -194,6 +195,7 @@ class Gateway:
             if pending is None:
                 pending = self.calls.begin(session, read(wire.read_json(body)), digest, request.headers)
         except Refused as refused:
+            session.counts["refused"] += 1
             return self.refusal(refused, form.refusal(refused))
         return _CallResponse(self, session, pending, form)
 

@@ -12,11 +12,10 @@ from collections import deque
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from services.schemas import Step
+from services.turns import short_states, turns_of
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 RATE_S = 30.0
-SHORT_ANCHOR_CHARS = 16
-"""What the policy was told in a state is short below this: other states probably say the same."""
 
 
 class GatewayMetrics:
@@ -71,11 +70,10 @@ class GatewayMetrics:
 
     def stored(self, steps: tuple[Step, ...]) -> None:
         """Count the turns of an episode that goes to the learner."""
-        seen: dict[int, str] = {step.turn: step.observation for step in reversed(steps) if step.trained}
-        short = sum(1 for text in seen.values() if len(text.strip()) < SHORT_ANCHOR_CHARS)
-        self.turns.inc(len(seen))
+        turns, short = len(turns_of(steps)), short_states(steps)
+        self.turns.inc(turns)
         self.short_anchors.inc(short)
-        self.totals["turns"] += len(seen)
+        self.totals["turns"] += turns
         self.totals["steps"] += sum(1 for step in steps if step.trained)
         self.totals["short"] += short
 

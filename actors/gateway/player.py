@@ -31,7 +31,7 @@ from actors.gateway.service import Offer
 from actors.gateway.session import Bound, Own, Session
 from actors.harness.command import AgentProcess, Launcher
 from actors.players import TicketReturned, client_of
-from env_servers.client import EnvironmentClient, SessionLost
+from env_servers.client import EnvironmentClient, RequestRejected, SessionLost
 from env_servers.protocol import ActionForm, ResetRequest
 from services.config.agent import AgentConfig
 from services.config.masking import masked
@@ -91,6 +91,7 @@ class AgentPlayer:
         self._launcher = Launcher(agent) if agent.command is not None else None
         self._playing: set[Session] = set()
         self._untaken = 0
+        self._failures = 0
 
     @property
     def limit_s(self) -> float:
@@ -115,7 +116,11 @@ class AgentPlayer:
         while True:
             try:
                 return await self._play_once(ticket, deadline)
+            except (EpisodeFailed, RequestRejected):
+                self._failures += 1
+                raise
             except SessionLost as error:
+                self._failures += 1
                 restarts += 1
                 if restarts > RESTARTS:
                     raise EpisodeFailed(f"the environment lost the session {restarts} times: {error}") from error
@@ -134,6 +139,7 @@ class AgentPlayer:
                 "playing": len(self._playing),
                 "waiting": self._gateway.offers.waiting,
                 "processes": self._launcher.alive if self._launcher is not None else 0,
+                "template": self._renderer.facts.lines(),
                 **self._metrics.summary(),
             }
         }
@@ -262,7 +268,9 @@ class AgentPlayer:
             words = masked(process.last_words()) if process is not None else ""
             raise EpisodeFailed(f"{problem}; its last output: {words}" if words else problem)
         code = process.exited.result() if process is not None and process.exited.done() else None
-        trajectory = session.trajectory(self._actor, {"exit": code})
+        # The learner sums them up: each is told once, by the next episode that is stored here.
+        trajectory = session.trajectory(self._actor, {"exit": code, "failures": self._failures})
+        self._failures = 0
         self._metrics.episodes.labels("stored", str(cause)).inc()
         self._metrics.stored(trajectory.steps)
         return trajectory

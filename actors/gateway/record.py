@@ -154,6 +154,7 @@ def _step(call: Call, numbers: dict[int, int], moves: Sequence[Transition]) -> S
         valid=reading.valid,
         finished=sample.finished,
         extends=numbers.get(call.prompt.extends, -1),
+        tool_calls=called(reading.message),
     )
 
 
@@ -176,8 +177,13 @@ def observed(messages: Sequence[Message]) -> str:
 
 def said(answer: Message) -> str:
     """What an answer does, as text: its tool calls as JSON, else its content."""
+    return called(answer) or answer.content
+
+
+def called(answer: Message) -> str:
+    """The tool calls of an answer as JSON; empty without one."""
     if not answer.tool_calls:
-        return answer.content
+        return ""
     calls = [{"name": call.name, "arguments": call.arguments} for call in answer.tool_calls]
     return orjson.dumps(calls).decode()
 

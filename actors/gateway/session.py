@@ -38,6 +38,8 @@ from services.schemas import Ticket, Trajectory
 LONGEST_REASON = 500
 LONGEST_FACTS = 64 * 1024
 
+COUNTED = ("follows", "extended", "unreadable", "refused")
+
 Cause = Literal[
     "done", "gave_up", "exit", "crash", "timeout", "idle", "max_calls", "failed", "lost", "engine", "abandoned"
 ]
@@ -101,6 +103,8 @@ class Session(ABC):
         running: numbers of the calls that have no answer yet.
         asked: how often each prompt was asked, by digest.
         imposed: fields that were imposed on its requests.
+        counts: answers that follow an earlier one of their conversation, those of them whose prompt was `extended` from
+            it, answers that were `unreadable`, and `refused` requests.
         too_long: whether a prompt was refused for its length.
         exit_code: of the agent's process, once it has exited.
     """
@@ -118,6 +122,7 @@ class Session(ABC):
         self.running: set[int] = set()
         self.asked: Counter[bytes] = Counter()
         self.imposed: set[str] = set()
+        self.counts: Counter[str] = Counter()
         self.too_long = False
         self.exit_code: int | None = None
         self.started_at = time.time()
@@ -208,6 +213,7 @@ class Session(ABC):
             "calls": len(self.record.calls),
             "imposed": sorted(self.imposed),
             "orphaned": self.orphaned,
+            **{name: self.counts[name] for name in COUNTED},
             **facts,
         }
         steps = self.record.steps(cut=self.cause not in ("done", "exit"))

@@ -69,9 +69,29 @@ def _print(facts: dict[str, Any], console: Console) -> None:
         for actor in actors[:LISTED_ACTORS]:
             playing = f"version {actor['version']}, {actor['episodes']} episodes, {actor['tokens_per_s']} tokens/s"
             table.add_row(actor["name"], f"{actor['state']}: {playing}, last heartbeat {actor['heard_s']:.0f} s ago")
+            if actor["agents"]:
+                table.add_row("", _agents(actor["agents"]))
+        _print_template(actors, table)
         if facts["waiting_commands"]:
             table.add_row("waiting commands", ", ".join(facts["waiting_commands"]))
     console.print(table, highlight=False)
+
+
+def _agents(agents: dict[str, Any]) -> str:
+    waiting = f", {agents['waiting']} services waiting" if agents["waiting"] else ""
+    turn = "" if agents["calls_per_turn"] is None else f", {agents['calls_per_turn']:.1f} calls a turn"
+    return (
+        f"agents: {agents['playing']} playing in {agents['processes']} processes{waiting}, "
+        f"{agents['calls_per_s']:.1f} calls/s{turn}, prompts continued {_percent(agents['extended_fraction'])}, "
+        f"short anchors {_percent(agents['short_anchor_fraction'])}; {agents['gateway'] or 'gateway not started'}"
+    )
+
+
+def _print_template(actors: list[dict[str, Any]], table: Table) -> None:
+    """What the actors know of the chat template, which is the same for all."""
+    told = next((actor["agents"]["template"] for actor in actors if actor["agents"]), [])
+    if told:
+        table.add_row("chat template", "; ".join(told))
 
 
 def _percent(value: float | None) -> str:

@@ -155,6 +155,7 @@ def _step(number: int, step: Step, numbers: StepNumbers) -> dict[str, Any]:
         "turn": int(numbers.turns[number]),
         "trained": step.trained,
         "extends": step.extends,
+        "tool_calls": step.tool_calls,
         "return": _finite(numbers.returns[number]),
         "episode_advantage": _finite(numbers.episode[number]),
         "step_advantage": _finite(numbers.step[number]),
@@ -253,7 +254,7 @@ def _pyarrow() -> tuple[Any, Any]:
 def _schema(pa: Any) -> Any:
     """Return the columns of a Parquet file; `facts` is JSON text, since environments have facts of their own."""
     version = pa.struct([("version", pa.int32()), ("tokens", pa.int32())])
-    texts = [(name, pa.string()) for name in ("observation", "prompt", "response", "action")]
+    texts = [(name, pa.string()) for name in ("observation", "prompt", "response", "action", "tool_calls")]
     ids = [(name, pa.list_(pa.int32())) for name in ("prompt_ids", "response_ids")]
     flags = [
         (name, pa.bool_()) for name in ("valid", "terminated", "truncated", "finished", "prompt_truncated", "trained")

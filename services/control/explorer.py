@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from services.archive import GroupEntry, MemberEntry, StepNumbers, numbers_of, read_trajectory
 from services.config.tree import Config
@@ -33,6 +33,7 @@ from services.control.group_views import (
     StateStep,
     StateView,
     StepView,
+    ToolCallView,
     TrajectoryView,
     VersionSpanView,
 )
@@ -41,6 +42,7 @@ from services.run_folder import ALGORITHM_NAME
 from services.schemas import Step, Trajectory
 from services.turns import turns_of
 
+_TOOL_CALLS = TypeAdapter(list[ToolCallView])
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 
 
@@ -136,6 +138,7 @@ def _step_view(
         prompt=step.prompt,
         response=step.response,
         thought=thought.group(1).strip() if thought else None,
+        tool_calls=_tool_calls(step.tool_calls),
         action=step.action,
         reward=_finite(step.reward),
         valid=step.valid,
@@ -151,6 +154,14 @@ def _step_view(
         advantage=_finite(numbers.total[number]),
         step_group_size=sizes.get(step_group, 0),
     )
+
+
+def _tool_calls(text: str) -> list[ToolCallView]:
+    """The tool calls of a response; none if the text is not what an actor stores."""
+    try:
+        return _TOOL_CALLS.validate_json(text) if text else []
+    except ValidationError:
+        return []
 
 
 def state_numbers(entry: GroupEntry) -> dict[int, int]:

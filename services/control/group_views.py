@@ -14,6 +14,12 @@ class VersionSpanView(View):
     tokens: int
 
 
+class ToolCallView(View):
+    name: str
+    arguments: str
+    """JSON as the policy wrote it."""
+
+
 class StepView(View):
     """One step of an episode, with the numbers that it was trained with: those of its turn."""
 
@@ -29,6 +35,8 @@ class StepView(View):
     response: str
     thought: str | None
     """Text between `<think>` and `</think>`."""
+    tool_calls: list[ToolCallView]
+    """Of the response."""
     action: str
     reward: float
     valid: bool

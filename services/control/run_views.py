@@ -16,6 +16,7 @@ from services.control.runs import Run
 from services.control.views import (
     ActorList,
     ActorView,
+    AgentsView,
     BufferView,
     CommandList,
     GroupList,
@@ -212,10 +213,18 @@ def _actor(name: str, beat: Heartbeat) -> ActorView:
         stored=_typed(facts, "stored", int),
         failed=_typed(facts, "failed", int),
         abandoned=_typed(facts, "abandoned", int),
+        agents=_agents(facts),
         host=str(facts.get("host", "")),
         heard_s=beat.heard_s,
         facts=facts,
     )
+
+
+def _agents(facts: dict[str, Any]) -> AgentsView | None:
+    try:
+        return AgentsView.model_validate(facts["agents"]) if "agents" in facts else None
+    except ValidationError:
+        return None
 
 
 def _typed(facts: dict[str, Any], name: str, kind: type[_T]) -> _T | None:

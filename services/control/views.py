@@ -69,6 +69,27 @@ class MetricsView(View):
     """Generation of the records. If it changes (a resumed run), start again from 0."""
 
 
+class AgentsView(View):
+    """The agent programs of a rollout actor."""
+
+    gateway: str | None
+    """Its URL; none: it does not listen yet."""
+    playing: int
+    """Episodes that agents play now."""
+    waiting: int
+    """Requests of services for an episode."""
+    processes: int
+    """Agent processes."""
+    calls_per_s: float
+    extended_fraction: float | None
+    """Share of the calls in going conversations whose prompt continues an earlier call."""
+    calls_per_turn: float | None
+    short_anchor_fraction: float | None
+    """Share of turns in whose state the policy was told little: such states may be taken for one another."""
+    template: list[str]
+    """What is known of the chat template, a line each."""
+
+
 class ActorView(View):
     """One rollout actor, by its last heartbeat."""
 
@@ -82,6 +103,8 @@ class ActorView(View):
     stored: int | None
     failed: int | None
     abandoned: int | None
+    agents: AgentsView | None = None
+    """Of an actor whose episodes an agent program plays."""
     host: str
     heard_s: float
     """Seconds since that heartbeat, by the clock of Redis."""

@@ -12,7 +12,7 @@ import pytest
 
 from services.buffer import Buffer
 from tests import needs
-from tests.control_runs import TASK_TYPES, make_agents, make_finished
+from tests.control_runs import HOSTILE, TASK_TYPES, make_agents, make_finished
 from tests.control_server import ADMIN
 
 expect = pytest.importorskip("playwright.sync_api", reason=needs.PLAYWRIGHT).expect
@@ -212,17 +212,27 @@ def test_the_formula_is_that_of_the_algorithm(
     assert len(set(strokes)) > 1  # coloured by what the algorithm compares
 
 
-def test_a_turn_lists_its_calls(open_page: Open, folder: Path, buffer: Buffer) -> None:
+def test_an_agents_episode_is_a_tree_of_turns_calls_and_tool_calls(
+    open_page: Open, folder: Path, buffer: Buffer, url: str
+) -> None:
     make_agents(folder)
     page = open_page("agents/trajectories/0/0")
-    steps = page.locator("article .step")
-    expect(steps.nth(0)).to_contain_text("not trained on")
-    expect(steps.nth(0)).to_contain_text("no advantage")
-    for place in (1, 2):
-        expect(steps.nth(place)).to_contain_text(f"turn 1, call {place} of 2")
-    expect(steps.nth(1)).to_contain_text("continues step 1")
-    one, other = (steps.nth(place).locator(".adv").text_content() for place in (1, 2))
-    assert one == other
+    expect(page.locator("article dl")).to_contain_text("crash (exit code 3)")
+    expect(page.locator("article dl")).to_contain_text("2 refused, 1 not received")
+    turns = page.get_by_role("list", name="Turns").locator(".step")
+    told = ask(url, "/runs/agents/trajectories/0/0")
+    expect(turns).to_have_count(told["summary"]["turns"])
+    expect(turns.first.get_by_role("group", name="Advantages of turn 1")).to_have_count(1)
+    calls = turns.first.get_by_role("list", name="Calls of turn 1").locator("> li")
+    expect(calls).to_have_count(3)
+    expect(calls.nth(0)).to_contain_text("not trained on")
+    expect(calls.nth(1)).to_contain_text("continues call 1")
+    expect(calls.nth(1).locator(".thought")).to_contain_text("the pen may be there")
+    tools = calls.nth(1).get_by_role("list", name="Tool calls of call 2").locator("li")
+    expect(tools).to_have_text(['find {"what": "pen"}', f"{HOSTILE} {HOSTILE}"])
+    expect(turns.first.locator(".action")).to_have_text(f"Action: {told['steps'][2]['action']}")
+    assert page.title() != "pwned"
+    expect(turns.nth(1).get_by_role("list", name="Calls of turn 2").locator("> li")).to_have_count(1)
     page = open_page("agents/explorer/0/0")
     taken = page.get_by_role("region", name="Steps taken in state 0")
     expect(taken.locator("thead")).to_contain_text("Calls")

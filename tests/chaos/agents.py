@@ -1,11 +1,11 @@
-"""The chaos run of agent programs: 32 of their episodes in flight while agents, actor, engine, environment server and
-Redis are killed with `kill -9`.
+"""The chaos run of agent programs: `kill -9` of agents, actor, engine, environment server and Redis, with 32 episodes
+in flight.
 
-    python -m tests.chaos.agents [--kills 3] [--updates 60] [--seed 0] [--out runs/chaos-agents]
+    python -m tests.chaos.agents [--kills 3] [--brief] [--seed 0] [--out runs/chaos-agents] [--recover 180]
 
-The policy is a tiny random one, since what is checked is the history: groups lost, trained twice or torn; agent
-processes that outlive their actor by more than five seconds; seconds until episodes are played again. Writes
-`summary.json`; exit code 1 when something is wrong.
+The policy is a tiny random one, since what is checked is the history: groups that were lost, trained on twice, too old
+or torn; processes of agents, and what those have started, that are alive five seconds after their actor; seconds until
+episodes are played again. Writes `summary.json` and prints it as a table. Exit code 1 when something is wrong.
 """
 
 from __future__ import annotations
@@ -16,42 +16,89 @@ import random
 import shutil
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console
+from rich.table import Table
 
 from tests.chaos.history import given_up, judge
 from tests.chaos.scene import ROOT, Run, RunEnded, command, descendants, kill, wait_for
 from tests.integration.test_agents import recipe
 
 KINDS = ("agent", "actor", "engine", "environment", "redis")
-PER_UPDATE, MAX_STALENESS = 4, 1
+IN_FLIGHT = 32
+PER_UPDATE, MAX_STALENESS = 8, 1
+"""So many groups of four that `IN_FLIGHT` episodes can be played while an update's groups wait to be complete."""
 START_S = 600.0
 OUTLIVE_S = 5.0
-RECOVER_S = 180.0
+LOOK_S = 0.02
+OVERRIDES = [
+    f"learner.groups_per_update={PER_UPDATE}",
+    f"learner.max_staleness={MAX_STALENESS}",
+    f"rollout.episodes_in_flight={IN_FLIGHT}",
+    "rollout.lease_s=5",
+    "checkpoint.every=3",
+    "evaluation.every=null",
+    "learner.max_restarts=100",
+    "agent.preload=[]",
+    "telemetry.log_level=INFO",
+]
+Started = dict[int, psutil.Process]
+"""Processes by their ids. psutil also compares their times of creation, so that a reused id is another process."""
 
 
-def zygotes() -> list[psutil.Process]:
-    """Processes that fork agents, and agents: they have one command line."""
-    return [one for one in descendants(psutil.Process()) if "zygote.py" in command(one)]
+class Agents:
+    """The processes of agents of a run, and those that they have started."""
+
+    def __init__(self) -> None:
+        self._seen: Started = {}
+
+    def alive(self) -> Started:
+        """The main processes of the agents."""
+        found = descendants(psutil.Process())
+        forkers = {one.pid for one in found if "zygote.py" in command(one)}
+        # An agent is forked, so it has the command line of what forked it; the forker's own parent is the actor.
+        return {one.pid: one for one in found if one.pid in forkers and parent(one) in forkers}
+
+    def all(self) -> Started:
+        """Agents, what forks them, and everything below; remembered until `left`."""
+        found = descendants(psutil.Process())
+        forkers = [one for one in found if "zygote.py" in command(one)]
+        family = {one.pid: one for forker in forkers for one in (forker, *descendants(forker))}
+        self._seen |= family
+        return family
+
+    def left(self) -> list[psutil.Process]:
+        """Those ever seen that still run."""
+        return [one for one in self._seen.values() if lives(one)]
 
 
-def agents() -> list[psutil.Process]:
-    """The processes of agents: those whose parent is a zygote."""
-    found = zygotes()
-    pids = {one.pid for one in found}
-    return [one for one in found if _parent(one) in pids]
-
-
-def _parent(process: psutil.Process) -> int:
+def parent(process: psutil.Process) -> int:
     try:
-        return process.ppid()
+        return int(process.ppid())
     except psutil.NoSuchProcess:
         return -1
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone_after(processes: Sequence[psutil.Process], limit_s: float) -> float | None:
+    """Seconds until all of these have ended; None if one has not within the limit."""
+    began = time.monotonic()
+    while any(lives(one) for one in processes):
+        if time.monotonic() - began > limit_s:
+            return None
+        time.sleep(LOOK_S)
+    return time.monotonic() - began
 
 
 def stored(run: Run) -> int:
@@ -59,97 +106,126 @@ def stored(run: Run) -> int:
     return sum(int(str(facts["stored"])) for facts in run.playing().values())
 
 
-def strike(kind: str, run: Run, draw: random.Random) -> Callable[[], bool]:
-    """Kill one part; returns what holds once episodes are played again."""
-    if kind == "agent":
-        before = stored(run)
-        kill(draw.choice(agents()))
-        return lambda: stored(run) > before
-    if kind in ("actor", "engine"):
-        old = [one.pid for one in zygotes()]
-        names = run.playing().keys()
-        kill(run.processes(kind)[0])
-        until_gone(old)
-        return lambda: bool(run.playing()) and not (run.playing().keys() & names) and stored(run) > 0
-    before, began = run.update(), stored(run)
-    kill(run.processes(kind)[0])
-    return lambda: run.update() > before or stored(run) > began
-
-
-def until_gone(pids: list[int]) -> None:
-    """Wait until these processes have ended. Raises RuntimeError if one outlives its actor."""
+def strike(kind: str, run: Run, agents: Agents, draw: random.Random, recover_s: float) -> dict[str, Any]:
+    """Kill one part while `IN_FLIGHT` episodes are played, and wait until one that began afterwards is stored."""
+    wait_for(lambda: bool(run.playing()) and len(agents.alive()) >= IN_FLIGHT, START_S, run)
+    family = agents.all()
+    flight = agents.alive()
+    outlived: float | None = 0.0
     began = time.monotonic()
-    while left := [pid for pid in pids if _lives(pid)]:
-        if time.monotonic() - began > OUTLIVE_S:
-            raise RuntimeError(f"{len(left)} agent processes outlive their actor by {OUTLIVE_S:g} s")
-        time.sleep(0.05)
+    if kind == "agent":
+        victim = draw.choice([*flight.values()])
+        helpers = descendants(victim)
+        kill(victim)
+        outlived = gone_after([victim, *helpers], OUTLIVE_S)
+        back: Callable[[], bool] = lambda: True  # noqa: E731 - the others play on
+    elif kind in ("actor", "engine"):
+        [actor] = run.processes("actor")
+        before = run.playing().keys()
+        [victim] = [actor] if kind == "actor" else run.processes("engine")
+        kill(victim)
+        ended = gone_after([actor], recover_s)  # each ends the other
+        outlived = None if ended is None else gone_after([*family.values()], OUTLIVE_S)
+        back = lambda: bool(run.playing().keys() - before)  # noqa: E731
+    else:
+        victim = run.processes(kind)[0]
+        kill(victim)
+        asks = run.environment_answers if kind == "environment" else lambda: bool(run.ask(lambda one: one.state()))
+        back = lambda: not lives(victim) and asks()  # noqa: E731
+    wait_for(back, recover_s, run)
+    wait_for(lambda: bool(agents.alive().keys() - flight.keys()), recover_s, run)
+    count = stored(run)
+    wait_for(lambda: stored(run) > count, recover_s, run)
+    return {
+        "kind": kind,
+        "in_flight": len(flight),
+        "s": round(time.monotonic() - began, 1),
+        "agents_gone_s": None if outlived is None else round(outlived, 2),
+    }
 
 
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def storm(run: Run, kills: int, updates: int, seed: int) -> dict[str, list[float]]:
-    """Kill each kind `kills` times; returns seconds to recover, by kind."""
+def storm(run: Run, agents: Agents, kinds: Sequence[str], seed: int, recover_s: float) -> list[dict[str, Any]]:
+    """Kill each of `kinds` in turn, each in another update, and see the run to its end."""
     draw = random.Random(seed)
-    schedule = [kind for kind in KINDS for _ in range(kills)]
-    draw.shuffle(schedule)
-    moments = sorted(draw.sample(range(1, int(updates * 0.7)), len(schedule)))
-    recovery: dict[str, list[float]] = defaultdict(list)
+    kills: list[dict[str, Any]] = []
+    wait_for(lambda: run.update() >= 1, START_S, run)
+    console = Console(stderr=True)
     try:
-        for moment, kind in zip(moments, schedule, strict=True):
-            wait_for(lambda moment=moment: run.update() >= moment and bool(agents()), START_S, run)  # type: ignore[misc]
-            time.sleep(draw.uniform(0.0, 1.0))
-            wait_for(lambda: bool(run.playing()) and bool(agents()), START_S, run)
-            recovery[kind].append(round(wait_for(strike(kind, run, draw), RECOVER_S, run), 1))
+        for kind in kinds:
+            update = run.update()
+            time.sleep(draw.uniform(0.0, 1.0))  # anywhere in an episode
+            kills.append(strike(kind, run, agents, draw, recover_s) | {"update": update})
+            console.print(kills[-1])
+            wait_for(lambda update=update: run.update() > update, START_S, run)  # type: ignore[misc]
     except RunEnded:
-        print("the run ended before the schedule: give it more --updates", file=sys.stderr)
+        console.print("the run ended before the schedule: give it more --updates")
     while run.keep_running():
+        agents.all()
         time.sleep(1.0)
-    return dict(recovery)
+    return kills
+
+
+def faults(summary: dict[str, Any], kinds: Sequence[str], updates: int) -> list[str]:
+    """What is wrong with the run, in words."""
+    names = ("lost", "twice", "too_stale", "torn", "given_up", "left_running")
+    found = [f"{name}: {summary[name]}" for name in names if summary[name]]
+    if len(summary["kills"]) != len(kinds):
+        found.append(f"{len(summary['kills'])} kills of {len(kinds)}")
+    if summary["updates"] != updates:
+        found.append(f"{summary['updates']} updates of {updates}")
+    late = [kill["kind"] for kill in summary["kills"] if kill["agents_gone_s"] is None]
+    return [*found, f"agent processes outlived by more than {OUTLIVE_S:g} s: {', '.join(late)}"] if late else found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=3, help="of each kind")
-    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--brief", action="store_true", help="one kill of each kind")
+    parser.add_argument("--updates", type=int, default=None, help="of the run; default: enough for the schedule")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recover", type=float, default=180.0, help="longest recovery, in seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos-agents"))
     args = parser.parse_args()
     out: Path = args.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    overrides = [
-        str(recipe(out, str(ROOT / "examples" / "agents" / "react.py"))),
-        f"learner.updates={args.updates}",
-        f"learner.groups_per_update={PER_UPDATE}",
-        f"learner.max_staleness={MAX_STALENESS}",
-        "rollout.episodes_in_flight=32",
-        "rollout.lease_s=5",
-        "checkpoint.every=3",
-        "learner.max_restarts=100",
-        "telemetry.log_level=INFO",
-    ]
-    with Run("chaos", out, overrides, None) as run:
-        recovery = storm(run, args.kills, args.updates, args.seed)
+    kinds = [kind for kind in KINDS for _ in range(1 if args.brief else args.kills)]
+    random.Random(args.seed).shuffle(kinds)
+    updates = args.updates or 3 + 3 * len(kinds)
+    file = recipe(out, str(ROOT / "tests" / "chaos" / "light_agent.py"))
+    agents = Agents()
+    began = time.monotonic()
+    with Run("chaos", out, [str(file), *OVERRIDES, f"learner.updates={updates}"], None) as run:
+        kills = storm(run, agents, kinds, args.seed, args.recover)
+    gone_after(agents.left(), OUTLIVE_S)
     abandoned = given_up([run.output()])
-    verdict = judge(run.ledger(), abandoned, per_update=PER_UPDATE, max_staleness=MAX_STALENESS)
     summary: dict[str, Any] = {
-        "recovery_s": recovery,
-        **asdict(verdict),
+        **asdict(judge(run.ledger(), abandoned, per_update=PER_UPDATE, max_staleness=MAX_STALENESS)),
         "given_up": len(abandoned),
+        "left_running": len(agents.left()),
         "updates": run.update(),
-        "agents_left": len(zygotes()),
+        "seconds": round(time.monotonic() - began, 1),
+        "kills": kills,
     }
-    wrong = [name for name in ("lost", "twice", "too_stale", "torn", "agents_left") if summary[name]]
-    wrong += [kind for kind in KINDS if len(recovery.get(kind, ())) != args.kills]
-    summary["wrong"] = wrong if run.update() == args.updates else [*wrong, "updates"]
+    summary["faults"] = faults(summary, kinds, updates)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
-    return int(bool(summary["wrong"]))
+    show(summary)
+    return int(bool(summary["faults"]))
+
+
+def show(summary: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("killed", "times", "in flight", "playing again (s)", "its agents gone (s)")
+    for kind in KINDS:
+        kills = [one for one in summary["kills"] if one["kind"] == kind]
+        cells = [", ".join(str(one[name]) for one in kills) for name in ("in_flight", "s", "agents_gone_s")]
+        table.add_row(kind, str(len(kills)), *cells)
+    console.print(table)
+    facts = Table("figure", "value")
+    for name, value in summary.items():
+        if name != "kills":
+            facts.add_row(name, json.dumps(value))
+    console.print(facts)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from services.config.tree import Config
 from services.errors import RunStalled
 from tests.learner.synthetic import play
 
-SOUND = Figures(steps=10, valid=9, cut=1, equal_groups=False, repeated_anchors=6, gap=0.001)
+SOUND = Figures(steps=10, valid=9, cut=1, equal_groups=False, repeated_anchors=6, later=8, gap=0.001)
 CONFIG = Config()
 
 
@@ -71,6 +71,18 @@ def test_algorithms_that_use_no_anchors_do_not_miss_them():
     assert "HGPO has nothing to compare" in over(9, Config(algorithm="hgpo"), repeated_anchors=0)[ANCHORS][1]
 
 
+def test_episodes_that_only_begin_alike_repeat_no_state():
+    assert over(9, repeated_anchors=0, later=0) == {}  # one turn each
+    assert "(4 of 100 turns)" in over(9, repeated_anchors=4, later=100)[ANCHORS][1]
+    assert over(9, repeated_anchors=5, later=100) == {}
+
+
+@pytest.mark.parametrize(("world", "said"), [("own", "agent.anchor=last"), ("bound", "env.anchor")])
+def test_what_helps_against_lone_anchors_of_agents_is_named(world, said):
+    config = Config.model_validate({"agent": {"service": True, "environment": world}})
+    assert said in over(9, config, repeated_anchors=0)[ANCHORS][1]
+
+
 def with_limit(limit):
     return Config.model_validate({"learner": {"max_logprob_gap": limit}})
 
@@ -119,19 +131,19 @@ def test_figures_are_those_of_the_played_groups(tiny_config):
     tickets = Dispatcher(tiny_config, {"train": 9}).tickets(range(4))
     groups = {g: [play(ticket) for ticket in tickets if ticket.group == g] for g in range(4)}
     prepared = prepare(list(groups.values()), tiny_config, 0)
-    seen = figures(groups.values(), prepared.step_group_sizes.tolist(), {"fresh_gap": 0.5})
+    seen = figures(groups.values(), prepared.table, {"fresh_gap": 0.5})
     steps = [step for group in groups.values() for t in group for step in t.steps]
     assert (seen.steps, seen.valid, seen.cut) == (len(steps), sum(step.valid for step in steps), 0)
-    alone = sum(
-        sum(s.anchor == step.anchor for t in group for s in t.steps) == 1
+    repeated = sum(
+        sum(s.anchor == step.anchor for t in group for s in t.steps) > 1
         for group in groups.values()
         for t in group
-        for step in t.steps
+        for step in t.steps[1:]
     )
-    assert seen.repeated_anchors == len(steps) - alone
+    assert (seen.repeated_anchors, seen.later) == (repeated, len(steps) - 8)
     assert seen.gap == 0.5
-    assert figures(groups.values(), [], {"logprob_gap": 0.1}).gap is None
-    assert figures(groups.values(), [], {"logprob_gap": 0.1}).stale_gap == 0.1
+    assert figures(groups.values(), prepared.table, {"logprob_gap": 0.1}).gap is None
+    assert figures(groups.values(), prepared.table, {"logprob_gap": 0.1}).stale_gap == 0.1
 
 
 def test_only_tokens_of_the_version_that_is_updated_are_fresh(tiny_config):

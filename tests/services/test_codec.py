@@ -139,7 +139,7 @@ def test_documents_without_the_column_of_truncated_prompts_still_decode() -> Non
     assert decode(packed(older)).steps[0].prompt_truncated is False
 
 
-@pytest.mark.parametrize(("column", "default"), [("turn", -1), ("trained", True), ("extends", -1)])
+@pytest.mark.parametrize(("column", "default"), [("turn", -1), ("trained", True), ("extends", -1), ("tool_calls", "")])
 def test_documents_without_the_columns_of_agents_still_decode(column: str, default: object) -> None:
     older = document()
     del older["steps"][column]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,11 @@ async def test_a_whole_bound_episode(scene: Scene) -> None:
         (True, False, True),
     ]
     assert [step.action for step in trajectory.steps] == ["up", "up"]
+    assert [json.loads(step.tool_calls)[0]["name"] for step in trajectory.steps] == ["act", "act"]
     assert last.observation == "The count is 1, the target is 2."
     assert trajectory.won
-    assert trajectory.facts["agent"] == {"cause": "done", "calls": 2, "imposed": [], "orphaned": 0, "exit": None}
+    counts = {"calls": 2, "follows": 1, "extended": 1, "unreadable": 0, "refused": 0, "orphaned": 0}
+    assert trajectory.facts["agent"] == {"cause": "done", "imposed": [], "exit": None, **counts}
 
 
 async def test_a_step_can_be_repeated_and_not_skipped(scene: Scene) -> None:

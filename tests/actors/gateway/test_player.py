@@ -304,6 +304,8 @@ async def test_a_lost_session_starts_the_agent_again_with_another_key(make: Make
         assert run.rollout.status()["failed"] == 0
     assert client.lost == SIZE
     assert all(trajectory.won and len(trajectory.steps) == 2 for trajectory in run.played())
+    # Each is told once, by whichever episode is stored next.
+    assert sum(int(str(trajectory.facts["agent"]["failures"])) for trajectory in run.played()) == SIZE  # type: ignore[index]
 
 
 async def test_an_engine_that_fails_ends_the_actor_and_its_agents(make: Make) -> None:

@@ -353,6 +353,8 @@ def test_an_agents_turns_are_told_from_its_calls(api, runs):
     assert told["steps"] == told["turns"] + 2 == len(episode["steps"])
     assert [step["turn"] for step in episode["steps"][:4]] == [None, 0, 0, 1]
     assert [step["extends"] for step in episode["steps"][:3]] == [None, 0, None]
+    assert [len(step["tool_calls"]) for step in episode["steps"][:3]] == [0, 2, 0]
+    assert episode["steps"][1]["tool_calls"][0] == {"name": "find", "arguments": '{"what": "pen"}'}
     assert group["summary"]["turns"] == sum(len(state["steps"]) for state in group["states"])
     first = next(step for step in group["states"][0]["steps"] if step["member"] == 0)
     assert (first["number"], first["calls"]) == (0, [1, 2])

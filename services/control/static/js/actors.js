@@ -95,10 +95,28 @@ function actorsView(actors, run) {
     { title: "Heartbeat", cell: (row) => h("span", { "data-heard": row.heard_s }, ago(row.heard_s)) },
     { title: "Host", cell: (row) => row.host },
   ];
+  const agents = actors.actors.filter((row) => row.agents !== null);
   const wanted = actors.wanted === null ? "" : ` ${actors.wanted} requested.`;
   const part = actors.total > actors.actors.length ? ` The first ${actors.actors.length} by name are listed.` : "";
   const sums = `${actors.total} actors play ${actors.episodes} episodes at ${short(actors.tokens_per_s)} tokens/s.${wanted}${part}`;
-  return [table("Rollout actors", columns, actors.actors), h("p", { class: "small muted" }, sums)];
+  return [table("Rollout actors", columns, actors.actors), h("p", { class: "small muted" }, sums), agents.length > 0 && agentsView(agents)];
+}
+
+/** The agent programs of the actors, and what is known of the chat template, which is the same for all. */
+function agentsView(actors) {
+  const columns = [
+    { title: "Actor", cell: (row) => row.name },
+    { title: "Gateway", cell: (row) => row.agents.gateway ?? "not started" },
+    { title: "Playing", num: true, cell: (row) => row.agents.playing },
+    { title: "Processes", num: true, cell: (row) => row.agents.processes },
+    { title: "Services waiting", num: true, cell: (row) => row.agents.waiting },
+    { title: "Calls/s", num: true, cell: (row) => short(row.agents.calls_per_s) },
+    { title: "Calls a turn", num: true, cell: (row) => short(row.agents.calls_per_turn) },
+    { title: "Prompts continued", num: true, cell: (row) => percent(row.agents.extended_fraction) },
+    { title: "Short anchors", num: true, cell: (row) => percent(row.agents.short_anchor_fraction) },
+  ];
+  const told = actors[0].agents.template;
+  return [table("Agent programs", columns, actors), told.length > 0 && h("p", { class: "small muted" }, `Chat template: ${told.join("; ")}`)];
 }
 
 function leasesView({ leases, total }) {

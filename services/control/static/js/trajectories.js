@@ -1,8 +1,9 @@
 // The page "Trajectories": find an episode and read it.
 
 import { h, show } from "./dom.js";
-import { fixed, length, signed, versions, words } from "./format.js";
-import { advantageLine, level, nothingKept, outcome, select } from "./parts.js";
+import { length, signed, versions, words } from "./format.js";
+import { level, nothingKept, outcome, select } from "./parts.js";
+import { stepList } from "./steps.js";
 
 const PAGE = 60;
 
@@ -20,68 +21,14 @@ function pick(shared, item) {
   );
 }
 
-/** Which call of which turn a step is, where some turn of the episode took several calls or a call was not trained on. */
-function place(steps, step) {
-  if (step.turn === null) return "not trained on";
-  const calls = steps.filter((other) => other.turn === step.turn);
-  return steps.every((other) => other.turn === other.number) ? null : `turn ${step.turn + 1}, call ${calls.indexOf(step) + 1} of ${calls.length}`;
-}
-
-/** The advantages of a step, and where it stood. */
-function credit(shared, group, step, most) {
-  if (step.turn === null) return h("div", { class: "adv" }, h("p", { class: "small muted" }, "no advantage"));
-  return h(
-    "div",
-    { class: "adv", role: "group", "aria-label": `Advantages of step ${step.number + 1}` },
-    advantageLine("E", "episode level: this episode compared with its group", step.episode_advantage, most),
-    advantageLine("S", "step level: this step compared with the others taken in the same state", step.step_advantage, most),
-    advantageLine(null, "the advantage that the policy was trained with", step.advantage, most),
-    h(
-      "p",
-      { class: "small muted" },
-      `return ${fixed(step.return)}`,
-      h("br"),
-      h("a", { href: `#/${shared.name}/explorer/${group}/${step.state}` }, `state ${step.state}`),
-      step.step_group_size > 1 ? `, ${step.step_group_size} steps there` : ", the only step there",
-    ),
-  );
-}
-
-function stepView(shared, group, step, steps, most) {
-  const spans = step.versions.map((span) => `v${span.version}`).join(", ");
-  const called = place(steps, step);
-  const tags = [
-    called && h("span", { class: "badge" }, called),
-    step.extends !== null && h("span", { class: "badge" }, `continues step ${step.extends + 1}`),
-    !step.valid && h("span", { class: "badge bad" }, "invalid action"),
-    step.reward !== 0 && h("span", { class: "badge good" }, `reward ${step.reward}`),
-    step.truncated && h("span", { class: "badge" }, "step limit"),
-  ];
-  return h(
-    "li",
-    { class: step.valid ? "step" : "step invalid" },
-    h("span", { class: "index" }, h("span", { class: "hidden" }, "Step "), step.number + 1),
-    h(
-      "div",
-      { class: "stack tight" },
-      h("p", { class: "said observation" }, step.observation),
-      step.thought && h("p", { class: "said thought" }, h("span", { class: "hidden" }, "Thought: "), step.thought),
-      h("p", { class: "said action" }, h("span", { class: "hidden" }, "Action: "), step.action),
-      h("div", { class: "row" }, tags),
-      h(
-        "details",
-        null,
-        h("summary", null, `Prompt and response · ${step.prompt_tokens} + ${step.response_tokens} tokens · ${spans}`),
-        h("div", { class: "stack tight" }, h("h3", null, "Prompt"), h("pre", { tabindex: "0" }, step.prompt || "(not kept)"), h("h3", null, "Response"), h("pre", { tabindex: "0" }, step.response)),
-      ),
-    ),
-    credit(shared, group, step, most),
-  );
+/** How an agent's episode ended, and what the gateway counted. */
+function agentEnd({ cause, calls, exit, refused, orphaned }) {
+  const counts = [[refused, "refused"], [orphaned, "not received"]].filter(([count]) => count > 0).map(([count, name]) => `, ${count} ${name}`);
+  return `${words(cause)}${exit ? ` (exit code ${exit})` : ""}, ${calls} calls${counts.join("")}`;
 }
 
 function episode(shared, view) {
-  const { summary, facts, steps } = view;
-  const most = Math.max(...steps.flatMap((step) => [step.episode_advantage, step.step_advantage, step.advantage].map(Math.abs)));
+  const { summary, facts } = view;
   const told = ["goal", "score"].filter((name) => facts[name] !== undefined).map((name) => [name, String(facts[name])]);
   const list = [
     ["task", `${summary.task.env}, ${summary.task.split} ${summary.task.index}`],
@@ -91,12 +38,13 @@ function episode(shared, view) {
     ["policy", versions(summary)],
     ["trained in", `update ${summary.update}`],
     ["played by", `${summary.actor}, ${(view.finished_at - view.started_at).toFixed(1)} s`],
+    ...(facts.agent?.cause === undefined ? [] : [["agent", agentEnd(facts.agent)]]),
   ];
   return [
     h("a", { class: "narrow-only", href: `#/${shared.name}/trajectories` }, "← All episodes"),
     h("header", { class: "row between" }, h("h2", null, words(summary.task_type)), h("span", { class: "row" }, outcome(summary.won), h("a", { href: `#/${shared.name}/explorer/${summary.group}` }, `See group ${summary.group}`))),
     h("dl", { class: "row small" }, list.map(([name, value]) => h("div", null, h("dt", { class: "muted" }, name), h("dd", null, value)))),
-    h("ol", { "aria-label": "Steps" }, steps.map((step) => stepView(shared, summary.group, step, steps, most))),
+    stepList(shared, view),
   ];
 }
 
