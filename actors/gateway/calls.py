@@ -284,16 +284,15 @@ class Calls:
         if request.prompt is None:
             session.conversation.answered(call.number, prompt, sample.token_ids, reading)
         policy.metrics.seconds.labels("read").observe(time.perf_counter() - sampled)
-        policy.metrics.answered(
-            extends=prompt.extends >= 0,
-            follows=any(message.role == "assistant" for message in request.messages),
-            readable=not reading.unreadable,
-        )
+        extends = prompt.extends >= 0
+        follows = extends or any(message.role == "assistant" for message in request.messages)
+        policy.metrics.answered(extends=extends, follows=follows, readable=not reading.unreadable)
+        session.counts.update(follows=follows, extended=extends, unreadable=bool(reading.unreadable))
         return self._made(id, created, call, request, sample, reading)
 
     async def _sample(self, session: Session, prompt: Prompt, request: Request) -> Sample:
         ids = prompt.ids.tolist()
-        digest = hashlib.blake2b(prompt.ids.tobytes(), digest_size=16).digest()
+        digest = prompt_digest(prompt)
         session.asked[digest] += 1
         try:
             sample = await self.policy.sampler.generate(
@@ -365,6 +364,11 @@ def call_seed(seed: int, prompt: bytes, times: int) -> int:
     """
     digest = hashlib.blake2b(f"{seed}/{times}/".encode() + prompt, digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def prompt_digest(prompt: Prompt) -> bytes:
+    """What makes a prompt the same as another one."""
+    return hashlib.blake2b(prompt.ids.tobytes(), digest_size=16).digest()
 
 
 def body_digest(path: str, body: bytes) -> bytes:

@@ -89,7 +89,7 @@ def _agents(agents: dict[str, Any]) -> str:
 
 def _print_template(actors: list[dict[str, Any]], table: Table) -> None:
     """What the actors know of the chat template, which is the same for all."""
-    told = next((actor["agents"]["template"] for actor in actors if actor["agents"]), [])
+    told: list[str] = next((actor["agents"]["template"] for actor in actors if actor["agents"]), [])
     if told:
         table.add_row("chat template", "; ".join(told))
 

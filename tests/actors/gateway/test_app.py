@@ -93,6 +93,7 @@ async def test_what_cannot_be_trained_is_refused_for_good(scene: Scene, field: s
     assert error["message"]
     assert "\n" not in error["message"]
     assert (session.record.calls, scene.sampler.prompts) == ([], [])
+    assert session.counts["refused"] == 1
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,7 @@ async def test_an_answer_that_cannot_be_read_is_text_and_invalid(scene: Scene) -
     assert "<tool_call>" in message["content"]
     (step,) = session.record.steps(cut=True)
     assert not step.valid
+    assert session.counts["unreadable"] == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'{"messages": "\\ud800"}', b"[" * 100_000, b"1e999"])

@@ -13,9 +13,9 @@ from tests.control_runs import make_finished, make_live
 
 
 def said(folder: Path, *, as_json: bool = False) -> str:
-    console = Console(file=io.StringIO(), width=400)
-    print_status(folder, as_json=as_json, console=console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    out = io.StringIO()
+    print_status(folder, as_json=as_json, console=Console(file=out, width=400))
+    return out.getvalue()
 
 
 def test_agents_and_the_chat_template_are_told(tmp_path: Path, redis_url: str) -> None:
