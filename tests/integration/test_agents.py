@@ -82,12 +82,12 @@ BRANCHING = """
 """
 
 
-def write_policy(folder: Path) -> Path:
+def write_policy(folder: Path, seed: int = 1) -> Path:
     """A tiny random model with a chat template that takes tools."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     words = tokenizer("chatml")
     config = Qwen2Config(
         vocab_size=len(words),
