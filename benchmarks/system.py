@@ -8,6 +8,8 @@
 - `buffer`: trajectories through the buffer, over raw Redis commands and over a stream of pickles.
 - `weights`: transfer of a version to the actors, over memcpy, its memory, and what it stops: the learner, the actor's
   event loop, requests in flight.
+- `agents`: what the gateway for agent programs adds to a call, and tokens per second through it, over those of the
+  engine alone.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from rich.table import Table
 
 from actors.engine.vllm import engine_environment
 from benchmarks import record
-from benchmarks.parts import buffer, overlap, rollout, transfer, weights
+from benchmarks.parts import agents, buffer, overlap, rollout, transfer, weights
 from benchmarks.parts.cluster import cluster
 from benchmarks.parts.widened import widen
 from learner.rank.group import start_ranks
@@ -32,7 +34,7 @@ from services.config.tree import Config, WeightsConfig
 
 OBJECT_STORE_BYTES = 5 * 2**30
 """Room for several versions of the largest size."""
-PARTS = ("rollout", "larger", "overlap", "buffer", "weights")
+PARTS = ("rollout", "larger", "overlap", "buffer", "weights", "agents")
 LARGER_WIDTH = 8192
 """Width of the MLPs in the part `larger`: 9.7 M parameters, compared with 0.6 M of the starter policy."""
 GOALS = {
@@ -44,6 +46,9 @@ GOALS = {
     "learner_idle_share": "≤ 0.1",
     "event_loop_stall_s": "≤ 0.05",
     "extra_memory_over_model": "≤ 1.3",
+    "cpu_ms_per_call": "≤ 1.5",
+    "added_ms_p99": "≤ 20",
+    "raw_over_direct": "≥ 0.9",
 }
 
 
@@ -119,13 +124,15 @@ def measure(folder: Path, short: bool, wanted: list[str]) -> dict[str, Any]:
     if "overlap" in wanted:
         overrides = ["learner.groups_per_update=4", "learner.group_size=4"] if short else []
         figures["overlap"] = overlap.measure(folder, 6 if short else 14, overrides)
+    if "agents" in wanted:
+        figures["agents"] = agents.measure(folder, short)
     return figures
 
 
 def show(figures: dict[str, Any]) -> None:
     console = Console()
     table = Table("part", "figure", "value", "goal")
-    for part in ("rollout", "larger", "overlap", "buffer", "transfer", "update"):
+    for part in ("rollout", "larger", "overlap", "buffer", "transfer", "update", "agents"):
         for name, value in figures.get(part, {}).items():
             table.add_row(part, name, f"{value:,.3f}", GOALS.get(name, ""))
     console.print(table)
