@@ -34,6 +34,7 @@ from actors.gateway.metrics import GatewayMetrics
 from actors.gateway.read import AnswerReader
 from actors.gateway.render import Renderer
 from actors.gateway.session import Own
+from actors.rollout_process import freeze_heap
 from benchmarks.conversation import MESSAGES, chat_tokenizer, tools
 from benchmarks.parts.agent_clients import Job
 from services.config.agent import AgentConfig
@@ -175,6 +176,7 @@ async def overhead(config: Config, calls: int) -> dict[str, float]:
         )
         async with clients(job) as agents:
             await agents.phase()
+            freeze_heap()  # as an actor does before it plays
             timer.seconds = ANSWER_S
             spent, extended = time.process_time(), _extended(service)
             times = await agents.phase()

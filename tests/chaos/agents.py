@@ -33,7 +33,7 @@ KINDS = ("agent", "actor", "engine", "environment", "redis")
 IN_FLIGHT = 32
 PER_UPDATE, MAX_STALENESS = 8, 1
 """So many groups of four that `IN_FLIGHT` episodes can be played while an update's groups wait to be complete."""
-START_S = 600.0
+START_S = 1200.0
 OUTLIVE_S = 5.0
 LOOK_S = 0.02
 OVERRIDES = [
