@@ -16,7 +16,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,23 +58,29 @@ class Agents:
         self._seen: Started = {}
 
     def alive(self) -> Started:
-        """The main processes of the agents."""
-        found = descendants(psutil.Process())
-        forkers = {one.pid for one in found if "zygote.py" in command(one)}
-        # An agent is forked, so it has the command line of what forked it; the forker's own parent is the actor.
-        return {one.pid: one for one in found if one.pid in forkers and parent(one) in forkers}
+        """The main processes of the agents. Remembers them, what forks them, and what they have started, for `left`."""
+        return self.look()[0]
 
-    def all(self) -> Started:
-        """Agents, what forks them, and everything below; remembered until `left`."""
-        found = descendants(psutil.Process())
-        forkers = [one for one in found if "zygote.py" in command(one)]
-        family = {one.pid: one for forker in forkers for one in (forker, *descendants(forker))}
+    def look(self) -> tuple[Started, Started]:
+        """The main processes of the agents, and those with what forks them and what they have started."""
+        found = {one.pid: one for one in descendants(psutil.Process())}
+        parents = {pid: parent(one) for pid, one in found.items()}
+        # An agent is forked, so it has the command line of what forked it; the forker's own parent is the actor.
+        forkers = {pid for pid, one in found.items() if "zygote.py" in command(one)}
+        family = {pid: one for pid, one in found.items() if _is_below(pid, forkers, parents)}
         self._seen |= family
-        return family
+        return {pid: found[pid] for pid in forkers if parents[pid] in forkers}, family
 
     def left(self) -> list[psutil.Process]:
         """Those ever seen that still run."""
         return [one for one in self._seen.values() if lives(one)]
+
+
+def _is_below(pid: int, above: Container[int], parents: Mapping[int, int]) -> bool:
+    """Whether a process or one that it descends from is among `above`."""
+    while pid not in above and pid in parents:
+        pid = parents[pid]
+    return pid in above
 
 
 def parent(process: psutil.Process) -> int:
@@ -106,26 +112,36 @@ def stored(run: Run) -> int:
     return sum(int(str(facts["stored"])) for facts in run.playing().values())
 
 
+def full(agents: Agents, run: Run) -> tuple[Started, Started]:
+    """Wait until `IN_FLIGHT` agents play; they, and all processes of theirs."""
+    seen: list[tuple[Started, Started]] = []
+
+    def is_full() -> bool:
+        seen[:] = [agents.look()]
+        return len(seen[0][0]) >= IN_FLIGHT
+
+    wait_for(is_full, START_S, run)
+    return seen[0]
+
+
 def strike(kind: str, run: Run, agents: Agents, draw: random.Random, recover_s: float) -> dict[str, Any]:
     """Kill one part while `IN_FLIGHT` episodes are played, and wait until one that began afterwards is stored."""
-    wait_for(lambda: bool(run.playing()) and len(agents.alive()) >= IN_FLIGHT, START_S, run)
-    family = agents.all()
-    flight = agents.alive()
-    outlived: float | None = 0.0
+    wait_for(lambda: bool(run.playing()), START_S, run)
+    flight, family = full(agents, run)
+    gone: dict[str, float | None] = {}
+    before, [actor] = run.playing().keys(), run.processes("actor")
     began = time.monotonic()
     if kind == "agent":
         victim = draw.choice([*flight.values()])
         helpers = descendants(victim)
         kill(victim)
-        outlived = gone_after([victim, *helpers], OUTLIVE_S)
+        gone = {"agents_gone_s": gone_after([victim, *helpers], OUTLIVE_S)}
         back: Callable[[], bool] = lambda: True  # noqa: E731 - the others play on
     elif kind in ("actor", "engine"):
-        [actor] = run.processes("actor")
-        before = run.playing().keys()
         [victim] = [actor] if kind == "actor" else run.processes("engine")
         kill(victim)
         ended = gone_after([actor], recover_s)  # each ends the other
-        outlived = None if ended is None else gone_after([*family.values()], OUTLIVE_S)
+        gone = {"agents_gone_s": None if ended is None else gone_after([*family.values()], OUTLIVE_S)}
         back = lambda: bool(run.playing().keys() - before)  # noqa: E731
     else:
         victim = run.processes(kind)[0]
@@ -136,12 +152,7 @@ def strike(kind: str, run: Run, agents: Agents, draw: random.Random, recover_s: 
     wait_for(lambda: bool(agents.alive().keys() - flight.keys()), recover_s, run)
     count = stored(run)
     wait_for(lambda: stored(run) > count, recover_s, run)
-    return {
-        "kind": kind,
-        "in_flight": len(flight),
-        "s": round(time.monotonic() - began, 1),
-        "agents_gone_s": None if outlived is None else round(outlived, 2),
-    }
+    return {"kind": kind, "in_flight": len(flight), "s": round(time.monotonic() - began, 1), **gone}
 
 
 def storm(run: Run, agents: Agents, kinds: Sequence[str], seed: int, recover_s: float) -> list[dict[str, Any]]:
@@ -160,7 +171,7 @@ def storm(run: Run, agents: Agents, kinds: Sequence[str], seed: int, recover_s: 
     except RunEnded:
         console.print("the run ended before the schedule: give it more --updates")
     while run.keep_running():
-        agents.all()
+        agents.look()
         time.sleep(1.0)
     return kills
 
@@ -173,7 +184,7 @@ def faults(summary: dict[str, Any], kinds: Sequence[str], updates: int) -> list[
         found.append(f"{len(summary['kills'])} kills of {len(kinds)}")
     if summary["updates"] != updates:
         found.append(f"{summary['updates']} updates of {updates}")
-    late = [kill["kind"] for kill in summary["kills"] if kill["agents_gone_s"] is None]
+    late = [kill["kind"] for kill in summary["kills"] if kill.get("agents_gone_s", 0.0) is None]
     return [*found, f"agent processes outlived by more than {OUTLIVE_S:g} s: {', '.join(late)}"] if late else found
 
 
@@ -218,7 +229,8 @@ def show(summary: dict[str, Any]) -> None:
     table = Table("killed", "times", "in flight", "playing again (s)", "its agents gone (s)")
     for kind in KINDS:
         kills = [one for one in summary["kills"] if one["kind"] == kind]
-        cells = [", ".join(str(one[name]) for one in kills) for name in ("in_flight", "s", "agents_gone_s")]
+        names = ("in_flight", "s", "agents_gone_s")
+        cells = [", ".join(f"{one[name]:.3g}" for one in kills if one.get(name) is not None) for name in names]
         table.add_row(kind, str(len(kills)), *cells)
     console.print(table)
     facts = Table("figure", "value")
