@@ -40,7 +40,7 @@ STALE_UPDATES = 5
 EQUAL_UPDATES = 5
 ANCHOR_UPDATES = 3
 SELDOM = 0.05
-"""Share of the turns after an episode's first, below which it counts as seldom that their state occurs twice."""
+"""Share of turns below which it counts as seldom that their state occurs twice."""
 MOST = 0.5
 """Share of responses above which most of them count as cut."""
 
@@ -56,9 +56,9 @@ class Figures:
         valid: number of turns whose action was valid.
         cut: number of responses that ended at the sampling limit.
         equal_groups: whether in every group all episodes have the same reward.
-        repeated_anchors: number of turns whose state another turn of the group was taken in; not of the first turns of
-            episodes, which all begin in the same state.
-        later: number of turns that are not the first of their episode.
+        repeated_anchors: number of the `counted` turns whose state another turn of the group was taken in.
+        counted: number of turns, without the first ones of episodes that begin in the same state: that they share it
+            says nothing of the others.
         gap: mean |log π − log μ| in nats over tokens of the current version; None without such tokens.
         stale_gap: the same over the tokens of all versions; None if unknown.
         responses: number of responses trained on; None: one a turn.
@@ -69,7 +69,7 @@ class Figures:
     cut: int
     equal_groups: bool
     repeated_anchors: int
-    later: int
+    counted: int
     gap: float | None = None
     stale_gap: float | None = None
     responses: int | None = None
@@ -86,15 +86,16 @@ def figures(groups: Iterable[Sequence[Trajectory]], table: StepRows, loss: Mappi
     episodes = [trajectory for group in played for trajectory in group]
     turns = [turns_of(trajectory.steps) for trajectory in episodes]
     finished = [step.finished for trajectory in episodes for step in trajectory.steps if step.trained]
-    later = table.step > 0
+    is_repeated = np.bincount(table.step_group)[table.step_group] > 1
+    counted = (table.step > 0) | ~is_repeated
     return Figures(
         steps=sum(map(len, turns)),
         valid=sum(sum(own.valid) for own in turns),
         cut=len(finished) - sum(finished),
         responses=len(finished),
         equal_groups=all(has_equal_rewards(group) for group in played),
-        repeated_anchors=int((later & (np.bincount(table.step_group)[table.step_group] > 1)).sum()),
-        later=int(later.sum()),
+        repeated_anchors=int((counted & is_repeated).sum()),
+        counted=int(counted.sum()),
         gap=loss.get("fresh_gap"),
         stale_gap=loss.get("logprob_gap"),
     )
@@ -130,7 +131,7 @@ class Signal:
             RunStalled: sampler and learner are too far apart, see `learner.max_logprob_gap`.
         """
         self.equal = self.equal + 1 if seen.equal_groups else 0
-        self.lone = self.lone + 1 if seen.repeated_anchors < SELDOM * seen.later else 0
+        self.lone = self.lone + 1 if seen.repeated_anchors < SELDOM * seen.counted else 0
         self.stale = self.stale + 1 if seen.gap is None else 0
         if self.stale >= STALE_UPDATES:
             seen = replace(seen, gap=seen.stale_gap)
@@ -208,7 +209,7 @@ def _lone_anchors(seen: Figures, config: Config) -> str:
     effect = effects.get(config.algorithm, f"the step level of {config.algorithm} has nothing to compare")
     return (
         f"{effect}: in the last {ANCHOR_UPDATES} updates a state after the first seldom occurred twice within a group "
-        f"({seen.repeated_anchors} of {seen.later} turns). {_anchor_advice(config)}"
+        f"({seen.repeated_anchors} of {seen.counted} turns). {_anchor_advice(config)}"
     )
 
 

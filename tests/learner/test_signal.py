@@ -14,7 +14,7 @@ from services.config.tree import Config
 from services.errors import RunStalled
 from tests.learner.synthetic import play
 
-SOUND = Figures(steps=10, valid=9, cut=1, equal_groups=False, repeated_anchors=6, later=8, gap=0.001)
+SOUND = Figures(steps=10, valid=9, cut=1, equal_groups=False, repeated_anchors=6, counted=8, gap=0.001)
 CONFIG = Config()
 
 
@@ -72,9 +72,9 @@ def test_algorithms_that_use_no_anchors_do_not_miss_them():
 
 
 def test_episodes_that_only_begin_alike_repeat_no_state():
-    assert over(9, repeated_anchors=0, later=0) == {}  # one turn each
-    assert "(4 of 100 turns)" in over(9, repeated_anchors=4, later=100)[ANCHORS][1]
-    assert over(9, repeated_anchors=5, later=100) == {}
+    assert over(9, repeated_anchors=0, counted=0) == {}  # one turn each
+    assert "(4 of 100 turns)" in over(9, repeated_anchors=4, counted=100)[ANCHORS][1]
+    assert over(9, repeated_anchors=5, counted=100) == {}
 
 
 @pytest.mark.parametrize(("world", "said"), [("own", "agent.anchor=last"), ("bound", "env.anchor")])
@@ -134,13 +134,15 @@ def test_figures_are_those_of_the_played_groups(tiny_config):
     seen = figures(groups.values(), prepared.table, {"fresh_gap": 0.5})
     steps = [step for group in groups.values() for t in group for step in t.steps]
     assert (seen.steps, seen.valid, seen.cut) == (len(steps), sum(step.valid for step in steps), 0)
-    repeated = sum(
-        sum(s.anchor == step.anchor for t in group for s in t.steps) > 1
+    turns = [
+        (number, sum(s.anchor == step.anchor for t in group for s in t.steps) > 1)
         for group in groups.values()
         for t in group
-        for step in t.steps[1:]
-    )
-    assert (seen.repeated_anchors, seen.later) == (repeated, len(steps) - 8)
+        for number, step in enumerate(t.steps)
+    ]
+    counted = [is_repeated for number, is_repeated in turns if number > 0 or not is_repeated]
+    assert (seen.repeated_anchors, seen.counted) == (sum(counted), len(counted))
+    assert len(counted) < len(turns)
     assert seen.gap == 0.5
     assert figures(groups.values(), prepared.table, {"logprob_gap": 0.1}).gap is None
     assert figures(groups.values(), prepared.table, {"logprob_gap": 0.1}).stale_gap == 0.1

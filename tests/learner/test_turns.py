@@ -212,7 +212,7 @@ def test_reports_count_turns_as_steps_and_calls_as_responses():
     assert report.scalars()["agent/calls_per_turn"] == 5 / 3
     assert report.step_group_sizes == {1: 1, 2: 1}
     seen = figures([group], update.table, {})
-    assert (seen.steps, seen.valid, seen.cut, seen.responses, seen.repeated_anchors, seen.later) == (3, 3, 0, 5, 0, 1)
+    assert (seen.steps, seen.valid, seen.cut, seen.responses, seen.repeated_anchors, seen.counted) == (3, 3, 0, 5, 0, 1)
 
 
 def test_a_group_of_huge_rewards_is_found_by_its_calls():
