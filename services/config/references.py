@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +87,17 @@ def anchor(tree: Tree, folder: Path) -> None:
 
 
 def _absolute_file(argument: object, folder: Path) -> object:
-    """A member of a command: the absolute path of a script, or of a file that exists in the recipe's folder."""
+    """A member of a command: the absolute path of a script, or of a file that exists in the recipe's folder.
+
+    Links to programs are not followed: the interpreter of a virtual environment is one, and finds its packages by its
+    own path.
+    """
     if not isinstance(argument, str) or not argument or argument.startswith("-") or Path(argument).is_absolute():
         return argument
     path = folder / argument
-    is_file = argument.endswith(".py") or ("/" in argument and path.is_file())
-    return str(path.resolve()) if is_file else argument
+    if argument.endswith(".py"):
+        return str(path.resolve())
+    return os.path.abspath(path) if "/" in argument and path.is_file() else argument
 
 
 def add_folders(tree: Tree, folders: Iterable[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ def test_scripts_are_relative_to_the_recipe_and_survive_a_dump(tmp_path: Path) -
     expected = ("python", str(tmp_path / "agent.py"), str(tmp_path / "tools.json"), "--model", "openai/gpt")
     assert config.agent.command == (*expected, "sub/missing.txt")
     assert parse_config(dump_config(config)) == config
+
+
+def test_the_interpreter_of_a_virtual_environment_is_named_as_it_is(tmp_path: Path) -> None:
+    """It is a link. What it leads to is an interpreter without the environment's packages."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    recipe = tmp_path / "recipes" / "agents.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("agent: {command: [../venv/bin/python, agent.py]}")
+    config = load_config(recipe)
+    assert config.agent is not None
+    assert config.agent.command == (str(python), str(recipe.parent / "agent.py"))
 
 
 def test_a_run_has_no_agent_by_default() -> None:
