@@ -196,8 +196,9 @@ class Calls:
             raise Refused(
                 400,
                 "context_length_exceeded",
-                f"the prompt has {len(prompt.ids)} tokens, and at most {limit} are accepted (model.max_prompt_tokens): "
-                "shorten the conversation",
+                # Agents that shorten their history look for one of these phrases: SDKs show them no code.
+                f"prompt is too long: {len(prompt.ids)} tokens > {limit} maximum (model.max_prompt_tokens); the "
+                f"maximum context length is {limit} tokens: shorten the conversation",
                 param="messages",
             )
         state, anchor = session.place(request)

@@ -14,15 +14,17 @@ Any call can be extended, any number of times: forks, sub-agents and parents tha
 
 Invariants
 - Sampled ids are never encoded again where an answer is recognised (`Renderer.splices`).
+- Results of tools have the ids that the policy wrote, whatever ids its client has (`wire.tool_call_id`).
 - A prompt is never refused because it continues nothing: it is rendered as new, and `broken` says why.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -168,7 +170,8 @@ class Conversation:
 
     def _continued(self, asked: _Asked, depth: int, call: _Call) -> Prompt:
         """The prompt of a call, its sampled answer, and what follows it."""
-        renderer, new, leftover = self._renderer, asked.messages[depth:], call.reading.leftover
+        renderer, leftover = self._renderer, call.reading.leftover
+        new = _with_written_ids(asked.messages[:depth], call.reading.message, asked.messages[depth:])
         tail = renderer.tail(_opening(call.prompt.messages), call.reading.message, new, asked.tools)
         text = renderer.tokens.escape(leftover) + tail.text
         added = np.asarray(renderer.encode(text), dtype=np.int32)
@@ -237,6 +240,25 @@ def _opening(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """The messages up to the first one of the user; all if there is none."""
     first = next((number for number, message in enumerate(messages, 1) if message.role == "user"), len(messages))
     return messages[:first]
+
+
+def _with_written_ids(before: Sequence[Message], answer: Message, new: Sequence[Message]) -> tuple[Message, ...]:
+    """What follows an answer, with the ids of its calls as the policy wrote them, where it wrote any.
+
+    Args:
+        before: the conversation as its client sends it, up to the answer.
+        answer: as it was sampled; the client has other ids for its calls.
+        new: the messages after it.
+    """
+    answers = before[len(before) - _trailing_answers(before) :]
+    theirs = [call for message in answers for call in message.tool_calls][-len(answer.tool_calls) :]
+    pairs = zip(theirs, answer.tool_calls, strict=False)
+    written = {their.id: call.id for their, call in pairs if their.id and call.id}
+    if not written:
+        return tuple(new)
+    results = [*itertools.takewhile(lambda message: message.role == "tool", new)]
+    renamed = [replace(one, tool_call_id=written.get(one.tool_call_id, one.tool_call_id)) for one in results]
+    return (*renamed, *new[len(results) :])
 
 
 def _trailing_answers(messages: Sequence[Message]) -> int:

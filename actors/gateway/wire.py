@@ -417,7 +417,11 @@ def _constrained(param: str, what: str, instead: str) -> Refused:
 
 
 def tool_call_id(call: str, number: int) -> str:
-    """Id of the `number`-th tool call of an answer: the same whenever the answer is sent again."""
+    """Id of the `number`-th tool call of an answer: unique in the run, the same whenever the answer is sent again.
+
+    An id that the policy wrote is not passed on: it may write one twice, and the OpenAI Agents SDK never executes a
+    call whose id it has a result for.
+    """
     return "call_" + hashlib.blake2b(f"{call}/{number}".encode(), digest_size=12).hexdigest()
 
 
@@ -509,7 +513,7 @@ def _message_json(answer: Answer) -> dict[str, Any]:
         body["content"] = message.content or None
         body["tool_calls"] = [
             {
-                "id": call.id or tool_call_id(answer.id, number),
+                "id": tool_call_id(answer.id, number),
                 "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments},
             }

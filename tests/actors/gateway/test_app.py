@@ -175,6 +175,26 @@ async def test_bodies_that_are_no_requests_are_refused(scene: Scene, body: bytes
     assert response.headers["x-should-retry"] == "false"
 
 
+async def test_the_text_of_a_refusal_says_that_a_prompt_is_too_long(scene: Scene) -> None:
+    """In the words that agents look for before they summarise; `openai` puts no code into an error's text."""
+    _, http = await scene.bound()
+    response = await http.post(CHAT, json={**ASK, "messages": [user("word " * 3000)]})
+    said = response.json()["error"]["message"]
+    assert "prompt is too long" in said
+    assert "maximum context length is 2000 tokens" in said
+
+
+async def test_calls_of_tools_have_an_id_each_whatever_the_policy_writes(scene: Scene) -> None:
+    _, http = await scene.bound()
+    call = '<tool_call>\n{"name": "act", "arguments": {"action": "up"}, "id": "same"}\n</tool_call>'
+    scene.sampler.told.extend([f"{call}\n{call}", call])
+    ids = []
+    for _ in range(2):
+        message = (await http.post(CHAT, json=ASK)).json()["choices"][0]["message"]
+        ids += [one["id"] for one in message["tool_calls"]]
+    assert len({*ids} - {"same"}) == 3
+
+
 async def test_too_long_a_body_is_refused(scene: Scene) -> None:
     _, http = await scene.bound()
     response = await http.post(CHAT, content=b" " * (8 * 2**20 + 1))

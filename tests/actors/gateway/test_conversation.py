@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ from actors.gateway.read import AnswerReader, Reading
 from actors.gateway.render import Renderer
 from learner.batching import Row, plan
 from tests.actors.gateway.agents import Agent, Branch, tool
-from tests.actors.gateway.families import TEMPLATES, tokenizer
+from tests.actors.gateway.families import TEMPLATES, tokenizer, written
 from tests.tiers import SHORT
 
 CONVERSATIONS = 120 if SHORT else 2000
@@ -163,6 +164,24 @@ def test_what_was_before_a_stop_string_is_read_on() -> None:
     second = conversation.ask([*begun, Message("assistant", "Yes. I"), Message("user", "Go")])
     assert second.ids[: len(first.ids) + 2].tolist() == [*first.ids, 7, 8]
     assert renderer.tokenizer.decode(second.ids[len(first.ids) + 2 :]).startswith(" I<|im_end|>\n<|im_start|>user\nGo")
+
+
+def test_results_of_tools_have_the_ids_that_the_policy_wrote() -> None:
+    """Its client has others, which the model never saw."""
+    renderer = Renderer(tokenizer("mistral"))
+    reader, conversation, tools = AnswerReader(renderer), Conversation(renderer), [tool("act")]
+    asked = [Message("user", "Count.")]
+    prompt = conversation.ask(asked, tools)
+    calls: list[tuple[str, dict[str, object]]] = [("act", {"action": "up"}), ("act", {"action": "down"})]
+    words = tokenizer("mistral")
+    ids = [*words.encode(written("mistral", "", "", calls), add_special_tokens=False), words.eos_token_id]
+    reading = reader.read(prompt.begun, ids, finished=True, tools=tools)
+    conversation.answered(0, prompt, ids, reading)
+    theirs = tuple(replace(call, id=f"theirs-{number}") for number, call in enumerate(reading.message.tool_calls))
+    results = [Message("tool", f"{number}.", tool_call_id=f"theirs-{number}") for number in (1, 0)]
+    later = conversation.ask([*asked, replace(reading.message, tool_calls=theirs), *results], tools)
+    assert later.extends == 0
+    assert re.findall(r'"call_id": "(\w+)"', later.text) == ["call00001", "call00000"]
 
 
 def test_whole_rendering_with_the_templates_own_history() -> None:
