@@ -139,7 +139,8 @@ def _step(call: Call, numbers: dict[int, int], moves: Sequence[Transition]) -> S
     assert call.sample is not None
     assert call.reading is not None
     sample, reading = call.sample, call.reading
-    acted = [move.action for move in moves if move.state == call.state and move.action]
+    # What was done before the episode's first call belongs to its turn, and is not the policy's.
+    acted = [move.action for move in moves if move.state >= call.state and move.action]
     return Step(
         prompt_ids=call.prompt.ids,
         response_ids=np.asarray(sample.token_ids, dtype=np.int32),

@@ -109,6 +109,17 @@ async def test_an_action_that_is_not_admissible_makes_its_turn_invalid(scene: Sc
     assert (step.action, step.valid) == ("fly", False)
 
 
+async def test_the_actions_of_several_calls_of_tools_are_their_turns(scene: Scene) -> None:
+    """Not one that came before the policy was asked."""
+    session, http = await scene.bound()
+    for action in ("down", None, "up", "up", None, "down"):
+        if action is None:
+            await ask(http, [user(f"go on after {len(session.record.transitions)}")])
+        else:
+            await http.post("/episode/step", json={"action": action})
+    assert [step.action for step in steps_of(session)] == ["up\nup", "down"]
+
+
 class Losing(LocalClient):
     """Loses the session at the second step."""
 
