@@ -29,6 +29,7 @@ NO_GPU = "not applicable: this machine has a GPU"
 KUBERAY = "KubeRay's ray.io_rayclusters.yaml is missing: set RAYCLUSTER_CRD to its path"
 ALFWORLD = "the official ALFWorld games are missing: set ALFWORLD_DATA to their folder"
 WEBSHOP = "the official WebShop files are missing: set WEBSHOP_DATA to their folder"
+AGENT_FRAMEWORKS = "LangGraph and the OpenAI Agents SDK are missing: give pip a package index (tests/agent_venvs.py)"
 TRANSCRIPTS = "recordings of the original environments are missing: set REFERENCE_DIR to their folder"
 
 
