@@ -16,7 +16,7 @@ import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -203,6 +203,21 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """One call of the policy, with what it should have written.
+
+    Attributes:
+        prompt: token ids.
+        response: token ids, its end included.
+        targets: for each token of the response, see `Example`.
+    """
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+    targets: Sequence[Mapping[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A row of tokens: a prompt, then responses and the observations between them.
 
@@ -299,27 +314,39 @@ def to_examples(turns: Sequence[Turn], prompts: Prompts, tokenizer: Any, only_ex
         return [*episode.response_ids(action), tokenizer.eos_token_id]
 
     episode = prompts.begin()
-    history: list[Exchange] = []
+
+    def answers() -> Iterator[Answer]:
+        history: list[Exchange] = []
+        for turn in turns:
+            result = turn.result
+            prompt = episode.build(turn.goal, history, result)
+            ids = spelled(turn.action)
+            said = (episode.response(turn.action), ids, episode.answer(turn.action), result.admissible)
+            history.append(Exchange(result.observation, turn.action, *said))
+            intent = {result.expert: 1.0} if only_experts and result.expert else turn.intent
+            intended = [(spelled(action), chance) for action, chance in intent.items()]
+            yield Answer(prompt.ids, ids, [*next_tokens(ids, intended)])
+
+    return rows_of(answers())
+
+
+def rows_of(answers: Iterable[Answer]) -> Iterator[Example]:
+    """Rows of an episode's calls. A prompt that continues the row before joins that row."""
     row: Example | None = None
-    for turn in turns:
-        result = turn.result
-        prompt = episode.build(turn.goal, history, result)
-        ids = spelled(turn.action)
-        said = (episode.response(turn.action), ids, episode.answer(turn.action), result.admissible)
-        history.append(Exchange(result.observation, turn.action, *said))
-        if row is None or prompt.ids[: len(row.tokens)] != row.tokens:
+    for answer in answers:
+        prompt = [*answer.prompt]
+        if row is None or prompt[: len(row.tokens)] != row.tokens:
             if row is not None:
                 yield row
             row = Example([], [])
-        row.targets.extend({} for _ in range(len(prompt.ids) - len(row.tokens)))
-        row.tokens.extend(prompt.ids[len(row.tokens) :] + ids)
-        intent = {result.expert: 1.0} if only_experts and result.expert else turn.intent
-        row.targets.extend(_next_tokens(ids, [(spelled(action), chance) for action, chance in intent.items()]))
+        row.targets.extend({} for _ in range(len(prompt) - len(row.tokens)))
+        row.tokens.extend([*prompt[len(row.tokens) :], *answer.response])
+        row.targets.extend(answer.targets)
     if row is not None:
         yield row
 
 
-def _next_tokens(path: Sequence[int], intended: Sequence[tuple[list[int], float]]) -> Iterator[dict[int, float]]:
+def next_tokens(path: Sequence[int], intended: Sequence[tuple[list[int], float]]) -> Iterator[dict[int, float]]:
     """Distribution of each token of a path, given those before it; empty once the path leaves everything intended.
 
     Args:

@@ -295,14 +295,20 @@ class Calls:
         ids = prompt.ids.tolist()
         digest = prompt_digest(prompt)
         session.asked[digest] += 1
-        try:
-            sample = await self.policy.sampler.generate(
+        seed = call_seed(session.ticket.seed, digest, session.asked[digest])
+
+        async def sampled() -> Sample:
+            return await self.policy.sampler.generate(
                 ids,
                 temperature=session.ticket.temperature,
                 max_tokens=request.max_tokens,
-                seed=call_seed(session.ticket.seed, digest, session.asked[digest]),
+                seed=seed,
                 stop=request.stop,
             )
+
+        try:
+            stand_in = session.stand_in
+            sample = await (sampled() if stand_in is None else stand_in.answer(prompt, sampled))
             check_sampled(sample)
         except EngineFailed as error:
             session.finish("engine", error=error)

@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.engine.interface import Sampler
@@ -28,7 +28,7 @@ from actors.gateway.metrics import GatewayMetrics
 from actors.gateway.read import AnswerReader
 from actors.gateway.render import Renderer
 from actors.gateway.service import Offer
-from actors.gateway.session import Bound, Own, Session
+from actors.gateway.session import Bound, Own, Session, StandIn
 from actors.harness.command import AgentProcess, Launcher
 from actors.players import TicketReturned, client_of
 from env_servers.client import EnvironmentClient, RequestRejected, SessionLost
@@ -63,6 +63,8 @@ class AgentPlayer:
         sampler: samples answers.
         tokenizer: of the policy.
         token: the run's agent token; None: there is none.
+        stand_in: makes what answers an attempt's calls in the engine's place, and may ask the environment's expert.
+            None: the engine answers.
 
     Raises:
         ModelUnavailable, HistoryUndecided, PluginError: the chat template or the reader cannot be used.
@@ -77,10 +79,12 @@ class AgentPlayer:
         sampler: Sampler,
         tokenizer: Any,
         token: str | None = None,
+        stand_in: Callable[[Bound], StandIn] | None = None,
     ) -> None:
         self._actor = actor
         self._config = config
         self._agent = agent
+        self._stand_in = stand_in
         self._environments = environments
         self._forms: dict[str, ActionForm] = {}
         self._metrics = GatewayMetrics()
@@ -199,13 +203,16 @@ class AgentPlayer:
                 index=ticket.task.index,
                 anchor=env.anchor,
                 max_steps=min(env.max_steps, ticket.max_steps or env.max_steps),
+                expert=self._stand_in is not None,
             )
         )
         if first.done:
             await client.close_session(first.session)
             raise EpisodeFailed("the environment ended before the first action")
         form = self._forms[env.name]
-        return Bound(ticket, self._config, self._agent, conversation, client=client, first=first, form=form)
+        session = Bound(ticket, self._config, self._agent, conversation, client=client, first=first, form=form)
+        session.stand_in = self._stand_in and self._stand_in(session)
+        return session
 
     async def _start_process(self, launcher: Launcher, session: Session, key: str) -> AgentProcess:
         """Start the agent. Raises AgentUnavailable: none can be started here."""

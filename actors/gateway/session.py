@@ -16,14 +16,15 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from actors.engine.interface import Sample
 from actors.episode import EpisodeFailed, is_won, scaled_reward
-from actors.gateway.conversation import Conversation
+from actors.gateway.conversation import Conversation, Prompt
 from actors.gateway.errors import Refused, episode_ended, session_lost
 from actors.gateway.record import Record, Transition, digest_of
 from actors.gateway.wire import Request
@@ -85,6 +86,21 @@ class FailBody(_Body):
     reason: str = ""
 
 
+class StandIn(Protocol):
+    """Answers the calls of one attempt in the engine's place."""
+
+    async def answer(self, prompt: Prompt, sample: Callable[[], Awaitable[Sample]]) -> Sample:
+        """The answer to a call.
+
+        Args:
+            prompt: of the call.
+            sample: lets the engine answer.
+
+        Raises:
+            EpisodeFailed: there is none.
+        """
+
+
 class Session(ABC):
     """What bound and own attempts have in common.
 
@@ -107,6 +123,7 @@ class Session(ABC):
             it, answers that were `unreadable`, and `refused` requests.
         too_long: whether a prompt was refused for its length.
         exit_code: of the agent's process, once it has exited.
+        stand_in: answers its calls; None: the engine does.
     """
 
     def __init__(self, ticket: Ticket, config: Config, agent: AgentConfig, conversation: Conversation) -> None:
@@ -125,6 +142,7 @@ class Session(ABC):
         self.counts: Counter[str] = Counter()
         self.too_long = False
         self.exit_code: int | None = None
+        self.stand_in: StandIn | None = None
         self.started_at = time.time()
         self.ends_at = self.started_at + config.rollout.episode_timeout_s
         self._active_at = time.monotonic()
@@ -285,6 +303,11 @@ class Bound(Session):
         self._form = form
         self._action: str | None = None
         self._stepping = asyncio.Lock()
+
+    @property
+    def result(self) -> StepResult:
+        """The current state, as the environment reported it."""
+        return self._state
 
     @property
     def goal(self) -> str | None:

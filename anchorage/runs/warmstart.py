@@ -8,6 +8,8 @@ each with its own data and learning rate. In configs/starter.yaml:
     phase 4         own_play 0.8   the model itself plays four of five episodes, and learns what the expert would
                                    have done in the states that it reached (DAgger, arXiv 1011.0686)
 
+With a section `agent` the run's agent program plays them, through the gateway (`imitation.py`).
+
 Invariants
 - The data are computed from `run.seed`: the same configuration sees the same episodes in the same order.
 """
@@ -30,6 +32,7 @@ from actors.engine.vllm import CPU_HEAD_SIZES
 from anchorage.checks.model_shape import engine_is_on_cpu, shape_problems
 from anchorage.checks.tokenizer import tokenizer_problems
 from anchorage.runs.environments import environment_class, make_data_known
+from services.config.agent import AgentConfig
 from services.config.load import portable_config
 from services.config.tree import Config, WarmstartPhase
 from services.errors import EnvironmentUnavailable, ModelUnavailable, PreflightFailed, first_line
@@ -41,6 +44,7 @@ from services.schemas import Task
 from services.tasks import split_size
 
 _TOKENIZER_EPISODES = 600
+_TOKENIZER_AGENT_EPISODES = 96
 _AT_ONCE = 64
 
 
@@ -77,7 +81,9 @@ def make_starter(
     torch.set_num_threads(config.warmstart.threads)
     tokenizer, model = _fresh(config) if start is None else _continued(config, start)
     figures = [] if start is None else _earlier_phases(start)
-    prompts = make_prompts(config.prompt, tokenizer, config.model.max_prompt_tokens)
+    prompts = None
+    if config.agent is None:
+        prompts = make_prompts(config.prompt, tokenizer, config.model.max_prompt_tokens)
     tokens = 0
     for number, phase in enumerate(config.warmstart.phases[first_phase - 1 :], start=first_phase):
         began = time.time()
@@ -104,8 +110,12 @@ def _fresh(config: Config) -> tuple[Any, Any]:
     from actors.templates import load_template
     from learner import warmstart
 
-    chat = load_template(config.prompt).chat is not None
-    tokenizer = warmstart.train_tokenizer(_texts(config, chat), config.warmstart.vocab_size, chat)
+    chat = config.agent is not None or load_template(config.prompt).chat is not None
+    shape, texts = config.warmstart, [*_texts(config, chat)]
+    tokenizer = warmstart.train_tokenizer(texts, shape.vocab_size, chat, shape.phrases)
+    if config.agent is not None:
+        texts += _agent_texts(config, config.agent, tokenizer)
+        tokenizer = warmstart.train_tokenizer(texts, shape.vocab_size, chat, shape.phrases)
     limit = max(1024, config.model.max_prompt_tokens + config.model.max_response_tokens)
     model = warmstart.new_model(config.warmstart, len(tokenizer), tokenizer.eos_token_id, limit, config.run.seed)
     return tokenizer, model
@@ -137,6 +147,8 @@ def _problems(config: Config, out: Path, start: Path | None, first_phase: int) -
         yield f"--first-phase must be <= {len(phases)}, the number of warmstart.phases, got {first_phase}"
     if (problem := folder_problem(out)) is not None:
         yield f"cannot write {out}: {problem}"
+    if config.agent is not None:
+        yield from _agent_problems(config.agent)
     try:
         sizes = environment_class(config.env).splits()
         for split in dict.fromkeys(split for phase in phases for split in phase.splits or (config.env.split,)):
@@ -162,6 +174,18 @@ def _problems(config: Config, out: Path, start: Path | None, first_phase: int) -
             f"warmstart.hidden_size / warmstart.heads = {shape.hidden_size // shape.heads}: "
             f"vLLM on CPU supports heads of size {', '.join(map(str, CPU_HEAD_SIZES))}"
         )
+
+
+def _agent_problems(agent: AgentConfig) -> Iterator[str]:
+    """Yield a line for each reason why the agent cannot play against a scripted player."""
+    from actors.harness.command import command_problem
+
+    if agent.command is None:
+        yield "a warm start requires agent.command: it starts the agents itself"
+    elif (problem := command_problem(agent.command)) is not None:
+        yield problem
+    if agent.environment != "bound":
+        yield "a warm start requires agent.environment=bound: the scripted player asks the environment's expert"
 
 
 def _earlier_phases(start: Path) -> list[dict[str, object]]:
@@ -277,11 +301,51 @@ def _texts(config: Config, chat: bool) -> Iterator[str]:
             yield json.dumps({"name": "act", "arguments": {"action": turn.action}}) if chat else f" {turn.action}"
 
 
+def _agent_texts(config: Config, agent: AgentConfig, tokenizer: Any) -> Iterator[str]:
+    """Yield what the agent and its tools say in conversations, which a preliminary tokenizer writes."""
+    from actors.imitation import texts_of
+    from anchorage.runs.imitation import agent_rows
+    from learner.warmstart import CHAT_MARKERS, END_OF_TEXT
+
+    phase = config.warmstart.phases[0]
+    tasks = _episodes(config, phase, "agent's tokenizer")
+    with contextlib.closing(agent_rows(config, agent, phase, tasks, tokenizer)) as episodes:
+        for rows in itertools.islice(episodes, _TOKENIZER_AGENT_EPISODES):
+            yield from texts_of(rows, tokenizer, (*CHAT_MARKERS, END_OF_TEXT))
+
+
 def _examples(
     config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any, model: Any
 ) -> Generator[Any, None, None]:
-    """Yield the training rows of a phase without end. Close the generator: it holds an engine where `own_play` > 0."""
+    """Yield the training rows of a phase without end: those of `phase.episodes` episodes again and again."""
+    from actors.imitation import Renumbering
+
+    renumbering = Renumbering(tokenizer)
+    rng = random.Random(f"warmstart rows {salt} {config.run.seed}")
+
+    def shown(rows: list[Any]) -> Iterator[Any]:
+        # Episodes of templates have been renumbered as texts.
+        changes = config.agent is not None and rng.random() < phase.renumbered
+        yield from (renumbering(row, rng) if changes else row for row in rows)
+
+    kept: list[list[Any]] = []
+    with contextlib.closing(_played(config, phase, salt, prompts, tokenizer, model)) as episodes:
+        for rows in itertools.islice(episodes, phase.episodes):
+            yield from shown(rows)
+            if phase.episodes is not None:
+                kept.append(rows)
+    while True:
+        rng.shuffle(kept)
+        for rows in kept:
+            yield from shown(rows)
+
+
+def _played(
+    config: Config, phase: WarmstartPhase, salt: str, prompts: Any, tokenizer: Any, model: Any
+) -> Generator[list[Any], None, None]:
+    """Yield the rows of each episode of a phase. Close the generator: it may hold an engine and agents."""
     from actors.scripted import to_examples
+    from anchorage.runs.imitation import agent_rows
     from learner import warmstart
 
     with tempfile.TemporaryDirectory(prefix="anchorage-starter-") as folder:
@@ -289,6 +353,11 @@ def _examples(
         if phase.own_play:
             warmstart.save(copy.deepcopy(model), tokenizer, Path(folder))
             own = _OwnPlay(config, prompts, Path(folder))
+        if config.agent is not None:
+            tasks, engine = _episodes(config, phase, salt), own and own.engine
+            with contextlib.closing(agent_rows(config, config.agent, phase, tasks, tokenizer, engine)) as rows:
+                yield from rows
+            return
         with contextlib.closing(_turns(config, phase, salt, own)) as episodes:
             for turns in episodes:
-                yield from to_examples(turns, prompts, tokenizer, only_experts=phase.imitate == "expert")
+                yield [*to_examples(turns, prompts, tokenizer, only_experts=phase.imitate == "expert")]

@@ -39,6 +39,9 @@ class WarmstartPhase(Section):
     """Actions that the expert never takes at random, such as one with a long observation."""
     renumbered: Fraction = 0.0
     """Share of episodes in which the numbers of names are permuted."""
+    episodes: int | None = Field(None, ge=1)
+    """Number of episodes that are played. Once they are used up, they are used again, in another order. `null`: as many
+    as the tokens need."""
     own_play: Fraction = 0.0
     """Share of episodes that the policy plays itself, as it was at the start of the phase. It imitates the scripted
     player's probabilities in the states that it reaches (DAgger, arXiv 1011.0686)."""
@@ -47,6 +50,9 @@ class WarmstartPhase(Section):
 class WarmstartConfig(Section):
     vocab_size: int = Field(2048, ge=300)
     """Maximum size of the byte-level BPE vocabulary, in tokens."""
+    phrases: int = Field(0, ge=0)
+    """Maximum number of phrases that become one token each, such as `, go to` in lists of actions. They are part of
+    `vocab_size`."""
     hidden_size: int = Field(128, ge=8)
     """Width of the model's hidden states."""
     intermediate_size: int = Field(256, ge=8)
