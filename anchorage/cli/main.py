@@ -204,12 +204,21 @@ def evaluate(
 
 
 @app.command()
-def demo(overrides: Overrides = None) -> None:
-    """Run the whole system on this machine in minutes. Example: anchorage demo algorithm=grpo"""
+def demo(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides, as in algorithm=grpo; before them another recipe (.yaml).")
+    ] = None,
+) -> None:
+    """Run the whole system on this machine in minutes. Example: anchorage demo algorithm=grpo
+
+    It evaluates model.path, trains it, and evaluates it again on the same tasks.
+    """
     from anchorage.cli.demo import run_demo
     from anchorage.runs.demo import default_recipe
 
-    config = _configure(default_recipe(), overrides)
+    given = list(overrides or ())
+    recipe = Path(given.pop(0)) if given and given[0].endswith((".yaml", ".yml")) and "=" not in given[0] else None
+    config = _configure(recipe or default_recipe(), given)
     _exit_if_stopped(run_demo(config, console=console))
 
 
