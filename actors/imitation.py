@@ -161,7 +161,9 @@ class Renumbering:
             ids = self._kinds[kind]
             new |= dict(zip(ids, rng.sample(ids, len(ids)), strict=True))
         tokens = [new.get(token, token) for token in row.tokens]
-        targets = [{new.get(token, token): chance for token, chance in wanted.items()} for wanted in row.targets]
+        targets: list[Mapping[int, float]] = [
+            {new.get(token, token): chance for token, chance in wanted.items()} for wanted in row.targets
+        ]
         return Example(tokens, targets)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a warm start from episodes that the run's agent program plays, against a scripted player in the policy's place.
+"""Rows of a warm start from episodes of the run's agent program, which a scripted player answers in the policy's place.
 
 Invariants
 - The agent, the gateway and the chat template are those of a run: the rows are what a run would record.

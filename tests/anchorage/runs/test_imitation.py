@@ -35,7 +35,7 @@ from tests.actors.gateway.scene import ACT
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "examples" / "agents" / "starter.yaml"
-PHASE = WarmstartPhase(expert_share=1.0, noise=(0.0, 0.3))
+PHASE = WarmstartPhase(expert_share=1.0, noise=(0.0, 0.0))
 SHAPE = [f"warmstart.{key}={value}" for key, value in {"hidden_size": 64, "intermediate_size": 32, "layers": 1}.items()]
 SHAPE += ["warmstart.heads=2", "warmstart.kv_heads=2", "warmstart.batch_tokens=2000"]
 Calls = dict[tuple[int, ...], list[int]]
@@ -72,14 +72,15 @@ class Repeats:
         return Sample(ids, [-0.1] * len(ids), (VersionSpan(0, len(ids)),), "", True)
 
 
-def test_the_rows_are_those_that_a_run_records_of_the_same_answers() -> None:
-    config, tokenizer = recipe(), chat_tokenizer()
+def test_the_rows_are_those_that_a_run_records_of_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imitation, "AT_ONCE", 2)
+    config, tokenizer = recipe("model.max_prompt_tokens=8000"), chat_tokenizer()
     assert config.agent is not None
     tasks = [Task(env="alfworld", split="train", index=index) for index in (0, 3)]
     begun = ((task, random.Random(number)) for number, task in enumerate(itertools.cycle(tasks)))
     with contextlib.closing(agent_rows(config, config.agent, PHASE, begun, tokenizer)) as episodes:
         rows = [*itertools.islice(episodes, len(tasks))]
-    # The answers are all intended, so that what was labelled is what was written.
+    # The expert's answers are all intended, so that what was labelled is what was written.
     answers: Calls = {}
     for (row,) in rows:
         answers |= calls_of(row)
@@ -96,7 +97,7 @@ def test_the_rows_are_those_that_a_run_records_of_the_same_answers() -> None:
             await player.close()
 
     for trajectory, (row,) in zip(asyncio.run(played()), rows, strict=True):
-        assert trajectory.facts["agent"]["cause"] == "done"
+        assert '"cause": "done"' in json.dumps(trajectory.facts["agent"])
         recorded = {tuple(step.prompt_ids.tolist()): step.response_ids.tolist() for step in trajectory.steps}
         assert recorded == calls_of(row)
         assert all(step.valid for step in trajectory.steps)
@@ -108,8 +109,13 @@ def test_an_agent_whose_episodes_fail_ends_the_warm_start(tmp_path: Path, monkey
     script = tmp_path / "agent.py"
     script.write_text("raise SystemExit('no browser here')")
     config = recipe(f"agent.command=[python, {script}]", "agent.preload=[]")
-    with pytest.raises(imitation.AgentPlaysNothing, match="4 episodes in a row failed"):
-        warmstart.make_starter(config, tmp_path / "out", lambda tokens, loss: None)
+    assert config.agent is not None
+    begun = ((Task(env="alfworld", split="train", index=number), random.Random(number)) for number in itertools.count())
+    with (
+        contextlib.closing(agent_rows(config, config.agent, PHASE, begun, chat_tokenizer())) as episodes,
+        pytest.raises(imitation.AgentPlaysNothing, match="4 episodes in a row failed"),
+    ):
+        next(episodes)
 
 
 def test_what_cannot_play_against_a_scripted_player_is_refused(tmp_path: Path) -> None:
@@ -124,11 +130,11 @@ def test_a_policy_is_made_that_its_agent_can_be_trained_with(tmp_path: Path, mon
     monkeypatch.setattr(warmstart, "_TOKENIZER_AGENT_EPISODES", 12)
     monkeypatch.setattr(warmstart, "_TOKENIZER_EPISODES", 60)
     monkeypatch.setattr(imitation, "AT_ONCE", 4)
-    phases = "[{tokens: 20000, episodes: 4, renumbered: 0.5}, {tokens: 4000, episodes: 4, own_play: 0.5}]"
+    phases = "[{tokens: 12000, episodes: 4, renumbered: 0.5}, {tokens: 4000, episodes: 4, own_play: 0.5}]"
     config = recipe(f"warmstart.phases={phases}")
     told: list[int] = []
     warmstart.make_starter(config, tmp_path / "made", lambda tokens, loss: told.append(tokens))
-    assert told[-1] >= 24_000  # more than four episodes have: they are used again
+    assert told[-1] >= 16_000  # more than four episodes have: they are used again
     record = json.loads((tmp_path / "made" / "warmstart.json").read_text())
     assert [phase["phase"] for phase in record["phases"]] == [1, 2]
 
