@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import logging
 import random
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -73,6 +74,7 @@ def agent_rows(
     """
     attempts: dict[str, tuple[Player, bool]] = {}
     imitations: dict[str, Imitation] = {}
+    reasons: deque[str] = deque(maxlen=1)
     writer = ActionWriter(Renderer(tokenizer, template_kwargs=agent.template_kwargs, history=agent.history))
     low, high = phase.noise
 
@@ -90,33 +92,36 @@ def agent_rows(
         attempts[ticket.id] = player, engine is None or rng.random() >= phase.own_play
         try:
             await host.play(ticket)
+            return [*rows_of(imitations[ticket.id].answers)]
         except EpisodeFailed as error:
             logger.warning("warm start: task %s/%d: %s", task.split, task.index, error)
+            reasons.append(str(error))
             return []
         finally:
             del attempts[ticket.id]
-        return [*rows_of(imitations.pop(ticket.id).answers)]
+            imitations.pop(ticket.id, None)
 
     async def episodes(begun: Sequence[tuple[int, tuple[Task, random.Random]]]) -> list[list[Example]]:
         return await asyncio.gather(*(episode(number, task, rng) for number, (task, rng) in begun))
 
-    environments = {config.env.name: LocalClient(environment_class(config.env))}
+    client = LocalClient(environment_class(config.env))
     with asyncio.Runner() as runner:
-        if engine is not None:
-            runner.run(engine.start())
-        host = _host(runner, config, agent, environments, engine or _NoEngine(), tokenizer, stand_in)
+        host = _host(runner, config, agent, {config.env.name: client}, engine or _NoEngine(), tokenizer, stand_in)
         try:
+            if engine is not None:
+                runner.run(engine.start())
             runner.run(host.start())
             numbered, failed = enumerate(tasks), 0
             while True:
                 for rows in runner.run(episodes([*itertools.islice(numbered, AT_ONCE)])):
                     failed = 0 if rows else failed + 1
                     if failed > MOST_FAILURES:
-                        raise AgentPlaysNothing(f"{failed} episodes in a row failed; the log says why")
+                        raise AgentPlaysNothing(f"{failed} episodes in a row failed, the last one: {reasons[-1]}")
                     if rows:
                         yield rows
         finally:
             runner.run(host.close())
+            runner.run(client.close())
             if engine is not None:
                 runner.run(engine.stop())
 
