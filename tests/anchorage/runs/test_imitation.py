@@ -113,7 +113,7 @@ def test_an_agent_whose_episodes_fail_ends_the_warm_start(tmp_path: Path, monkey
     begun = ((Task(env="alfworld", split="train", index=number), random.Random(number)) for number in itertools.count())
     with (
         contextlib.closing(agent_rows(config, config.agent, PHASE, begun, chat_tokenizer())) as episodes,
-        pytest.raises(imitation.AgentPlaysNothing, match="4 episodes in a row failed.*no browser here"),
+        pytest.raises(imitation.AgentPlaysNothing, match=r"4 episodes in a row failed.*no browser here"),
     ):
         next(episodes)
 
