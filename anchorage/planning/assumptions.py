@@ -14,6 +14,13 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from services.errors import AnchorageError, did_you_mean
 
+_ZERO = ("cached", "shared", "fragmentation")
+"""Assumptions that may be 0."""
+_SHARES = (
+    *("usable", "fragmentation", "learner_share", "prefill_share", "decode_share"),
+    *("steps", "prompt", "response", "cached", "shared"),
+)
+
 
 class AssumptionInvalid(AnchorageError):
     """`--assume` names no assumption, or its value is not a number."""
@@ -83,8 +90,12 @@ class Assumptions:
                 values[name] = float(text)
             except ValueError:
                 raise AssumptionInvalid(f"--assume {name}: must be a number, got {text!r}") from None
-            if not 0 < values[name] < 1e9 and not (values[name] == 0 and name in ("cached", "shared", "fragmentation")):
+            if not 0 < values[name] < 1e9 and not (values[name] == 0 and name in _ZERO):
                 raise AssumptionInvalid(f"--assume {name}: must be > 0, got {text}")
+            if name in _SHARES and values[name] > 1:
+                raise AssumptionInvalid(f"--assume {name}: is a share and must be <= 1, got {text}")
+            if name == "shared" and values[name] == 1:
+                raise AssumptionInvalid("--assume shared: must be < 1, since each token is computed once, got 1")
         return replace(self, **values)
 
     def record(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Finds overrides that make a plan fit: those that cost least speed first, and quality last.
 
-Every combination of the levers is planned; the cheapest that fits is taken. Timeouts are set to what the longest
-episode needs.
+Every combination of the levers is planned; the cheapest that is valid and fits is taken. Timeouts are set to
+what the longest episode needs.
 
 Example: Qwen2.5-7B on four ranks, 8,192 tokens a pass, 80 GiB: activation checkpointing alone costs 3 and fits, so it
 comes before smaller passes (1 each, but two halvings do not fit).
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from anchorage.planning.plan import MARGIN, Plan, make_plan
-from services.config.tree import Config, LoraConfig
+from services.config.tree import COLLECTIVE, Config, LoraConfig
 
 Changes = Mapping[str, Any]
 """Values by dotted key."""
@@ -47,7 +47,7 @@ def planned(plan: Plan, changes: Changes) -> Plan:
 
 
 def with_changes(config: Config, changes: Changes) -> Config:
-    """A configuration with values set by dotted key; they must be valid."""
+    """A configuration with values set by dotted key; each must be valid, but not together (`Config.conflicts`)."""
     sections: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         section, name = key.split(".", 1)
@@ -69,6 +69,8 @@ def _cheapest(plan: Plan) -> dict[str, Any] | None:
         for _, changes in sorted(combined, key=lambda each: each[0]):
             whole = {**placement, **changes}
             tried = planned(plan, whole)
+            if any(tried.config.conflicts()):
+                continue
             if not tried.fits:
                 share = _share_that_fits(tried)
                 if share is None:
@@ -95,16 +97,12 @@ def _placements(plan: Plan) -> Iterator[dict[str, Any]]:
     ranks, actors, parts = config.learner.ranks, config.rollout.actors, config.rollout.tensor_parallel
     if plan.cards_needed <= cards or cards == 0:
         yield {}
-    elif cards == 1:
-        shared = {"rollout.share_gpus": True, "rollout.actors": 1, "rollout.tensor_parallel": 1, "learner.ranks": 1}
-        yield _differing(config, shared)
-        if config.weights.channel != "nccl" and not config.learner.offload_parameters:
-            turns: dict[str, Any] = {**shared, "rollout.share_gpus": "turns", "learner.max_staleness": 0}
-            yield _differing(config, turns | ({"learner.zero_stage": 2} if config.learner.zero_stage < 2 else {}))
-    else:
+    if cards == 1:
+        yield from _on_one_card(config)
+    elif plan.cards_needed > cards > 1:
         # Half of the cards at most, a power of two.
         ranks = min(ranks, 2 ** int(math.log2(cards // 2)))
-        actors = max(1, (cards - ranks) // parts)
+        actors = 1 if plan.turns else max(1, (cards - ranks) // parts)
         if ranks + actors * parts <= cards:
             yield _differing(config, {"learner.ranks": ranks, "rollout.actors": actors})
     if cards < 2 or config.rollout.share_gpus:
@@ -115,6 +113,22 @@ def _placements(plan: Plan) -> Iterator[dict[str, Any]]:
         if left >= 1 and plan.shape.heads % wider == 0:
             placed = {"learner.ranks": left, "rollout.actors": engines, "rollout.tensor_parallel": wider}
             yield _differing(config, placed)
+
+
+def _on_one_card(config: Config) -> Iterator[dict[str, Any]]:
+    """Ranks and actors on one card at the same time, then in turns; with what these need of other keys."""
+    one = {"rollout.share_gpus": True, "rollout.actors": 1, "rollout.tensor_parallel": 1, "learner.ranks": 1}
+    yield _differing(config, one | ({"weights.channel": "ray"} if config.weights.channel == "nccl" else {}))
+    turns: dict[str, Any] = {**one, "rollout.share_gpus": "turns", "learner.max_staleness": 0}
+    if config.learner.zero_stage < 2:
+        turns["learner.zero_stage"] = 2
+    if config.learner.offload_parameters:
+        turns["learner.offload_parameters"] = False
+    if config.learner.reference == "sharded":
+        turns["learner.reference"] = "offloaded"
+    if config.weights.channel in COLLECTIVE:
+        turns["weights.channel"] = "ray"
+    yield _differing(config, turns)
 
 
 def _levers(plan: Plan) -> list[Lever]:

@@ -479,11 +479,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _engine_can_do_it(self) -> Config:
-        if problems := [*self._conflicts()]:
+        if problems := [*self.conflicts()]:
             raise ValueError("\n".join(problems))
         return self
 
-    def _conflicts(self) -> Iterator[str]:
+    def conflicts(self) -> Iterator[str]:
+        """Yield a line for each combination of values that no run can have; none, unless `model_copy` made this."""
         learner = self.learner
         if learner.zero_stage == 0 and self.model.dtype == "bfloat16":
             yield "learner.zero_stage: must be >= 1 with model.dtype=bfloat16, got 0"

@@ -167,6 +167,31 @@ def test_fixes_make_it_fit(recipe: str, gpus: str, overrides: list[str]) -> None
     assert again.record() == planned(plan, changes).record()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "overrides"),
+    [
+        ("alfworld-7b", "1x140", ["weights.channel=nccl"]),
+        ("alfworld-7b", "1x24", ["weights.channel=gloo"]),
+        ("alfworld-7b", "1x24", ["learner.reference=sharded", "loss.kl_coef=0.01"]),
+        ("alfworld-7b", "1x24", ["learner.zero_stage=3", "learner.offload_parameters=true"]),
+        ("alfworld", "8x24", ["rollout.share_gpus=turns", "learner.zero_stage=2", "learner.ranks=16"]),
+        ("alfworld", "1x48", ["model.dtype=float32", "learner.zero_stage=0"]),
+    ],
+)
+def test_fixes_are_valid_together(recipe: str, gpus: str, overrides: list[str]) -> None:
+    plan = plan_of(recipe, gpus, *overrides)
+    assert not plan.fits
+    changes = fixes(plan)
+    assert changes
+    assert plan_of(recipe, gpus, *overrides, *as_overrides(changes)).fits
+
+
+def test_a_card_that_is_shared_already_may_get_turns() -> None:
+    plan = plan_of("alfworld-7b", "1x24", "rollout.share_gpus=true", "rollout.actors=1", "learner.ranks=1")
+    changes: Any = fixes(plan)
+    assert changes["rollout.share_gpus"] == "turns"
+
+
 def test_fixes_set_timeouts_too() -> None:
     plan = plan_of("alfworld-qwen3", "3x80", "rollout.episode_timeout_s=600", "learner.group_timeout_s=900")
     changes: Any = fixes(plan)
@@ -202,7 +227,14 @@ def test_cards_are_a_number_and_a_memory(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [("usabel=1", "did you mean usable?"), ("steps=x", "a number"), ("steps=-1", "> 0")]
+    ("given", "message"),
+    [
+        ("usabel=1", "did you mean usable?"),
+        ("steps=x", "a number"),
+        ("steps=-1", "> 0"),
+        ("usable=1.5", "<= 1"),
+        ("shared=1", "< 1"),
+    ],
 )
 def test_assumptions_are_named_and_positive(given: str, message: str) -> None:
     with pytest.raises(AssumptionInvalid, match=message.replace("?", r"\?")):
