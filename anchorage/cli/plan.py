@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def run_plan(
     if file is not None and file.exists():
         raise AnchorageError(f"--fix={file}: exists already; give the name of a new recipe")
     require_writable(file)
+    if memory_gib is not None and not math.isfinite(memory_gib):
+        raise AnchorageError(f"--memory {memory_gib:g}: must be a number of GiB")
     config = load_config(recipe, overrides)
     shape, assumed = shape_of(config.model.path), Assumptions().changed(assume)
     cards = cards_here() if gpus is None else cards_of(gpus)

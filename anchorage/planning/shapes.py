@@ -243,7 +243,26 @@ def shape_of(folder: Path) -> Shape:
 
 
 def shape_from(whole: Mapping[str, Any]) -> Shape:
-    """Convert the content of a `config.json`. Raises KeyError with the name of a size that it lacks."""
+    """Convert the content of a `config.json`.
+
+    Raises:
+        KeyError: a size is missing; its name.
+        ValueError, TypeError, ArithmeticError: a size is not a whole number of at least 1.
+    """
+    shape = _shape(whole)
+    sizes = {
+        **{"num_hidden_layers": shape.layers, "hidden_size": shape.hidden, "intermediate_size": shape.inner},
+        **{"num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head},
+        **{"vocab_size": shape.vocabulary},
+    }
+    if shape.experts is not None:
+        sizes |= {"num_experts": shape.experts.number, "moe_intermediate_size": shape.experts.width}
+    if wrong := [f"{name}={size}" for name, size in sizes.items() if size < 1]:
+        raise ValueError(f"{wrong[0]} must be >= 1")
+    return shape
+
+
+def _shape(whole: Mapping[str, Any]) -> Shape:
     nested = whole.get("text_config")
     text: Mapping[str, Any] = nested if isinstance(nested, dict) else whole
     kind = str(text.get("model_type") or whole.get("model_type") or "")

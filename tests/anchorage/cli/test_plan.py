@@ -78,6 +78,7 @@ def test_assumptions_can_be_changed() -> None:
         (["--assume", "nothing=1"], "--assume nothing: no such assumption"),
         (["model.path=/no/such/model", "--gpus", "1x80"], "/no/such/model has no config.json"),
         (["--fix=/no/such/folder/a.yaml"], "cannot write /no/such/folder/a.yaml"),
+        (["--memory", "inf"], "--memory inf: must be a number of GiB"),
         (["learner.rank=2"], "unknown key"),
     ],
 )

@@ -103,6 +103,20 @@ def test_a_configuration_without_sizes_is_one_line(tmp_path: Path, text: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_hidden_layers", 0), ("hidden_size", 0), ("vocab_size", -1), ("intermediate_size", -1)),
+        *(("num_attention_heads", -2), ("num_key_value_heads", -1), ("head_dim", -4), ("num_experts", -3)),
+    ],
+)
+def test_a_size_below_1_is_one_line(tmp_path: Path, name: str, value: int) -> None:
+    whole = json.loads(Path("models/starter/config.json").read_text()) | {name: value}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(ModelUnavailable, match=rf"config\.json has sizes of another form .*={value} must be >= 1"):
+        shape_of(tmp_path)
+
+
 def test_a_plan_imports_nothing_that_takes_long() -> None:
     code = (
         "import sys; from pathlib import Path; from services.config import load_config\n"
