@@ -156,22 +156,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("kind", choices=PLACES)
     parser.add_argument("--places", default="", help="number of places; empty: by the cards")
-    parser.add_argument("--per-place", type=int, default=1, help="cards of a place")
+    parser.add_argument("--per-place", default="1", help="cards of a place")
     parser.add_argument("--head", help="address of the cluster's head, to ask whose the cards are")
     given = parser.parse_args(arguments)
-    problem = driver_problem()
+    try:
+        places = _count(f"ANCHORAGE_{given.kind.upper()}_PLACES", given.places) if given.places else None
+        per_place = _count("ANCHORAGE_TENSOR_PARALLEL", given.per_place)
+        problem = driver_problem()
+    except ValueError as error:
+        places, per_place, problem = None, 1, str(error)
     own = (cards() or []) if problem is None and built_for_cuda() is not None else []
     if problem is None and own and given.head:
         problem = _wait_until_free(own, given.kind, given.head)
     try:
         if problem is not None:
             raise ValueError(problem)
-        offered = offer(given.kind, int(given.places) if given.places else None, given.per_place, own)
+        offered = offer(given.kind, places, per_place, own)
     except ValueError as error:
         print(f"anchorage: {error}", file=sys.stderr)
         return 2
     print(json.dumps(offered))
     return 0
+
+
+def _count(variable: str, text: str) -> int:
+    """Read the number in a container's variable. Raises ValueError."""
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise ValueError(f"{variable}: must be a whole number >= 1, got {text!r:.40}")
+    return int(text)
 
 
 def _wait_until_free(own: Sequence[str], kind: str, head: str) -> str | None:

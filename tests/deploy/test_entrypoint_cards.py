@@ -81,6 +81,22 @@ def test_cards_that_do_not_divide_are_refused_in_a_line(tmp_path: Path, head: st
     assert done.stderr.startswith("anchorage: 3 card(s) cannot be divided into places of 2:")
 
 
+@pytest.mark.parametrize(
+    ("role", "variable", "value"),
+    [
+        ("actor", "ANCHORAGE_TENSOR_PARALLEL", "0"),
+        ("actor", "ANCHORAGE_ROLLOUT_PLACES", "two"),
+        ("learner", "ANCHORAGE_LEARNER_PLACES", "-1"),
+    ],
+)
+def test_a_wrong_number_is_refused_in_a_line_with_its_variable(
+    tmp_path: Path, head: str, role: str, variable: str, value: str
+) -> None:
+    done = started(tmp_path, head, role, ["GPU-a"], **{variable: value})
+    assert done.returncode == 2
+    assert done.stderr == f"anchorage: {variable}: must be a whole number >= 1, got '{value}'\n"
+
+
 def test_a_node_has_the_address_and_the_port_that_are_named(tmp_path: Path, head: str) -> None:
     done = started(tmp_path, head, "actor", ["GPU-a"], ANCHORAGE_NODE_ADDRESS="10.0.0.2", ANCHORAGE_RAYLET_PORT="6381")
     lines = done.stdout.splitlines()
