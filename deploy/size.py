@@ -27,6 +27,7 @@ from anchorage.planning.host import disk_of
 from anchorage.planning.plan import GIB
 from anchorage.planning.shapes import Shape, shape_of
 from anchorage.planning.states import number_bytes, states_of, trained_parameters
+from env_servers.arguments import positive
 from services.config.load import ConfigError, load_config
 from services.config.tree import Config
 from services.errors import ModelUnavailable
@@ -108,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Memory of a run's containers, for .env or the chart.")
     parser.add_argument("recipe", type=Path, help="the run's recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for `anchorage train`")
-    parser.add_argument("--places", type=int, default=1, help="rollout places of an actor container (default 1)")
-    parser.add_argument("--ranks", type=int, help="learner ranks of a container (default: learner.ranks)")
+    parser.add_argument("--places", type=positive, default=1, help="rollout places of an actor container (default 1)")
+    parser.add_argument("--ranks", type=positive, help="learner ranks of a container (default: learner.ranks)")
     parser.add_argument("--helm", action="store_true", help="print values of the chart instead of lines for .env")
     given = parser.parse_args(arguments)
     try:

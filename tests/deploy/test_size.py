@@ -100,6 +100,13 @@ def test_the_command_reads_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert as_env(sizes(shape_of(config.model.path), config)) in printed
 
 
+@pytest.mark.parametrize("option", ["--places", "--ranks"])
+def test_a_container_without_places_or_ranks_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(ROOT / "configs" / "demo.yaml"), option, "0"])
+    assert f"argument {option}: must be >= 1, got 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
