@@ -19,11 +19,12 @@ from rich.console import Console
 from anchorage.cli.output import literal_console, require_writable, write_text
 from benchmarks.gpu_check.child import run_apart
 from benchmarks.gpu_check.groups import GROUPS
-from benchmarks.gpu_check.models import SIZES
+from benchmarks.gpu_check.models import SIZES, own_folder
 from benchmarks.gpu_check.report import document, facts, show, shown
 from benchmarks.gpu_check.rows import Row
 from benchmarks.gpu_check.settings import Settings
 from services.errors import AnchorageError
+from services.folders import folder_problem
 
 OUTPUT = "-"
 """Value of `--json` for standard output."""
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = literal_console(terminal, None if terminal.isatty() else WIDTH)
     try:
         require_writable(file)
+        own_folder(given.model)
+        if given.logs is not None and (problem := folder_problem(given.logs)) is not None:
+            raise AnchorageError(f"--logs={given.logs}: cannot write: {problem}")
         rows, seconds = _check(given, console)
         text = document(facts(given.dry), rows, seconds)
         show(rows, console)
@@ -76,7 +80,7 @@ def _check(given: argparse.Namespace, console: Console) -> tuple[list[tuple[str,
     """Run the groups in their order; return the rows with their groups, and the seconds of each group."""
     rows: list[tuple[str, Row]] = []
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=given.folder, ignore_cleanup_errors=True) as folder:
+    with _temporary(given.folder) as folder:
         settings = Settings(given.dry, given.model, Path(folder))
         for name in (name for name in GROUPS if name in given.only):
             console.print(f"{name}: {GROUPS[name].title}")
@@ -91,6 +95,13 @@ def _check(given: argparse.Namespace, console: Console) -> tuple[list[tuple[str,
             if given.logs is not None:
                 _keep(log, given.logs)
     return rows, seconds
+
+
+def _temporary(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="gpu-check-", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise AnchorageError(f"--folder={parent}: cannot write: {error.strerror}") from None
 
 
 def _keep(log: Path, folder: Path) -> None:

@@ -59,16 +59,23 @@ def folder_of(settings: Settings, name: str | None = None) -> Path:
         AnchorageError: there is neither such a size nor such a folder.
     """
     name = name or settings.model
-    if name not in SIZES:
-        folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
-            raise AnchorageError(
-                f"--model {name}: not a folder with a config.json, and no known size{did_you_mean(name, list(SIZES))}"
-            )
-        return folder
+    if (own := own_folder(name)) is not None:
+        return own
     folder = settings.folder / f"model-{name}"
     if not (folder / "model.safetensors").exists() and not (folder / "model.safetensors.index.json").exists():
         write(SIZES[name], folder, settings.device)
+    return folder
+
+
+def own_folder(name: str) -> Path | None:
+    """Return the folder that `--model` names; None: it names a size. Raises AnchorageError, as `folder_of`."""
+    if name in SIZES:
+        return None
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise AnchorageError(
+            f"--model {name}: not a folder with a config.json, and no known size{did_you_mean(name, list(SIZES))}"
+        )
     return folder
 
 

@@ -59,6 +59,20 @@ def test_versions_and_units_are_not_taken_for_addresses_or_folders() -> None:
         assert report.scrub(text) == text
 
 
-def test_invalid_arguments_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
-    assert main(["--dry", "--only", "packages", "--json", "/nowhere/at/all.json"]) == 2
-    assert capsys.readouterr().err == "gpu-check: cannot write /nowhere/at/all.json: No such file or directory\n"
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "/proc/nowhere/all.json"], "cannot write /proc/nowhere/all.json: No such file or directory"),
+        (["--folder", "/nowhere"], "--folder=/nowhere: cannot write: No such file or directory"),
+        (["--logs", "/dev/null/logs"], "--logs=/dev/null/logs: cannot write: "),
+        (["--model", "0.6b"], "--model 0.6b: not a folder with a config.json, and no known size"),
+    ],
+)
+def test_invalid_arguments_are_one_line_before_any_group_runs(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dry", "--only", "packages", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"gpu-check: {message}")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
