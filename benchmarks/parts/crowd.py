@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,10 @@ class Figures:
         self.cpu_s = -time.process_time()
 
 
+_COUNTING = threading.Lock()
+"""Actors call from many threads, and `+=` reads and writes in two steps. Lists need no lock."""
+
+
 class TimedBuffer(Buffer):
     """A buffer whose calls are timed."""
 
@@ -98,14 +103,16 @@ class TimedBuffer(Buffer):
         if tickets:
             self.figures.lease_s.append(time.perf_counter() - began)
         else:
-            self.figures.idle += 1
+            with _COUNTING:
+                self.figures.idle += 1
         return tickets
 
     def store(self, trajectory: Trajectory) -> Stored:
         began = time.perf_counter()
         stored = super().store(trajectory)
         self.figures.store_s.append(time.perf_counter() - began)
-        self.figures.results[stored.value] += 1
+        with _COUNTING:
+            self.figures.results[stored.value] += 1
         return stored
 
 
@@ -115,7 +122,8 @@ class CountingChannel(DirectoryChannel):
     figures: Figures
 
     def latest(self) -> WeightVersion | None:
-        self.figures.looks += 1
+        with _COUNTING:
+            self.figures.looks += 1
         return super().latest()
 
 
