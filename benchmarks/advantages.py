@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from env_servers.arguments import positive, seconds
 from learner.advantages import ESTIMATORS, Advantages, StepRows
 from learner.advantages.rows import EPSILON
 from learner.anchors import step_groups
@@ -310,9 +311,9 @@ def show(figures: Mapping[str, object], console: Console) -> None:
 
 def main() -> None:
     parser = record.parser("Measure the computation of advantages in an update.")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="step rows of the large measurement")
-    parser.add_argument("--naive-rows", type=int, default=20_000, help="step rows of the comparison with loops")
-    parser.add_argument("--update-seconds", type=float, help="duration of an update, instead of measuring it")
+    parser.add_argument("--rows", type=positive, default=1_000_000, help="step rows of the large measurement")
+    parser.add_argument("--naive-rows", type=positive, default=20_000, help="step rows of the comparison with loops")
+    parser.add_argument("--update-seconds", type=seconds, help="duration of an update, instead of measuring it")
     options = parser.parse_args()
     figures = measure(options.rows, options.naive_rows, options.update_seconds)
     show(figures, Console())

@@ -18,6 +18,7 @@ from benchmarks import record
 from benchmarks.server_load import BATCH, Figures, Player, measure_http, measure_memory, next_steps, results, serving
 from env_servers.alfworld.environment import AlfWorld, game_source
 from env_servers.alfworld.textworld_worker import TextWorldGame
+from env_servers.arguments import positive, seconds
 from env_servers.client import HttpClient
 from env_servers.launch import ServerProcess
 from env_servers.protocol import ResetRequest, StepResult
@@ -150,9 +151,9 @@ def show(figures: Mapping[str, object], console: Console) -> None:
 
 def main() -> None:
     parser = record.parser("Measure ALFWorld's engines and its environment server.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
-    parser.add_argument("--sessions", type=int, default=128, help="sessions that play over HTTP at the same time")
-    parser.add_argument("--live", type=int, default=1000, help="live sessions in the memory measurement")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="duration of each measurement")
+    parser.add_argument("--sessions", type=positive, default=128, help="sessions that play over HTTP at the same time")
+    parser.add_argument("--live", type=positive, default=1000, help="live sessions in the memory measurement")
     options = parser.parse_args()
     figures = measure(options.seconds, options.sessions, options.live)
     show(figures, Console())

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from benchmarks import record
 from benchmarks.server_load import GROUP, Figures, cpu_seconds, running, serving
+from env_servers.arguments import positive, seconds
 from env_servers.client import HttpClient
 from env_servers.free_text import fill
 from env_servers.launch import ServerProcess
@@ -144,9 +145,9 @@ def main() -> None:
     quick = [name for name in ENVIRONMENTS if not load_environment(name).blocking]
     parser = record.parser((__doc__ or "").partition("\n")[0])
     parser.add_argument("environments", nargs="*", default=quick, help=f"names ({', '.join(quick)})")
-    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
-    parser.add_argument("--sessions", type=int, default=128, help="sessions that play at the same time")
-    parser.add_argument("--workers", type=int, default=1, help="processes of each server")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="duration of each measurement")
+    parser.add_argument("--sessions", type=positive, default=128, help="sessions that play at the same time")
+    parser.add_argument("--workers", type=positive, default=1, help="processes of each server")
     options = parser.parse_args()
     figures = measure(options.environments, options.sessions, options.seconds, options.workers)
     show(figures, Console(width=WIDTH))

@@ -41,6 +41,7 @@ from actors.prompts import Exchange, PromptBuilder, load_tokenizer
 from actors.scripted import HabitualPlayer, NoisyExpert, Player, play_scripted
 from benchmarks import record
 from benchmarks.parts.updates import GROUP, apply
+from env_servers.arguments import positive
 from env_servers.clients.local import LocalClient
 from env_servers.registry import load_environment
 from learner.batching import Row, plan
@@ -237,12 +238,12 @@ def compare(options: argparse.Namespace, folder: Path, console: Console) -> dict
 def main() -> None:
     parser = record.parser("Measure the speed of a policy update.")
     parser.add_argument("--template", choices=sorted(STEPS), default="compact")
-    parser.add_argument("--episodes", type=int, default=16, help=f"a multiple of {GROUP}")
+    parser.add_argument("--episodes", type=positive, default=16, help=f"a multiple of {GROUP}")
     parser.add_argument("--model", type=Path, default=Path("models/starter"))
-    parser.add_argument("--budget", type=int, default=2048, help="learner.microbatch_tokens")
-    parser.add_argument("--rows", type=int, default=8, help="rows of a padded micro-batch")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--budget", type=positive, default=2048, help="learner.microbatch_tokens")
+    parser.add_argument("--rows", type=positive, default=8, help="rows of a padded micro-batch")
+    parser.add_argument("--repeats", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -11,11 +11,16 @@ from typing import Any
 
 import psutil
 
+from env_servers.arguments import writable
+
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return a command-line parser with the option `--json`; see `keep`."""
+    """Return a command-line parser with the option `--json`; see `keep`.
+
+    A file that cannot be written is refused before anything is measured.
+    """
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    made.add_argument("--json", type=writable, metavar="FILE", help="also write the figures to this file")
     return made
 
 

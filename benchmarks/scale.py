@@ -13,7 +13,9 @@ come; the last run has the recorded pace and shows what this machine carries at 
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -38,6 +40,8 @@ from benchmarks.parts import operations
 from benchmarks.parts.collecting import Collecting, CountingBuffer
 from benchmarks.parts.crowd import Crowd, Figures, Process
 from benchmarks.parts.recorded import MEAN_SECONDS, episode
+from env_servers.arguments import positive
+from env_servers.arguments import seconds as duration
 from env_servers.launch import ServerProcess, start_server
 from services.buffer.owner import Ownership, take
 from services.codec import encode
@@ -358,16 +362,27 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def main() -> None:
+def _counts(text: str) -> list[int]:
+    return [positive(number) for number in text.split(",")]
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"must be > 0, got {text}")
+    return rate
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = record.parser("Measure what a run costs, by the number of its actors.")
     parser.add_argument("--short", action="store_true", help="1 and 4 actors for a few seconds only")
-    parser.add_argument("--actors", default="1,10,100,1000", help="numbers of actors, with commas")
-    parser.add_argument("--seconds", type=float, default=30.0, help="measure each for so long")
+    parser.add_argument("--actors", type=_counts, default="1,10,100,1000", help="numbers of actors, with commas")
+    parser.add_argument("--seconds", type=duration, default=30.0, help="measure each for so long")
     parser.add_argument(
-        "--offered", type=float, default=100.0, help="most trajectories a second, in all but the last row"
+        "--offered", type=_rate, default=100.0, help="most trajectories a second, in all but the last row"
     )
-    options = parser.parse_args()
-    actors = [1, 4] if options.short else [int(number) for number in options.actors.split(",")]
+    options = parser.parse_args(arguments)
+    actors = [1, 4] if options.short else options.actors
     loads = [Load.of(count, options.offered) for count in actors]
     if not options.short:
         loads.append(Load(PEAK_ACTORS, 1.0))

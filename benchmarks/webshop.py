@@ -18,6 +18,7 @@ from rich.table import Table
 
 from benchmarks import record
 from benchmarks.server_load import Figures, Player, measure_http, measure_memory, serving
+from env_servers.arguments import positive, seconds
 from env_servers.environment import Observation
 from env_servers.protocol import FREE_TEXT, ResetRequest, StepResult
 from env_servers.webshop.environment import WebShop, shop
@@ -119,9 +120,9 @@ def show(figures: Mapping[str, object], console: Console) -> None:
 
 def main() -> None:
     parser = record.parser("Measure WebShop and its environment server.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
-    parser.add_argument("--sessions", type=int, default=128, help="sessions that play over HTTP at the same time")
-    parser.add_argument("--live", type=int, default=1000, help="live sessions in the memory measurement")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="duration of each measurement")
+    parser.add_argument("--sessions", type=positive, default=128, help="sessions that play over HTTP at the same time")
+    parser.add_argument("--live", type=positive, default=1000, help="live sessions in the memory measurement")
     options = parser.parse_args()
     figures = measure(options.seconds, options.sessions, options.live)
     show(figures, Console())

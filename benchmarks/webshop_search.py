@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from env_servers.arguments import positive
 from env_servers.webshop.search.index import SearchIndex, build
 from env_servers.webshop.search.storage import size_of
 
@@ -200,9 +201,9 @@ def show(figures: Mapping[str, object], console: Console) -> None:
 
 def main() -> None:
     parser = record.parser("Measure WebShop's search on a generated catalogue.")
-    parser.add_argument("--products", type=int, default=FULL_CATALOGUE, help="documents in the catalogue")
-    parser.add_argument("--queries", type=int, default=500, help="searches that are timed in each process")
-    parser.add_argument("--workers", type=int, default=4, help="processes that share the index")
+    parser.add_argument("--products", type=positive, default=FULL_CATALOGUE, help="documents in the catalogue")
+    parser.add_argument("--queries", type=positive, default=500, help="searches that are timed in each process")
+    parser.add_argument("--workers", type=positive, default=4, help="processes that share the index")
     options = parser.parse_args()
     figures = measure(options.products, options.queries, options.workers)
     show(figures, Console())

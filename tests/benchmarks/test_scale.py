@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.parts.collecting import SPLITS, Collecting
+from benchmarks.parts.crowd import Figures, TimedBuffer
 from benchmarks.parts.recorded import MEAN_BYTES, MEAN_SECONDS, episode, kind_of
-from benchmarks.scale import EPISODES, GROUP, Load, Run, costs
+from benchmarks.scale import EPISODES, GROUP, Load, Run, costs, main
 from learner.dispatch import Dispatcher
 from learner.dynamic_sampling import Collected
-from services.buffer import Buffer
+from services.buffer import Buffer, Stored
 from services.codec import decode, encode
 from services.config.tree import BufferConfig
 from services.schemas import Task, Ticket
@@ -29,6 +34,26 @@ def test_a_run_of_a_few_actors_balances(tmp_path: Path) -> None:
     assert found["readers"] == 2  # of a version that was announced meanwhile
     assert 0 < found["store_p50_ms"] <= found["store_p99_ms"]
     assert {name: value for name, value in found.items() if not (np.isfinite(value) and value >= 0)} == {}
+
+
+def test_trajectories_that_are_stored_at_the_same_time_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    class Slow(Counter[str]):
+        """Gives another thread the time to read the same count."""
+
+        def __missing__(self, name: str) -> int:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.3)  # broken where the other one has to wait its turn
+            return 0
+
+    monkeypatch.setattr(Buffer, "store", lambda self, trajectory: Stored.STORED)
+    buffer = TimedBuffer.__new__(TimedBuffer)
+    buffer.figures = Figures(results=Slow())
+    ticket = Ticket(group=0, member=0, group_size=1, task=TASK, seed=0)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(buffer.store, [episode(ticket, "a", 0)] * 2))
+    assert buffer.figures.results.total() == 2
 
 
 def test_a_trajectory_that_is_taken_twice_or_in_another_order_is_noticed(
@@ -82,3 +107,18 @@ def test_costs_are_those_that_the_rows_were_made_of() -> None:
     assert found["redis_us_per_trajectory"] == pytest.approx(2000)
     assert found["actors_us_per_actor_and_s"] == pytest.approx(300)
     assert found["learner_us_per_s"] == pytest.approx(10_000)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(["--actors", "1,x"], ["--actors", "4,0"], ["--actors", ""], ["--seconds", "0"], ["--seconds", "nan"]),
+        *(["--offered", "0"], ["--offered", "inf"], ["--json", "/nowhere/at/all.json"]),
+    ],
+)
+def test_invalid_arguments_are_refused_before_anything_runs(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--short", *given])
+    assert f"error: argument {given[0]}: " in capsys.readouterr().err
