@@ -13,8 +13,9 @@ from hypothesis import settings
 
 from services.redis_server import EmbeddedRedis
 from services.telemetry import OUR_PACKAGES
-from tests import needs
+from tests import needs, official_data
 
+official_data.hide()
 # Ray's workers are nice by default (15): on a busy machine they would starve.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Of several ranks that fail, a test asks for one error; Ray would print the others between the dots.

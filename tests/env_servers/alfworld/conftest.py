@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +10,7 @@ from env_servers.alfworld.domain import domain
 from env_servers.alfworld.environment import DATA_VARIABLE, game_source
 from env_servers.alfworld.games import GameSource, OfficialGames
 from tests import needs
+from tests.official_data import folder_of
 
 Document = dict[str, object]
 
@@ -106,7 +105,7 @@ def generated_games(monkeypatch: pytest.MonkeyPatch) -> Iterator[GameSource]:
 @pytest.fixture(scope="session")
 def official_games() -> GameSource:
     """The official games below `ALFWORLD_DATA`."""
-    folder = os.environ.get(DATA_VARIABLE)
-    if not folder:
+    folder = folder_of(DATA_VARIABLE)
+    if folder is None:
         pytest.skip(needs.ALFWORLD)
-    return OfficialGames(Path(folder))
+    return OfficialGames(folder)

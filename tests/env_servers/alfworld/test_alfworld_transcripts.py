@@ -21,6 +21,7 @@ from env_servers.alfworld.environment import DATA_VARIABLE
 from env_servers.alfworld.native import NativeGame
 from env_servers.alfworld.problem import parse_game
 from tests import needs
+from tests.official_data import folder_of
 
 SHARED = Path(__file__).parents[4] / "shared"
 REFERENCE = Path(os.environ.get("REFERENCE_DIR") or SHARED / "reference")
@@ -41,10 +42,10 @@ def episodes() -> list[Episode]:
 @pytest.fixture(scope="module")
 def games(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the games' paths start from."""
-    folder = os.environ.get(DATA_VARIABLE)
-    if folder:
-        root = Path(folder) / ROOT
-        return root if root.is_dir() else Path(folder)
+    folder = folder_of(DATA_VARIABLE)
+    if folder is not None:
+        root = folder / ROOT
+        return root if root.is_dir() else folder
     if not ARCHIVE.is_file():
         pytest.skip(needs.ALFWORLD)
     root = tmp_path_factory.mktemp("games")

@@ -15,6 +15,7 @@ from env_servers.webshop.settings import DATA_VARIABLE, PREFIX, WebShopSettings
 from env_servers.webshop.shop import Shop
 from tests import needs
 from tests.env_servers.webshop.small_shop import Record, build_record, build_shop
+from tests.official_data import folder_of
 
 SHARED = Path(__file__).parents[4] / "shared"
 
@@ -69,7 +70,7 @@ def plain_surroundings(generated_shop: Shop, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="session")
 def official_folder() -> Path:
     """The folder of the official files: that of `WEBSHOP_DATA`, else the one beside the checkout."""
-    folder = Path(os.environ.get(DATA_VARIABLE) or SHARED / "data" / "webshop")
+    folder = folder_of(DATA_VARIABLE) or SHARED / "data" / "webshop"
     if not folder.is_dir():
         pytest.skip(needs.WEBSHOP)
     return folder
